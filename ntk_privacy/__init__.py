@@ -1,0 +1,1 @@
+"""Training-data privacy with neural tangent kernels: what leaks, what hides it."""

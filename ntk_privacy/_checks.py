@@ -1,0 +1,85 @@
+"""Validation: each failure is one sentence with value, range and remedy."""
+
+from collections.abc import Sized
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def positive(**values: float) -> None:
+    """Raises ValueError unless every value is a finite number above 0."""
+    for name, value in values.items():
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name}={value} must be above 0.")
+
+
+def at_least(minimum: float, **values: float) -> None:
+    """Raises ValueError unless every value is finite and at least `minimum`."""
+    for name, value in values.items():
+        if not (np.isfinite(value) and value >= minimum):
+            raise ValueError(f"{name}={value} must be at least {minimum}.")
+
+
+def in_range(low: float, high: float, **values: float) -> None:
+    """Raises ValueError unless every value lies in [low, high]."""
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise ValueError(f"{name}={value} must lie in [{low}, {high}].")
+
+
+def one_of(options: Any, **values: Any) -> None:
+    """Raises ValueError unless every value is among `options`."""
+    for name, value in values.items():
+        if value not in options:
+            allowed = ", ".join(str(option) for option in options)
+            raise ValueError(f"{name}={value!r} is unknown: use one of {allowed}.")
+
+
+def same_length(**arrays: Sized) -> None:
+    """Raises ValueError unless all arrays have the same number of rows."""
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} has {n} rows" for name, n in lengths.items())
+        raise ValueError(f"Lengths differ: {told}; give one row per image to each.")
+
+
+def finite(**trees: Any) -> None:
+    """Raises ValueError if any leaf of any tree holds a NaN or an infinity."""
+    for name, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            bad = int(np.sum(~np.isfinite(np.asarray(leaf))))
+            if bad:
+                where = name + jax.tree_util.keystr(path)
+                raise ValueError(
+                    f"{where} has {bad} values that are NaN or infinite: "
+                    "lower the step size that produced it, or use an earlier snapshot."
+                )
+
+
+def same_structure(name_a: str, a: Any, name_b: str, b: Any) -> None:
+    """Raises ValueError unless two pytrees agree in structure and leaf shapes."""
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        raise ValueError(
+            f"{name_a} and {name_b} differ in structure: give the parameters of one "
+            "architecture before and after training."
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True)
+    for (path, leaf_a), leaf_b in pairs:
+        if np.shape(leaf_a) != np.shape(leaf_b):
+            where = jax.tree_util.keystr(path)
+            raise ValueError(
+                f"{name_a}{where} has shape {np.shape(leaf_a)} but {name_b}{where} has "
+                f"{np.shape(leaf_b)}: give the parameters of one architecture before "
+                "and after training."
+            )
+
+
+def differ(name_a: str, a: Any, name_b: str, b: Any) -> None:
+    """Raises ValueError if two pytrees of one structure are equal everywhere."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    if all(np.array_equal(np.asarray(u), np.asarray(v)) for u, v in pairs):
+        raise ValueError(
+            f"{name_a} and {name_b} are equal: nothing was learnt, so nothing can be "
+            "read back; give the parameters before and after training."
+        )

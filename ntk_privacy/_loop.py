@@ -1,0 +1,71 @@
+"""One loop for everything iterative: jitted scans in chunks, host work between."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from ntk_privacy import _checks
+
+State = TypeVar("State")
+StepFn = Callable[[State, Any, Any], tuple[State, dict[str, Any]]]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _scan_chunk(
+    step_fn: StepFn, state: Any, data: Any, length: int, first_step: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Runs `length` steps in one jitted scan; metrics are stacked over steps."""
+    return jax.lax.scan(
+        lambda carry, i: step_fn(carry, i, data),
+        state,
+        first_step + jnp.arange(length, dtype=jnp.int32),
+    )
+
+
+def run(
+    step_fn: StepFn,
+    state: State,
+    data: Any = None,
+    *,
+    num_steps: int,
+    first_step: int = 0,
+    chunk: int = 100,
+    callback: Callable[[int, Any, dict[str, Any]], bool | None] | None = None,
+) -> tuple[State, int]:
+    """Runs `step_fn` from `first_step` to `num_steps`, in jitted chunks.
+
+    Chunk borders are multiples of `chunk` counted from step 0, so that a run resumed
+    at any border repeats the same compiled programs and ends with the same bits.
+
+    Args:
+      step_fn: `(state, step, data) -> (state, metrics)`, pure. It must be one object
+        for all calls with the same shapes, else it is traced again.
+      state: pytree carried from step to step.
+      data: pytree of constants, traced as arguments rather than baked in.
+      num_steps: steps in all, counting those before `first_step`.
+      first_step: number of steps that `state` has behind it.
+      chunk: steps per jitted call.
+      callback: `(steps_done, state, metrics)` after each chunk, metrics stacked over
+        the chunk's steps; a true return value stops the loop.
+
+    Returns:
+      The state and the number of steps done.
+
+    Raises:
+      ValueError: chunk or num_steps out of range.
+    """
+    _checks.at_least(1, chunk=chunk)
+    _checks.at_least(0, num_steps=num_steps, first_step=first_step)
+    done = first_step
+    while done < num_steps:
+        stop = min((done // chunk + 1) * chunk, num_steps)
+        state, metrics = _scan_chunk(
+            step_fn, state, data, stop - done, jnp.asarray(done, jnp.int32)
+        )
+        done = stop
+        if callback is not None and callback(done, state, metrics):
+            break
+    return state, done

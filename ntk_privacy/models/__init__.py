@@ -1,0 +1,6 @@
+"""Flax linen models with the initialisations that the papers use."""
+
+from ntk_privacy.models.mlp import MLP as MLP
+from ntk_privacy.models.mlp import softplus as softplus
+
+__all__ = ["MLP", "softplus"]
