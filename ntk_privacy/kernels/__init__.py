@@ -1,1 +1,5 @@
-"""TODO."""
+"""Kernels: empirical and infinite-width neural tangent kernels, and their interop."""
+
+from ntk_privacy.kernels import infinite
+
+__all__ = ["infinite"]

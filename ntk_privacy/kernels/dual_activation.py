@@ -1,0 +1,108 @@
+r"""Dual activations: what a nonlinearity does to Gaussian covariances, in closed form.
+
+For (u, v) centred Gaussian with variances q1, q2 and covariance k, `dual` returns
+$A = E[f(u) f(v)]$ and $B = E[f'(u) f'(v)] = \partial A / \partial k$.
+
+Sources: ReLU: Cho and Saul, NeurIPS 2009. Erf: Williams, NeurIPS 1996. GELU: by
+Stein's lemma and Gaussian integrals, as Tsuchida et al., AAAI 2021.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ntk_privacy.kernels.arccosine import kappa0, kappa1
+
+__all__ = ["Dual", "Nonlinearity", "dual"]
+
+Nonlinearity = Literal["homogeneous", "erf", "gelu"]
+
+
+class Dual(NamedTuple):
+    """product: E[f(u) f(v)]. slope: E[f'(u) f'(v)]."""
+
+    product: Float[Array, "..."]
+    slope: Float[Array, "..."]
+
+
+def dual(
+    nonlinearity: Nonlinearity,
+    k: Float[Array, "..."],
+    q1: Float[Array, "..."],
+    q2: Float[Array, "..."],
+    *,
+    negative_slope: float = 0.0,
+    positive_slope: float = 1.0,
+    equal: bool = False,
+) -> Dual:
+    """Returns E[f(u) f(v)] and E[f'(u) f'(v)], finite with finite gradients anywhere.
+
+    Args:
+      nonlinearity: "erf", "gelu" (x times the normal CDF), or "homogeneous":
+        negative_slope min(x, 0) + positive_slope max(x, 0).
+      k: covariances.
+      q1: variances of u, broadcasting to k.
+      q2: variances of v, broadcasting to k.
+      negative_slope: of "homogeneous" only.
+      positive_slope: of "homogeneous" only.
+      equal: u and v are one variable, so k = q1 = q2 up to rounding: near the
+        singular point of ReLU the rounding would show.
+
+    At zero variance a homogeneous f has no derivative; its slope there counts as the
+    mean of both, the limit over directions.
+    """
+    if nonlinearity == "erf":
+        return _erf(k, q1, q2)
+    if nonlinearity == "gelu":
+        return _gelu(k, q1, q2)
+    return _homogeneous(k, q1, q2, negative_slope, positive_slope, equal)
+
+
+def _homogeneous(k, q1, q2, a: float, b: float, equal: bool) -> Dual:
+    if equal:
+        scale = 0.5 * (a**2 + b**2)
+        return Dual(scale * q1, jnp.full_like(q1, scale))
+    inverse1, inverse2 = _inverse_sqrt(q1), _inverse_sqrt(q2)
+    rho = k * inverse1 * inverse2
+    curved, straight = 0.5 * (a - b) ** 2, a * b
+    product = curved * kappa1(rho)
+    slope = curved * kappa0(rho)
+    if straight != 0:
+        product = product + straight * rho
+        slope = slope + straight
+    # sqrt(q) as q / sqrt(q): its derivative at q = 0 is 0, not infinite.
+    return Dual(product * (q1 * inverse1) * (q2 * inverse2), slope)
+
+
+def _inverse_sqrt(q):
+    """1 / sqrt(q), and 0 with derivative 0 where q is 0."""
+    inside = q > 0
+    return jnp.where(inside, jax.lax.rsqrt(jnp.where(inside, q, 1.0)), 0.0)
+
+
+def _erf(k, q1, q2) -> Dual:
+    r"""$A = \frac2\pi \arcsin\frac{2k}{\sqrt{(1 + 2 q_1)(1 + 2 q_2)}}$."""
+    # (1 + 2 q1)(1 + 2 q2) - 4 k^2, arranged so that large variances do not cancel.
+    remainder = 1 + 2 * (q1 + q2) + 4 * jnp.maximum(q1 * q2 - k * k, 0.0)
+    root = jnp.sqrt(remainder)
+    return Dual((2 / jnp.pi) * jnp.arctan2(2 * k, root), (4 / jnp.pi) / root)
+
+
+def _gelu(k, q1, q2) -> Dual:
+    r"""With $\delta^2 = (1 + q_1)(1 + q_2) - k^2$, $\theta = \arctan(k / \delta)$.
+
+    $$A = k \Bigl(\tfrac14 + \tfrac{\theta}{2\pi}\Bigr) + \frac{1}{2 \pi \delta}
+      \Bigl(q_1 q_2 - k^2 + \frac{k^2}{1 + q_1} + \frac{k^2}{1 + q_2}\Bigr)$$
+    """
+    determinant = jnp.maximum(q1 * q2 - k * k, 0.0)
+    squared = 1 + q1 + q2 + determinant
+    inverse = jax.lax.rsqrt(squared)
+    both = 1 / (1 + q1) + 1 / (1 + q2)
+    angle = 0.25 + jnp.arctan(k * inverse) / (2 * jnp.pi)
+    scaled = inverse / (2 * jnp.pi)
+    return Dual(
+        k * angle + (determinant + k * k * both) * scaled,
+        angle + k * (both + 1 / squared) * scaled,
+    )
