@@ -6,22 +6,25 @@ from typing import Any
 import jax
 import numpy as np
 
+# beartype takes `float` at its word: an int flag or a NumPy scalar is none.
+Number = float | int | np.number
 
-def positive(**values: float) -> None:
+
+def positive(**values: Number) -> None:
     """Raises ValueError unless every value is a finite number above 0."""
     for name, value in values.items():
         if not (np.isfinite(value) and value > 0):
             raise ValueError(f"{name}={value} must be above 0.")
 
 
-def at_least(minimum: float, **values: float) -> None:
+def at_least(minimum: Number, **values: Number) -> None:
     """Raises ValueError unless every value is finite and at least `minimum`."""
     for name, value in values.items():
         if not (np.isfinite(value) and value >= minimum):
             raise ValueError(f"{name}={value} must be at least {minimum}.")
 
 
-def in_range(low: float, high: float, **values: float) -> None:
+def in_range(low: Number, high: Number, **values: Number) -> None:
     """Raises ValueError unless every value lies in [low, high]."""
     for name, value in values.items():
         if not low <= value <= high:
