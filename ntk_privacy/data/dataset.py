@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from ntk_privacy import _checks
-from ntk_privacy.data import cifar10, digits, mnist, tiny_imagenet
+from ntk_privacy.data import cifar10, digits, fetch, mnist, tiny_imagenet
 from ntk_privacy.data.raw import Raw, data_root
 
 _LOADERS: Mapping[str, Callable[[Path], Raw]] = {
@@ -83,10 +83,19 @@ def load_raw(
     Raises:
         FileNotFoundError: The files are not there and `download` is false.
         ConnectionError: The download failed.
-        ValueError: The name is unknown or a file is corrupt.
+        FileExistsError: A download would replace an incomplete folder.
+        ValueError: The name is unknown, or a file is corrupt or has another hash than
+            published.
     """
     _checks.one_of(NAMES, name=name)
-    return _LOADERS[name](data_root(data_dir))
+    root = data_root(data_dir)
+    try:
+        return _LOADERS[name](root)
+    except FileNotFoundError:
+        if not download:
+            raise
+    fetch.fetch(name, root)
+    return _LOADERS[name](root)
 
 
 def load(
@@ -127,7 +136,7 @@ def load(
 
     Raises:
         FileNotFoundError: The files are not there and `download` is false.
-        ConnectionError: The download failed.
+        ConnectionError, FileExistsError: See `load_raw`.
         ValueError: An argument does not fit the set, or a file is corrupt.
     """
     _checks.one_of(NAMES, name=name)
@@ -214,20 +223,18 @@ def _choose_train(
             f"classes of {task}: use a positive multiple of {len(names)}."
         )
     each = num_train // len(names)
-    members = [np.flatnonzero(groups == index) for index in range(len(names))]
-    scarcest = min(range(len(names)), key=lambda index: len(members[index]))
-    if each > len(members[scarcest]):
-        have = len(members[scarcest])
+    counts = np.bincount(groups, minlength=len(names))
+    scarcest = int(np.argmin(counts))
+    if each > counts[scarcest]:
+        have = counts[scarcest]
         raise ValueError(
             f"num_train={num_train} needs {each} images of {names[scarcest]}, but the "
             f"{name} files hold {have}, {len(groups)} training images in all: use at "
             f"most {have * len(names)}."
         )
-    chosen = [
-        of_class[_draw(jax.random.fold_in(key, index), len(of_class), each)]
-        for index, of_class in enumerate(members)
-    ]
-    return np.concatenate(chosen).astype(np.int32)
+    order = _shuffled(key, len(groups))
+    chosen = [order[groups[order] == index][:each] for index in range(len(names))]
+    return np.concatenate(chosen)
 
 
 def _choose_test(
@@ -242,9 +249,11 @@ def _choose_test(
             f"num_test={num_test} must lie in [1, {available}]: the {name} files hold "
             f"{available} test images."
         )
-    return np.sort(_draw(key, available, num_test))
+    return np.sort(_shuffled(key, available)[:num_test])
 
 
-def _draw(key: jax.Array, population: int, count: int) -> Int32[np.ndarray, " n"]:
-    """Draws `count` of `range(population)` uniformly without replacement."""
-    return np.asarray(jax.random.permutation(key, population)[:count], dtype=np.int32)
+def _shuffled(key: jax.Array, count: int) -> Int32[np.ndarray, " n"]:
+    """Returns `range(count)` in an order that is uniform given the key."""
+    # One draw for all classes: jax.random.permutation compiles anew for each size.
+    priority = np.asarray(jax.random.bits(key, (count,), "uint32"))
+    return np.argsort(priority, kind="stable").astype(np.int32)

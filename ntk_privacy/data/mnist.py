@@ -5,7 +5,6 @@ import io
 import math
 import zlib
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -100,7 +99,7 @@ def _read_pair(folder: Path, image_name: str, label_name: str):
 
 
 def _read_idx(
-    stream: BinaryIO, record_shape: tuple[int, ...], source: str
+    stream: io.BufferedIOBase, record_shape: tuple[int, ...], source: str
 ) -> UInt8[np.ndarray, "..."]:
     """Reads one IDX file of bytes, never more than its header announces."""
     # IDX starts with two zero bytes, so the content tells gzip, whatever the name.
@@ -117,7 +116,9 @@ def _read_idx(
         ) from error
 
 
-def _read_plain_idx(stream, record_shape: tuple[int, ...], source: str) -> np.ndarray:
+def _read_plain_idx(
+    stream: io.BufferedIOBase, record_shape: tuple[int, ...], source: str
+) -> UInt8[np.ndarray, "..."]:
     ndim = 1 + len(record_shape)
     header_size = 4 + 4 * ndim
     header = stream.read(header_size)

@@ -14,7 +14,7 @@ from ntk_privacy.data.raw import Raw, find_folder
 FOLDERS = ("tiny-imagenet-200", "tiny-imagenet-*")
 IMAGE_SIZE = (64, 64)
 _ANNOTATIONS = "val/val_annotations.txt"
-_WNID = re.compile(r"n\d{8}")
+_WNID = re.compile(r"n[0-9]{8}")
 _REMEDY = "delete the folder and fetch it again"
 
 
