@@ -183,7 +183,8 @@ def _unpack(path: Path, folder: Path) -> None:
                 _check_entries(archive.namelist())
                 archive.extractall(folder)
         else:
-            with tarfile.open(path) as archive:
+            with tarfile.open(path, "r:gz") as archive:
+                _check_entries(archive.getnames())
                 archive.extractall(folder, filter="data")
     except (
         tarfile.TarError,
@@ -200,8 +201,8 @@ def _unpack(path: Path, folder: Path) -> None:
 
 
 def _check_entries(entries: list[str]) -> None:
-    # zipfile would quietly move such entries into the folder; a published archive
-    # has none, so this one is something else.
+    # Both libraries would quietly move an absolute entry into the folder; a published
+    # archive has none, so this one is something else.
     for entry in entries:
         path = PurePosixPath(entry.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts:
