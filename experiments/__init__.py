@@ -1,0 +1,1 @@
+"""Command line binaries: frozen configs, results in a folder."""

@@ -1,0 +1,175 @@
+"""Fields become flags; every mistake is one line and the right exit code."""
+
+import dataclasses
+import subprocess
+import sys
+from typing import Literal
+
+import pytest
+from absl import flags as absl_flags
+
+from experiments import _flags
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A toy.
+
+    More words that the help leaves out.
+    """
+
+    width: int = dataclasses.field(default=1024, metadata={"help": "Hidden units."})
+    rate: float = 0.5
+    dataset: str = dataclasses.field(
+        default="digits", metadata={"choices": ("digits", "mnist")}
+    )
+    mode: Literal["fast", "paper"] = "fast"
+    data_dir: str | None = None
+    time: float | None = 2.5
+    download: bool = False
+    hidden: tuple[int, ...] = (8, 8)
+    span: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self):
+        if self.width < 1:
+            raise ValueError(f"width={self.width} must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Demanding:
+    """Another binary with a flag of the same name."""
+
+    width: int
+
+
+def test_defaults_are_those_of_the_dataclass():
+    assert _flags.parse(Config, []) == Config()
+
+
+def test_each_type_is_read():
+    arguments = [
+        "--width=7", "--rate", "1e-3", "--dataset=mnist", "--mode=paper",
+        "--data_dir=/a b", "--time=none", "--download", "--hidden=1,2,3",
+        "--span=-1,2.5",
+    ]  # fmt: skip
+    assert _flags.parse(Config, arguments) == Config(
+        7, 1e-3, "mnist", "paper", "/a b", None, True, (1, 2, 3), (-1.0, 2.5)
+    )
+    assert _flags.parse(Config, ["--hidden="]).hidden == ()
+    assert not _flags.parse(Config, ["--nodownload"]).download
+    assert type(_flags.parse(Config, ["--rate=1"]).rate) is float
+
+
+def test_two_binaries_live_in_one_process_and_leave_no_global_flag():
+    assert _flags.parse(Demanding, ["--width=3"]).width == 3
+    assert _flags.parse(Config, ["--width=4"]).width == 4
+    assert "width" not in absl_flags.FLAGS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--widht=3"], "Unknown command line flag 'widht'. Did you mean: width"),
+        (["--width=abc"], "flag --width=abc: expected a whole number, not 'abc'."),
+        (["--width=1.5"], "flag --width=1.5: expected a whole number"),
+        (["--rate=nan"], "flag --rate=nan: expected a number"),
+        (
+            ["--dataset=cifar"],
+            "flag --dataset=cifar: unknown: use one of digits, mnist.",
+        ),
+        (["--mode=slow"], "use one of fast, paper."),
+        (["--download=maybe"], "flag --download=maybe"),
+        (["--hidden=1,x"], "flag --hidden=1,x: expected a whole number, not 'x'."),
+        (["--span=1"], "flag --span=1: expected 2 values"),
+        (["--width=0"], "width=0 must be at least 1."),
+        (["4096"], "unexpected argument '4096': write --flag=value"),
+        (["--width"], "Missing value for flag --width"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_exit_code_2(arguments, message, capsys):
+    assert _flags.call(lambda _: pytest.fail("main ran"), Config, arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_field_without_default_is_required(capsys):
+    assert _flags.call(print, Demanding, []) == 2
+    assert "--width is required" in capsys.readouterr().err
+
+
+def _raise(error):
+    def main(_):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (
+            _flags.UsageError("num_images=9 is too many."),
+            2,
+            "num_images=9 is too many.",
+        ),
+        (FileNotFoundError(2, "No such file", "/x/y"), 1, "/x/y: No such file."),
+        (PermissionError("no"), 1, "no"),
+        (ValueError("two\nlines"), 1, "two lines"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_main_raises_decides_the_exit_code(error, code, message, capsys):
+    assert _flags.call(_raise(error), Config, []) == code
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_faults_of_the_program_keep_their_traceback():
+    with pytest.raises(KeyError):
+        _flags.call(_raise(KeyError("x")), Config, [])
+
+
+def test_help_names_every_flag_with_type_and_default(capsys):
+    assert _flags.call(print, Config, ["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "A toy." in text
+    assert "More words" not in text
+    for line in (
+        "--width=INT\n        Hidden units. (default: 1024)",
+        "--dataset=digits|mnist\n        (default: digits)",
+        "--data_dir=TEXT|none\n        (default: none)",
+        "--[no]download\n        (default: false)",
+        "--hidden=INT,...\n        (default: 8,8)",
+        "--span=FLOAT,FLOAT\n        (default: 0.0,1.0)",
+    ):
+        assert line in text
+    assert _flags.call(print, Demanding, ["--help"]) == 0
+    assert "(required)" in capsys.readouterr().out
+
+
+def test_run_works_as_a_module(tmp_path):
+    (tmp_path / "toy.py").write_text(
+        "import dataclasses\nfrom experiments import _flags\n"
+        "@dataclasses.dataclass(frozen=True)\nclass Config:\n    width: int = 1\n"
+        "if __name__ == '__main__':\n"
+        "    _flags.run(lambda config: print(config.width), Config)\n"
+    )
+
+    def shell(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "toy", *arguments],
+            cwd=tmp_path,
+            env={"PYTHONPATH": f"{tmp_path}:{_ROOT}"},
+            capture_output=True,
+            text=True,
+        )
+
+    good, bad = shell("--width=4096"), shell("--depth=1")
+    assert (good.returncode, good.stdout) == (0, "4096\n")
+    assert bad.returncode == 2
+    assert "usage: python -m toy" in shell("--help").stdout
+
+
+_ROOT = _flags.__file__.rsplit("/", 2)[0]

@@ -1,0 +1,31 @@
+"""The bar shows loss and time left, and stays silent where nobody looks."""
+
+import jax.numpy as jnp
+
+from experiments._progress import Progress
+from ntk_privacy import _loop
+
+
+def _step(state, step, data):
+    return state + 1, {"loss": 1.0 / (state + 1)}
+
+
+def test_a_shown_bar_tells_loss_steps_and_time_left(capsys):
+    with Progress(10, description="attack", show=True) as progress:
+        _loop.run(_step, jnp.zeros(()), num_steps=10, chunk=4, callback=progress)
+    text = capsys.readouterr().err
+    assert "attack 100%" in text
+    assert "10/10" in text
+    assert "left, loss 0.1" in text
+
+
+def test_no_terminal_means_no_output(capsys):
+    with Progress(10, description="attack") as progress:
+        assert progress(4, None, {"loss": [1.0]}) is None
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_resumed_run_counts_from_its_first_step(capsys):
+    with Progress(10, description="attack", first_step=6, show=True) as progress:
+        progress(10, None, {})
+    assert "10/10" in capsys.readouterr().err
