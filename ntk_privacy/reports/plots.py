@@ -1,0 +1,217 @@
+"""Figures: reconstruction curves, and training images above their reconstructions.
+
+Figures are made without pyplot, so that nothing global is touched, and files appear
+whole or not at all.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Array, Float
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ntk_privacy import _checks
+from ntk_privacy.evaluation.reconstruction_curve import squared_distance_at
+from ntk_privacy.reports.atomic import replacing
+
+__all__ = ["MAX_PAIRS", "curve", "gallery"]
+
+MAX_PAIRS = 60
+"""The most pairs that a gallery shows; of more, evenly chosen ones."""
+
+_DPI = 150
+# Distinct without colour: the line style changes with the colour. Okabe and Ito's set.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_STYLES = ("-", "--", "-.", ":")
+
+
+def _save(figure: Figure, path: str | pathlib.Path) -> None:
+    FigureCanvasAgg(figure)
+    with replacing(path) as temporary:
+        # No date or version inside: equal figures give equal files.
+        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None})
+
+
+def curve(
+    curves: Mapping[str, Float[Array | np.ndarray, " k"]],
+    path: str | pathlib.Path,
+    *,
+    image_shape: tuple[int, int, int],
+    title: str = "Reconstruction curve",
+    psnr: float | int = 25.0,
+) -> None:
+    """Draws squared distances against rank, with a line at `psnr` decibels.
+
+    Args:
+      curves: label to `squared_distances` of an evaluation (intensity^2). Infinite
+        entries are left out, zeros stand at the bottom edge.
+      path: the PNG to write.
+      image_shape: (height, width, depth) in pixels, which places the line.
+      title: above the axes.
+      psnr: decibels on the [0, 1] scale from which a pair counts as recovered.
+
+    Raises:
+      ValueError: there is no curve.
+    """
+    _checks.at_least(1, num_curves=len(curves))
+    threshold = squared_distance_at(psnr, image_shape)
+    sorted_curves = {k: np.sort(np.asarray(v, np.float64)) for k, v in curves.items()}
+    drawable = np.concatenate(
+        [v[np.isfinite(v) & (v > 0)] for v in sorted_curves.values()]
+    )
+    low = min([threshold / 3, *drawable]) / 3
+    high = max([threshold, *drawable]) * 3
+    longest = max(len(v) for v in sorted_curves.values())
+    with rc_context({"font.size": 11, "axes.spines.top": False}):
+        figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axhspan(low, threshold, color="#009E73", alpha=0.08, linewidth=0)
+        axes.axhline(
+            threshold,
+            color="0.35",
+            linewidth=1,
+            label=f"PSNR {psnr:g} dB (below: recovered)",
+        )
+        for i, (label, values) in enumerate(sorted_curves.items()):
+            shown = np.where(np.isfinite(values), np.maximum(values, low), np.nan)
+            axes.plot(
+                np.arange(1, len(values) + 1),
+                shown,
+                _STYLES[i // len(_COLOURS) % len(_STYLES)],
+                color=_COLOURS[i % len(_COLOURS)],
+                linewidth=1.8,
+                marker="o" if longest <= 100 else None,
+                markersize=3.5,
+                label=label,
+            )
+        axes.set_yscale("log")
+        axes.set_ylim(low, high)
+        axes.set_xlim(*((0.5, longest + 0.5) if longest <= 100 else (1, longest)))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlabel("training image, sorted by distance (rank)")
+        axes.set_ylabel("squared L2 distance (intensity²)")
+        axes.set_title(title, fontsize=12)
+        axes.grid(which="major", color="0.9", linewidth=0.7)
+        axes.spines["right"].set_visible(False)
+        columns = 1 if len(curves) < 4 else 2
+        figure.legend(
+            loc="outside lower center", ncols=columns, frameon=False, fontsize=10
+        )
+        _save(figure, path)
+
+
+def _even_choice(count: int, limit: int) -> list[int]:
+    """Returns at most `limit` of `count` places, evenly spread, both ends kept."""
+    if count <= limit:
+        return list(range(count))
+    return np.linspace(0, count - 1, limit).round().astype(int).tolist()
+
+
+def _told_psnr(value: float) -> str:
+    if np.isnan(value):
+        return "no value"
+    return "exact" if value == np.inf else f"{value:.1f} dB"
+
+
+def _mark(place: int, count: int) -> str:
+    """Returns what stands above the first and the last pair."""
+    if count == 1:
+        return ""
+    return {0: "worst", count - 1: "best"}.get(place, "")
+
+
+def gallery(
+    images: Float[Array | np.ndarray, "k h w c"],
+    reconstructions: Float[Array | np.ndarray, "k h w c"],
+    path: str | pathlib.Path,
+    *,
+    mean: Float[Array | np.ndarray, " c"],
+    distances: Float[Array | np.ndarray, " k"] | Sequence[float],
+    psnr: Float[Array | np.ndarray, " k"] | Sequence[float],
+    max_columns: int = 20,
+    title: str = "Training images above their reconstructions",
+) -> None:
+    """Draws training images above their reconstructions, worst to best.
+
+    Args:
+      images: one row per pair, less the mean (intensity).
+      reconstructions: row for row the partners of `images`; NaN pixels are black.
+      path: the PNG to write.
+      mean: per channel, what was subtracted (intensity); sums are clipped to [0, 1].
+      distances: of each pair (intensity); the greatest is the worst.
+      psnr: of each pair, decibels on the [0, 1] scale, printed below it.
+      max_columns: pairs per row block; more pairs than 60 are thinned out evenly, and
+        the title says so.
+      title: above the figure.
+
+    Raises:
+      ValueError: lengths differ, or there is no pair.
+    """
+    _checks.same_length(
+        images=images, reconstructions=reconstructions, distances=distances, psnr=psnr
+    )
+    _checks.at_least(1, num_pairs=len(images), max_columns=max_columns)
+    worst_first = np.argsort(
+        -np.nan_to_num(np.asarray(distances), nan=np.inf), kind="stable"
+    )
+    places = _even_choice(len(worst_first), MAX_PAIRS)
+    shown = worst_first[places]
+    shift = np.asarray(mean, np.float64)[None, None, None, :]
+    truth = np.asarray(images, np.float64)[shown] + shift
+    found = np.nan_to_num(np.asarray(reconstructions, np.float64)[shown] + shift)
+    decibels = np.asarray(psnr, np.float64)[shown]
+    thinned = len(places) < len(worst_first)
+    chosen = f"{len(places)} of {len(worst_first)} pairs, evenly chosen; " * thinned
+    title += f"\n{chosen}sorted by L2 distance, PSNR below each pair"
+
+    columns = min(max_columns, len(shown))
+    blocks = -(-len(shown) // columns)
+    cell = 0.62  # inches: room for "25.3 dB" in 7 points
+    head, foot = 0.46, 0.06
+    mark, note, gap = 0.17, 0.19, 0.03
+    block = mark + 2 * cell + gap + note
+    width = max(columns * cell, 4.8) + 0.2
+    height = head + blocks * block + foot
+    figure = Figure(figsize=(width, height))
+    left = (width - columns * cell) / 2
+    with rc_context({"font.size": 7}):
+        figure.text(0.5, 1 - 0.07 / height, title, ha="center", va="top", fontsize=9)
+        for k in range(len(shown)):
+            row, column = divmod(k, columns)
+            x = left + column * cell
+            top = height - head - row * block
+            middle = (x + cell / 2) / width
+            label = _mark(k, len(shown))
+            if label:
+                y = (top - mark + 0.03) / height
+                figure.text(middle, y, label, ha="center", va="bottom", weight="bold")
+            for which, picture in enumerate((truth[k], found[k])):
+                bottom = top - mark - (which + 1) * cell - which * gap
+                axes = figure.add_axes(
+                    (
+                        (x + gap / 2) / width,
+                        (bottom + gap / 2) / height,
+                        (cell - gap) / width,
+                        (cell - gap) / height,
+                    )
+                )
+                _show(axes, picture)
+            y = (top - mark - 2 * cell - gap - 0.04) / height
+            figure.text(middle, y, _told_psnr(decibels[k]), ha="center", va="top")
+        _save(figure, path)
+
+
+def _show(axes, picture: Float[np.ndarray, "h w c"]) -> None:
+    """Draws one image: grey for one channel, colour for three."""
+    picture = np.clip(picture, 0.0, 1.0)
+    if picture.shape[-1] != 3:
+        picture = picture.mean(axis=-1)
+    axes.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color("0.6")
+        spine.set_linewidth(0.5)
