@@ -1,7 +1,10 @@
 """Dense symmetric solves with one meaning of `diag_reg`."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -25,3 +28,50 @@ def solve_ridge(
 def matmul(a: Float[Array, "... n k"], b: Float[Array, "... k m"]) -> Array:
     """Returns a @ b at full precision; accelerators default to less."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+class Range(NamedTuple):
+    """basis: orthonormal columns. singular_values: along them, descending."""
+
+    basis: np.ndarray
+    singular_values: np.ndarray
+
+
+def range_basis(
+    matrix: Float[Array, "d k"], *, tolerance: float, max_rank: int | None = None
+) -> Range | None:
+    """Returns a basis of the column space of a matrix of low numerical rank.
+
+    By a random sketch that doubles until it holds all but `tolerance` of the matrix
+    (Halko, Martinsson & Tropp 2011, arXiv:0909.4061), on the host in float64. The
+    sketch is the same at every call.
+
+    Args:
+      matrix: any matrix.
+      tolerance: singular values below this times the largest are dropped.
+      max_rank: give up beyond it; the smaller side when absent.
+
+    Returns:
+      None if the rank is above `max_rank`.
+    """
+    a = np.asarray(matrix, np.float64)
+    limit = min(a.shape)
+    max_rank = limit if max_rank is None else min(max_rank, limit)
+    norm = np.linalg.norm(a)
+    if norm == 0:
+        return Range(np.zeros((a.shape[0], 0)), np.zeros(0))
+    rng = np.random.default_rng(0)
+    sketch = 32
+    while True:
+        sketch = min(sketch, limit)
+        y = a @ rng.standard_normal((a.shape[1], sketch))
+        # One power iteration sharpens a slowly falling spectrum.
+        q, _ = np.linalg.qr(a @ (a.T @ np.linalg.qr(y)[0]))
+        left, values, _ = np.linalg.svd(q.T @ a, full_matrices=False)
+        rank = int(np.sum(values > tolerance * values[0]))
+        if rank > max_rank:
+            return None
+        # A sketch with room to spare has seen the whole range.
+        if rank <= sketch - 8 or sketch == limit:
+            return Range((q @ left)[:, :rank], values[:rank])
+        sketch *= 2

@@ -54,10 +54,11 @@ _R64 = (
 
 
 def _horner(coefficients: Sequence[float], u: Array) -> Array:
-    total = jnp.full_like(u, coefficients[-1])
-    for c in reversed(coefficients[:-1]):
+    last, *rest = reversed(coefficients)
+    total: Array | float = last
+    for c in rest:
         total = total * u + c
-    return total
+    return jnp.asarray(total)
 
 
 def _distance(rho: Array) -> Array:

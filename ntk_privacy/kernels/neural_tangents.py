@@ -233,7 +233,7 @@ def _size(x: Any) -> int:
 
 def _get_flops(fn: Callable, optimize: bool, *args, **kwargs) -> float:
     lowered = jax.jit(fn).lower(*args, **kwargs)
-    analysis = (lowered.compile() if optimize else lowered).cost_analysis()
+    analysis: Any = (lowered.compile() if optimize else lowered).cost_analysis()
     return (analysis if isinstance(analysis, dict) else analysis[0])["flops"]
 
 

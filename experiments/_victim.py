@@ -1,0 +1,217 @@
+"""The network under attack: data, initialisation and training, resumable."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments._progress import Progress
+from experiments._timing import Timer
+from experiments._workdir import Workdir
+from ntk_privacy import checkpoint, data
+from ntk_privacy.evaluation.kernel_distance import kernel_distance
+from ntk_privacy.kernels import structured
+from ntk_privacy.models import MLP
+from ntk_privacy.training import linearized, train
+
+
+class Victim(NamedTuple):
+    """What an attack gets, params_0 and params_t, and what it is judged by.
+
+    duals: of the training images, known for linearized dynamics. loss: at params_t.
+    """
+
+    dataset: data.Dataset
+    model: MLP
+    params_0: Any
+    params_t: Any
+    duals: np.ndarray | None
+    loss: float
+    steps: int | None
+    kernel_distance: float
+    test_accuracy: float
+
+
+def make(config: Any, workdir: Workdir, timer: Timer) -> Victim:
+    """Loads the images and trains on them; a finished training is read back.
+
+    Args:
+      config: of `experiments.reconstruct`.
+      workdir: keeps checkpoints of the training and the trained network.
+      timer: of the training.
+    """
+    dtype = jnp.dtype(config.precision)
+    key_data, key_init = jax.random.split(
+        jax.random.fold_in(jax.random.key(0), config.seed)
+    )
+    dataset = data.load(
+        config.dataset,
+        task=config.task,
+        num_train=config.num_images,
+        num_test=None,
+        key=key_data,
+        data_dir=config.data_dir,
+        download=config.download,
+    )
+    x = jnp.asarray(dataset.x_train, dtype)
+    y = jnp.asarray(dataset.y_train, dtype)
+    model = MLP(
+        widths=(config.width,) * config.depth,
+        num_outputs=y.shape[1],
+        parametrization=config.parametrization,
+    )
+    params_0 = model.init_params(key_init, x.shape[1:], dtype)
+    folder = workdir.checkpoint_folder / "victim"
+    like = {
+        "params": params_0,
+        "duals": jnp.zeros(y.shape, dtype),
+        "loss": jnp.zeros((), dtype),
+        "steps": jnp.zeros((), jnp.int32),
+        "seconds": np.zeros(2),
+    }
+    if checkpoint.latest_step(folder) is None:
+        with timer():
+            fit = _linearized if config.dynamics == "linearized" else _standard
+            trained = jax.block_until_ready(fit(config, workdir, model, params_0, x, y))
+        trained["seconds"] = np.asarray([timer.run, timer.compile])
+        checkpoint.save(folder, 0, trained)
+    else:
+        trained = checkpoint.restore(folder, 0, like)
+        timer.run, timer.compile = map(float, trained["seconds"])
+    params_t = trained["params"]
+    is_linear = config.dynamics == "linearized"
+    return Victim(
+        dataset=dataset,
+        model=model,
+        params_0=params_0,
+        params_t=params_t,
+        duals=np.asarray(trained["duals"]) if is_linear else None,
+        loss=float(trained["loss"]),
+        steps=None if is_linear else int(trained["steps"]),
+        # A linearized model keeps its kernel by definition.
+        kernel_distance=0.0
+        if is_linear
+        else float(
+            kernel_distance(
+                structured.ntk(model, params_0, x), structured.ntk(model, params_t, x)
+            )
+        ),
+        test_accuracy=_accuracy(config, dataset, model, params_0, params_t, dtype),
+    )
+
+
+def _kernel_and_outputs(model, params_0, x):
+    kernel = jax.jit(
+        lambda p, x: structured.ntk(model, p, x, trace_outputs=False),
+    )(params_0, x)
+    return kernel, jax.jit(model.apply_fn)(params_0, x)
+
+
+def _linearized(config, workdir, model, params_0, x, y):
+    del workdir
+    kernel, outputs = _kernel_and_outputs(model, params_0, x)
+    spectrum = linearized.decompose(kernel, outputs, y)
+    loss = config.early_stop_loss or config.stop_loss
+    if config.schedule == "flow":
+        gain = linearized.gradient_flow(linearized.time_at_loss(spectrum, loss))
+    else:
+        steps = linearized.steps_at_loss(
+            spectrum,
+            loss,
+            learning_rate=config.num_images * 2e-7 / y.size,
+            momentum=0.9,
+            max_steps=config.max_train_steps,
+        )
+        gain = linearized.gradient_descent(
+            steps, learning_rate=config.num_images * 2e-7 / y.size, momentum=0.9
+        )
+    duals = linearized.duals(spectrum, gain)
+    params = linearized.params_at(model.apply_fn, params_0, x, duals)
+    final = linearized.apply_linearized(model.apply_fn, params_0, params, x)
+    return {
+        "params": params,
+        "duals": duals,
+        "loss": 0.5 * jnp.mean((final - y) ** 2),
+        "steps": jnp.zeros((), jnp.int32),
+    }
+
+
+def _standard(config, workdir, model, params_0, x, y):
+    if config.schedule == "paper":
+        optimizer = train.paper_optimizer(config.num_images)
+    else:
+        kernel, _ = _kernel_and_outputs(model, params_0, x)
+        m = y.size
+        square = kernel.transpose(0, 2, 1, 3).reshape(m, m)
+        optimizer = train.stable_optimizer(float(jnp.linalg.eigvalsh(square)[-1]), m)
+    stop = config.early_stop_loss or config.stop_loss
+    folder = workdir.checkpoint_folder / "train"
+    state = train.init(model.apply_fn, params_0, x, y, optimizer=optimizer)
+    done = checkpoint.latest_step(folder)
+    if done is not None:
+        state = checkpoint.restore(folder, done, state)
+    every = Every(config.checkpoint_seconds)
+    with Progress(
+        config.max_train_steps,
+        description="train",
+        first_step=int(state.steps),
+        show=config.progress,
+    ) as bar:
+
+        def callback(step, state, metrics):
+            bar(step, state, metrics)
+            if every():
+                checkpoint.save(folder, step, state)
+
+        trained = train.full_batch(
+            model.apply_fn,
+            params_0,
+            x,
+            y,
+            optimizer=optimizer,
+            max_steps=config.max_train_steps,
+            stop_loss=stop,
+            chunk=20,
+            state=state,
+            callback=callback,
+        )
+    return {
+        "params": trained.params,
+        "duals": jnp.zeros_like(y),
+        "loss": jnp.asarray(trained.loss, y.dtype),
+        "steps": jnp.asarray(trained.steps, jnp.int32),
+    }
+
+
+def _accuracy(config, dataset, model, params_0, params_t, dtype):
+    """Share of test images that the trained network, linearized or not, gets right."""
+    count = min(len(dataset.x_test), 1000)
+    x = jnp.asarray(dataset.x_test[:count], dtype)
+    y = dataset.y_test[:count]
+    if config.dynamics == "linearized":
+        outputs = linearized.apply_linearized(model.apply_fn, params_0, params_t, x)
+    else:
+        outputs = model.apply_fn(params_t, x)
+    outputs = np.asarray(outputs)
+    if y.shape[1] == 1:
+        return float(np.mean(np.sign(outputs) == np.sign(y)))
+    return float(np.mean(outputs.argmax(1) == y.argmax(1)))
+
+
+class Every:
+    """True at most once in so many seconds: when to write a checkpoint."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] | None = None):
+        import time
+
+        self._seconds, self._clock = seconds, clock or time.monotonic
+        self._last = self._clock()
+
+    def __call__(self) -> bool:
+        """Whether the time has come."""
+        if self._clock() - self._last < self._seconds:
+            return False
+        self._last = self._clock()
+        return True

@@ -1,0 +1,225 @@
+"""Trains a network on real images and reads them back from its weights.
+
+    python -m experiments.reconstruct --dataset=mnist --num_images=20 --width=1024
+
+Writes config.json, results.json, arrays.npz, curve.png and gallery.png to --workdir.
+Killed at any moment and started again with the same --workdir, it goes on.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from experiments import _attacks, _flags, _victim
+from experiments._timing import Timer
+from experiments._workdir import Workdir, versions
+from ntk_privacy import _checks
+from ntk_privacy.evaluation import reconstruction_curve
+from ntk_privacy.reports import plots
+
+METHODS = {"kkt": _attacks.run_kkt}
+
+
+def _field(default: Any, text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Trains a network on real images and reconstructs them from its weights."""
+
+    dataset: Literal["digits", "mnist", "cifar10", "tiny_imagenet"] = _field(
+        "digits", "Image set; digits is embedded, the others are read from files."
+    )
+    task: str | None = _field(
+        None,
+        "odd_even, animal_vehicle or all_classes; none is the set's binary task.",
+    )
+    num_images: int = _field(20, "Training images N, balanced over the classes.")
+    width: int = _field(4096, "Units of every hidden layer.")
+    depth: int = _field(2, "Hidden layers.")
+    parametrization: Literal["standard", "ntk"] = _field(
+        "standard", "Of the network: Flax's default, or the NTK parametrisation."
+    )
+    dynamics: Literal["linearized", "standard"] = _field(
+        "linearized", "Training of the first-order Taylor model, or of the network."
+    )
+    schedule: Literal["flow", "paper"] = _field(
+        "flow",
+        "Gradient flow (standard: heavy ball close to it), or the published step size.",
+    )
+    stop_loss: float = _field(1e-10, "Mean of (f - y)^2 / 2 at which training ends.")
+    early_stop_loss: float | None = _field(
+        None, "Attack the parameters at this larger loss instead."
+    )
+    max_train_steps: int = _field(1_000_000, "Limit of iterative training.")
+    method: Literal["kkt"] = _field("kkt", "The attack.")
+    preset: Literal["fast", "paper"] = _field(
+        "fast", "Settings of the KKT search: ours, or the published ones."
+    )
+    points: str | None = _field(
+        None,
+        "Where features are taken: final, init, midpoint, both, or numbers in [0, 1] "
+        "between commas; none is the preset's choice.",
+    )
+    num_candidates: int | None = _field(None, "Images searched for; none is 2 N.")
+    num_steps: int | None = _field(None, "Steps of the search; none is the preset's.")
+    learning_rate: float | None = _field(
+        None, "Step size of the images (intensity); none is the preset's."
+    )
+    seed: int = _field(0, "Fixes images, initialisation and search.")
+    precision: Literal["float32", "float64"] = _field("float32", "Of everything.")
+    data_dir: str | None = _field(
+        None, "Folder of the image sets; none: NTK_PRIVACY_DATA, else the cache."
+    )
+    download: bool = _field(False, "Fetch the image set if it is not there.")
+    workdir: str = _field("runs/reconstruct", "Folder of the results.")
+    checkpoint_seconds: float = _field(30.0, "Time between checkpoints.")
+    progress: bool = _field(True, "Show a progress bar.")
+
+    def __post_init__(self):
+        _checks.at_least(
+            1,
+            num_images=self.num_images,
+            width=self.width,
+            depth=self.depth,
+            max_train_steps=self.max_train_steps,
+        )
+        _checks.positive(stop_loss=self.stop_loss)
+        _checks.at_least(0, seed=self.seed, checkpoint_seconds=self.checkpoint_seconds)
+        for name in ("num_candidates", "num_steps"):
+            if getattr(self, name) is not None:
+                _checks.at_least(1, **{name: getattr(self, name)})
+        if self.early_stop_loss is not None:
+            _checks.positive(early_stop_loss=self.early_stop_loss)
+            if self.early_stop_loss <= self.stop_loss:
+                raise ValueError(
+                    f"early_stop_loss={self.early_stop_loss} must be above "
+                    f"stop_loss={self.stop_loss}: it ends training earlier."
+                )
+        _attacks.kkt_settings(self)
+
+
+# What may differ when a run goes on in its folder.
+NOT_RESULTS = ("workdir", "progress", "checkpoint_seconds", "data_dir", "download")
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Runs one configuration to its end and returns what results.json holds.
+
+    Raises:
+      UsageError: the folder belongs to another configuration.
+      OSError: a file is missing.
+      ValueError: a file is damaged, or training or attack cannot go on.
+    """
+    if config.precision == "float64" and not jax.config.jax_enable_x64:
+        with jax.enable_x64(True):
+            return _run(config)
+    return _run(config)
+
+
+def _run(config: Config) -> dict[str, Any]:
+    with Workdir(config.workdir, config, ignore=NOT_RESULTS) as workdir:
+        if workdir.is_done():
+            return workdir.read_json("results.json")
+        training, attacking = Timer(), Timer()
+        victim = _victim.make(config, workdir, training)
+        attacked = METHODS[config.method](config, workdir, victim, attacking)
+        dataset = victim.dataset
+        evaluation = reconstruction_curve.evaluate(
+            dataset.x_train, attacked.images, mean=dataset.mean
+        )
+        train_order = evaluation.train_index
+        matched = attacked.images[evaluation.reconstruction_index]
+        plots.curve(
+            {f"{config.method}, {config.dynamics}": evaluation.squared_distances},
+            workdir.path("curve.png"),
+            image_shape=dataset.x_train.shape[1:],
+        )
+        plots.gallery(
+            dataset.x_train[train_order],
+            matched,
+            workdir.path("gallery.png"),
+            mean=dataset.mean,
+            distances=evaluation.distances,
+            psnr=evaluation.psnr,
+        )
+        arrays = {
+            "images": dataset.x_train,
+            "labels": dataset.y_train,
+            "mean": dataset.mean,
+            "reconstructions": attacked.images,
+            "duals": attacked.duals,
+            "losses": attacked.losses,
+            "train_index": train_order,
+            "reconstruction_index": evaluation.reconstruction_index,
+        }
+        if victim.duals is not None:
+            arrays["true_duals"] = victim.duals
+        workdir.write_arrays("arrays.npz", **arrays)
+        results = {
+            "method": config.method,
+            "dataset": config.dataset,
+            "dynamics": config.dynamics,
+            "width": config.width,
+            "num_images": config.num_images,
+            "seed": config.seed,
+            "train_loss": victim.loss,
+            "train_steps": victim.steps,
+            "test_accuracy": victim.test_accuracy,
+            "kernel_distance": victim.kernel_distance,
+            "num_recovered": evaluation.num_recovered,
+            "mean_error": evaluation.mean_error,
+            "mean_squared_error": evaluation.mean_squared_error,
+            "squared_distances": evaluation.squared_distances,
+            "distances": evaluation.distances,
+            "psnr": evaluation.psnr,
+            "ssim": evaluation.ssim,
+            "attack_loss": float(attacked.losses[-1]) if len(attacked.losses) else None,
+            **attacked.extra,
+            "seconds": {
+                "train": training.run,
+                "compile": training.compile + attacking.compile,
+                "attack": attacking.run,
+            },
+            "versions": versions(),
+        }
+        results["device"] = results["versions"].pop("device")
+        # Last: its presence says that the run is whole.
+        workdir.write_json("results.json", results)
+        return workdir.read_json("results.json")
+
+
+def summary(results: dict[str, Any]) -> str:
+    """Returns a short table for the terminal."""
+    squared = np.asarray(results["squared_distances"], float)
+    seconds = results["seconds"]
+    n = results["num_images"]
+    rows = [
+        ("images recovered (PSNR >= 25 dB)", f"{results['num_recovered']} of {n}"),
+        ("median squared distance", f"{np.median(squared):.3g}"),
+        ("largest squared distance", f"{squared.max():.3g}"),
+        ("mean SSIM", f"{np.mean(results['ssim']):.3f}"),
+        ("training loss", f"{results['train_loss']:.2g}"),
+        ("test accuracy of the network", f"{100 * results['test_accuracy']:.1f}%"),
+        ("kernel distance", f"{results['kernel_distance']:.2g}"),
+        (
+            "seconds: train, compile, attack",
+            ", ".join(f"{seconds[k]:.1f}" for k in ("train", "compile", "attack")),
+        ),
+    ]
+    size = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{size}}  {value}" for name, value in rows)
+
+
+def main(config: Config) -> None:
+    """Runs and prints the summary."""
+    results = run(config)
+    print(summary(results))
+    print(f"curve.png, gallery.png and results.json are in {config.workdir}")
+
+
+if __name__ == "__main__":
+    _flags.run(main, Config)

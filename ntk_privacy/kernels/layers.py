@@ -1,0 +1,281 @@
+"""Layers of infinite networks: pure functions from a pair of kernels to the next.
+
+With A, B of `dual_activation`, a layer of weights on top of an activation gives, in the
+NTK parametrisation (Jacot et al., NeurIPS 2018; Lee et al., NeurIPS 2019),
+K' = s^2 A(K) + b^2 and T' = K' + s^2 B(K) T, and in the standard parametrisation with
+fan-in n and trainable biases (Flax's default for s = 1, b = 0) the same K' and
+T' = n A(K) + 1 + s^2 B(K) T.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ntk_privacy import _checks
+from ntk_privacy.kernels.dual_activation import Nonlinearity, dual
+
+__all__ = [
+    "Activation",
+    "Dense",
+    "Layer",
+    "Pair",
+    "Sum",
+    "abrelu",
+    "erf",
+    "gelu",
+    "relu",
+    "residual",
+    "run",
+]
+
+Parametrization = Literal["ntk", "standard"]
+
+
+class Pair(NamedTuple):
+    """Both kernels between two sets of images, at one depth of the network.
+
+    nngp: covariance of one unit, axes (n1, n2) and whatever positions the layer has.
+    ntk: of the same shape; None before the first layer with weights.
+    variance1, variance2: of the unit on each side, broadcasting to nngp.
+    width: units (channels) that one weight of the next layer sees.
+    equal: both sides are one variable: nngp, variance1 and variance2 are one array.
+    pooled: variances after each pooling still to come, which need covariances within
+      an image; None where this pair itself holds them, (n, n) of one image each.
+    recorded: the variances after each pooling so far, where pooled is None.
+    anchor: keeps each layer `apart` in the compiled program; None lets them fuse.
+    """
+
+    nngp: Float[Array, "..."]
+    ntk: Float[Array, "..."] | None
+    variance1: Float[Array, "..."]
+    variance2: Float[Array, "..."]
+    width: int
+    equal: bool = False
+    pooled: tuple[tuple[Array, Array], ...] | None = ()
+    recorded: tuple[Array, ...] = ()
+    anchor: Float[Array, ""] | None = None
+
+
+class Layer(Protocol):
+    """A hashable function from the kernels of its inputs to those of its outputs."""
+
+    def __call__(self, pair: Pair) -> Pair:
+        """Returns the kernels after this layer."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """Weights and a bias.
+
+    Attributes:
+      weight_std: s; a weight has standard deviation s / sqrt(fan_in) in effect.
+      bias_std: b, the standard deviation of the bias at initialisation.
+      parametrization: "ntk": the factors s / sqrt(fan_in) and b are part of the
+        forward pass; "standard": of the initialisation.
+      width: units of this layer; the next layer needs it in "standard".
+      use_bias: in "standard", whether there is a trainable bias, even at b = 0. In
+        "ntk" a bias with b = 0 does nothing.
+
+    Raises:
+      ValueError: a negative standard deviation, or an unknown parametrization.
+    """
+
+    weight_std: float = 1.0
+    bias_std: float = 0.0
+    parametrization: Parametrization = "ntk"
+    width: int | None = None
+    use_bias: bool = True
+
+    def __post_init__(self):
+        check_weights(self)
+
+    def __call__(self, pair: Pair) -> Pair:
+        """Returns the kernels after this layer."""
+        return weigh(self, pair, lambda k: k, pair.width)
+
+
+def check_weights(layer) -> None:
+    """Raises ValueError for a bad deviation, width or parametrization of `layer`."""
+    _checks.at_least(0, weight_std=layer.weight_std, bias_std=layer.bias_std)
+    _checks.one_of(("ntk", "standard"), parametrization=layer.parametrization)
+    if layer.width is not None:
+        _checks.at_least(1, width=layer.width)
+    if layer.bias_std > 0 and not layer.use_bias:
+        raise ValueError(
+            f"bias_std={layer.bias_std} with use_bias=False: set bias_std=0 for a "
+            "layer without bias."
+        )
+
+
+def weigh(layer, pair: Pair, mean: Callable[[Array], Array], fan_in: int) -> Pair:
+    """Applies weights and bias after `mean` over what one weight is shared by.
+
+    Args:
+      layer: has weight_std, bias_std, parametrization, width and use_bias.
+      pair: the kernels of the layer's inputs.
+      mean: average of a kernel over the layer's window.
+      fan_in: weights per unit.
+    """
+    s2, b2 = layer.weight_std**2, layer.bias_std**2
+    inner = mean(pair.nngp)
+    nngp = s2 * inner + b2
+    if layer.parametrization == "ntk":
+        own = nngp
+    else:
+        own = fan_in * inner + (1.0 if layer.use_bias else 0.0)
+    ntk = own if pair.ntk is None else own + s2 * mean(pair.ntk)
+    return pair._replace(
+        nngp=nngp,
+        ntk=ntk,
+        variance1=s2 * mean(pair.variance1) + b2,
+        variance2=s2 * mean(pair.variance2) + b2,
+        width=layer.width or 0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """An elementwise nonlinearity; see `dual_activation.dual`."""
+
+    nonlinearity: Nonlinearity
+    negative_slope: float = 0.0
+    positive_slope: float = 1.0
+
+    def __call__(self, pair: Pair) -> Pair:
+        """Returns the kernels after this layer."""
+        apply = functools.partial(
+            dual,
+            self.nonlinearity,
+            negative_slope=self.negative_slope,
+            positive_slope=self.positive_slope,
+        )
+        q1, q2 = pair.variance1, pair.variance2
+        product, slope = apply(pair.nngp, q1, q2, equal=pair.equal)
+        return pair._replace(
+            nngp=product,
+            ntk=None if pair.ntk is None else slope * pair.ntk,
+            variance1=apply(q1, q1, q1, equal=True).product,
+            variance2=apply(q2, q2, q2, equal=True).product,
+        )
+
+
+relu = Activation("homogeneous")
+erf = Activation("erf")
+gelu = Activation("gelu")
+_ACTIVATIONS = {"relu": relu, "erf": erf, "gelu": gelu}
+
+
+def abrelu(negative_slope: float, positive_slope: float) -> Activation:
+    """Returns negative_slope min(x, 0) + positive_slope max(x, 0).
+
+    Every positively homogeneous function of degree one is of this form: leaky ReLU is
+    (0.01, 1), the absolute value (-1, 1), the identity (1, 1).
+    """
+    return Activation("homogeneous", negative_slope, positive_slope)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum:
+    """Adds the outputs of branches that share one input, each a tuple of layers.
+
+    Every branch but one must end in a layer with weights, which makes the outputs
+    independent; an empty branch is the identity.
+    """
+
+    branches: tuple[tuple[Layer, ...], ...]
+
+    def __call__(self, pair: Pair) -> Pair:
+        """Returns the kernels after this layer."""
+        first = run(self.branches[0], pair)
+        for branch in self.branches[1:]:
+            start = pair._replace(pooled=first.pooled, recorded=first.recorded)
+            other = run(branch, start)
+            if other.nngp.shape != first.nngp.shape:
+                raise ValueError(
+                    f"Branches of a Sum end in kernels of shapes {first.nngp.shape} "
+                    f"and {other.nngp.shape}: give them equal strides and padding."
+                )
+            parts = [t for t in (first.ntk, other.ntk) if t is not None]
+            first = first._replace(
+                nngp=first.nngp + other.nngp,
+                ntk=sum(parts[1:], parts[0]) if parts else None,
+                variance1=first.variance1 + other.variance1,
+                variance2=first.variance2 + other.variance2,
+                width=first.width or other.width,
+                pooled=other.pooled,
+                recorded=other.recorded,
+            )
+        return first
+
+
+def residual(*layers: Layer) -> Sum:
+    """Returns x + layers(x); the last of `layers` must have weights."""
+    return Sum(((), layers))
+
+
+def run(layers: tuple[Layer, ...], pair: Pair) -> Pair:
+    """Applies `layers` in turn."""
+    for layer in layers:
+        together = pair.anchor is None or isinstance(layer, Sum)
+        pair = layer(pair) if together else apart(layer, pair.anchor, pair)
+    return pair
+
+
+def apart(fn: Callable, anchor: Float[Array, ""], argument):
+    """Returns fn(argument), compiled as a computation of its own on a CPU.
+
+    Args:
+      fn: from one pytree to another; leaves that are not arrays stay static.
+      anchor: any number that is only known at run time; NaN gives NaN.
+      argument: of fn.
+
+    XLA for CPU fuses elementwise chains across layers until it evaluates a kernel many
+    times over (measured: 20 times slower for three layers), and removes optimisation
+    barriers first. It does not fuse into the branches of a condition.
+    """
+    if jax.default_backend() != "cpu":
+        return fn(argument)
+    leaves, tree = jax.tree.flatten(argument)
+    arrays = [x for x in leaves if isinstance(x, jax.Array)]
+    rebuilt = {}
+
+    def branch(arrays):
+        rest = iter(arrays)
+        mixed = [next(rest) if isinstance(x, jax.Array) else x for x in leaves]
+        out, out_tree = jax.tree.flatten(fn(jax.tree.unflatten(tree, mixed)))
+        rebuilt["leaves"], rebuilt["tree"] = out, out_tree
+        return [x for x in out if isinstance(x, jax.Array)]
+
+    shapes = jax.eval_shape(branch, arrays)
+    outs = jax.lax.cond(
+        anchor == anchor,
+        branch,
+        lambda _: [jnp.full(s.shape, jnp.nan, s.dtype) for s in shapes],
+        arrays,
+    )
+    rest = iter(outs)
+    leaves = [next(rest) if isinstance(x, jax.Array) else x for x in rebuilt["leaves"]]
+    return jax.tree.unflatten(rebuilt["tree"], leaves)
+
+
+def resolve(activation: str | Activation) -> Activation:
+    """Returns the activation of that name, or the one given."""
+    if isinstance(activation, Activation):
+        return activation
+    _checks.one_of(_ACTIVATIONS, activation=activation)
+    return _ACTIVATIONS[activation]
+
+
+def check_width(parametrization: str, width: int | None) -> None:
+    """Raises ValueError if the parametrization needs a width and there is none."""
+    if parametrization == "standard" and width is None:
+        raise ValueError(
+            "width=None with parametrization='standard': its kernel grows with the "
+            "width, so give the number of hidden units, such as width=1024."
+        )

@@ -1,0 +1,230 @@
+r"""How far images and duals are from explaining a change of parameters.
+
+$$L = \Big\| \theta_t - \theta_0 - \sum_q \sum_{j,c} a_{q,j}^c
+\nabla_\theta f^c_{\theta(s_q)}(x_j) \Big\|^2, \quad
+\theta(s) = \theta_0 + s (\theta_t - \theta_0)$$
+
+It is the loss of the KKT attack (Loo et al., ICLR 2024, arXiv:2302.01428, Eq. 7) and of
+finite-width RKIP. $s = 1$ is the published choice ("final"), $s = 0$ Eq. 7 as printed;
+the midpoint is nearer to the truth for networks trained with standard dynamics. Several
+points have separate duals.
+
+The parameter form builds the residual. The kernel form never does:
+$\|\Delta\|^2 - 2\, a \cdot (J \Delta) + a^T (J J^T) a$, with $J \Delta$ from the layers'
+products with $\Delta$ and $a^T J J^T a$ from per-layer Gram products of size $q m$.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ntk_privacy import _linalg, _tree
+from ntk_privacy._linalg import matmul
+from ntk_privacy._types import Params
+from ntk_privacy.kernels import structured
+from ntk_privacy.models.mlp import MLP
+
+__all__ = [
+    "Factored",
+    "best_duals",
+    "factor",
+    "features",
+    "kernel_form",
+    "normal_equations",
+    "parameter_form",
+]
+
+
+class Factored(NamedTuple):
+    """A matrix of low rank as left @ right."""
+
+    left: Float[Array, "d r"]
+    right: Float[Array, "r k"]
+
+
+def features(
+    params_0: Params, params_t: Params, points: Sequence[float]
+) -> tuple[Params, ...]:
+    """Returns theta_0 + s (theta_t - theta_0) for every s of `points`."""
+
+    def at(s):
+        return jax.tree.map(
+            lambda a, b: (1 - s) * a + s * b if 0 < s < 1 else (b if s else a),
+            params_0,
+            params_t,
+        )
+
+    return tuple(at(float(s)) for s in points)
+
+
+def factor(change: Params, *, tolerance: float) -> Params:
+    """Replaces kernels of low rank by their two factors, to speed up `kernel_form`.
+
+    A change of weights has at most rank n under linearized dynamics: each of n images
+    adds one outer product. A kernel whose rank is not well below its size stays.
+
+    Args:
+      change: parameters of an MLP after training minus before.
+      tolerance: relative Frobenius norm that may be dropped.
+    """
+
+    def one(leaf):
+        if leaf.ndim != 2 or min(leaf.shape) < 64:
+            return leaf
+        limit = min(leaf.shape) // 3
+        found = _linalg.range_basis(leaf, tolerance=tolerance, max_rank=limit)
+        if found is None:
+            return leaf
+        left = found.basis
+        right = left.T @ np.asarray(leaf, np.float64)
+        return Factored(jnp.asarray(left, leaf.dtype), jnp.asarray(right, leaf.dtype))
+
+    return jax.tree.map(one, change)
+
+
+def parameter_form(
+    apply_fn,
+    features: Sequence[Params],
+    change: Params,
+    images: Float[Array, "m ..."],
+    duals: Float[Array, "q m c"],
+    *,
+    sharpness: Float[Array, ""] | None = None,
+) -> Float[Array, ""]:
+    """Returns the squared norm of the parameter-sized residual, for any network.
+
+    Args:
+      apply_fn: `(params, images)`, or `(params, images, sharpness)` if that is given.
+      features: parameters at which the gradients are taken, from `features`.
+      change: params_t - params_0.
+      images: candidates.
+      duals: true multipliers, one set per point.
+      sharpness: of the smoothed ReLU.
+    """
+    extra = () if sharpness is None else (sharpness,)
+    residual = change
+    for params, a in zip(features, duals, strict=True):
+        grads = jax.grad(lambda p, a=a: jnp.sum(a * apply_fn(p, images, *extra)))(
+            params
+        )
+        residual = _tree.sub(residual, grads)
+    return _tree.squared_norm(residual)
+
+
+def _product(a, kernel):
+    if isinstance(kernel, Factored):
+        return matmul(matmul(a, kernel.left), kernel.right)
+    return matmul(a, kernel)
+
+
+def kernel_form(
+    model: MLP,
+    features: Sequence[Params],
+    change: Params,
+    images: Float[Array, "m ..."],
+    duals: Float[Array, "q m c"],
+    *,
+    squared_norm: Float[Array, ""],
+    sharpness: Float[Array, ""] | None = None,
+) -> Float[Array, ""]:
+    """Returns the same loss for an MLP without anything of the parameters' size.
+
+    Args:
+      model: the MLP.
+      features: parameters at which the gradients are taken, from `features`.
+      change: params_t - params_0, or `factor` of it.
+      images: candidates.
+      duals: true multipliers, one set per point.
+      squared_norm: of the change: a constant of the attack.
+      sharpness: of the smoothed ReLU.
+    """
+    traces, signals = [], []
+    for params, a in zip(features, duals, strict=True):
+        trace = structured.forward(model, params, images, sharpness)
+        traces.append(trace.inputs)
+        # Duals enter as cotangents: the Gram products need no output axis.
+        signals.append(structured.backward(model, params, trace.slopes, a))
+    linear = jnp.zeros((), squared_norm.dtype)
+    quadratic = jnp.zeros((), squared_norm.dtype)
+    for i, (inputs, backs) in enumerate(
+        zip(zip(*traces, strict=True), zip(*signals, strict=True), strict=True)
+    ):
+        if i == 0:
+            # The images are the first layer's input at every point: sum the signals.
+            a, b = inputs[0], sum(backs[1:], backs[0])
+        else:
+            a, b = jnp.concatenate(inputs), jnp.concatenate(backs)
+        step = change[f"Dense_{i}"]
+        moved = _product(a, step["kernel"])
+        gram = matmul(a, a.T)
+        if "bias" in step:
+            moved = moved + step["bias"][None, :]
+            gram = gram + 1
+        linear += jnp.sum(moved * b)
+        quadratic += jnp.sum(gram * matmul(b, b.T))
+    return squared_norm - 2 * linear + quadratic
+
+
+def normal_equations(
+    model: MLP,
+    features: Sequence[Params],
+    change: Params,
+    images: Float[Array, "m ..."],
+    *,
+    sharpness: Float[Array, ""] | None = None,
+) -> tuple[Float[Array, "qmc qmc"], Float[Array, " qmc"]]:
+    """Returns J J^T and J change: the loss is quadratic in the duals with these.
+
+    Rows run over points, then images, then outputs, as `duals.reshape(-1)`.
+
+    Args:
+      model: the MLP.
+      features: parameters at which the gradients are taken, from `features`.
+      change: params_t - params_0, or `factor` of it.
+      images: candidates.
+      sharpness: of the smoothed ReLU.
+    """
+    m, c = len(images), model.num_outputs
+    traces, signals = [], []
+    for params in features:
+        trace = structured.forward(model, params, images, sharpness)
+        units = jnp.eye(c, dtype=trace.outputs.dtype)[None, :, :]
+        units = jnp.broadcast_to(units, (m, c, c)).reshape(m * c, c)
+        # One row per image and output; with a single output nothing is repeated.
+        slopes = [jnp.repeat(slope, c, axis=0) for slope in trace.slopes]
+        traces.append(trace.inputs)
+        signals.append(structured.backward(model, params, slopes, units))
+    kernel = projection = None
+    for i, (inputs, backs) in enumerate(
+        zip(zip(*traces, strict=True), zip(*signals, strict=True), strict=True)
+    ):
+        step = change[f"Dense_{i}"]
+        a, b = jnp.concatenate(inputs), jnp.concatenate(backs)
+        moved = _product(a, step["kernel"])
+        gram = matmul(a, a.T)
+        if "bias" in step:
+            moved = moved + step["bias"][None, :]
+            gram = gram + 1
+        gram = jnp.repeat(jnp.repeat(gram, c, axis=0), c, axis=1)
+        part = gram * matmul(b, b.T)
+        along = jnp.sum(jnp.repeat(moved, c, axis=0) * b, axis=1)
+        kernel = part if kernel is None else kernel + part
+        projection = along if projection is None else projection + along
+    return kernel, projection
+
+
+def best_duals(
+    kernel: Float[Array, "qmc qmc"], projection: Float[Array, " qmc"], *, ridge: float
+) -> Float[Array, " qmc"]:
+    """Returns the duals of least loss for fixed images.
+
+    Args:
+      kernel: from `normal_equations`.
+      projection: from `normal_equations`.
+      ridge: relative to the mean diagonal; candidates that coincide need one.
+    """
+    return _linalg.solve_ridge(kernel, projection[:, None], diag_reg=ridge)[:, 0]

@@ -1,0 +1,530 @@
+r"""The KKT attack: training images from the weights before and after training.
+
+At convergence of a linearized network $\theta_t - \theta_0 = \sum_i \alpha_i \nabla
+f(x_i)$: images and duals that satisfy it are looked for by gradient descent on the
+squared residual (`kernels.stationarity`) plus a penalty that keeps pixels in range.
+
+Source: Loo et al., ICLR 2024 (arXiv:2302.01428), section 4. Beyond the paper:
+
+* Candidates move in the column space of the first layer's change only. Each gradient
+  of that layer is a sum of outer products with training images, so under full-batch
+  training of any kind the images lie in that space, exactly.
+* The loss is quadratic in the duals: they are solved for at every step (variable
+  projection), and the search is over images alone.
+* The loss is evaluated in its kernel form; the features are taken at any points of the
+  segment from $\theta_0$ to $\theta_t$; steps decay by a cosine, and the sharpness of
+  the smoothed ReLU rises geometrically over the first part of the run.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float
+
+from ntk_privacy import _checks, _linalg, _loop, _tree
+from ntk_privacy._types import ApplyFn, Callback, Params
+from ntk_privacy.kernels import stationarity
+from ntk_privacy.models.mlp import MLP
+
+__all__ = [
+    "FAST",
+    "PAPER",
+    "STANDARD",
+    "Attack",
+    "AttackState",
+    "Reconstruction",
+    "Settings",
+    "parse_points",
+    "prepare",
+    "reconstruct",
+    "run",
+]
+
+POINTS = {"final": (1.0,), "init": (0.0,), "midpoint": (0.5,), "both": (0.0, 1.0)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the attack searches.
+
+    Attributes:
+      num_steps: Adam steps.
+      learning_rate: of the images, in intensity per pixel and step.
+      dual_learning_rate: of the duals, which are held as m c times the multipliers.
+      init_scale: standard deviation of the initial pixels, in intensity.
+      box_weight: of the penalty for pixels outside the range.
+      decay: of both rates: "cosine" to zero, or "constant".
+      anneal: of the softplus sharpness: "geometric" from 10 to `max_sharpness` in the
+        first 60% of the run; "paper": min(10 + 10^(i/20000), 200) at step i.
+      max_sharpness: where annealing ends.
+      duals: "solve" for the best ones at every step (kernel form), "adam" as
+        published, or "auto": solve where there are at most 2048 of them.
+      ridge: of that solve, relative to the mean diagonal of the kernel.
+      form: "kernel" (MLPs) or "parameter" (any network, also smoothed ones).
+      project: search in the column space of the first layer's change (MLPs).
+    """
+
+    num_steps: int = 2000
+    learning_rate: float = 0.02
+    dual_learning_rate: float = 0.02
+    init_scale: float = 0.2
+    box_weight: float = 0.1
+    decay: Literal["cosine", "constant"] = "cosine"
+    anneal: Literal["geometric", "paper"] = "geometric"
+    max_sharpness: float = 1000.0
+    duals: Literal["auto", "solve", "adam"] = "auto"
+    ridge: float = 1e-4
+    form: Literal["kernel", "parameter"] = "kernel"
+    project: bool = True
+
+    def __post_init__(self):
+        _checks.at_least(1, num_steps=self.num_steps)
+        _checks.positive(
+            learning_rate=self.learning_rate,
+            dual_learning_rate=self.dual_learning_rate,
+            init_scale=self.init_scale,
+        )
+        _checks.at_least(10, max_sharpness=self.max_sharpness)
+        _checks.at_least(0, box_weight=self.box_weight)
+        _checks.one_of(("cosine", "constant"), decay=self.decay)
+        _checks.one_of(("geometric", "paper"), anneal=self.anneal)
+        _checks.one_of(("auto", "solve", "adam"), duals=self.duals)
+        _checks.at_least(0, ridge=self.ridge)
+        _checks.one_of(("kernel", "parameter"), form=self.form)
+        if self.form == "parameter" and self.duals == "solve":
+            raise ValueError(
+                'duals="solve" needs the kernel form: use form="kernel", or "adam".'
+            )
+
+
+FAST = Settings()
+"""The default: a fortieth of the published steps, and at least the same curve."""
+
+STANDARD = dataclasses.replace(FAST, ridge=1e-3)
+"""For standard dynamics, with `points="both"`: the residual does not vanish at the
+truth, so the duals are held back more."""
+
+PAPER = Settings(
+    num_steps=80_000,
+    decay="constant",
+    anneal="paper",
+    max_sharpness=200.0,
+    duals="adam",
+    form="parameter",
+    project=False,
+)
+"""The published attack; to be used with `points="final"`."""
+
+
+class AttackState(NamedTuple):
+    """What the attack resumes from: variables (latents, duals) and Adam's moments."""
+
+    latents: Float[Array, "m r"]
+    duals: Float[Array, "q m c"]
+    opt_state: Any
+
+
+class Reconstruction(NamedTuple):
+    """images: candidates, mean-subtracted like the training set. duals: multipliers,
+    one set per point. losses: stationarity loss before every step of this call.
+    state: to continue from. nonfinite: the loss became NaN or infinite.
+    """  # noqa: D205
+
+    images: Float[Array, "m h w d"]
+    duals: Float[Array, "q m c"]
+    losses: Float[Array, " steps"]
+    state: AttackState
+    nonfinite: bool
+
+
+class _Problem(NamedTuple):
+    """Constants of one attack, passed to the jitted loop as data."""
+
+    features: tuple[Params, ...]
+    change: Params
+    squared_norm: Array
+    basis: Array | None
+    bounds: tuple[Array, Array]
+    movable: Array
+    init: tuple[Array, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """One Adam step; equal steps hash alike, so the loop is traced once per shape."""
+
+    network: Any
+    settings: Settings
+    image_shape: tuple[int, int, int]
+    learning_rate: float
+    solve_duals: bool
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Adam with a rate for latents and one for duals."""
+        s = self.settings
+        if s.decay == "cosine":
+            decay = optax.cosine_decay_schedule(1.0, s.num_steps)
+        else:
+            decay = optax.constant_schedule(1.0)
+        return optax.partition(
+            {
+                "latents": optax.adam(lambda i: self.learning_rate * decay(i)),
+                "duals": optax.adam(lambda i: s.dual_learning_rate * decay(i)),
+            },
+            ("latents", "duals"),
+        )
+
+    def sharpness(self, step: Array, dtype) -> Array:
+        """Of the smoothed ReLU at `step`."""
+        s, i = self.settings, step.astype(dtype)
+        if s.anneal == "paper":
+            return jnp.minimum(10 + 10 ** (i / 20_000), s.max_sharpness)
+        done = jnp.minimum(i / (0.6 * s.num_steps), 1.0)
+        return 10 * (s.max_sharpness / 10) ** done
+
+    def pixels(self, latents: Array, problem: _Problem) -> Array:
+        """Images of the latents, flattened."""
+        if problem.basis is None:
+            return latents
+        return _linalg.matmul(latents, problem.basis.T)
+
+    def loss(self, variables, step, problem: _Problem):
+        """Loss with the box penalty; as auxiliary the former alone and the duals."""
+        latents, duals = variables
+        m, c = duals.shape[1:]
+        sharpness = self.sharpness(step, latents.dtype)
+        if self.solve_duals:
+            kernel, projection = stationarity.normal_equations(
+                self.network,
+                problem.features,
+                problem.change,
+                latents,
+                sharpness=sharpness,
+            )
+            # At the minimum the duals' own derivative is zero: they are constants.
+            best = jax.lax.stop_gradient(
+                stationarity.best_duals(kernel, projection, ridge=self.settings.ridge)
+            )
+            explained = 2 * best @ projection - best @ kernel @ best
+            stationary = problem.squared_norm - explained
+            duals = best.reshape(duals.shape) * (m * c)
+        elif self.settings.form == "kernel":
+            stationary = stationarity.kernel_form(
+                self.network,
+                problem.features,
+                problem.change,
+                latents,
+                duals / (m * c),
+                squared_norm=problem.squared_norm,
+                sharpness=sharpness,
+            )
+        else:
+            # Projected or not, the network sees what its first layer expects.
+            smoothed = isinstance(self.network, MLP)
+            stationary = stationarity.parameter_form(
+                self.network.apply_fn if smoothed else self.network,
+                problem.features,
+                problem.change,
+                latents.reshape(m, *self.image_shape),
+                duals / (m * c),
+                sharpness=sharpness if smoothed else None,
+            )
+        low, high = problem.bounds
+        pixels = self.pixels(latents, problem)
+        outside = jax.nn.relu(pixels - high) ** 2 + jax.nn.relu(low - pixels) ** 2
+        box = self.settings.box_weight * m * jnp.mean(outside)
+        return stationary + box, (stationary, duals)
+
+    def __call__(self, state: AttackState, step, problem: _Problem):
+        variables = (state.latents, state.duals)
+        grads, (loss, best) = jax.grad(self.loss, has_aux=True)(
+            variables, step, problem
+        )
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, variables)
+        latents, duals = optax.apply_updates(variables, updates)
+        latents = jnp.where(problem.movable[:, None], latents, problem.init[0])
+        if self.solve_duals:
+            duals = best
+        else:
+            duals = jnp.where(problem.movable[None, :, None], duals, problem.init[1])
+        new = AttackState(latents, duals, opt_state)
+        # The last finite state is what a failed run leaves behind.
+        ok = jnp.isfinite(loss)
+        return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state), {
+            "loss": loss
+        }
+
+
+class Attack(NamedTuple):
+    """A search made ready by `prepare`: its step, its constants, its first state."""
+
+    step: _Step
+    problem: _Problem
+    state: AttackState
+    image_shape: tuple[int, int, int]
+
+
+def prepare(
+    network: MLP | ApplyFn,
+    params_0: Params,
+    params_t: Params,
+    *,
+    key: Array,
+    image_shape: tuple[int, int, int],
+    num_images: int,
+    bounds: tuple[Any, Any],
+    num_outputs: int = 1,
+    points: str | Sequence[float] = "midpoint",
+    settings: Settings = FAST,
+    initial_images: Float[Array, "m h w d"] | None = None,
+    initial_duals: Float[Array, "q m c"] | None = None,
+    movable: Bool[Array, " m"] | None = None,
+) -> Attack:
+    """Checks the arguments of `reconstruct` and returns the search, not yet run.
+
+    Args and Raises: see `reconstruct`.
+    """
+    _checks.same_structure("params_0", params_0, "params_t", params_t)
+    _checks.finite(params_0=params_0, params_t=params_t)
+    _checks.differ("params_0", params_0, "params_t", params_t)
+    _checks.at_least(1, num_images=num_images)
+    points = parse_points(points)
+    is_mlp = isinstance(network, MLP)
+    if not is_mlp and (settings.form == "kernel" or settings.project):
+        raise ValueError(
+            "settings: the kernel form and the projection are for an MLP; use "
+            'form="parameter" and project=False with an apply_fn.'
+        )
+    pixels = int(np.prod(image_shape))
+    c = network.num_outputs if is_mlp else num_outputs
+    if is_mlp and params_0["Dense_0"]["kernel"].shape[0] != pixels:
+        raise ValueError(
+            f"image_shape={tuple(image_shape)} has {pixels} pixels, the network takes "
+            f"{params_0['Dense_0']['kernel'].shape[0]}: give the shape it was "
+            "trained on."
+        )
+    basis = None
+    if settings.project:
+        (params_0, params_t), basis = _project(params_0, params_t)
+    problem = _constants(params_0, params_t, basis, points, settings, bounds, pixels)
+    m, q, r = num_images, len(points), pixels if basis is None else basis.shape[1]
+    dtype = problem.squared_norm.dtype
+    # A latent step of the same length as a pixel step in every pixel.
+    spread = (pixels / r) ** 0.5
+    few = settings.form == "kernel" and q * m * c <= 2048
+    step = _Step(
+        network=network,
+        settings=settings,
+        image_shape=(1, 1, r) if settings.project else tuple(image_shape),
+        learning_rate=settings.learning_rate * spread,
+        solve_duals=settings.duals == "solve" or (settings.duals == "auto" and few),
+    )
+    key_images, key_duals = jax.random.split(key)
+    if initial_images is None:
+        noise = jax.random.normal(key_images, (m, r), dtype)
+        latents = settings.init_scale * spread * noise
+    else:
+        flat = jnp.asarray(initial_images, dtype).reshape(m, pixels)
+        latents = flat if basis is None else _linalg.matmul(flat, basis)
+    if initial_duals is None:
+        duals = jax.random.uniform(key_duals, (q, m, c), dtype) - 0.5
+    else:
+        duals = jnp.asarray(initial_duals, dtype) * (m * c)
+    movable = jnp.ones(m, bool) if movable is None else jnp.asarray(movable)
+    problem = problem._replace(movable=movable, init=(latents, duals))
+    opt_state = step.optimizer.init((latents, duals))
+    state = AttackState(latents, duals, opt_state)
+    return Attack(step, problem, state, tuple(image_shape))
+
+
+def run(
+    attack: Attack,
+    *,
+    first_step: int = 0,
+    chunk: int = 100,
+    callback: Callback | None = None,
+) -> Reconstruction:
+    """Runs a search from `attack.state` to its last step.
+
+    Args:
+      attack: from `prepare`; replace its state to continue an earlier run.
+      first_step: the number of steps that the state has behind it.
+      chunk: steps between calls of `callback`.
+      callback: `(steps, state, metrics)` after each chunk.
+    """
+    losses = []
+
+    def after_chunk(done, state, metrics):
+        losses.append(np.asarray(metrics["loss"]))
+        if callback is not None:
+            callback(done, state, metrics)
+        return not np.isfinite(losses[-1][-1])
+
+    state, _ = _loop.run(
+        attack.step,
+        attack.state,
+        attack.problem,
+        num_steps=attack.step.settings.num_steps,
+        first_step=first_step,
+        chunk=chunk,
+        callback=after_chunk,
+    )
+    history = np.concatenate(losses) if losses else np.zeros(0, state.latents.dtype)
+    m, c = state.duals.shape[1:]
+    pixels = attack.step.pixels(state.latents, attack.problem)
+    return Reconstruction(
+        images=pixels.reshape(m, *attack.image_shape),
+        duals=state.duals / (m * c),
+        losses=jnp.asarray(history),
+        state=state,
+        nonfinite=not bool(np.isfinite(history).all()),
+    )
+
+
+def reconstruct(
+    network: MLP | ApplyFn,
+    params_0: Params,
+    params_t: Params,
+    *,
+    key: Array,
+    image_shape: tuple[int, int, int],
+    num_images: int,
+    bounds: tuple[Any, Any],
+    num_outputs: int = 1,
+    points: str | Sequence[float] = "midpoint",
+    settings: Settings = FAST,
+    initial_images: Float[Array, "m h w d"] | None = None,
+    initial_duals: Float[Array, "q m c"] | None = None,
+    movable: Bool[Array, " m"] | None = None,
+    chunk: int = 100,
+    callback: Callback | None = None,
+) -> Reconstruction:
+    r"""Recovers training images from parameters before and after training.
+
+    Minimises $\|\theta_t - \theta_0 - \frac1{mc}\sum_{q,j,c} a_{q,j}^c \nabla_\theta
+    f^c_{\theta(s_q)}(x_j)\|^2 + \text{box}$ over images $x_j$ and duals $a$
+    (arXiv:2302.01428, Eq. 7; $s = 1$ in the released code, $s = 0$ in print).
+
+    Args:
+      network: an `MLP`, or any `apply_fn(params, images)`; the latter needs
+        `settings.form="parameter"` and `project=False`.
+      params_0: parameters before training.
+      params_t: parameters after training.
+      key: typed key; fixes the initial images and duals.
+      image_shape: (height, width, depth) in pixels.
+      num_images: candidates m, usually twice the training set.
+      bounds: smallest and largest intensity, scalar or per channel, in the units
+        that the network takes: (-mean, 1 - mean).
+      num_outputs: c, for an `apply_fn`; an `MLP` knows its own.
+      points: "final", "init", "midpoint", "both" or s in [0, 1], each with its own
+        duals. For linearized training use "init", where its gradients were; for
+        standard training "both", with `settings=STANDARD`.
+      settings: `FAST`, or `PAPER` for the published search.
+      initial_images: to start from, in place of noise.
+      initial_duals: multipliers to start from, one set per point.
+      movable: False where an initial image is held fixed.
+      chunk: steps between calls of `callback`.
+      callback: `(steps, state, metrics)` after each chunk. To resume, give a saved
+        state to `prepare(...)._replace(state=...)` and call `run`.
+
+    Raises:
+      ValueError: the parameters differ in structure or not at all, hold a NaN, do not
+        fit the images, or a number is out of range.
+    """
+    attack = prepare(
+        network,
+        params_0,
+        params_t,
+        key=key,
+        image_shape=image_shape,
+        num_images=num_images,
+        bounds=bounds,
+        num_outputs=num_outputs,
+        points=points,
+        settings=settings,
+        initial_images=initial_images,
+        initial_duals=initial_duals,
+        movable=movable,
+    )
+    return run(attack, chunk=chunk, callback=callback)
+
+
+def parse_points(points: str | Sequence[float]) -> tuple[float, ...]:
+    """Returns s of every point: of a name, of numbers between commas, or of numbers.
+
+    Raises:
+      ValueError: an unknown name, no point, or one outside [0, 1].
+    """
+    if isinstance(points, str):
+        if points in POINTS:
+            return POINTS[points]
+        try:
+            points = tuple(float(part) for part in points.split(","))
+        except ValueError as error:
+            raise ValueError(
+                f"points={points!r} is unknown: use {', '.join(POINTS)} or numbers in "
+                "[0, 1] between commas."
+            ) from error
+    if not len(points):
+        raise ValueError("points=() is empty: give at least one s in [0, 1].")
+    for s in points:
+        _checks.in_range(0, 1, points=s)
+    return tuple(float(s) for s in points)
+
+
+def _project(params_0: Params, params_t: Params):
+    """The same network on coordinates in the column space of the first change."""
+    first = params_0["Dense_0"]["kernel"]
+    change = np.asarray(params_t["Dense_0"]["kernel"], np.float64) - np.asarray(
+        first, np.float64
+    )
+    # Rounding of the weights leaves singular values of about sqrt(width) eps.
+    tolerance = 300 * float(jnp.finfo(first.dtype).eps) * max(first.shape) ** 0.5
+    found = _linalg.range_basis(change, tolerance=min(tolerance, 1e-2))
+    basis = found.basis
+    if not basis.shape[1]:
+        raise ValueError(
+            "params_0 and params_t have the same first layer: its change spans the "
+            "images, so use settings with project=False."
+        )
+
+    def one(params):
+        kernel = basis.T @ np.asarray(params["Dense_0"]["kernel"], np.float64)
+        layer = {**params["Dense_0"], "kernel": jnp.asarray(kernel, first.dtype)}
+        return {**params, "Dense_0": layer}
+
+    return (one(params_0), one(params_t)), jnp.asarray(basis, first.dtype)
+
+
+def _constants(params_0, params_t, basis, points, settings, bounds, pixels):
+    change = _tree.sub(params_t, params_0)
+    squared_norm = _tree.squared_norm(change)
+    dtype = squared_norm.dtype
+    if settings.form == "kernel":
+        eps = float(jnp.finfo(dtype).eps)
+        change = stationarity.factor(change, tolerance=10 * eps)
+    low, high = (
+        jnp.tile(jnp.atleast_1d(jnp.asarray(b, dtype)), pixels // np.size(b))[None]
+        for b in bounds
+    )
+    if bool(jnp.any(low >= high)):
+        raise ValueError(
+            f"bounds={tuple(bounds)}: the smallest intensity must be below the largest."
+        )
+    empty = jnp.zeros(0, dtype)
+    return _Problem(
+        features=stationarity.features(params_0, params_t, points),
+        change=change,
+        squared_norm=squared_norm,
+        basis=basis,
+        bounds=(low, high),
+        movable=empty,
+        init=(empty, empty),
+    )

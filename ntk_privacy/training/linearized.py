@@ -1,0 +1,280 @@
+r"""Training of the first-order Taylor model, in closed form.
+
+For $f_{lin}(x) = f_0(x) + \langle \theta - \theta_0, \nabla f_0(x)\rangle$ and the loss
+$\tfrac12 \sum (y - f)^2$, every first-order method moves inside the row space of the
+Jacobian, $\theta - \theta_0 = J^T \alpha$, and acts on each eigenvalue of
+$K_0 = J J^T = V \Lambda V^T$ alone: $\alpha = V s(\Lambda) V^T (y - f_0)$ with a scalar
+gain $s(\lambda)$. One eigendecomposition replaces all iterations.
+
+Source: Loo et al., ICLR 2024 (arXiv:2302.01428), section 3; Lee et al., NeurIPS 2019.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ntk_privacy import _checks, _tree
+from ntk_privacy._linalg import matmul
+from ntk_privacy._types import ApplyFn, Params
+
+__all__ = [
+    "Gain",
+    "Spectrum",
+    "apply_linearized",
+    "decompose",
+    "duals",
+    "gradient_descent",
+    "gradient_flow",
+    "loss_at",
+    "params_at",
+    "residuals",
+    "steps_at_loss",
+    "time_at_loss",
+]
+
+Gain = Callable[[Float[Array, " m"]], Float[Array, " m"]]
+"""Scalar gain s(lambda): the duals in the eigenbasis per unit of initial residual."""
+
+
+class Spectrum(NamedTuple):
+    """Eigendecomposition of K_0 over all n c outputs, and the initial residual.
+
+    eigenvalues: ascending, floored at 0. eigenvectors: columns. coefficients: of
+    y - f_0 in the eigenbasis. num_outputs: c.
+    """
+
+    eigenvalues: Float[Array, " m"]
+    eigenvectors: Float[Array, "m m"]
+    coefficients: Float[Array, " m"]
+    num_outputs: int
+
+
+def decompose(
+    kernel: Float[Array, "n n c c"],
+    fx_train_0: Float[Array, "n c"],
+    y_train: Float[Array, "n c"],
+) -> Spectrum:
+    """Decomposes the full kernel of the training images.
+
+    Args:
+      kernel: NTK with all output blocks (`trace_outputs=False`).
+      fx_train_0: outputs at initialisation.
+      y_train: targets.
+
+    Raises:
+      ValueError: labels do not have one row per image and one column per output.
+    """
+    n, c = fx_train_0.shape
+    if y_train.shape != (n, c):
+        raise ValueError(
+            f"y_train has shape {y_train.shape}, the outputs have {(n, c)}: give one "
+            "row per image and one column per output."
+        )
+    square = kernel.transpose(0, 2, 1, 3).reshape(n * c, n * c)
+    values, vectors = jnp.linalg.eigh(0.5 * (square + square.T))
+    coefficients = matmul(vectors.T, (y_train - fx_train_0).reshape(-1, 1))[:, 0]
+    return Spectrum(jnp.maximum(values, 0), vectors, coefficients, c)
+
+
+def gradient_flow(time: float | Float[Array, ""]) -> Gain:
+    """Returns the gain of gradient flow on the summed loss at `time`.
+
+    Args:
+      time: in units of 1 / eigenvalue; `jnp.inf` is convergence.
+    """
+
+    def gain(eigenvalues):
+        t = jnp.asarray(time, eigenvalues.dtype)
+        # Rounding leaves null directions an eigenvalue of either size below eps:
+        # at t = inf they would blow up where exact arithmetic has no component.
+        floor = jnp.finfo(eigenvalues.dtype).eps * jnp.max(eigenvalues)
+        safe = jnp.maximum(eigenvalues, floor)
+        exponent = jnp.where(jnp.isinf(t), jnp.inf, safe * t)
+        return -jnp.expm1(-exponent) / safe
+
+    return gain
+
+
+def gradient_descent(
+    steps: int | Array, *, learning_rate: float, momentum: float = 0.0
+) -> Gain:
+    r"""Returns the gain of gradient descent, with heavy-ball momentum if asked.
+
+    Per eigenvalue the dual $a$ and its velocity $u$ follow the affine recursion
+    $u \leftarrow \beta u + \eta (1 - \lambda a)$, $a \leftarrow a + u$ from zero. Its
+    k-th power is taken by repeated squaring: about 20 products for 10^6 steps.
+
+    Args:
+      steps: number of steps, below 2^31.
+      learning_rate: on the summed loss; a rate for the mean loss is divided by n c.
+      momentum: beta, in [0, 1).
+
+    Raises:
+      ValueError: a rate that is not positive, or a momentum out of range.
+    """
+    _checks.positive(learning_rate=learning_rate)
+    _checks.in_range(0, 1, momentum=momentum)
+
+    def compose(g, f):
+        """The affine map g after f: matrices (m, 2, 2), offsets (m, 2)."""
+        (mg, bg), (mf, bf) = g, f
+        return matmul(mg, mf), matmul(mg, bf[..., None])[..., 0] + bg
+
+    def gain(eigenvalues):
+        dtype = eigenvalues.dtype
+        eta, beta = jnp.asarray(learning_rate, dtype), jnp.asarray(momentum, dtype)
+        el = eta * eigenvalues
+        ones = jnp.ones_like(el)
+        step = (
+            jnp.stack(
+                [
+                    jnp.stack([1 - el, beta * ones], -1),
+                    jnp.stack([-el, beta * ones], -1),
+                ],
+                axis=-2,
+            ),
+            jnp.stack([eta * ones, eta * ones], -1),
+        )
+        identity = (
+            jnp.broadcast_to(jnp.eye(2, dtype=dtype), step[0].shape),
+            jnp.zeros_like(step[1]),
+        )
+        count = jnp.asarray(steps, jnp.int32)
+
+        def body(i, carry):
+            power, total = carry
+            taken = compose(power, total)
+            odd = (count >> i) & 1 == 1
+            total = jax.tree.map(lambda a, b: jnp.where(odd, a, b), taken, total)
+            return compose(power, power), total
+
+        _, (_, offset) = jax.lax.fori_loop(0, 31, body, (step, identity))
+        return offset[:, 0]
+
+    return gain
+
+
+def residuals(spectrum: Spectrum, gain: Gain) -> Float[Array, "n c"]:
+    """Returns y - f on the training images after training with `gain`."""
+    left = 1 - spectrum.eigenvalues * gain(spectrum.eigenvalues)
+    flat = matmul(spectrum.eigenvectors, (left * spectrum.coefficients)[:, None])
+    return flat.reshape(-1, spectrum.num_outputs)
+
+
+def duals(spectrum: Spectrum, gain: Gain) -> Float[Array, "n c"]:
+    """Returns alpha, with theta - theta_0 = sum_i,c alpha_i^c grad f_0^c(x_i)."""
+    scaled = gain(spectrum.eigenvalues) * spectrum.coefficients
+    flat = matmul(spectrum.eigenvectors, scaled[:, None])
+    return flat.reshape(-1, spectrum.num_outputs)
+
+
+def loss_at(spectrum: Spectrum, gain: Gain) -> Float[Array, ""]:
+    """Returns the mean over images and outputs of (y - f)^2 / 2."""
+    left = 1 - spectrum.eigenvalues * gain(spectrum.eigenvalues)
+    return 0.5 * jnp.mean((left * spectrum.coefficients) ** 2)
+
+
+def time_at_loss(spectrum: Spectrum, loss: float) -> Float[Array, ""]:
+    """Returns the gradient-flow time at which the mean loss has fallen to `loss`.
+
+    0 if it starts below; inf if a null direction of the kernel keeps it above.
+    By bisection in log time.
+
+    Args:
+      spectrum: from `decompose`.
+      loss: mean of (y - f)^2 / 2, above 0.
+
+    Raises:
+      ValueError: loss not above 0.
+    """
+    _checks.positive(loss=loss)
+    dtype = spectrum.eigenvalues.dtype
+    scale = jnp.max(spectrum.eigenvalues)
+
+    def above(log_t):
+        decay = jnp.exp(-2 * spectrum.eigenvalues / scale * jnp.exp(log_t))
+        return 0.5 * jnp.mean(decay * spectrum.coefficients**2) > loss
+
+    low, high = jnp.asarray(-40.0, dtype), jnp.asarray(60.0, dtype)
+
+    def body(_, bounds):
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        up = above(middle)
+        return jnp.where(up, middle, low), jnp.where(up, high, middle)
+
+    _, end = jax.lax.fori_loop(0, 100, body, (low, high))
+    time = jnp.where(above(low), jnp.exp(end) / scale, 0.0)
+    return jnp.where(above(high), jnp.inf, time)
+
+
+def steps_at_loss(
+    spectrum: Spectrum,
+    loss: float,
+    *,
+    learning_rate: float,
+    momentum: float = 0.0,
+    max_steps: int = 1_000_000,
+) -> int:
+    """Returns the first step of gradient descent with a mean loss below `loss`.
+
+    By bisection, so the loss must fall from there on: learning rates of at most
+    1 / lambda_max. `max_steps` if it is not reached.
+
+    Args:
+      spectrum: from `decompose`.
+      loss: mean of (y - f)^2 / 2, above 0.
+      learning_rate: on the summed loss.
+      momentum: beta, in [0, 1).
+      max_steps: where to stop.
+    """
+    _checks.positive(loss=loss)
+    _checks.at_least(1, max_steps=max_steps)
+
+    @jax.jit
+    def loss_after(steps):
+        gain = gradient_descent(steps, learning_rate=learning_rate, momentum=momentum)
+        return loss_at(spectrum, gain)
+
+    low, high = 0, max_steps
+    while low < high:
+        middle = (low + high) // 2
+        if float(loss_after(middle)) < loss:
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+def params_at(
+    apply_fn: ApplyFn,
+    params_0: Params,
+    x_train: Float[Array, "n ..."],
+    duals: Float[Array, "n c"],
+) -> Params:
+    """Returns theta_0 + J^T duals, by one reverse-mode derivative.
+
+    Args:
+      apply_fn: the network.
+      params_0: parameters at initialisation.
+      x_train: training images.
+      duals: from `duals`.
+    """
+    _, pullback = jax.vjp(lambda p: apply_fn(p, x_train), params_0)
+    return _tree.add(params_0, pullback(duals)[0])
+
+
+def apply_linearized(
+    apply_fn: ApplyFn,
+    params_0: Params,
+    params: Params,
+    x: Float[Array, "n ..."],
+) -> Float[Array, "n c"]:
+    """Returns f_0(x) + <theta - theta_0, grad f_0(x)>, by one forward derivative."""
+    f0, change = jax.jvp(
+        lambda p: apply_fn(p, x), (params_0,), (_tree.sub(params, params_0),)
+    )
+    return f0 + change
