@@ -55,10 +55,15 @@ def run(
       The state and the number of steps done.
 
     Raises:
-      ValueError: chunk or num_steps out of range.
+      ValueError: chunk, num_steps or first_step out of range.
     """
     _checks.at_least(1, chunk=chunk)
     _checks.at_least(0, num_steps=num_steps, first_step=first_step)
+    if first_step > num_steps:
+        raise ValueError(
+            f"first_step={first_step} is above num_steps={num_steps}: ask for more "
+            "steps, or start from an earlier state."
+        )
     done = first_step
     while done < num_steps:
         stop = min((done // chunk + 1) * chunk, num_steps)

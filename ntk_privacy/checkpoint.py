@@ -4,9 +4,13 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 __all__ = ["latest_step", "restore", "save"]
+
+_ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 
 def _manager(folder: str | pathlib.Path) -> ocp.CheckpointManager:
@@ -15,7 +19,45 @@ def _manager(folder: str | pathlib.Path) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         max_to_keep=2, enable_async_checkpointing=False
     )
-    return ocp.CheckpointManager(path, options=options)
+    return ocp.CheckpointManager(
+        path, options=options, item_handlers=ocp.StandardCheckpointHandler()
+    )
+
+
+def _require_arrays(tree: Any) -> None:
+    """Raises ValueError at a leaf that would not come back as it went."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, _ARRAYS) or jnp.issubdtype(
+            leaf.dtype, jax.dtypes.prng_key
+        ):
+            raise ValueError(
+                f"state{jax.tree_util.keystr(path)} is a {type(leaf).__name__}, which "
+                "no checkpoint can hold: make scalars arrays, and keys key data."
+            )
+
+
+def _leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Returns shape and dtype of each leaf by its path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            tuple(leaf.shape),
+            str(jnp.dtype(leaf.dtype)),
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _refuse_another_structure(stored: Any, like: Any) -> None:
+    """Raises ValueError that names the first leaf in which the two differ."""
+    # Orbax itself casts, or complains over a hundred lines when half of it is read.
+    has, wants = _leaves(stored), _leaves(like)
+    for name in sorted(has.keys() | wants.keys()):
+        if has.get(name) != wants.get(name):
+            told = [
+                "no leaf" if leaf is None else f"shape {leaf[0]} and dtype {leaf[1]}"
+                for leaf in (has.get(name), wants.get(name))
+            ]
+            raise ValueError(f"at {name} it has {told[0]}, not {told[1]}")
 
 
 def save(folder: str | pathlib.Path, step: int, state: Any) -> None:
@@ -27,7 +69,11 @@ def save(folder: str | pathlib.Path, step: int, state: Any) -> None:
       folder: made if it is missing.
       step: number of steps done, at least 0.
       state: pytree of arrays (typed keys: store `jax.random.key_data`).
+
+    Raises:
+      ValueError: a leaf is no array.
     """
+    _require_arrays(state)
     with _manager(folder) as manager:
         manager.save(step, args=ocp.args.StandardSave(state))
         manager.wait_until_finished()
@@ -47,17 +93,21 @@ def restore(folder: str | pathlib.Path, step: int, like: Any) -> Any:
     Args:
       folder: where `save` wrote.
       step: a step that was saved, such as `latest_step(folder)`.
-      like: pytree with the shapes and dtypes to expect.
+      like: pytree of arrays, or of `jax.ShapeDtypeStruct`, to expect.
 
     Raises:
-      ValueError: the checkpoint's structure or shapes are not those of `like`.
+      ValueError: the checkpoint is missing or damaged, or its structure, shapes or
+        dtypes are not those of `like`.
     """
+    _require_arrays(like)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     with _manager(folder) as manager:
         try:
+            _refuse_another_structure(manager.item_metadata(step), abstract)
             return manager.restore(step, args=ocp.args.StandardRestore(abstract))
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise ValueError(
                 f"The checkpoint of step {step} in {folder} cannot be restored "
-                f"({str(error).splitlines()[0][:200]}): remove the folder to start anew."
+                f"({str(error).splitlines()[0][:200]}): remove the folder to start "
+                "anew."
             ) from error

@@ -1,0 +1,140 @@
+"""Checkpoints come back to the bit, whole or not at all."""
+
+import gc
+import shutil
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ntk_privacy import checkpoint
+
+
+class State(NamedTuple):
+    params: dict
+    optimizer: optax.OptState
+    key_data: jax.Array
+    step: jax.Array
+
+
+def _state(seed=0):
+    key = jax.random.key(seed)
+    params = {
+        "layer": {"kernel": jax.random.normal(key, (3, 2), jnp.float32)},
+        "half": jax.random.normal(key, (4,), jnp.bfloat16),
+        "double": jax.random.normal(key, (2,), jnp.float64).at[0].set(jnp.nan),
+    }
+    optimizer = optax.adam(jnp.float32(1e-3)).init(params["layer"])
+    return State(params, optimizer, jax.random.key_data(key), jnp.int32(seed))
+
+
+def _bits(tree):
+    return [(a.dtype, a.shape, np.asarray(a).tobytes()) for a in jax.tree.leaves(tree)]
+
+
+def test_a_state_comes_back_to_the_bit(tmp_path):
+    state = _state()
+    checkpoint.save(tmp_path, 0, state)
+    back = checkpoint.restore(tmp_path, 0, jax.tree.map(jnp.zeros_like, state))
+    assert type(back) is State
+    chex.assert_trees_all_equal_structs(back, state)
+    assert _bits(back) == _bits(state)
+    key = jax.random.wrap_key_data(back.key_data)
+    assert jax.random.uniform(key) == jax.random.uniform(jax.random.key(0))
+
+
+def test_the_newest_two_are_kept(tmp_path):
+    for step in (5, 10, 200):
+        checkpoint.save(tmp_path, step, _state(step))
+    assert checkpoint.latest_step(tmp_path) == 200
+    kept = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
+    assert kept == [10, 200]
+    assert _bits(checkpoint.restore(tmp_path, 10, _state())) == _bits(_state(10))
+
+
+def test_a_folder_without_checkpoints_has_no_step(tmp_path):
+    assert checkpoint.latest_step(tmp_path) is None
+    assert checkpoint.latest_step(tmp_path / "absent") is None
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_half_written_step_is_ignored(tmp_path):
+    checkpoint.save(tmp_path, 10, _state(10))
+    # What a process killed while saving leaves behind: the folder under its
+    # temporary name, with some of the files.
+    half = tmp_path / "20.orbax-checkpoint-tmp-1"
+    shutil.copytree(tmp_path / "10", half)
+    (half / "_CHECKPOINT_METADATA").unlink()
+    assert checkpoint.latest_step(tmp_path) == 10
+    checkpoint.save(tmp_path, 20, _state(20))
+    assert checkpoint.latest_step(tmp_path) == 20
+    assert _bits(checkpoint.restore(tmp_path, 20, _state())) == _bits(_state(20))
+
+
+def _renamed(state):
+    return state._replace(params={"other": state.params["half"]})
+
+
+def _reshaped(state):
+    half = jnp.zeros((9,), jnp.bfloat16)
+    return state._replace(params={**state.params, "half": half})
+
+
+def _smaller(state):
+    params = {k: v for k, v in state.params.items() if k != "half"}
+    return state._replace(params=params)
+
+
+def _retyped(state):
+    half = jnp.zeros((4,), jnp.float32)
+    return state._replace(params={**state.params, "half": half})
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (
+            _renamed,
+            r"at params/double it has shape \(2,\) and dtype float64, not no leaf",
+        ),
+        (_reshaped, r"at params/half it has shape \(4,\) .* not shape \(9,\)"),
+        (_smaller, r"at params/half it has shape \(4,\) .* not no leaf"),
+        (_retyped, r"at params/half .* dtype bfloat16, not .* dtype float32"),
+    ],
+)
+def test_another_structure_is_one_clear_line(tmp_path, change, difference):
+    checkpoint.save(tmp_path, 3, _state())
+    with pytest.raises(ValueError, match=difference) as caught:
+        checkpoint.restore(tmp_path, 3, change(_state()))
+    text = str(caught.value)
+    assert text.startswith("The checkpoint of step 3 in ")
+    assert text.endswith("remove the folder to start anew.")
+    assert "\n" not in text
+
+
+# Orbax drops its other reads when one fails; they complain when they are collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("victim", ["manifest.ocdbt", "_METADATA"])
+def test_a_damaged_or_missing_step_is_one_clear_line(tmp_path, victim):
+    checkpoint.save(tmp_path, 3, _state())
+    with pytest.raises(ValueError, match="checkpoint of step 4"):
+        checkpoint.restore(tmp_path, 4, _state())
+    (hit,) = tmp_path.glob(f"3/*/{victim}")
+    hit.write_bytes(b"broken")
+    with pytest.raises(ValueError, match="checkpoint of step 3") as caught:
+        checkpoint.restore(tmp_path, 3, _state())
+    del caught
+    gc.collect()
+
+
+@pytest.mark.parametrize("bad", [3, np.float32(1), jax.random.key(0)])
+def test_leaves_that_are_no_arrays_are_refused_before_anything_is_written(
+    tmp_path, bad
+):
+    with pytest.raises(ValueError, match=r"state\['step'\] is a .*: make scalars"):
+        checkpoint.save(tmp_path / "new", 1, {"x": jnp.zeros(2), "step": bad})
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,83 @@
+"""Every message names the argument, its value and what to do."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntk_privacy import _checks
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: _checks.positive(a=1, width=0), "width=0 must be above 0."),
+        (lambda: _checks.positive(rate=float("nan")), "rate=nan must be above 0."),
+        (lambda: _checks.positive(rate=np.inf), "rate=inf must be above 0."),
+        (lambda: _checks.at_least(1, chunk=0), "chunk=0 must be at least 1."),
+        (lambda: _checks.at_least(0.5, x=-np.inf), "x=-inf must be at least 0.5."),
+        (
+            lambda: _checks.in_range(0, 1, momentum=1.5),
+            "momentum=1.5 must lie in [0, 1].",
+        ),
+        (lambda: _checks.in_range(0, 1, p=np.nan), "p=nan must lie in [0, 1]."),
+        (
+            lambda: _checks.one_of(("kkt", "algebraic"), method="kk"),
+            "method='kk' is unknown: use one of kkt, algebraic.",
+        ),
+        (
+            lambda: _checks.same_length(images=[1, 2], labels=np.zeros((3, 1))),
+            "Lengths differ: images has 2 rows, labels has 3 rows; give one row per "
+            "image to each.",
+        ),
+        (
+            lambda: _checks.finite(params={"w": jnp.array([1.0, jnp.nan, jnp.inf])}),
+            "params['w'] has 2 values that are NaN or infinite: lower the step size "
+            "that produced it, or use an earlier snapshot.",
+        ),
+        (
+            lambda: _checks.same_structure("params_0", {"w": 1}, "params_t", {"v": 1}),
+            "params_0 and params_t differ in structure: give the parameters of one "
+            "architecture before and after training.",
+        ),
+        (
+            lambda: _checks.same_structure(
+                "params_0", {"w": np.zeros(2)}, "params_t", {"w": np.zeros((2, 1))}
+            ),
+            "params_0['w'] has shape (2,) but params_t['w'] has (2, 1): give the "
+            "parameters of one architecture before and after training.",
+        ),
+        (
+            lambda: _checks.differ(
+                "params_0", {"w": jnp.ones(2)}, "b", {"w": np.ones(2)}
+            ),
+            "params_0 and b are equal: nothing was learnt, so nothing can be read "
+            "back; give the parameters before and after training.",
+        ),
+    ],
+)
+def test_the_message_is_one_sentence_with_the_remedy(call, message):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("number", [1, 1.0, np.float32(1), np.int64(1), np.float64(1)])
+def test_numbers_of_every_kind_pass(number):
+    _checks.positive(x=number)
+    _checks.at_least(1, x=number)
+    _checks.in_range(number, 2, x=number)
+
+
+def test_sound_trees_pass():
+    a, b = {"w": jnp.zeros(3)}, {"w": jnp.array([0.0, 0.0, 1e-30])}
+    _checks.finite(a=a, b=b)
+    _checks.same_structure("a", a, "b", b)
+    _checks.differ("a", a, "b", b)
+    _checks.same_length(a=[1], b=(2,))
+    _checks.one_of([1, 2], x=2)
+
+
+def test_reduced_precision_and_integer_leaves_are_checked_too():
+    _checks.finite(tree=[jnp.ones(2, jnp.bfloat16), jnp.arange(3), 1.5])
+    with pytest.raises(ValueError, match=r"tree\[0\] has 1 values"):
+        _checks.finite(tree=[jnp.array([jnp.nan], jnp.bfloat16)])
