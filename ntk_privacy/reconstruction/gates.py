@@ -56,16 +56,54 @@ def _mm(a: Array, b: Array) -> Array:
 
 
 @jax.jit
-def _range_svd(g: Array, sketch: Array) -> tuple[Array, Array, Array]:
-    """Randomized SVD (Halko et al., 2011, algorithm 4.4) with two power iterations."""
+def _sketched(g: Array, sketch: Array) -> Array:
+    return _mm(g, sketch)
 
-    def power(q, _):
-        return jnp.linalg.qr(_mm(g, _mm(g.T, q)))[0], None
 
-    q = jnp.linalg.qr(_mm(g, sketch))[0]
-    q, _ = jax.lax.scan(power, q, None, length=2)
-    u, s, vt = jnp.linalg.svd(_mm(q.T, g), full_matrices=False)
-    return _mm(q, u), s, vt
+@jax.jit
+def _powered(g: Array, q: Array) -> Array:
+    return _mm(g, _mm(g.T, q))
+
+
+@jax.jit
+def _products(a: Array, b: Array) -> Array:
+    return _mm(a.T, b)
+
+
+def _orthonormal(y: Array) -> Array:
+    """Orthonormal basis by two passes over the Gram matrix, far faster than QR.
+
+    The Gram matrix is formed and factorized on the host in float64; the second pass
+    repairs what the first loses where columns are nearly dependent.
+    """
+    for _ in range(2):
+        tall = np.asarray(y, np.float64)
+        values, vectors = np.linalg.eigh(tall.T @ tall)
+        scale = 1.0 / np.sqrt(np.maximum(values, values[-1] * 1e-14))
+        y = jnp.asarray(tall @ (vectors * scale), y.dtype)
+    return y
+
+
+def _widest(values: np.ndarray, *, whole: bool) -> tuple[int, float]:
+    """Returns the rank at the widest gap of a spectrum, and the gap.
+
+    The leading values stand far above the rest (all images share a mean), and the last
+    few of a partial sketch fall off by themselves: neither is a sign of rank.
+    """
+    ratios = values[:-1] / values[1:]
+    ratios[: min(2, len(ratios) - 1)] = 1.0
+    if not whole:
+        ratios[-max(len(ratios) // 16, 4) :] = 1.0
+    widest = int(np.argmax(ratios))
+    return widest + 1, float(ratios[widest])
+
+
+def _spectrum(g: Array, key: Array, size: int) -> np.ndarray:
+    """Approximate singular values from one random sketch."""
+    sketch = jax.random.normal(key, (g.shape[1], size), g.dtype)
+    y = np.asarray(_sketched(g, sketch), np.float64) / np.sqrt(size)
+    values = np.linalg.eigvalsh(y.T @ y)[::-1]
+    return np.sqrt(np.maximum(values, values[0] * 1e-16))
 
 
 def factorize(
@@ -73,45 +111,51 @@ def factorize(
 ) -> Factors:
     """Returns the SVD cut at the widest gap of the spectrum, or at `num_images`.
 
-    The sketch doubles until the widest gap lies well inside it.
+    Randomized (Halko et al., 2011, algorithm 4.4) with two power iterations. The rank
+    is looked for in sketches that grow until the widest gap lies inside one.
     """
     limit = min(g.shape)
-    size = min(limit, 48 if num_images is None else num_images + 8)
-    while True:
-        sketch = jax.random.normal(key, (g.shape[1], size), g.dtype)
-        left, values, right = _range_svd(g, sketch)
-        s = np.maximum(np.asarray(values, np.float64), 1e-300)
-        # The leading value stands far above the rest (all images share a mean), and the
-        # last few of a sketch fall off by themselves: neither is a sign of rank.
-        ratios = s[:-1] / s[1:]
-        if size < limit:
-            ratios = ratios[: max(size - 6, 1)]
-        ratios = ratios.copy()
-        ratios[: min(2, len(ratios) - 1)] = 1.0
-        widest = int(np.argmax(ratios)) + 1
-        rank = widest if num_images is None else min(num_images, size)
-        gap = float(s[rank - 1] / s[rank]) if rank < size else 1.0
-        clear = ratios[widest - 1] > 20.0
-        if num_images is not None or clear or size == limit:
-            return Factors(left[:, :rank], s, right[:rank], gap)
-        size = min(limit, 2 * size)
+    rank = num_images
+    size = min(limit, 128)
+    while rank is None:
+        guess, gap = _widest(_spectrum(g, key, size), whole=size == limit)
+        if gap > 8.0 or size == limit:
+            # Faint gaps are judged on the refined spectrum of a wide basis.
+            rank = guess if gap > 8.0 else None
+            break
+        size = min(limit, 4 * size)
+    basis_size = min(limit, 128 if rank is None else rank + 8)
+    sketch = jax.random.normal(key, (g.shape[1], basis_size), g.dtype)
+    q = _orthonormal(_sketched(g, sketch))
+    for _ in range(2):
+        q = _orthonormal(_powered(g, q))
+    small = np.asarray(_products(q, g), np.float64)
+    squares, vectors = np.linalg.eigh(small @ small.T)
+    values = np.sqrt(np.maximum(squares[::-1], squares[-1] * 1e-16))
+    vectors = vectors[:, ::-1]
+    if rank is None:
+        rank, _ = _widest(values, whole=basis_size == limit)
+    rank = min(rank, basis_size)
+    gap = float(values[rank - 1] / values[rank]) if rank < basis_size else 1.0
+    left = _mm(q, jnp.asarray(vectors[:, :rank], g.dtype))
+    right = (vectors[:, :rank] / values[:rank]).T @ small
+    return Factors(left, values, jnp.asarray(right, g.dtype), gap)
 
 
-class _Space(NamedTuple):
-    """Whitened coordinates of both factors.
+class _Columns(NamedTuple):
+    """Whitened column space: basis, the means that centring took, the bias row."""
 
-    columns, column_means, column_lasts: whitened column space, the means that the
-    centring took away, and the coordinates of the bias row.
-    rows: whitened row space. affine: orthonormal basis of span(rows, 1).
-    basis: orthonormal basis of the row space.
-    """
+    white: Float[Array, "r units"]
+    means: Float[Array, " r"]
+    lasts: Float[Array, " r"]
 
-    columns: Float[Array, "r units"]
-    column_means: Float[Array, " r"]
-    column_lasts: Float[Array, " r"]
-    rows: Float[Array, "r columns"]
-    affine: Float[Array, "r1 columns"]
+
+class _Rows(NamedTuple):
+    """Row space: whitened, orthonormal, and orthonormal with the constant row."""
+
+    white: Float[Array, "r columns"]
     basis: Float[Array, "r columns"]
+    affine: Float[Array, "r1 columns"]
 
 
 def _whiten(gram: np.ndarray, samples: int, rank: int) -> np.ndarray:
@@ -145,28 +189,29 @@ def _deflated(
     return basis
 
 
-def _space(factors: Factors, found: Bool[np.ndarray, "f columns"]) -> _Space:
-    """Whitens the column space of what is not yet found, and the whole row space."""
+def _column_space(factors: Factors, found: Bool[np.ndarray, "f columns"]) -> _Columns:
+    """Whitens the column space of what is not yet found; zero rows fill up."""
     dtype = factors.left.dtype
-    rank = factors.right.shape[0]
     left = np.asarray(factors.left, np.float64) @ _deflated(factors, found)
     units = left[:-1]
     centred = units - units.mean(0)
-    mix = _whiten(centred.T @ centred, len(units), rank - len(found))
+    rank = factors.right.shape[0] - len(found)
+    mix = _whiten(centred.T @ centred, len(units), rank)
+    arrays = (centred @ mix).T, units.mean(0) @ mix, left[-1] @ mix
+    return _Columns(*(jnp.asarray(a, dtype) for a in arrays))
+
+
+def _row_space(factors: Factors) -> _Rows:
+    """Whitens the row space."""
     right = np.asarray(factors.right, np.float64)
-    white = right - right.mean(1, keepdims=True)
-    unmix = _whiten(white @ white.T, right.shape[1], rank)
-    ones = np.ones((1, right.shape[1]))
-    affine = np.linalg.qr(np.concatenate([right, ones]).T)[0].T
-    arrays = (
-        (centred @ mix).T,
-        units.mean(0) @ mix,
-        left[-1] @ mix,
-        unmix.T @ white,
-        affine,
-        right,
-    )
-    return _Space(*(jnp.asarray(a, dtype) for a in arrays))
+    centred = right - right.mean(1, keepdims=True)
+    unmix = _whiten(centred @ centred.T, right.shape[1], len(right))
+    # What the constant row adds to the span, orthogonal to all rows.
+    rest = np.ones(right.shape[1]) - right.T @ right.sum(1)
+    rest /= np.linalg.norm(rest)
+    affine = np.concatenate([right, rest[None]])
+    arrays = unmix.T @ centred, right, affine
+    return _Rows(*(jnp.asarray(a, factors.right.dtype) for a in arrays))
 
 
 def _unit(v: Array) -> Array:
@@ -176,7 +221,7 @@ def _unit(v: Array) -> Array:
 
 @jax.jit
 def _climb(
-    starts: Float[Array, "b units"], space: _Space, num_steps: Int[Array, ""]
+    starts: Float[Array, "b units"], space: _Columns, num_steps: Int[Array, ""]
 ) -> tuple[Float[Array, "b units"], Float[Array, " b"]]:
     r"""Follows the skewness of the column space from start activations.
 
@@ -188,17 +233,17 @@ def _climb(
     Returns:
       Activations up to a positive scale, and the bias coordinate in the same scale.
     """
-    z = space.columns
+    z = space.white
     centred = starts - jnp.mean(starts, axis=1, keepdims=True)
     v = _unit(_mm(centred, z.T))
     v = jax.lax.fori_loop(0, num_steps, lambda _, v: _unit(_mm(_mm(v, z) ** 2, z.T)), v)
-    means = _mm(v, space.column_means[:, None])
-    return _mm(v, z) + means, _mm(v, space.column_lasts[:, None])[:, 0]
+    means = _mm(v, space.means[:, None])
+    return _mm(v, z) + means, _mm(v, space.lasts[:, None])[:, 0]
 
 
 @jax.jit
 def _settle(
-    gates: Float[Array, "b columns"], space: _Space, num_steps: Int[Array, ""]
+    gates: Float[Array, "b columns"], space: _Rows, num_steps: Int[Array, ""]
 ) -> tuple[Bool[Array, "b columns"], Float[Array, " b"]]:
     r"""Turns approximate gates into binary rows of the row space.
 
@@ -210,22 +255,21 @@ def _settle(
     Returns:
       The rows, and their squared relative distance to the row space.
     """
-    z = space.rows
+    z = space.white
     columns = z.shape[1]
 
     def newton(state):
         step, w, y, _ = state
         w = _unit(3.0 * w - _mm(y**3, z.T) / columns)
         new = _mm(w, z)
-        return step + 1, w, new, jnp.mean((new > 0) != (y > 0)) * 1.0
+        moved = jnp.mean(((new > 0) != (y > 0)).astype(z.dtype))
+        return step + 1, w, new, moved
 
     centred = gates - jnp.mean(gates, axis=1, keepdims=True)
     w = _unit(_mm(centred, z.T))
     state = (jnp.zeros((), jnp.int32), w, _mm(w, z), jnp.ones((), z.dtype))
     state = jax.lax.while_loop(
-        lambda s: (s[0] < num_steps) & (s[3] > 1e-4),
-        lambda s: (*newton(s)[:3], newton(s)[3].astype(z.dtype)),
-        state,
+        lambda s: (s[0] < num_steps) & (s[3] > 1e-4), newton, state
     )
 
     def project(_, s):
@@ -305,9 +349,10 @@ def find_gate_rows(
     residuals = np.zeros(0)
     idle = used = 0
     spare = auxiliary
+    row_space = _row_space(factors)
     while len(rows) < rank and used < max_rounds and idle < 3:
         key_start, key_mix = jax.random.split(jax.random.fold_in(key, used))
-        space = _space(factors, rows)
+        space = _column_space(factors, rows)
         if spare is not None and len(spare) >= num_starts:
             inputs, spare = spare[:num_starts], spare[num_starts:]
         else:
@@ -320,11 +365,11 @@ def find_gate_rows(
             # Few are left: directions that no input suggests are cheap to try too.
             half = num_starts // 2
             mix = jax.random.normal(key_mix, (half, rank), dtype)
-            starts = starts.at[:half].set(_mm(mix, space.columns))
+            starts = starts.at[:half].set(_mm(mix, space.white))
         climb = jnp.asarray(2 + 2 * used, jnp.int32)
         activations, lasts = _climb(starts, space, climb)
         gates = gates_of(activations, lasts).astype(dtype)
-        found, distance = _settle(gates, space, jnp.asarray(40, jnp.int32))
+        found, distance = _settle(gates, row_space, jnp.asarray(40, jnp.int32))
         distance = np.asarray(distance, np.float64)
         good = np.flatnonzero(distance < tolerance)
         candidates = np.asarray(found)[good]
