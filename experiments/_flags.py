@@ -7,8 +7,10 @@ Exit codes: 0 done, 1 a file or its contents, 2 a flag, 130 interrupted. Errors 
 line on stderr.
 """
 
+import contextlib
 import dataclasses
 import math
+import os
 import sys
 import textwrap
 import types
@@ -96,7 +98,8 @@ class _Parser(flags.ArgumentParser):
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "empty"
-    return {None: "none", True: "true", False: "false"}.get(value, str(value))
+    # By identity of type: 0 and 1 equal False and True.
+    return str(value).lower() if isinstance(value, bool | None) else str(value)
 
 
 def _default(field: dataclasses.Field) -> Any:
@@ -194,7 +197,10 @@ def call(
     try:
         main(parse(config_class, arguments))
     except _HelpAsked as asked:
-        print(asked)
+        with contextlib.suppress(BrokenPipeError):  # `--help | head`
+            print(asked, flush=True)
+            return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except UsageError as error:
         return _fail(error, 2)

@@ -29,6 +29,7 @@ class Config:
     download: bool = False
     hidden: tuple[int, ...] = (8, 8)
     span: tuple[float, float] = (0.0, 1.0)
+    seed: int = 0
 
     def __post_init__(self):
         if self.width < 1:
@@ -143,6 +144,7 @@ def test_help_names_every_flag_with_type_and_default(capsys):
         "--[no]download\n        (default: false)",
         "--hidden=INT,...\n        (default: 8,8)",
         "--span=FLOAT,FLOAT\n        (default: 0.0,1.0)",
+        "--seed=INT\n        (default: 0)",
     ):
         assert line in text
     assert _flags.call(print, Demanding, ["--help"]) == 0
