@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Params
-from ntk_privacy.models.mlp import MLP
+from ntk_privacy.models.mlp import MLP, softplus_and_slope
 
 __all__ = ["Layer", "Trace", "backward", "forward", "layers", "ntk"]
 
@@ -81,9 +81,8 @@ def forward(
             slopes.append((h > 0).astype(h.dtype))
             a = jax.nn.relu(h)
         else:
-            beta = jnp.asarray(sharpness, h.dtype)
-            slopes.append(jax.nn.sigmoid(beta * h))
-            a = jax.nn.softplus(beta * h) / beta
+            a, slope = softplus_and_slope(h, jnp.asarray(sharpness, h.dtype))
+            slopes.append(slope)
     return Trace(tuple(inputs), tuple(slopes), h)
 
 

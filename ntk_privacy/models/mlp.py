@@ -24,8 +24,28 @@ def softplus(
     x: Float[Array, "..."], sharpness: float | Float[Array, ""]
 ) -> Float[Array, "..."]:
     """Returns log(1 + exp(sharpness x)) / sharpness; ReLU as sharpness grows."""
-    sharpness = jnp.asarray(sharpness, x.dtype)
-    return jax.nn.softplus(sharpness * x) / sharpness
+    return softplus_and_slope(x, jnp.asarray(sharpness, x.dtype))[0]
+
+
+@jax.custom_jvp
+def softplus_and_slope(
+    x: Float[Array, "..."], sharpness: Float[Array, ""]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Returns `softplus` and its derivative, from one exponential.
+
+    The sharpness is a constant for derivatives.
+    """
+    decay = jnp.exp(-jnp.abs(sharpness * x))
+    value = jax.nn.relu(x) + jnp.log1p(decay) / sharpness
+    return value, jnp.where(x > 0, 1, decay) / (1 + decay)
+
+
+@softplus_and_slope.defjvp
+def _softplus_and_slope_jvp(primals, tangents):
+    x, sharpness = primals
+    value, slope = softplus_and_slope(x, sharpness)
+    dx = tangents[0]
+    return (value, slope), (slope * dx, (sharpness * slope * (1 - slope)) * dx)
 
 
 class _Dense(nn.Module):

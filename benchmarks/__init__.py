@@ -1,0 +1,1 @@
+"""Measured speed: compile and run time apart, ratios taken in one run."""

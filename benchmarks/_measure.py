@@ -1,0 +1,78 @@
+"""Medians of interleaved runs, so that a busy machine slows every side alike."""
+
+import argparse
+import json
+import pathlib
+import platform
+import resource
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def interleaved(
+    sides: Mapping[str, Callable[[], Any]], *, repeats: int
+) -> dict[str, dict[str, float]]:
+    """Times every side in turn, `repeats` times over.
+
+    Returns per side `compile` (first call less the median) and `run` (median), seconds.
+    """
+    first, times = {}, {name: [] for name in sides}
+    for name, side in sides.items():
+        start = time.perf_counter()
+        jax.block_until_ready(side())
+        first[name] = time.perf_counter() - start
+    for _ in range(repeats):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            jax.block_until_ready(side())
+            times[name].append(time.perf_counter() - start)
+    return {
+        name: {
+            "compile": max(first[name] - float(np.median(times[name])), 0.0),
+            "run": float(np.median(times[name])),
+        }
+        for name in sides
+    }
+
+
+def median_ratio(slow: list[float], fast: list[float]) -> float:
+    """Median over rounds of slow / fast."""
+    return float(np.median(np.asarray(slow) / np.asarray(fast)))
+
+
+def peak_memory() -> float:
+    """Largest resident size of this process so far, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def arguments(**extra: Any) -> argparse.Namespace:
+    """Parses --out and the extra options (name=default)."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=pathlib.Path, default=None)
+    for name, default in extra.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    return parser.parse_args()
+
+
+def report(name: str, rows: list[dict[str, Any]], out: pathlib.Path | None) -> None:
+    """Prints the rows, and writes them with the machine's description if asked."""
+    for row in rows:
+        print("  ".join(f"{k}={_short(v)}" for k, v in row.items()), flush=True)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        told = {
+            "benchmark": name,
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+            "python": platform.python_version(),
+            "rows": rows,
+        }
+        out.write_text(json.dumps(told, indent=2) + "\n")
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
