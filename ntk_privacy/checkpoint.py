@@ -60,6 +60,13 @@ def _refuse_another_structure(stored: Any, like: Any) -> None:
             raise ValueError(f"at {name} it has {told[0]}, not {told[1]}")
 
 
+def _filled(tree: Any) -> Any:
+    """Puts one zero in place of each empty leaf, which orbax would refuse."""
+    return jax.tree.map(
+        lambda leaf: leaf if leaf.size else np.zeros(1, leaf.dtype), tree
+    )
+
+
 def save(folder: str | pathlib.Path, step: int, state: Any) -> None:
     """Saves a pytree as the checkpoint of `step`; the two newest are kept.
 
@@ -75,7 +82,7 @@ def save(folder: str | pathlib.Path, step: int, state: Any) -> None:
     """
     _require_arrays(state)
     with _manager(folder) as manager:
-        manager.save(step, args=ocp.args.StandardSave(state))
+        manager.save(step, args=ocp.args.StandardSave(_filled(state)))
         manager.wait_until_finished()
 
 
@@ -100,14 +107,19 @@ def restore(folder: str | pathlib.Path, step: int, like: Any) -> Any:
         dtypes are not those of `like`.
     """
     _require_arrays(like)
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _filled(like))
     with _manager(folder) as manager:
         try:
             _refuse_another_structure(manager.item_metadata(step), abstract)
-            return manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            stored = manager.restore(step, args=ocp.args.StandardRestore(abstract))
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise ValueError(
                 f"The checkpoint of step {step} in {folder} cannot be restored "
                 f"({str(error).splitlines()[0][:200]}): remove the folder to start "
                 "anew."
             ) from error
+    return jax.tree.map(
+        lambda old, leaf: leaf if old.size else jnp.zeros(old.shape, old.dtype),
+        like,
+        stored,
+    )

@@ -138,3 +138,9 @@ def test_leaves_that_are_no_arrays_are_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=r"state\['step'\] is a .*: make scalars"):
         checkpoint.save(tmp_path / "new", 1, {"x": jnp.zeros(2), "step": bad})
     assert not (tmp_path / "new").exists()
+
+
+def test_empty_arrays_come_back_empty(tmp_path):
+    state = {"a": jnp.zeros((0, 3)), "b": jnp.ones(2)}
+    checkpoint.save(tmp_path, 1, state)
+    chex.assert_trees_all_equal(checkpoint.restore(tmp_path, 1, state), state)

@@ -33,6 +33,7 @@ from ntk_privacy.kernels import stationarity
 from ntk_privacy.models.mlp import MLP
 from ntk_privacy.reconstruction.settings import FAST as FAST
 from ntk_privacy.reconstruction.settings import PAPER as PAPER
+from ntk_privacy.reconstruction.settings import POLISH as POLISH
 from ntk_privacy.reconstruction.settings import STANDARD as STANDARD
 from ntk_privacy.reconstruction.settings import Settings as Settings
 from ntk_privacy.reconstruction.settings import parse_points as parse_points
@@ -40,6 +41,7 @@ from ntk_privacy.reconstruction.settings import parse_points as parse_points
 __all__ = [
     "FAST",
     "PAPER",
+    "POLISH",
     "STANDARD",
     "Attack",
     "AttackState",
@@ -117,7 +119,7 @@ class _Step:
         if s.anneal == "paper":
             return jnp.minimum(10 + 10 ** (i / 20_000), s.max_sharpness)
         done = jnp.minimum(i / (0.6 * s.num_steps), 1.0)
-        return 10 * (s.max_sharpness / 10) ** done
+        return s.start_sharpness * (s.max_sharpness / s.start_sharpness) ** done
 
     def pixels(self, latents: Array, problem: _Problem) -> Array:
         """Images of the latents, flattened."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from ntk_privacy import _checks
 
-__all__ = ["FAST", "PAPER", "POINTS", "STANDARD", "Settings", "parse_points"]
+__all__ = ["FAST", "PAPER", "POINTS", "POLISH", "STANDARD", "Settings", "parse_points"]
 
 POINTS = {"final": (1.0,), "init": (0.0,), "midpoint": (0.5,), "both": (0.0, 1.0)}
 
@@ -22,8 +22,9 @@ class Settings:
       init_scale: standard deviation of the initial pixels, in intensity.
       box_weight: of the penalty for pixels outside the range.
       decay: of both rates: "cosine" to zero, or "constant".
-      anneal: of the softplus sharpness: "geometric" from 10 to `max_sharpness` in the
-        first 60% of the run; "paper": min(10 + 10^(i/20000), 200) at step i.
+      anneal: of the softplus sharpness: "geometric" from `start_sharpness` to
+        `max_sharpness` in the first 60% of the run; "paper": min(10 + 10^(i/20000),
+        200) at step i.
       max_sharpness: where annealing ends.
       duals: "solve" for the best ones at every step (kernel form), "adam" as
         published, or "auto": solve where there are at most 2048 of them.
@@ -39,6 +40,7 @@ class Settings:
     box_weight: float = 0.1
     decay: Literal["cosine", "constant"] = "cosine"
     anneal: Literal["geometric", "paper"] = "geometric"
+    start_sharpness: float = 10.0
     max_sharpness: float = 1000.0
     duals: Literal["auto", "solve", "adam"] = "auto"
     ridge: float = 1e-4
@@ -52,7 +54,8 @@ class Settings:
             dual_learning_rate=self.dual_learning_rate,
             init_scale=self.init_scale,
         )
-        _checks.at_least(10, max_sharpness=self.max_sharpness)
+        _checks.positive(start_sharpness=self.start_sharpness)
+        _checks.at_least(self.start_sharpness, max_sharpness=self.max_sharpness)
         _checks.at_least(0, box_weight=self.box_weight)
         _checks.one_of(("cosine", "constant"), decay=self.decay)
         _checks.one_of(("geometric", "paper"), anneal=self.anneal)
@@ -71,6 +74,16 @@ FAST = Settings()
 STANDARD = dataclasses.replace(FAST, ridge=1e-3)
 """For standard dynamics, with `points="both"`: the residual does not vanish at the
 truth, so the duals are held back more."""
+
+POLISH = dataclasses.replace(
+    STANDARD,
+    num_steps=1000,
+    learning_rate=2e-3,
+    dual_learning_rate=2e-3,
+    start_sharpness=200.0,
+)
+"""From images that are nearly right: small steps, and no smoothing to forget them by.
+"""
 
 PAPER = Settings(
     num_steps=80_000,
