@@ -1,0 +1,51 @@
+"""Kernel distance: its formula, its bounds, a case by hand."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntk_privacy.evaluation.kernel_distance import kernel_distance
+
+
+def _kernel(seed, n=5):
+    a = jax.random.normal(jax.random.key(seed), (n, n))
+    return a @ a.T
+
+
+def test_distance_is_one_less_the_cosine():
+    k_0, k_t = _kernel(0), _kernel(1)
+    cosine = np.trace(k_0.T @ k_t) / np.linalg.norm(k_0) / np.linalg.norm(k_t)
+    np.testing.assert_allclose(kernel_distance(k_0, k_t), 1 - cosine, rtol=1e-12)
+    np.testing.assert_allclose(kernel_distance(k_t, k_0), 1 - cosine, rtol=1e-12)
+
+
+def test_a_case_by_hand():
+    # <I, 1> = 2, norms sqrt(2) and 2: 1 - 1/sqrt(2).
+    distance = kernel_distance(jnp.eye(2), jnp.ones((2, 2)))
+    np.testing.assert_allclose(distance, 1 - 0.5**0.5, rtol=1e-12)
+
+
+def test_parallel_is_zero_orthogonal_one_opposite_two():
+    k = _kernel(0)
+    # Exactly: 1 - cosine would leave some 1e-16.
+    assert kernel_distance(k, k) == 0
+    np.testing.assert_allclose(kernel_distance(k, 7 * k), 0, atol=1e-30)
+    np.testing.assert_allclose(kernel_distance(k, -3 * k), 2, rtol=1e-12)
+    apart = kernel_distance(
+        jnp.diag(jnp.array([1.0, 0])), jnp.diag(jnp.array([0, 1.0]))
+    )
+    np.testing.assert_allclose(apart, 1, rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kernels_lie_between_zero_and_one(seed):
+    assert 0 <= kernel_distance(_kernel(seed), _kernel(seed + 10)) <= 1
+
+
+def test_entries_whose_squares_overflow_float32_are_fine():
+    k_0, k_t = (1e18 * _kernel(s).astype(jnp.float32) for s in (0, 1))
+    got = kernel_distance(k_0, k_t)
+    chex.assert_type(got, jnp.float32)
+    np.testing.assert_allclose(got, kernel_distance(_kernel(0), _kernel(1)), rtol=1e-4)
