@@ -98,6 +98,12 @@ def gradient_flow(time: float | Float[Array, ""]) -> Gain:
     return gain
 
 
+def _check_rates(learning_rate: float, momentum: float) -> None:
+    _checks.positive(learning_rate=learning_rate)
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum={momentum} must lie in [0, 1): use 0.9, or 0.")
+
+
 def gradient_descent(
     steps: int | Array, *, learning_rate: float, momentum: float = 0.0
 ) -> Gain:
@@ -115,33 +121,30 @@ def gradient_descent(
     Raises:
       ValueError: a rate that is not positive, or a momentum out of range.
     """
-    _checks.positive(learning_rate=learning_rate)
-    _checks.in_range(0, 1, momentum=momentum)
+    _check_rates(learning_rate, momentum)
 
     def compose(g, f):
-        """The affine map g after f: matrices (m, 2, 2), offsets (m, 2)."""
+        """The affine map g after f: matrices less the identity, offsets."""
         (mg, bg), (mf, bf) = g, f
-        return matmul(mg, mf), matmul(mg, bf[..., None])[..., 0] + bg
+        return mg + mf + matmul(mg, mf), matmul(mg, bf[..., None])[..., 0] + bf + bg
 
     def gain(eigenvalues):
         dtype = eigenvalues.dtype
         eta, beta = jnp.asarray(learning_rate, dtype), jnp.asarray(momentum, dtype)
         el = eta * eigenvalues
         ones = jnp.ones_like(el)
+        # Less the identity: a small step would be rounded off beside the 1.
         step = (
             jnp.stack(
                 [
-                    jnp.stack([1 - el, beta * ones], -1),
                     jnp.stack([-el, beta * ones], -1),
+                    jnp.stack([-el, (beta - 1) * ones], -1),
                 ],
                 axis=-2,
             ),
             jnp.stack([eta * ones, eta * ones], -1),
         )
-        identity = (
-            jnp.broadcast_to(jnp.eye(2, dtype=dtype), step[0].shape),
-            jnp.zeros_like(step[1]),
-        )
+        nothing = jax.tree.map(jnp.zeros_like, step)
         count = jnp.asarray(steps, jnp.int32)
 
         def body(i, carry):
@@ -151,7 +154,7 @@ def gradient_descent(
             total = jax.tree.map(lambda a, b: jnp.where(odd, a, b), taken, total)
             return compose(power, power), total
 
-        _, (_, offset) = jax.lax.fori_loop(0, 31, body, (step, identity))
+        _, (_, offset) = jax.lax.fori_loop(0, 31, body, (step, nothing))
         return offset[:, 0]
 
     return gain
@@ -221,8 +224,8 @@ def steps_at_loss(
 ) -> int:
     """Returns the first step of gradient descent with a mean loss below `loss`.
 
-    By bisection, so the loss must fall from there on: learning rates of at most
-    1 / lambda_max. `max_steps` if it is not reached.
+    Counts the steps of the scalar recursions, some microseconds each: with momentum the
+    loss oscillates, so no bisection finds the first one. `max_steps` if none is.
 
     Args:
       spectrum: from `decompose`.
@@ -230,23 +233,39 @@ def steps_at_loss(
       learning_rate: on the summed loss.
       momentum: beta, in [0, 1).
       max_steps: where to stop.
+
+    Raises:
+      ValueError: a number out of range.
     """
     _checks.positive(loss=loss)
     _checks.at_least(1, max_steps=max_steps)
+    _check_rates(learning_rate, momentum)
+    dtype = spectrum.eigenvalues.dtype
+    numbers = (jnp.asarray(v, dtype) for v in (loss, learning_rate, momentum))
+    return int(
+        _first_step_below(
+            spectrum.eigenvalues,
+            spectrum.coefficients,
+            *numbers,
+            jnp.asarray(max_steps, jnp.int32),
+        )
+    )
 
-    @jax.jit
-    def loss_after(steps):
-        gain = gradient_descent(steps, learning_rate=learning_rate, momentum=momentum)
-        return loss_at(spectrum, gain)
 
-    low, high = 0, max_steps
-    while low < high:
-        middle = (low + high) // 2
-        if float(loss_after(middle)) < loss:
-            high = middle
-        else:
-            low = middle + 1
-    return high
+@jax.jit
+def _first_step_below(values, coefficients, loss, learning_rate, momentum, max_steps):
+    def above(carry):
+        steps, left, _ = carry
+        # A NaN counts as above: it never falls below.
+        return (steps < max_steps) & ~(0.5 * jnp.mean(left**2) < loss)
+
+    def step(carry):
+        steps, left, velocity = carry
+        velocity = momentum * velocity + learning_rate * values * left
+        return steps + 1, left - velocity, velocity
+
+    start = (jnp.zeros_like(max_steps), coefficients, jnp.zeros_like(coefficients))
+    return jax.lax.while_loop(above, step, start)[0]
 
 
 def params_at(
