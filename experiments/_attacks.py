@@ -12,25 +12,31 @@ from experiments._timing import Timer
 from experiments._victim import Every, Victim
 from experiments._workdir import Workdir
 from ntk_privacy import checkpoint
-from ntk_privacy.reconstruction import kkt
+from ntk_privacy.reconstruction import algebraic, kkt
+
+# Above this ratio of singular values the rank is beyond doubt: the change is a sum of
+# one outer product per image, as linearized dynamics leave it.
+_LINEAR_GAP = 100.0
 
 
 class Attacked(NamedTuple):
     """images: reconstructions. duals: their multipliers, (q, m, c). losses: of the
-    search, one per step. extra: further entries of results.json.
+    search, one per step. extra: further entries of results.json. arrays: further
+    entries of arrays.npz.
     """  # noqa: D205
 
     images: np.ndarray
     duals: np.ndarray
     losses: np.ndarray
     extra: dict[str, Any]
+    arrays: dict[str, np.ndarray]
 
 
 def kkt_settings(config: Any) -> tuple[kkt.Settings, Any]:
     """Returns the search's settings and points: the preset, then what flags override.
 
     Raises:
-      ValueError: a number out of range.
+      ValueError: a number out of range, or points for linearized dynamics.
     """
     if config.preset == "paper":
         settings, points = kkt.PAPER, "final"
@@ -43,46 +49,46 @@ def kkt_settings(config: Any) -> tuple[kkt.Settings, Any]:
         "learning_rate": config.learning_rate,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    if config.points is not None:
-        points = kkt.parse_points(config.points)
     if config.dynamics == "linearized":
         # The gradients of a linearized network are those at theta_0, everywhere.
+        if config.points not in (None, "init"):
+            raise ValueError(
+                f"points={config.points!r}: the gradients of a linearized network are "
+                "those at initialisation; leave the flag out."
+            )
         points = "init"
-    return dataclasses.replace(settings, **given), points
+    elif config.points is not None:
+        points = config.points
+    return dataclasses.replace(settings, **given), kkt.parse_points(points)
 
 
-def run_kkt(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked:
-    """Runs the KKT attack, from its last checkpoint if there is one."""
-    settings, points = kkt_settings(config)
-    dtype = jnp.dtype(config.precision)
-    shape = victim.dataset.x_train.shape[1:]
-    folder = workdir.checkpoint_folder / "attack"
-    common = {
+def _common(config: Any, victim: Victim) -> dict[str, Any]:
+    return {
         "key": jax.random.fold_in(jax.random.key(1), config.seed),
-        "image_shape": shape,
-        "num_images": config.num_candidates or 2 * config.num_images,
+        "image_shape": victim.dataset.x_train.shape[1:],
         "bounds": victim.dataset.bounds,
-        "points": points,
-        "settings": settings,
     }
-    losses = np.zeros(settings.num_steps, dtype)
-    attack = kkt.prepare(victim.model, victim.params_0, victim.params_t, **common)
-    seconds = np.zeros(2)
-    state, first = attack.state, checkpoint.latest_step(folder) or 0
+
+
+def _search(
+    config: Any, workdir: Workdir, name: str, attack: kkt.Attack, timer: Timer
+) -> tuple[kkt.Reconstruction, np.ndarray]:
+    """Runs one search from its last checkpoint; returns it and all its losses."""
+    folder = workdir.checkpoint_folder / name
+    num_steps = attack.step.settings.num_steps
+    losses = np.zeros(num_steps, attack.state.latents.dtype)
+    first = checkpoint.latest_step(folder) or 0
     if first:
-        like = {"state": state, "losses": losses, "seconds": seconds}
+        like = {"state": attack.state, "losses": losses, "seconds": np.zeros(2)}
         stored = checkpoint.restore(folder, first, like)
-        state, losses = stored["state"], np.array(stored["losses"])
-        seconds = np.asarray(stored["seconds"])
-        timer.run, timer.compile = timer.run + seconds[0], timer.compile + seconds[1]
+        attack = attack._replace(state=stored["state"])
+        losses = np.array(stored["losses"])
+        timer.run, timer.compile = map(float, stored["seconds"])
     every = Every(config.checkpoint_seconds)
     with (
         timer(),
         Progress(
-            settings.num_steps,
-            description="attack",
-            first_step=first,
-            show=config.progress,
+            num_steps, description=name, first_step=first, show=config.progress
         ) as bar,
     ):
 
@@ -96,12 +102,151 @@ def run_kkt(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Atta
                     folder, step, {"state": state, "losses": losses, "seconds": spent}
                 )
 
-        result = kkt.run(
-            attack._replace(state=state), first_step=first, chunk=50, callback=callback
-        )
+        result = kkt.run(attack, first_step=first, chunk=50, callback=callback)
+        jax.block_until_ready(result.images)
+    return result, losses
+
+
+def run_kkt(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked:
+    """Searches for twice as many images as there are, from noise."""
+    settings, points = kkt_settings(config)
+    attack = kkt.prepare(
+        victim.model,
+        victim.params_0,
+        victim.params_t,
+        num_images=config.num_candidates or 2 * config.num_images,
+        points=points,
+        settings=settings,
+        **_common(config, victim),
+    )
+    result, losses = _search(config, workdir, "attack", attack, timer)
     return Attacked(
         images=np.asarray(result.images),
         duals=np.asarray(result.duals),
         losses=losses,
         extra={"nonfinite": result.nonfinite},
+        arrays={},
+    )
+
+
+def _decode(config: Any, workdir: Workdir, victim: Victim, timer: Timer):
+    """Decodes, or reads back what an earlier start of this run decoded."""
+    path = workdir.checkpoint_folder / "decoded.npz"
+    name = str(path.relative_to(workdir.folder))
+    if path.exists():
+        stored = workdir.read_arrays(name)
+        timer.run, timer.compile = map(float, stored.pop("seconds"))
+        return {k: v.item() if v.ndim == 0 else v for k, v in stored.items()}
+    auxiliary = None
+    if config.auxiliary == "test_images":
+        auxiliary = jnp.asarray(
+            victim.dataset.x_test[:2000], jnp.dtype(config.precision)
+        )
+    common = _common(config, victim)
+    common.pop("bounds")
+    with timer():
+        decoded = algebraic.reconstruct(
+            victim.params_0, victim.params_t, auxiliary=auxiliary, **common
+        )
+        decoded = {k: np.asarray(v) for k, v in decoded._asdict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workdir.write_arrays(
+        name, seconds=np.asarray([timer.run, timer.compile]), **decoded
+    )
+    return {k: v.item() if v.ndim == 0 else v for k, v in decoded.items()}
+
+
+def _told(decoded: dict[str, Any]) -> dict[str, Any]:
+    """What results.json says of a decoding."""
+    return {
+        "estimated_num_images": decoded["estimated_num_images"],
+        "rank_gap": decoded["rank_gap"],
+        "num_certified": int(np.sum(decoded["certified"])),
+        "certified": decoded["certified"],
+        "residuals": decoded["residuals"],
+        "message": decoded["message"],
+    }
+
+
+def run_algebraic(
+    config: Any, workdir: Workdir, victim: Victim, timer: Timer
+) -> Attacked:
+    """Decodes the gates; no search."""
+    decoded = _decode(config, workdir, victim, timer)
+    return Attacked(
+        images=decoded["images"],
+        duals=decoded["duals"][None],
+        losses=np.zeros(0),
+        extra=_told(decoded),
+        arrays={name: decoded[name] for name in ("activations", "gates")},
+    )
+
+
+def run_auto(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked:
+    """Decodes, searches for what is missing, polishes where dynamics are not linear."""
+    try:
+        decoded = _decode(config, workdir, victim, timer)
+    except ValueError as error:
+        found = run_kkt(config, workdir, victim, timer)
+        extra = {
+            **found.extra,
+            "estimated_num_images": None,
+            "num_certified": 0,
+            "certified": [False] * len(found.images),
+            "sources": ["kkt"] * len(found.images),
+            "message": f"not decoded ({error})",
+        }
+        return found._replace(extra=extra)
+    settings, points = kkt_settings(config)
+    linear = decoded["rank_gap"] > _LINEAR_GAP
+    # Uncertified images of linear dynamics may be anything: the search replaces them.
+    keep = decoded["certified"] if linear else np.ones(len(decoded["images"]), bool)
+    images, duals = decoded["images"][keep], decoded["duals"][keep]
+    certified, sources = decoded["certified"][keep], ["decoded"] * len(images)
+    duals = np.repeat(duals[None] / len(points), len(points), axis=0)
+    losses = np.zeros(0)
+    missing = decoded["estimated_num_images"] - len(images)
+    common = {**_common(config, victim), "points": points}
+    network = (victim.model, victim.params_0, victim.params_t)
+    if missing > 0:
+        extra = 2 * missing
+        start = kkt.prepare(*network, num_images=extra, settings=settings, **common)
+        noise = start.step.pixels(start.state.latents, start.problem)
+        start = kkt.prepare(
+            *network,
+            num_images=len(images) + extra,
+            settings=settings,
+            initial_images=np.concatenate(
+                [images, np.asarray(noise).reshape(extra, *images.shape[1:])]
+            ),
+            initial_duals=np.concatenate(
+                [duals, np.zeros((len(points), extra, duals.shape[2]))], axis=1
+            ),
+            movable=np.arange(len(images) + extra) >= len(images),
+            **common,
+        )
+        result, losses = _search(config, workdir, "fill", start, timer)
+        # Held images stay as decoded, to the bit.
+        images = np.concatenate([images, np.asarray(result.images)[len(images) :]])
+        duals = np.asarray(result.duals)
+        certified = np.concatenate([certified, np.zeros(extra, bool)])
+        sources += ["kkt"] * extra
+    if not linear:
+        start = kkt.prepare(
+            *network,
+            num_images=len(images),
+            settings=kkt.POLISH,
+            initial_images=images,
+            initial_duals=duals,
+            **common,
+        )
+        result, losses = _search(config, workdir, "polish", start, timer)
+        images, duals = np.asarray(result.images), np.asarray(result.duals)
+        sources = [f"{source}, polished" for source in sources]
+    return Attacked(
+        images=images,
+        duals=duals,
+        losses=losses,
+        extra={**_told(decoded), "certified": certified, "sources": sources},
+        arrays={"decoded": decoded["images"]},
     )

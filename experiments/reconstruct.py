@@ -19,7 +19,11 @@ from ntk_privacy import _checks
 from ntk_privacy.evaluation import reconstruction_curve
 from ntk_privacy.reports import plots
 
-METHODS = {"kkt": _attacks.run_kkt}
+METHODS = {
+    "auto": _attacks.run_auto,
+    "algebraic": _attacks.run_algebraic,
+    "kkt": _attacks.run_kkt,
+}
 
 
 def _field(default: Any, text: str) -> Any:
@@ -55,7 +59,14 @@ class Config:
         None, "Attack the parameters at this larger loss instead."
     )
     max_train_steps: int = _field(1_000_000, "Limit of iterative training.")
-    method: Literal["kkt"] = _field("kkt", "The attack.")
+    method: Literal["auto", "algebraic", "kkt"] = _field(
+        "auto",
+        "The attack: decode the gates exactly (algebraic), search (kkt), or decode, "
+        "then search for the rest and polish (auto).",
+    )
+    auxiliary: Literal["none", "test_images"] = _field(
+        "none", "Images of the same domain that the decoding may start from."
+    )
     preset: Literal["fast", "paper"] = _field(
         "fast", "Settings of the KKT search: ours, or the published ones."
     )
@@ -156,6 +167,7 @@ def _run(config: Config) -> dict[str, Any]:
             "train_index": train_order,
             "reconstruction_index": evaluation.reconstruction_index,
         }
+        arrays.update(attacked.arrays)
         if victim.duals is not None:
             arrays["true_duals"] = victim.duals
         workdir.write_arrays("arrays.npz", **arrays)
@@ -199,6 +211,7 @@ def summary(results: dict[str, Any]) -> str:
     n = results["num_images"]
     rows = [
         ("images recovered (PSNR >= 25 dB)", f"{results['num_recovered']} of {n}"),
+        *_decoding_rows(results),
         ("median squared distance", f"{np.median(squared):.3g}"),
         ("largest squared distance", f"{squared.max():.3g}"),
         ("mean SSIM", f"{np.mean(results['ssim']):.3f}"),
@@ -212,6 +225,17 @@ def summary(results: dict[str, Any]) -> str:
     ]
     size = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{size}}  {value}" for name, value in rows)
+
+
+def _decoding_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
+    if "num_certified" not in results:
+        return []
+    estimate = results["estimated_num_images"]
+    told = "unknown" if estimate is None else f"{estimate}"
+    return [
+        ("size of the training set, as read from the weights", told),
+        ("images certified as exact", str(results["num_certified"])),
+    ]
 
 
 def main(config: Config) -> None:
