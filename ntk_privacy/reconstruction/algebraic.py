@@ -204,8 +204,8 @@ def _one_output(
     if num_images is None and factors.gap < 2.0:
         raise ValueError(
             f"The widest gap in the singular values is {factors.gap:.2f}, after {rank} "
-            f"of {len(columns)}: the rank cannot be told from noise; give num_images if "
-            f"it is known, else {_OTHER}."
+            f"of {len(columns)}: the rank cannot be told from noise; give num_images "
+            f"if it is known, else {_OTHER}."
         )
     # Squared relative error of the weakest direction of the row space.
     noise = 1.0 / factors.gap**2

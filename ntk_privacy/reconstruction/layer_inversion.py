@@ -70,6 +70,28 @@ def _regress(target: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return (target @ rows.T) @ inverse, np.diag(inverse)
 
 
+def _trimmed_regress(
+    target: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """`_regress` without the columns that some wrong gate spoils, by their misfit.
+
+    A gate on the wrong side of zero, one in a thousand, would mix images whose duals
+    differ by as much; its column misfits far more than the others.
+
+    Returns:
+      Coefficients, variance factors, and the mean squared misfit of kept columns.
+    """
+    keep = np.ones(target.shape[1], bool)
+    for _ in range(8):
+        solved, factors = _regress(target[:, keep], rows[:, keep])
+        misfit = np.sum((target - solved @ rows) ** 2, axis=0)
+        fits = misfit < 16.0 * np.median(misfit[keep])
+        if np.array_equal(fits, keep) or fits.sum() < max(2 * len(rows), len(keep) / 2):
+            break
+        keep = fits
+    return solved, factors, float(np.mean(misfit[keep]) / len(target))
+
+
 @jax.jit
 def invert(
     kernel: Float[Array, "d units"],
@@ -136,7 +158,6 @@ def peel(
     *,
     span: Float[np.ndarray, "d r"] | None,
     dtype: np.dtype,
-    num_sweeps: int = 2,
 ) -> Decoded:
     r"""Decodes images from the gates of the last hidden layer, one output.
 
@@ -146,7 +167,6 @@ def peel(
       columns: units of the last hidden layer that the gate rows cover.
       span: orthonormal basis of the column space of the first layer's change.
       dtype: of the device's part of the work.
-      num_sweeps: times that the lower gates are recomputed from the images.
     """
     last = len(layers.kernels) - 2
     change = np.concatenate(
@@ -156,44 +176,31 @@ def peel(
     duals = mixed[-1]
     scale = np.where(duals == 0, 1e-300, duals)
     a = (mixed[:-1] / scale).T
-    spread = np.mean((change - mixed @ signals.T.T) ** 2)
+    spread = np.mean((change - mixed @ signals) ** 2)
     variance = spread * factors / scale**2
     out = layers.kernels[-1][:, 0].astype(np.float64)
     gates = a @ layers.kernels[last] + layers.biases[last] > 0
     top = gates * out
     top[:, columns] = signals
-    below = [a]
     known = a > _noise_floor(a)[:, None]
-    x = prior = np.zeros((len(a), len(layers.kernels[0])))
-    for sweep in range(num_sweeps):
-        back = top
-        estimates = [a]
-        lower = _forward(layers, x, last) if sweep else None
-        for k in range(last - 1, -1, -1):
-            above = known if k == last - 1 else estimates[0] > 0
-            gate = above if lower is None else lower[k] > 0
-            back = gate * (back @ layers.kernels[k + 1].T)
-            solved, factors = _regress(layers.kernel_changes[k], back)
-            estimates.insert(0, (solved / scale).T)
-            rest = np.mean((layers.kernel_changes[k] - solved @ back) ** 2)
-            prior_variance = rest * factors / scale**2
-        prior = estimates[0]
-        first = a if last == 1 else np.maximum(estimates[1], 0.0)
-        active = known if last == 1 else estimates[1] > 0
-        weight = variance / np.maximum(prior_variance, 1e-300)
-        weight = np.clip(weight, 1e-7, 1e7)
-        if last > 1:
-            x = prior
-            continue
-        arrays = (layers.kernels[0], first - layers.biases[0], prior)
-        kernel, target, start = (jnp.asarray(v, dtype) for v in arrays)
-        x = np.asarray(
-            invert(
-                kernel, target, jnp.asarray(active), start, jnp.asarray(weight, dtype)
-            ),
-            np.float64,
+    back, gate, x, target = top, known, a, a
+    for k in range(last - 1, -1, -1):
+        back = gate * (back @ layers.kernels[k + 1].T)
+        target = x
+        solved, factors, rest = _trimmed_regress(layers.kernel_changes[k], back)
+        x = (solved / scale).T
+        weight = np.clip(
+            variance / np.maximum(rest * factors / scale**2, 1e-300), 1e-7, 1e7
         )
-    del below
+        variance = rest * factors / scale**2
+        active = gate
+        gate = x > _noise_floor(x)[:, None]
+    # One inactive unit taken for active would spoil an image: both must agree.
+    active = active & (_forward(layers, x, 1)[0] > 0)
+    arrays = (layers.kernels[0], target - layers.biases[0], x, weight)
+    kernel, target, prior, weight = (jnp.asarray(v, dtype) for v in arrays)
+    x = invert(kernel, target, jnp.asarray(active), prior, weight)
+    x = np.asarray(x, np.float64)
     forward = _forward(layers, x, last)[-1]
     norm = np.maximum(np.linalg.norm(a, axis=1), 1e-300)
     residual = np.linalg.norm(forward - a, axis=1) / norm
