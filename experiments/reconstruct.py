@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from experiments import _attacks, _flags, _victim
+from experiments import _attacks, _flags, _sweep, _victim
 from experiments._timing import Timer
 from experiments._workdir import Workdir, versions
 from ntk_privacy import _checks
@@ -80,6 +80,11 @@ class Config:
     learning_rate: float | None = _field(
         None, "Step size of the images (intensity); none is the preset's."
     )
+    sweep: Literal["full", "cpu", "smoke"] | None = _field(
+        None,
+        "Limits study over images, widths, dynamics, sets and tasks: all of it, what "
+        "two cores finish in an hour, or a taste of it on digits.",
+    )
     seed: int = _field(0, "Fixes images, initialisation and search.")
     precision: Literal["float32", "float64"] = _field("float32", "Of everything.")
     data_dir: str | None = _field(
@@ -118,13 +123,15 @@ NOT_RESULTS = ("workdir", "progress", "checkpoint_seconds", "data_dir", "downloa
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Runs one configuration to its end and returns what results.json holds.
+    """Runs one configuration, or a sweep of them; returns what results.json holds.
 
     Raises:
       UsageError: the folder belongs to another configuration.
       OSError: a file is missing.
       ValueError: a file is damaged, or training or attack cannot go on.
     """
+    if config.sweep is not None:
+        return _sweep.run(config, run, NOT_RESULTS)
     if config.precision == "float64" and not jax.config.jax_enable_x64:
         with jax.enable_x64(True):
             return _run(config)
@@ -241,6 +248,9 @@ def _decoding_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
 def main(config: Config) -> None:
     """Runs and prints the summary."""
     results = run(config)
+    if config.sweep is not None:
+        print(f"table.json and the figures are in {config.workdir}")
+        return
     print(summary(results))
     print(f"curve.png, gallery.png and results.json are in {config.workdir}")
 

@@ -17,7 +17,7 @@ from ntk_privacy import _checks
 from ntk_privacy.evaluation.reconstruction_curve import squared_distance_at
 from ntk_privacy.reports.atomic import replacing
 
-__all__ = ["MAX_PAIRS", "curve", "gallery"]
+__all__ = ["MAX_PAIRS", "curve", "gallery", "scatter"]
 
 MAX_PAIRS = 60
 """The most pairs that a gallery shows; of more, evenly chosen ones."""
@@ -97,6 +97,56 @@ def curve(
         axes.grid(which="major", color="0.9", linewidth=0.7)
         axes.spines["right"].set_visible(False)
         columns = 1 if len(curves) < 4 else 2
+        figure.legend(
+            loc="outside lower center", ncols=columns, frameon=False, fontsize=10
+        )
+        _save(figure, path)
+
+
+def scatter(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    path: str | pathlib.Path,
+    *,
+    x_label: str,
+    y_label: str,
+    title: str,
+) -> None:
+    """Draws points on two logarithmic axes, one colour and marker per series.
+
+    Args:
+      series: label to (x, y) pairs; those that are not positive and finite are left
+        out.
+      path: the PNG to write.
+      x_label: with its unit.
+      y_label: with its unit.
+      title: above the axes.
+
+    Raises:
+      ValueError: there is no series.
+    """
+    _checks.at_least(1, num_series=len(series))
+    with rc_context({"font.size": 11, "axes.spines.top": False}):
+        figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+        axes = figure.add_subplot()
+        for i, (label, pairs) in enumerate(series.items()):
+            points = np.asarray(pairs, np.float64).reshape(-1, 2)
+            points = points[np.isfinite(points).all(1) & (points > 0).all(1)]
+            axes.scatter(
+                points[:, 0],
+                points[:, 1],
+                s=28,
+                color=_COLOURS[i % len(_COLOURS)],
+                marker="os^Dv*"[i % 6],
+                label=label,
+            )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.set_title(title, fontsize=12)
+        axes.grid(which="major", color="0.9", linewidth=0.7)
+        axes.spines["right"].set_visible(False)
+        columns = 1 if len(series) < 4 else 2
         figure.legend(
             loc="outside lower center", ncols=columns, frameon=False, fontsize=10
         )
