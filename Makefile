@@ -11,6 +11,8 @@ export NTK_PRIVACY_DATA ?= $(wildcard ../shared/data)
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	# An oracle of the tests only. Its own dependency on TensorFlow is not needed.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt neural-tangents
 	touch $@
 
 reconstruct: .venv
