@@ -1,5 +1,5 @@
 """Kernels: empirical and infinite-width neural tangent kernels, and their interop."""
 
-from ntk_privacy.kernels import infinite
+from ntk_privacy.kernels import infinite, infinite_conv
 
-__all__ = ["infinite"]
+__all__ = ["infinite", "infinite_conv"]

@@ -8,7 +8,6 @@ the axes of the other image.
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +25,8 @@ from ntk_privacy.kernels.layers import (
 
 __all__ = ["AvgPool", "Conv", "Flatten", "GlobalAvgPool", "broadcasts", "walk"]
 
-Padding = Literal["SAME", "VALID", "CIRCULAR"]
 _FULL = 6  # axes, with pooling
+_PADDINGS = ("SAME", "VALID", "CIRCULAR")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Conv:
 
     filter_shape: tuple[int, int] = (3, 3)
     strides: tuple[int, int] = (1, 1)
-    padding: Padding = "SAME"
+    padding: str = "SAME"
     weight_std: float = 1.0
     bias_std: float = 0.0
     parametrization: Parametrization = "ntk"
@@ -53,7 +52,7 @@ class Conv:
     use_bias: bool = True
 
     def __post_init__(self):
-        _checks.one_of(("SAME", "VALID", "CIRCULAR"), padding=self.padding)
+        _checks.one_of(_PADDINGS, padding=self.padding)
         for size in self.filter_shape:
             _checks.at_least(1, filter_shape=size)
         for stride in self.strides:
@@ -173,7 +172,7 @@ def _pads(length: int, size: int, stride: int) -> tuple[int, int]:
 
 
 def _window_sum(
-    k: Array, axes: tuple[int, ...], size: int, stride: int, padding: Padding
+    k: Array, axes: tuple[int, ...], size: int, stride: int, padding: str
 ) -> Array:
     """Sums over a window that moves along all of `axes` together."""
     length = k.shape[axes[0]]

@@ -19,7 +19,6 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
@@ -33,6 +32,7 @@ from ntk_privacy.kernels.layers import (
     Parametrization,
     Sum,
     abrelu,
+    apart,
     check_width,
     erf,
     gelu,
@@ -168,10 +168,12 @@ def mlp_layers(
 
 
 def check_images(x1: Array, x2: Array | None) -> None:
-    """Raises ValueError for integers, NaN (if concrete), or images of two shapes."""
+    """Raises ValueError for no images, integers, NaN (if concrete), or two shapes."""
     for name, x in (("x1", x1), ("x2", x2)):
         if x is None:
             continue
+        if x.size == 0:
+            raise ValueError(f"{name} has shape {x.shape}: give at least one image.")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
                 f"{name} has dtype {x.dtype}: give floating point images, such as "
@@ -186,6 +188,10 @@ def check_images(x1: Array, x2: Array | None) -> None:
             f"x1 has images of shape {x1.shape[1:]} but x2 of {x2.shape[1:]}: resize "
             "or convert one of them."
         )
+    if x2 is not None and x1.dtype != x2.dtype:
+        raise ValueError(
+            f"x1 has dtype {x1.dtype} but x2 {x2.dtype}: cast one of them."
+        )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -199,24 +205,24 @@ def _entries(layers: tuple[Layer, ...], width: int, k, q1, q2) -> Kernels:
 
 @functools.partial(_entries.defjvp, symbolic_zeros=True)
 def _entries_jvp(layers, width, primals, tangents):
-    # By the partial derivatives of an entry, stacked on a new leading axis: XLA makes
-    # one pass of it, where reverse mode through the layers makes twenty.
+    # By the partial derivatives of an entry, in forward mode and kept apart: each is
+    # one pass over the kernel, where reverse mode through the layers makes twenty.
     out = _entries(layers, width, *primals)
-    active = [i for i, t in enumerate(tangents) if type(t) is not SymbolicZero]
-    unit = jnp.asarray(np.eye(len(primals))[active], out.ntk.dtype)
-    values, directions = [], []
-    for i, x in enumerate(primals):
-        shape = (len(active), *x.shape)
-        values.append(jnp.broadcast_to(x[None], shape))
-        directions.append(jnp.broadcast_to(unit[:, i, None, None], shape))
-    entries = functools.partial(_entries.__wrapped__, layers, width)
-    _, partials = jax.jvp(entries, tuple(values), tuple(directions))
+    total = jax.tree.map(jnp.zeros_like, out)
+    for i, tangent in enumerate(tangents):
+        if type(tangent) is SymbolicZero:
+            continue
 
-    def combine(partial):
-        terms = [partial[j] * tangents[i] for j, i in enumerate(active)]
-        return sum(terms[1:], terms[0])
+        def partial(values, i=i):
+            def entry(value):
+                around = (*values[:i], value, *values[i + 1 :])
+                return _entries.__wrapped__(layers, width, *around)
 
-    return out, jax.tree.map(combine, partials)
+            return jax.jvp(entry, (values[i],), (jnp.ones_like(values[i]),))[1]
+
+        slope = apart(partial, primals[0].ravel()[0], tuple(primals))
+        total = jax.tree.map(lambda a, b, t=tangent: a + b * t, total, slope)
+    return out, total
 
 
 @functools.partial(jax.jit, static_argnames="layers")

@@ -27,7 +27,6 @@ from ntk_privacy.kernels.conv_layers import (
     Conv,
     Flatten,
     GlobalAvgPool,
-    Padding,
     broadcasts,
     walk,
 )
@@ -82,9 +81,14 @@ def nngp_and_ntk(layers: Sequence[Layer]) -> Callable[..., Kernels]:
         )
 
     def both(
-        x1: Float[Array, "n1 h w c"], x2: Float[Array, "n2 h w c"] | None = None
+        x1: Float[Array, "n1 ..."], x2: Float[Array, "n2 ..."] | None = None
     ) -> Kernels:
         infinite.check_images(x1, x2)
+        if x1.ndim != 4:
+            raise ValueError(
+                f"x1 has shape {x1.shape}: give images of four axes, (n, height, width,"
+                " channels)."
+            )
         return _conv_kernels(layers, x1, x2)
 
     return both
@@ -96,7 +100,7 @@ def kernel(layers: Sequence[Layer], *, get: Literal["ntk", "nngp"] = "ntk") -> K
     both = nngp_and_ntk(layers)
 
     def kernel_fn(
-        x1: Float[Array, "n1 h w c"], x2: Float[Array, "n2 h w c"] | None = None
+        x1: Float[Array, "n1 ..."], x2: Float[Array, "n2 ..."] | None = None
     ) -> Float[Array, "n1 n2"]:
         return getattr(both(x1, x2), get)
 
@@ -112,7 +116,7 @@ def convnet(
     head: Literal["flatten", "global_pool"] = "flatten",
     extra_layer: bool = False,
     activation: Literal["relu", "erf", "gelu"] | Activation = "relu",
-    padding: Padding = "SAME",
+    padding: str = "SAME",
     filter_size: int = 3,
     parametrization: Parametrization = "ntk",
     width: int | None = None,
@@ -128,7 +132,7 @@ def convnet(
       head: "flatten" or "global_pool", then one Dense.
       extra_layer: one more convolution and activation before the blocks.
       activation: "relu", "erf", "gelu", or one of `infinite.abrelu`.
-      padding: of every convolution.
+      padding: "SAME", "VALID" or "CIRCULAR", of every convolution.
       filter_size: height and width of the filters in pixels.
       parametrization: "ntk" or "standard", as in `infinite.mlp`.
       width: channels of each layer; "standard" needs it.

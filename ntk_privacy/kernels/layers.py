@@ -10,7 +10,7 @@ T' = n A(K) + 1 + s^2 B(K) T.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,12 +61,8 @@ class Pair(NamedTuple):
     anchor: Float[Array, ""] | None = None
 
 
-class Layer(Protocol):
-    """A hashable function from the kernels of its inputs to those of its outputs."""
-
-    def __call__(self, pair: Pair) -> Pair:
-        """Returns the kernels after this layer."""
-        ...
+Layer = Callable[[Pair], Pair]
+"""Hashable: from the kernels of its inputs to those of its outputs."""
 
 
 @dataclasses.dataclass(frozen=True)

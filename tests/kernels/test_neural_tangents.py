@@ -1,0 +1,219 @@
+"""The compatibility layer, and neural-tangents as the oracle of our kernels."""
+
+import importlib.metadata
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntk_privacy.kernels import infinite, infinite_conv, neural_tangents
+from ntk_privacy.kernels.infinite_conv import Conv, Flatten, GlobalAvgPool
+
+S, B = 2**0.5, 0.1
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
+
+
+@pytest.fixture(scope="module")
+def nt():
+    try:
+        return neural_tangents.load()
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+def images(n, *, seed=0, shape=(6, 6, 3), dtype="float64"):
+    return jax.random.normal(jax.random.key(seed), (n, *shape), dtype)
+
+
+def theirs(stax, names):
+    """A network of neural-tangents from the short names of this file."""
+    std = {"W_std": S, "b_std": B}
+    layer = {
+        "dense": lambda: stax.Dense(1, **std),
+        "relu": stax.Relu,
+        "leaky": lambda: stax.ABRelu(-0.2, 1.5),
+        "erf": stax.Erf,
+        "gelu": stax.Gelu,
+        "flatten": stax.Flatten,
+        "global": stax.GlobalAvgPool,
+        "pool": lambda: stax.AvgPool((2, 2), strides=(2, 2)),
+        "same": lambda: stax.Conv(1, (3, 3), padding="SAME", **std),
+        "valid": lambda: stax.Conv(1, (2, 3), padding="VALID", **std),
+        "circular": lambda: stax.Conv(1, (3, 3), padding="CIRCULAR", **std),
+        "strided": lambda: stax.Conv(1, (3, 3), (2, 1), "SAME", **std),
+    }
+    return stax.serial(*[layer[name]() for name in names.split()])[2]
+
+
+OURS = {
+    "dense": infinite.Dense(S, B),
+    "relu": infinite.relu,
+    "leaky": infinite.abrelu(-0.2, 1.5),
+    "erf": infinite.erf,
+    "gelu": infinite.gelu,
+    "flatten": Flatten(),
+    "global": GlobalAvgPool(),
+    "pool": infinite_conv.AvgPool(),
+    "same": Conv(weight_std=S, bias_std=B),
+    "valid": Conv((2, 3), padding="VALID", weight_std=S, bias_std=B),
+    "circular": Conv(padding="CIRCULAR", weight_std=S, bias_std=B),
+    "strided": Conv((3, 3), (2, 1), weight_std=S, bias_std=B),
+}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "flatten dense relu dense relu dense",
+        "flatten dense erf dense gelu dense leaky dense",
+        "same relu same relu same relu flatten dense",
+        "same relu circular gelu global dense erf dense",
+        "strided leaky valid relu flatten dense",
+        "strided relu valid erf global dense",
+        "same relu same relu pool same relu pool flatten dense",
+    ],
+)
+def test_oracle(nt, names):
+    x1, x2 = images(3), images(2, seed=1)
+    layers = tuple(OURS[name] for name in names.split())
+    kernel_fn = theirs(nt.stax, names)
+    both = infinite_conv.nngp_and_ntk(layers)
+    for dtype, tolerance in TOLERANCE.items():
+        ours = both(x1.astype(dtype), x2.astype(dtype))
+        with neural_tangents.lenient():
+            fn = jax.jit(lambda a, b: kernel_fn(a, b, ("ntk", "nngp")))
+            expected = fn(x1.astype(dtype), x2.astype(dtype))
+        for get in ("ntk", "nngp"):
+            k = np.asarray(getattr(ours, get))
+            assert k.dtype == dtype
+            error = np.abs(k - np.asarray(getattr(expected, get))).max()
+            assert error < tolerance * np.abs(k).max(), (dtype, get, error)
+
+
+@pytest.mark.parametrize("head", ["flatten", "global"])
+def test_oracle_of_one_argument(nt, head):
+    names = f"same relu {head} dense"
+    x = images(3)
+    ours = infinite_conv.kernel([OURS[name] for name in names.split()])(x)
+    expected = neural_tangents.as_kernel_fn(theirs(nt.stax, names))(x)
+    # neural-tangents rounds its diagonal as arccos does near 1.
+    chex.assert_trees_all_close(ours, expected, rtol=3e-8)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_oracle_of_the_standard_parametrization(nt, use_bias):
+    x1, x2 = images(3), images(2, seed=1)
+    kwargs = {"parameterization": "standard", "W_std": S}
+    kwargs["b_std"] = B if use_bias else None
+    stax = nt.stax
+    kernel_fn = stax.serial(
+        stax.Conv(32, (3, 3), padding="SAME", **kwargs),
+        stax.Relu(),
+        stax.Conv(16, (3, 3), padding="SAME", **kwargs),
+        stax.Relu(),
+        stax.Flatten(),
+        stax.Dense(1, **kwargs),
+    )[2]
+    std = {
+        "weight_std": S,
+        "bias_std": B if use_bias else 0.0,
+        "parametrization": "standard",
+        "use_bias": use_bias,
+    }
+    layers = (
+        Conv(width=32, **std),
+        infinite.relu,
+        Conv(width=16, **std),
+        infinite.relu,
+        Flatten(),
+        infinite.Dense(width=1, **std),
+    )
+    expected = neural_tangents.as_kernel_fn(kernel_fn)(x1, x2)
+    ours = infinite_conv.kernel(layers)(x1, x2)
+    chex.assert_trees_all_close(ours, expected, rtol=1e-10)
+
+
+def test_oracle_of_gradients(nt):
+    x1, x2 = images(3).reshape(3, -1), images(2, seed=1).reshape(2, -1)
+    other = neural_tangents.as_kernel_fn(theirs(nt.stax, "dense relu dense relu dense"))
+    ours = infinite.mlp(2, weight_std=S, bias_std=B)
+    for argnum in (0, 1):
+        pair = [
+            jax.grad(lambda a, b, f=f: (f(a, b) ** 2).sum(), argnum)(x1, x2)
+            for f in (ours, other)
+        ]
+        chex.assert_trees_all_close(*pair, rtol=1e-10, atol=1e-10)
+
+
+def test_empirical_kernels_agree_between_implementations(nt):
+    stax = nt.stax
+    init, apply_fn, _ = stax.serial(
+        stax.Conv(4, (3, 3)), stax.Relu(), stax.Flatten(), stax.Dense(2)
+    )
+    x = images(3)
+    with neural_tangents.lenient():
+        params = init(jax.random.key(0), x.shape)[1]
+        kernels = [
+            jax.jit(
+                nt.empirical_ntk_fn(
+                    apply_fn, trace_axes=(), implementation=i, vmap_axes=0
+                )
+            )(x, None, params)
+            for i in (1, 2, 3)
+        ]
+    chex.assert_trees_all_close(*kernels, rtol=1e-10)
+
+
+def test_our_kernels_work_there(nt):
+    x, x_test = images(4), images(2, seed=1)
+    ntk, nngp = infinite.mlp(1), infinite.kernel(infinite.mlp_layers(1), get="nngp")
+    kernel_fn = neural_tangents.as_neural_tangents(ntk=ntk, nngp=nngp)
+    y = jnp.array([[1.0], [-1.0], [1.0], [-1.0]])
+    with neural_tangents.lenient():
+        predict = nt.predict.gradient_descent_mse_ensemble(kernel_fn, x, y)
+        predicted = predict(x_test=x_test, get="ntk")
+        batched = nt.batch(kernel_fn, batch_size=2)(x, None, ("ntk", "nngp"))
+    expected = ntk(x_test, x) @ jnp.linalg.solve(ntk(x), y)
+    chex.assert_trees_all_close(predicted, expected, rtol=1e-6)
+    chex.assert_trees_all_close(batched.ntk, ntk(x, x), rtol=1e-7)
+    chex.assert_trees_all_close(batched.nngp, nngp(x, x), rtol=1e-7)
+    assert kernel_fn(x)._fields == ("nngp", "ntk")
+    with pytest.raises(ValueError, match="get='cov' is unknown"):
+        kernel_fn(x, None, "cov")
+    with pytest.raises(ValueError, match="give at least one kernel"):
+        neural_tangents.as_neural_tangents()
+
+
+def test_predict_works_under_jit(nt):
+    k = infinite.mlp(1)(images(4))
+    y = jnp.ones((4, 1))
+
+    def predict(k):
+        fn = nt.predict.gradient_descent_mse(k, y)
+        return fn(jnp.inf, jnp.zeros((4, 1)), jnp.zeros((4, 1)), k)[1]
+
+    with neural_tangents.lenient():
+        chex.assert_trees_all_close(jax.jit(predict)(k), predict(k), rtol=1e-8)
+        assert float(nt.predict.max_learning_rate(k)) > 0
+
+
+def test_nothing_is_left_on_jax(nt):
+    assert neural_tangents.load() is nt
+    assert "jax.util" not in sys.modules
+    for name in ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var"):
+        assert name not in vars(jax.core)
+    assert "zeros_like_p" not in vars(jax.interpreters.ad)
+    assert "tensorflow" not in sys.modules
+
+
+def test_absence_names_the_install_line(monkeypatch):
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    monkeypatch.delitem(sys.modules, "neural_tangents", raising=False)
+    with pytest.raises(ImportError, match="pip install --no-deps neural-tangents=="):
+        neural_tangents.load.__wrapped__()
