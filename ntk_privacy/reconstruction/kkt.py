@@ -31,6 +31,7 @@ from ntk_privacy import _checks, _linalg, _loop, _tree
 from ntk_privacy._types import ApplyFn, Callback, Params
 from ntk_privacy.kernels import stationarity
 from ntk_privacy.models.mlp import MLP
+from ntk_privacy.reconstruction.projection import project
 from ntk_privacy.reconstruction.settings import FAST as FAST
 from ntk_privacy.reconstruction.settings import PAPER as PAPER
 from ntk_privacy.reconstruction.settings import POLISH as POLISH
@@ -64,7 +65,7 @@ class AttackState(NamedTuple):
 
 class Reconstruction(NamedTuple):
     """images: candidates, mean-subtracted like the training set. duals: multipliers,
-    one set per point. losses: stationarity loss before every step of this call.
+    one set per point. losses: before every step of this call, box penalty included.
     state: to continue from. nonfinite: the loss became NaN or infinite.
     """  # noqa: D205
 
@@ -180,7 +181,7 @@ class _Step:
             variables, step, problem
         )
         updates, opt_state = self.optimizer.update(grads, state.opt_state, variables)
-        latents, duals = optax.apply_updates(variables, updates)
+        latents, duals = jax.tree.map(jnp.add, variables, updates)
         latents = jnp.where(problem.movable[:, None], latents, problem.init[0])
         if self.solve_duals:
             duals = best
@@ -188,7 +189,9 @@ class _Step:
             duals = jnp.where(problem.movable[None, :, None], duals, problem.init[1])
         new = AttackState(latents, duals, opt_state)
         # The last finite state is what a failed run leaves behind.
-        ok = jnp.isfinite(loss)
+        ok = (
+            jnp.isfinite(loss) & jnp.isfinite(latents).all() & jnp.isfinite(duals).all()
+        )
         return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state), {
             "loss": loss
         }
@@ -215,9 +218,9 @@ def prepare(
     num_outputs: int = 1,
     points: str | Sequence[float] = "midpoint",
     settings: Settings = FAST,
-    initial_images: Float[Array, "m h w d"] | None = None,
-    initial_duals: Float[Array, "q m c"] | None = None,
-    movable: Bool[Array, " m"] | None = None,
+    initial_images: Float[Array | np.ndarray, "m h w d"] | None = None,
+    initial_duals: Float[Array | np.ndarray, "q m c"] | None = None,
+    movable: Bool[Array | np.ndarray, " m"] | None = None,
 ) -> Attack:
     """Checks the arguments of `reconstruct` and returns the search, not yet run.
 
@@ -242,9 +245,19 @@ def prepare(
             f"{params_0['Dense_0']['kernel'].shape[0]}: give the shape it was "
             "trained on."
         )
+    for name, array, shape in (
+        ("initial_images", initial_images, (num_images, *image_shape)),
+        ("initial_duals", initial_duals, (len(points), num_images, c)),
+        ("movable", movable, (num_images,)),
+    ):
+        if array is not None and array.shape != tuple(shape):
+            raise ValueError(
+                f"{name} has shape {array.shape}, the search needs {tuple(shape)}: "
+                "give one row per candidate."
+            )
     basis = None
     if settings.project:
-        (params_0, params_t), basis = _project(params_0, params_t)
+        (params_0, params_t), basis = project(params_0, params_t)
     problem = _constants(params_0, params_t, basis, points, settings, bounds, pixels)
     m, q, r = num_images, len(points), pixels if basis is None else basis.shape[1]
     dtype = problem.squared_norm.dtype
@@ -332,9 +345,9 @@ def reconstruct(
     num_outputs: int = 1,
     points: str | Sequence[float] = "midpoint",
     settings: Settings = FAST,
-    initial_images: Float[Array, "m h w d"] | None = None,
-    initial_duals: Float[Array, "q m c"] | None = None,
-    movable: Bool[Array, " m"] | None = None,
+    initial_images: Float[Array | np.ndarray, "m h w d"] | None = None,
+    initial_duals: Float[Array | np.ndarray, "q m c"] | None = None,
+    movable: Bool[Array | np.ndarray, " m"] | None = None,
     chunk: int = 100,
     callback: Callback | None = None,
 ) -> Reconstruction:
@@ -388,30 +401,6 @@ def reconstruct(
     return run(attack, chunk=chunk, callback=callback)
 
 
-def _project(params_0: Params, params_t: Params):
-    """The same network on coordinates in the column space of the first change."""
-    first = params_0["Dense_0"]["kernel"]
-    change = np.asarray(params_t["Dense_0"]["kernel"], np.float64) - np.asarray(
-        first, np.float64
-    )
-    # Rounding of the weights leaves singular values of about sqrt(width) eps.
-    tolerance = 300 * float(jnp.finfo(first.dtype).eps) * max(first.shape) ** 0.5
-    found = _linalg.range_basis(change, tolerance=min(tolerance, 1e-2))
-    basis = found.basis
-    if not basis.shape[1]:
-        raise ValueError(
-            "params_0 and params_t have the same first layer: its change spans the "
-            "images, so use settings with project=False."
-        )
-
-    def one(params):
-        kernel = basis.T @ np.asarray(params["Dense_0"]["kernel"], np.float64)
-        layer = {**params["Dense_0"], "kernel": jnp.asarray(kernel, first.dtype)}
-        return {**params, "Dense_0": layer}
-
-    return (one(params_0), one(params_t)), jnp.asarray(basis, first.dtype)
-
-
 def _constants(params_0, params_t, basis, points, settings, bounds, pixels):
     change = _tree.sub(params_t, params_0)
     squared_norm = _tree.squared_norm(change)
@@ -419,21 +408,22 @@ def _constants(params_0, params_t, basis, points, settings, bounds, pixels):
     if settings.form == "kernel":
         eps = float(jnp.finfo(dtype).eps)
         change = stationarity.factor(change, tolerance=10 * eps)
-    low, high = (
-        jnp.tile(jnp.atleast_1d(jnp.asarray(b, dtype)), pixels // np.size(b))[None]
-        for b in bounds
-    )
-    if bool(jnp.any(low >= high)):
+    low, high = (np.atleast_1d(np.asarray(bound, dtype)) for bound in bounds)
+    if low.shape != high.shape or pixels % low.size or not (low < high).all():
         raise ValueError(
-            f"bounds={tuple(bounds)}: the smallest intensity must be below the largest."
+            f"bounds={tuple(bounds)}: give the smallest and the largest intensity, one "
+            "number each or one per channel, the smallest first."
         )
+    tiled = tuple(
+        jnp.asarray(np.tile(bound, pixels // bound.size))[None] for bound in (low, high)
+    )
     empty = jnp.zeros(0, dtype)
     return _Problem(
         features=stationarity.features(params_0, params_t, points),
         change=change,
         squared_norm=squared_norm,
         basis=basis,
-        bounds=(low, high),
+        bounds=tiled,
         movable=empty,
         init=(empty, empty),
     )
