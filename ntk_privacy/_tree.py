@@ -38,11 +38,11 @@ def dot(a: T, b: T) -> Float[Array, ""]:
     return functools.reduce(jnp.add, jax.tree.leaves(parts))
 
 
-def squared_norm(a: T) -> Float[Array, ""]:
+def squared_norm(a: object) -> Float[Array, ""]:
     """Returns the squared L2 norm over all leaves."""
     return dot(a, a)
 
 
-def size(a: T) -> int:
+def size(a: object) -> int:
     """Returns the number of scalars."""
     return sum(leaf.size for leaf in jax.tree.leaves(a))

@@ -9,6 +9,7 @@ $$\Theta^{cc'}(x, x') = \sum_l (a_l \cdot a_l' + \beta_l)\, (b_l^c \cdot b_l'^{c
 with $\beta_l = 1$ where layer l has a bias.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -66,24 +67,25 @@ def forward(
       x: images.
       sharpness: of the softplus that stands in for ReLU; None is ReLU itself.
     """
-    stack = layers(model, params)
     a = x.reshape(x.shape[0], -1)
     inputs, slopes = [], []
-    for i, layer in enumerate(stack):
-        a = layer.scale * a if layer.scale != 1.0 else a
-        inputs.append(a)
-        h = matmul(a, layer.kernel)
-        if layer.bias is not None:
-            h = h + layer.bias[None, :]
-        if i == len(stack) - 1:
-            break
+
+    def affine(layer):
+        inputs.append(layer.scale * a if layer.scale != 1.0 else a)
+        h = matmul(inputs[-1], layer.kernel)
+        return h if layer.bias is None else h + layer.bias[None, :]
+
+    *hidden, last = layers(model, params)
+    for layer in hidden:
+        h = affine(layer)
         if sharpness is None:
             slopes.append((h > 0).astype(h.dtype))
             a = jax.nn.relu(h)
         else:
             a, slope = softplus_and_slope(h, jnp.asarray(sharpness, h.dtype))
             slopes.append(slope)
-    return Trace(tuple(inputs), tuple(slopes), h)
+    outputs = affine(last)
+    return Trace(tuple(inputs), tuple(slopes), outputs)
 
 
 def backward(
@@ -142,13 +144,13 @@ def ntk(
     inputs1, signals1 = features(x1)
     inputs2, signals2 = (inputs1, signals1) if x2 is None else features(x2)
     subscripts = "cnk,cmk->nm" if trace_outputs else "cnk,dmk->nmcd"
-    total = None
+    parts = []
     zipped = zip(
         layers(model, params), inputs1, inputs2, signals1, signals2, strict=True
     )
     for layer, a1, a2, b1, b2 in zipped:
         gram = matmul(a1, a2.T) + (0.0 if layer.bias is None else 1.0)
         back = jnp.einsum(subscripts, b1, b2, precision=jax.lax.Precision.HIGHEST)
-        part = gram * back if trace_outputs else gram[:, :, None, None] * back
-        total = part if total is None else total + part
+        parts.append(gram * back if trace_outputs else gram[:, :, None, None] * back)
+    total = functools.reduce(jnp.add, parts)
     return total / model.num_outputs if trace_outputs else total
