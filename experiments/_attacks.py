@@ -1,6 +1,7 @@
 """The attacks behind `experiments.reconstruct --method=...`, resumable."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -70,13 +71,28 @@ def _common(config: Any, victim: Victim) -> dict[str, Any]:
     }
 
 
-def _search(
-    config: Any, workdir: Workdir, name: str, attack: kkt.Attack, timer: Timer
-) -> tuple[kkt.Reconstruction, np.ndarray]:
-    """Runs one search from its last checkpoint; returns it and all its losses."""
+def search(
+    config: Any,
+    workdir: Workdir,
+    name: str,
+    attack: Any,
+    run: Callable[..., Any],
+    num_steps: int,
+    timer: Timer,
+) -> tuple[Any, np.ndarray]:
+    """Runs one search from its last checkpoint; returns its result and all losses.
+
+    Args:
+      config: gives precision, progress and the time between checkpoints.
+      workdir: holds the checkpoints.
+      name: of the checkpoint folder and the progress bar.
+      attack: made ready; its `state` is what a checkpoint holds.
+      run: `(attack, first_step, callback) -> result`.
+      num_steps: in all.
+      timer: of the attack.
+    """
     folder = workdir.checkpoint_folder / name
-    num_steps = attack.step.settings.num_steps
-    losses = np.zeros(num_steps, attack.state.latents.dtype)
+    losses = np.zeros(num_steps, np.dtype(config.precision))
     first = checkpoint.latest_step(folder) or 0
     if first:
         like = {"state": attack.state, "losses": losses, "seconds": np.zeros(2)}
@@ -102,9 +118,25 @@ def _search(
                     folder, step, {"state": state, "losses": losses, "seconds": spent}
                 )
 
-        result = kkt.run(attack, first_step=first, chunk=50, callback=callback)
+        result = run(attack, first, callback)
         jax.block_until_ready(result.images)
     return result, losses
+
+
+def _search(
+    config: Any, workdir: Workdir, name: str, attack: kkt.Attack, timer: Timer
+) -> tuple[kkt.Reconstruction, np.ndarray]:
+    return search(
+        config,
+        workdir,
+        name,
+        attack,
+        lambda ready, first, callback: kkt.run(
+            ready, first_step=first, chunk=50, callback=callback
+        ),
+        attack.step.settings.num_steps,
+        timer,
+    )
 
 
 def run_kkt(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked:

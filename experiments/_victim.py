@@ -1,5 +1,6 @@
 """The network under attack: data, initialisation and training, resumable."""
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,6 +35,22 @@ class Victim(NamedTuple):
     test_accuracy: float
 
 
+def load(config: Any) -> tuple[data.Dataset, jax.Array]:
+    """Returns the images that the config asks for, and the key of the parameters."""
+    key_data, key_init = jax.random.split(
+        jax.random.fold_in(jax.random.key(0), config.seed)
+    )
+    dataset = data.load(
+        config.dataset,
+        task=config.task,
+        num_train=config.num_images,
+        key=key_data,
+        data_dir=config.data_dir,
+        download=config.download,
+    )
+    return dataset, key_init
+
+
 def make(config: Any, workdir: Workdir, timer: Timer) -> Victim:
     """Loads the images and trains on them; a finished training is read back.
 
@@ -43,18 +60,7 @@ def make(config: Any, workdir: Workdir, timer: Timer) -> Victim:
       timer: of the training.
     """
     dtype = jnp.dtype(config.precision)
-    key_data, key_init = jax.random.split(
-        jax.random.fold_in(jax.random.key(0), config.seed)
-    )
-    dataset = data.load(
-        config.dataset,
-        task=config.task,
-        num_train=config.num_images,
-        num_test=None,
-        key=key_data,
-        data_dir=config.data_dir,
-        download=config.download,
-    )
+    dataset, key_init = load(config)
     x = jnp.asarray(dataset.x_train, dtype)
     y = jnp.asarray(dataset.y_train, dtype)
     model = MLP(
@@ -204,8 +210,6 @@ class Every:
     """True at most once in so many seconds: when to write a checkpoint."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] | None = None):
-        import time
-
         self._seconds, self._clock = seconds, clock or time.monotonic
         self._last = self._clock()
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from experiments import _attacks, _flags, _sweep, _victim
+from experiments import _attacks, _flags, _max_margin, _sweep, _victim
 from experiments._timing import Timer
 from experiments._workdir import Workdir, versions
 from ntk_privacy import _checks
@@ -23,6 +23,7 @@ METHODS = {
     "auto": _attacks.run_auto,
     "algebraic": _attacks.run_algebraic,
     "kkt": _attacks.run_kkt,
+    "max_margin": _max_margin.run,
 }
 
 
@@ -59,16 +60,17 @@ class Config:
         None, "Attack the parameters at this larger loss instead."
     )
     max_train_steps: int = _field(1_000_000, "Limit of iterative training.")
-    method: Literal["auto", "algebraic", "kkt"] = _field(
+    method: Literal["auto", "algebraic", "kkt", "max_margin"] = _field(
         "auto",
         "The attack: decode the gates exactly (algebraic), search (kkt), or decode, "
-        "then search for the rest and polish (auto).",
+        "then search for the rest and polish (auto); max_margin is Haim et al.'s, on "
+        "a network of its own training.",
     )
     auxiliary: Literal["none", "test_images"] = _field(
         "none", "Images of the same domain that the decoding may start from."
     )
     preset: Literal["fast", "paper"] = _field(
-        "fast", "Settings of the KKT search: ours, or the published ones."
+        "fast", "Settings of the search: ours, or the published ones."
     )
     points: str | None = _field(
         None,
@@ -116,6 +118,18 @@ class Config:
                     f"stop_loss={self.stop_loss}: it ends training earlier."
                 )
         _attacks.kkt_settings(self)
+        if self.method == "max_margin":
+            _max_margin.settings(self)
+            if self.task == "all_classes" or self.dataset == "tiny_imagenet":
+                raise ValueError(
+                    "method='max_margin' takes two classes: use a binary task, or "
+                    "--method=auto."
+                )
+            if self.depth != 2 or self.parametrization != "standard":
+                raise ValueError(
+                    "method='max_margin' has a network of its own: leave --depth and "
+                    "--parametrization out."
+                )
 
 
 # What may differ when a run goes on in its folder.
@@ -143,7 +157,8 @@ def _run(config: Config) -> dict[str, Any]:
         if workdir.is_done():
             return workdir.read_json("results.json")
         training, attacking = Timer(), Timer()
-        victim = _victim.make(config, workdir, training)
+        make = _max_margin.make if config.method == "max_margin" else _victim.make
+        victim = make(config, workdir, training)
         attacked = METHODS[config.method](config, workdir, victim, attacking)
         dataset = victim.dataset
         evaluation = reconstruction_curve.evaluate(
@@ -219,12 +234,13 @@ def summary(results: dict[str, Any]) -> str:
     rows = [
         ("images recovered (PSNR >= 25 dB)", f"{results['num_recovered']} of {n}"),
         *_decoding_rows(results),
+        *_ranking_rows(results),
         ("median squared distance", f"{np.median(squared):.3g}"),
         ("largest squared distance", f"{squared.max():.3g}"),
         ("mean SSIM", f"{np.mean(results['ssim']):.3f}"),
         ("training loss", f"{results['train_loss']:.2g}"),
         ("test accuracy of the network", f"{100 * results['test_accuracy']:.1f}%"),
-        ("kernel distance", f"{results['kernel_distance']:.2g}"),
+        ("kernel distance", f"{float(results['kernel_distance']):.2g}"),
         (
             "seconds: train, compile, attack",
             ", ".join(f"{seconds[k]:.1f}" for k in ("train", "compile", "attack")),
@@ -242,6 +258,19 @@ def _decoding_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("size of the training set, as read from the weights", told),
         ("images certified as exact", str(results["num_certified"])),
+    ]
+
+
+def _ranking_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
+    if "ranking" not in results:
+        return []
+    ranking = results["ranking"]
+    return [
+        (
+            "mean SSIM of the best 10 (of unseen images)",
+            f"{ranking['mean_ssim_best_10']:.3f} "
+            f"({ranking['mean_ssim_best_10_of_unseen_images']:.3f})",
+        )
     ]
 
 

@@ -21,6 +21,7 @@ from ntk_privacy.models.mlp import MLP
 __all__ = [
     "TrainState",
     "Trained",
+    "init",
     "init_params",
     "network",
     "preprocess",
@@ -168,6 +169,15 @@ def _signs(labels, dtype) -> Array:
     return jnp.asarray(np.where(flat > 0, 1, -1), dtype)
 
 
+def init(model: MLP, params_0: Params, x_train, y_train) -> TrainState:
+    """Returns the state before the first epoch; the arguments are `train`'s."""
+    dtype = params_0["Dense_0"]["kernel"].dtype
+    x, signs = jnp.asarray(x_train, dtype), _signs(y_train, dtype)
+    params = jax.tree.map(jnp.array, params_0)
+    loss = _logistic(model, params, x, signs)
+    return TrainState(params, loss, jnp.zeros((), jnp.int32))
+
+
 def train(
     model: MLP,
     params_0: Params,
@@ -207,9 +217,7 @@ def train(
     dtype = params_0["Dense_0"]["kernel"].dtype
     x, signs = jnp.asarray(x_train, dtype), _signs(y_train, dtype)
     if state is None:
-        params = jax.tree.map(jnp.array, params_0)
-        loss = _logistic(model, params, x, signs)
-        state = TrainState(params, loss, jnp.zeros((), jnp.int32))
+        state = init(model, params_0, x, y_train)
 
     def after_chunk(done, state, metrics):
         if callback is not None:
