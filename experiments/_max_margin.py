@@ -147,8 +147,9 @@ def run(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked
         workdir.path("ranked.png"),
         mean=dataset.mean,
         distances=-ranking.ssim,
+        sorted_by="SSIM",
         psnr=_psnr(dataset.x_train[order] + dataset.mean, ranking.images),
-        title="Training images above their reconstructions, ranked by SSIM",
+        title="Training images above their reconstructions",
     )
     return Attacked(
         images=found + centre,

@@ -182,6 +182,7 @@ def gallery(
     distances: Float[Array | np.ndarray, " k"] | Sequence[float],
     psnr: Float[Array | np.ndarray, " k"] | Sequence[float],
     max_columns: int = 20,
+    sorted_by: str = "L2 distance",
     title: str = "Training images above their reconstructions",
 ) -> None:
     """Draws training images above their reconstructions, worst to best.
@@ -195,6 +196,7 @@ def gallery(
       psnr: of each pair, decibels on the [0, 1] scale, printed below it.
       max_columns: pairs per row block; more pairs than 60 are thinned out evenly, and
         the title says so.
+      sorted_by: what `distances` are, for the title.
       title: above the figure.
 
     Raises:
@@ -215,7 +217,7 @@ def gallery(
     decibels = np.asarray(psnr, np.float64)[shown]
     thinned = len(places) < len(worst_first)
     chosen = f"{len(places)} of {len(worst_first)} pairs, evenly chosen; " * thinned
-    title += f"\n{chosen}sorted by L2 distance, PSNR below each pair"
+    title += f"\n{chosen}sorted by {sorted_by}, PSNR below each pair"
 
     columns = min(max_columns, len(shown))
     blocks = -(-len(shown) // columns)
