@@ -1,4 +1,4 @@
-"""A step of the KKT attack: ours against the parameter-sized residual; memory; training.
+"""A step of the KKT attack against the parameter-sized residual; memory; training.
 
     python -m benchmarks.bench_kkt --out=results/benchmarks/kkt.json
 

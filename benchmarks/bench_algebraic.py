@@ -1,0 +1,123 @@
+"""Exact decoding against the published search, on real images.
+
+    python -m benchmarks.bench_algebraic --out=results/benchmarks/algebraic.json
+
+Needs NTK_PRIVACY_DATA. Every row trains a linearized network in closed form, decodes
+twice (the first call compiles) and compares with the truth. The published search is
+timed in the same run on the first row's network, over a stretch of its 80,000 steps.
+"""
+
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import _measure
+from experiments import _victim, reconstruct
+from experiments._timing import Timer
+from experiments._workdir import Workdir
+from ntk_privacy import _loop
+from ntk_privacy.evaluation import reconstruction_curve
+from ntk_privacy.reconstruction import algebraic, kkt
+
+ROWS = {
+    "mnist_20_1024": {"dataset": "mnist", "num_images": 20, "width": 1024},
+    "cifar10_20_1024": {"dataset": "cifar10", "num_images": 20, "width": 1024},
+    "cifar10_20_4096": {"dataset": "cifar10", "num_images": 20, "width": 4096},
+    "mnist_20_1024_early": {
+        "dataset": "mnist",
+        "num_images": 20,
+        "width": 1024,
+        "early_stop_loss": 1e-2,
+    },
+    "mnist_100_4096": {"dataset": "mnist", "num_images": 100, "width": 4096},
+    "mnist_200_4096": {"dataset": "mnist", "num_images": 200, "width": 4096},
+    "cifar10_200_4096": {"dataset": "cifar10", "num_images": 200, "width": 4096},
+    "mnist_10way_50_4096": {
+        "dataset": "mnist",
+        "task": "all_classes",
+        "num_images": 50,
+        "width": 4096,
+    },
+    "mnist_500_4096": {"dataset": "mnist", "num_images": 500, "width": 4096},
+}
+
+
+def victim_of(row, seed):
+    """Trains the row's network as `experiments.reconstruct` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = reconstruct.Config(**row, seed=seed, workdir=folder, progress=False)
+        with Workdir(folder, config) as workdir:
+            return _victim.make(config, workdir, Timer())
+
+
+def decode(victim, seed):
+    """Decodes; returns the result and the seconds it took."""
+    start = time.perf_counter()
+    found = jax.block_until_ready(
+        algebraic.reconstruct(
+            victim.params_0,
+            victim.params_t,
+            key=jax.random.fold_in(jax.random.key(1), seed),
+            image_shape=victim.dataset.x_train.shape[1:],
+        )
+    )
+    return found, time.perf_counter() - start
+
+
+def published(victim, steps):
+    """Seconds per step of the published search."""
+    attack = kkt.prepare(
+        victim.model,
+        victim.params_0,
+        victim.params_t,
+        key=jax.random.key(0),
+        image_shape=victim.dataset.x_train.shape[1:],
+        num_images=2 * len(victim.dataset.x_train),
+        bounds=victim.dataset.bounds,
+        points="init",
+        settings=kkt.PAPER,
+    )
+
+    def side():
+        return _loop.run(
+            attack.step, attack.state, attack.problem, num_steps=steps, chunk=steps
+        )
+
+    return _measure.interleaved({"paper": side}, repeats=3)["paper"]["run"] / steps
+
+
+def main() -> None:
+    options = _measure.arguments(rows=",".join(ROWS), seed=0, steps=50)
+    rows = []
+    for name in options.rows.split(","):
+        victim = victim_of(ROWS[name], options.seed)
+        _, first = decode(victim, options.seed)
+        found, second = decode(victim, options.seed)
+        figures = reconstruction_curve.evaluate(
+            jnp.asarray(victim.dataset.x_train), found.images, mean=victim.dataset.mean
+        )
+        squared = np.asarray(figures.squared_distances)
+        row = {
+            "case": name,
+            "estimated_N": int(found.estimated_num_images),
+            "certified": int(found.certified.sum()),
+            "exact": int((squared < 1e-6).sum()),
+            "psnr_25dB": figures.num_recovered,
+            "largest": float(squared.max()),
+            "median": float(np.median(squared)),
+            "s": second,
+            "s_with_compile": first,
+        }
+        if not rows:
+            step = published(victim, options.steps)
+            row["published_s_of_80000_steps"] = 80_000 * step
+        rows.append(row)
+        _measure.report("algebraic", rows[-1:], None)
+    _measure.report("algebraic", rows, options.out)
+
+
+if __name__ == "__main__":
+    main()
