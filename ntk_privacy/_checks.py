@@ -47,6 +47,14 @@ def same_length(**arrays: Sized) -> None:
         raise ValueError(f"Lengths differ: {told}; give one row per image to each.")
 
 
+def same_width(**arrays: Any) -> None:
+    """Raises ValueError unless all arrays have the same number of columns."""
+    widths = {name: array.shape[1] for name, array in arrays.items()}
+    if len(set(widths.values())) > 1:
+        told = ", ".join(f"{name} has {n} columns" for name, n in widths.items())
+        raise ValueError(f"Widths differ: {told}; give one column per output to each.")
+
+
 def finite(**trees: Any) -> None:
     """Raises ValueError if any leaf of any tree holds a NaN or an infinity."""
     for name, tree in trees.items():

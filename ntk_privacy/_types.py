@@ -1,7 +1,7 @@
 """Aliases and protocols that the whole package speaks in."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
@@ -15,6 +15,7 @@ KernelFn = Callable[..., Float[Array, "n1 n2"]]
 """`(x1, x2) -> kernel`: one row per image of `x1`, one column per image of `x2`."""
 
 
+@runtime_checkable
 class Callback(Protocol):
     """Called on the host between jitted chunks; may checkpoint or show progress."""
 

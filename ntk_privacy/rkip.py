@@ -1,0 +1,404 @@
+r"""RKIP: distil a dataset by matching kernel regressors in RKHS norm.
+
+KIP (`kip`) matches predictions on the targets; RKIP matches the regressors themselves,
+which is what a reconstruction attack does at infinite width (Theorem 1).
+
+Source: Loo et al., ICLR 2024, arXiv:2302.01428.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from ntk_privacy import _checks, _linalg
+from ntk_privacy._linalg import matmul
+from ntk_privacy._types import Callback, KernelFn
+from ntk_privacy.kernels import blockwise, conjugate_gradients, regression
+from ntk_privacy.training import distillation
+from ntk_privacy.training.distillation import Distilled, DistillState
+
+__all__ = [
+    "DistillState",
+    "Distilled",
+    "TargetDuals",
+    "Terms",
+    "distill",
+    "distill_finite",
+    "label_solve",
+    "loss",
+    "target_duals",
+    "terms",
+]
+
+
+class Terms(NamedTuple):
+    """The two halves of the loss, by Theorem 2.
+
+    label_matching: KIP's squared error, in the norm of the inverse target kernel.
+    variance: of S given T: the energy of the distilled regressor off the targets' span.
+    """
+
+    label_matching: Float[Array, ""]
+    variance: Float[Array, ""]
+
+
+class TargetDuals(NamedTuple):
+    """What the loss needs of the targets: duals a_T, and energy a_T^T K_TT a_T."""
+
+    duals: Float[Array, "n c"]
+    energy: Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Objective:
+    """Rows are images and duals of the targets; the constant is their energy."""
+
+    kernel_fn: KernelFn
+    diag_reg: float
+
+    def __call__(self, images, labels, rows, constants) -> Float[Array, ""]:
+        x, target = rows
+        k_ss = blockwise.self_kernel(self.kernel_fn, images)
+        a = _linalg.solve_ridge(k_ss, labels, diag_reg=self.diag_reg)
+        # The cross term by K_TS^T a_T: as narrow as the labels, whatever the batch.
+        cross = matmul(self.kernel_fn(x, images).T, target)
+        return 0.5 * (jnp.sum(a * (matmul(k_ss, a) - 2 * cross)) + constants)
+
+
+def _dense(kernel_fn, x, y, diag_reg) -> tuple[Array, TargetDuals]:
+    k = blockwise.self_kernel(kernel_fn, x)
+    a = _linalg.solve_ridge(k, y, diag_reg=diag_reg)
+    return k, TargetDuals(a, jnp.sum(a * matmul(k, a)))
+
+
+def _check(images, labels, x_target, y_target) -> None:
+    _checks.same_length(images=images, labels=labels)
+    _checks.same_length(x_target=x_target, y_target=y_target)
+    _checks.same_width(labels=labels, y_target=y_target)
+
+
+def loss(
+    images: Float[Array, "m ..."],
+    labels: Float[Array, "m k"],
+    x_target: Float[Array, "n ..."],
+    y_target: Float[Array, "n c"],
+    *,
+    kernel_fn: KernelFn,
+    diag_reg: float = 1e-5,
+) -> Float[Array, ""]:
+    r"""Half the squared RKHS distance between two kernel regressors, over all outputs.
+
+    $$\tfrac12 \mathrm{tr}(\alpha_S^\top K_{SS} \alpha_S
+      - 2 \alpha_T^\top K_{TS} \alpha_S + \alpha_T^\top K_{TT} \alpha_T),
+      \quad \alpha = (K + \lambda \bar k I)^{-1} y$$
+    $\lambda$ is `diag_reg`, $\bar k$ the mean diagonal of $K$. A singular kernel gives
+    NaN.
+
+    Args:
+      images: synthetic images.
+      labels: theirs, as wide as y_target.
+      x_target: images to distil.
+      y_target: their targets.
+      kernel_fn: `(x1, x2) -> (n1, n2)`.
+      diag_reg: ridge relative to the mean diagonal (dimensionless).
+
+    Raises:
+      ValueError: lengths or widths differ.
+    """
+    _check(images, labels, x_target, y_target)
+    _, target = _dense(kernel_fn, x_target, y_target, diag_reg)
+    rows = (x_target, target.duals)
+    return _Objective(kernel_fn, diag_reg)(images, labels, rows, target.energy)
+
+
+def terms(
+    images: Float[Array, "m ..."],
+    labels: Float[Array, "m k"],
+    x_target: Float[Array, "n ..."],
+    y_target: Float[Array, "n c"],
+    *,
+    kernel_fn: KernelFn,
+    diag_reg: float = 1e-5,
+) -> Terms:
+    r"""Splits `loss` by Theorem 2; the two add up to it.
+
+    $$\tfrac12 \| K_{TT} \alpha_T - K_{TS} \alpha_S \|^2_{K_{TT}^+}, \quad
+      \tfrac12 \mathrm{tr}\, \alpha_S^\top (K_{SS} - K_{ST} K_{TT}^+ K_{TS}) \alpha_S$$
+    With no ridge $K_{TT} \alpha_T$ is $y_T$, as in the paper; in this form the identity
+    holds with any ridge, and for duplicate targets too.
+
+    Args:
+      images: synthetic images.
+      labels: theirs, as wide as y_target.
+      x_target: images to distil.
+      y_target: their targets.
+      kernel_fn: `(x1, x2) -> (n1, n2)`.
+      diag_reg: ridge relative to the mean diagonal (dimensionless).
+
+    Raises:
+      ValueError: lengths or widths differ.
+    """
+    _check(images, labels, x_target, y_target)
+    k_tt, target = _dense(kernel_fn, x_target, y_target, diag_reg)
+    k_ss = blockwise.self_kernel(kernel_fn, images)
+    a_s = _linalg.solve_ridge(k_ss, labels, diag_reg=diag_reg)
+    predicted = matmul(kernel_fn(x_target, images), a_s)
+    values, vectors = jnp.linalg.eigh(k_tt)
+    floor = len(k_tt) * jnp.finfo(k_tt.dtype).eps * values[-1]
+    inverse = jnp.where(values > floor, 1 / jnp.maximum(values, floor), 0)[:, None]
+    error = matmul(vectors.T, matmul(k_tt, target.duals) - predicted)
+    inside = matmul(vectors.T, predicted)
+    variance = jnp.sum(a_s * matmul(k_ss, a_s)) - jnp.sum(inverse * inside**2)
+    return Terms(0.5 * jnp.sum(inverse * error**2), 0.5 * variance)
+
+
+def target_duals(
+    x_target: Float[Array, "n ..."],
+    y_target: Float[Array, "n c"],
+    *,
+    kernel_fn: KernelFn,
+    diag_reg: float = 1e-5,
+    rank: int = 1000,
+    tolerance: float = 1e-5,
+    max_steps: int = 500,
+    block_size: int = 1000,
+    mesh: Mesh | None = None,
+    state: conjugate_gradients.CGState | None = None,
+    callback: Callback | None = None,
+) -> TargetDuals:
+    """Returns what `distill` needs of many targets, without their whole kernel.
+
+    Args:
+      x_target: images to distil.
+      y_target: their targets.
+      kernel_fn: `(x1, x2) -> (n1, n2)`.
+      diag_reg: as given to `distill`.
+      rank: landmarks of the preconditioner.
+      tolerance: of the residual of the duals, relative to the targets.
+      max_steps: products with the kernel at most.
+      block_size: images on either side of a block.
+      mesh: devices that share the rows, of `sharding.row_mesh`; None is one device.
+      state: what `callback` had last, to continue after a kill.
+      callback: `(steps, state, metrics)` after every 10 steps.
+
+    Raises:
+      ValueError: the arguments do not fit, the kernel is singular, or the tolerance is
+        not reached.
+    """
+    found = conjugate_gradients.solve(
+        kernel_fn,
+        x_target,
+        y_target,
+        diag_reg=diag_reg,
+        rank=rank,
+        tolerance=tolerance,
+        max_steps=max_steps,
+        block_size=block_size,
+        mesh=mesh,
+        state=state,
+        callback=callback,
+    )
+    if found.residual > tolerance:
+        raise ValueError(
+            f"The duals have a residual of {found.residual:.1e} after {found.steps} "
+            f"steps, above tolerance={tolerance}: raise max_steps, rank or tolerance."
+        )
+    return TargetDuals(found.duals, found.energy)
+
+
+def label_solve(
+    images: Float[Array, "m ..."],
+    x_target: Float[Array, "n ..."],
+    y_target: Float[Array, "n c"],
+    *,
+    kernel_fn: KernelFn,
+    diag_reg: float = 1e-5,
+    target: TargetDuals | None = None,
+) -> Float[Array, "m c"]:
+    r"""Returns the labels of least `loss` for given images.
+
+    The regressor on S nearest to that on T is its projection on the span of S:
+    $\alpha_S = K_{SS}^{-1} K_{ST} \alpha_T$, and
+    $y_S = (K_{SS} + \lambda \bar k I) \alpha_S$.
+
+    Args:
+      images: synthetic images.
+      x_target: images to distil.
+      y_target: their targets.
+      kernel_fn: `(x1, x2) -> (n1, n2)`.
+      diag_reg: ridge relative to the mean diagonal.
+      target: of `target_duals`, if known.
+
+    Raises:
+      ValueError: lengths differ, or a kernel is singular.
+    """
+    _checks.same_length(x_target=x_target, y_target=y_target)
+    k_ss = blockwise.self_kernel(kernel_fn, images)
+    # The projection is that of the kernel itself: the ridge is no remedy here.
+    regression.check_solvable("The kernel of images", k_ss, 0.0)
+    if target is None:
+        a_t = regression.duals(kernel_fn, x_target, y_target, diag_reg=diag_reg)
+    else:
+        a_t = target.duals
+    along = matmul(kernel_fn(x_target, images).T, a_t)
+    a_s = _linalg.solve_ridge(k_ss, along)
+    return matmul(_linalg.add_ridge(k_ss, diag_reg), a_s)
+
+
+def distill(
+    x_target: Float[Array, "n ..."],
+    y_target: Float[Array, "n c"],
+    *,
+    kernel_fn: KernelFn,
+    key: Array,
+    images_per_class: int = 10,
+    num_steps: int = 50_000,
+    diag_reg: float = 1e-5,
+    learn_labels: bool = False,
+    noise_ratio: float = 0.0,
+    batch_size: int | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    initial_images: Float[Array, "m ..."] | None = None,
+    initial_labels: Float[Array, "m k"] | None = None,
+    target: TargetDuals | None = None,
+    state: DistillState | None = None,
+    chunk: int = 500,
+    callback: Callback | None = None,
+) -> Distilled:
+    """Minimises `loss` over synthetic images, and over their labels if asked.
+
+    Args:
+      x_target: images as `data.load` gives them (intensity in [0, 1] less the mean).
+      y_target: one column per output; +-1 if binary, else centred one-hot.
+      kernel_fn: `(x1, x2) -> (n1, n2)`, such as `kernels.infinite.mlp(depth=2)`; x2
+        may be optional, and is then left out where both sides are equal.
+      key: typed key (`jax.random.key`); fixes the initial images and all later draws.
+      images_per_class: synthetic images of each class, two for a single output.
+      num_steps: optimizer steps in all, counting those already in `state`.
+      diag_reg: ridge relative to the mean diagonal of K (dimensionless), at least 0.
+      learn_labels: whether labels descend too.
+      noise_ratio: share of the entries that hold N(0, 1) noise for good; the paper's
+        "RKIP 5% noise" is 0.05.
+      batch_size: targets that the cross term sees in a step, drawn without replacement
+        and as many of each class, weighted to be unbiased; None is all targets.
+      optimizer: default Adam, step size 1e-3 (intensity).
+      initial_images: to start from, in place of 0.2 N(0, 1).
+      initial_labels: theirs, in place of balanced ones.
+      target: of `target_duals`, for more targets than a dense kernel has room for.
+      state: of an earlier call with the same arguments, to continue to the bit.
+      chunk: steps between calls of `callback`, in one compiled scan.
+      callback: `(steps, state, metrics)` after each chunk; `metrics["loss"]` has the
+        loss before each of its steps.
+
+    Raises:
+      ValueError: lengths differ, a number is out of range, a kernel is singular, or
+        `state` has other shapes.
+
+    Example:
+      >>> out = ntk_privacy.rkip.distill(x, y, kernel_fn=ntk, key=jax.random.key(0))
+    """
+    _checks.at_least(0, diag_reg=diag_reg)
+    x, y = jnp.asarray(x_target), jnp.asarray(y_target)
+    regression.check_kernel_fn(kernel_fn, x)
+    start = distillation.init(
+        x,
+        y,
+        key=key,
+        images_per_class=images_per_class,
+        noise_ratio=noise_ratio,
+        learn_labels=learn_labels,
+        optimizer=optimizer,
+        initial_images=initial_images,
+        initial_labels=initial_labels,
+    )
+    state = distillation.resume(state, start)
+    k_ss = blockwise.self_kernel(kernel_fn, state.images)
+    regression.check_solvable("The kernel of the synthetic images", k_ss, diag_reg)
+    if target is None:
+        k_tt, target = _dense(kernel_fn, x, y, diag_reg)
+        regression.check_solvable("The kernel of x_target", k_tt, diag_reg)
+    elif target.duals.shape != y.shape:
+        raise ValueError(
+            f"target has duals of shape {target.duals.shape}, not {y.shape}: compute "
+            "it from these targets by target_duals."
+        )
+    a_t, sizes = target.duals, ()
+    if batch_size is not None:
+        order, sizes = distillation.class_order(y, batch_size)
+        # One row stands for all that its class has beyond the batch.
+        weights = [
+            jnp.full(size, size * len(sizes) / batch_size, a_t.dtype) for size in sizes
+        ]
+        x, a_t = x[order], a_t[order] * jnp.concatenate(weights)[:, None]
+    return distillation.minimize(
+        _Objective(kernel_fn, diag_reg),
+        (x, a_t),
+        target.energy,
+        key=key,
+        state=state,
+        num_steps=num_steps,
+        learn_labels=learn_labels,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        class_sizes=sizes,
+        chunk=chunk,
+        callback=callback,
+    )
+
+
+def distill_finite(
+    attack: Callable[..., Any],
+    *,
+    kernel_fn: Callable[..., Array],
+    num_images: int = 20,
+) -> Distilled:
+    r"""RKIP-finite: distils from a trained network, by attacking it.
+
+    A network trained on T is attacked with fewer candidates than T has images: at
+    infinite width its loss is that of RKIP (Theorem 1). The labels are what the
+    candidates' share of the change of parameters adds to the outputs on them,
+    $y_R = \Theta_{RR} \alpha$ (all outputs, true multipliers; the released code leaves
+    out the factor 1/m, which no sign depends on).
+
+    Args:
+      attack: `(num_images=m)` -> a result with images, true multipliers `duals`
+        (m, c) or (1, m, c), losses, state and nonfinite, such as
+        `functools.partial(reconstruction.kkt.reconstruct, ...)` with one point.
+      kernel_fn: `(x1, x2)` -> the empirical NTK of the trained network at the point
+        that was attacked: (m, m) for one output, else (m, m, c, c).
+      num_images: m, below the number of images behind the network.
+
+    Raises:
+      ValueError: num_images below 1, or duals at several points.
+    """
+    _checks.at_least(1, num_images=num_images)
+    found = attack(num_images=num_images)
+    duals = found.duals[None] if found.duals.ndim == 2 else found.duals
+    if len(duals) != 1:
+        raise ValueError(
+            f"attack has duals at {len(duals)} points: attack a single one, such as "
+            'points="final".'
+        )
+    k = blockwise.self_kernel(kernel_fn, found.images)
+    if k.ndim == 2:
+        if duals.shape[-1] != 1:
+            raise ValueError(
+                f"kernel_fn has the trace over outputs for {duals.shape[-1]} of them: "
+                "give all blocks (trace_outputs=False)."
+            )
+        k = k[:, :, None, None]
+    m, c = duals.shape[1:]
+    square = k.transpose(0, 2, 1, 3).reshape(m * c, m * c)
+    labels = matmul(square, duals.reshape(m * c, 1)).reshape(m, c)
+    return Distilled(
+        images=found.images,
+        labels=labels,
+        losses=found.losses,
+        state=found.state,
+        nonfinite=jnp.asarray(found.nonfinite),
+    )

@@ -1,0 +1,159 @@
+"""Large N: blocks, devices and conjugate gradients against the dense path."""
+
+import os
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntk_privacy import rkip, sharding
+from ntk_privacy.kernels import blockwise, conjugate_gradients, infinite, regression
+
+KERNEL = infinite.mlp(depth=1)
+X = jax.random.normal(jax.random.key(0), (50, 4, 4, 1), jnp.float64)
+Y = jax.random.normal(jax.random.key(1), (50, 2), jnp.float64)
+
+
+@pytest.mark.parametrize("mesh", [None, sharding.row_mesh()], ids=["none", "mesh"])
+@pytest.mark.parametrize("block_size", [7, 1000])
+def test_blocks_equal_the_whole_kernel(block_size, mesh):
+    whole = KERNEL(X[:23] + 1, X)
+    options = {"block_size": block_size, "mesh": mesh}
+    out = blockwise.evaluate(KERNEL, X[:23] + 1, X, **options)
+    chex.assert_trees_all_close(out, whole, rtol=1e-12)
+    product = blockwise.product(KERNEL, X[:23] + 1, X, Y, **options)
+    chex.assert_trees_all_close(product, whole @ Y, rtol=1e-10)
+
+
+def test_the_diagonal_is_that_of_the_kernel():
+    chex.assert_trees_all_close(
+        blockwise.diagonal(KERNEL, X), jnp.diagonal(KERNEL(X)), rtol=1e-13
+    )
+
+
+def test_regression_solves_and_predicts():
+    k = np.asarray(KERNEL(X))
+    slow = np.linalg.inv(k + 1e-3 * np.trace(k) / 50 * np.eye(50)) @ Y
+    duals = regression.duals(KERNEL, X, Y, diag_reg=1e-3)
+    np.testing.assert_allclose(duals, slow, rtol=1e-8)
+    predicted = regression.predict(KERNEL, X, duals, X[:9] + 1, block_size=4)
+    np.testing.assert_allclose(predicted, KERNEL(X[:9] + 1, X) @ slow, rtol=1e-8)
+    # Without a ridge it interpolates.
+    duals = regression.duals(KERNEL, X, Y, diag_reg=0.0)
+    np.testing.assert_allclose(regression.predict(KERNEL, X, duals, X), Y, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [1, 20, 50])
+def test_duals_equal_the_dense_ones(rank):
+    found = rkip.target_duals(
+        X, Y, kernel_fn=KERNEL, diag_reg=1e-3, rank=rank, tolerance=1e-10, block_size=16
+    )
+    dense = regression.duals(KERNEL, X, Y, diag_reg=1e-3)
+    np.testing.assert_allclose(found.duals, dense, atol=1e-8)
+    np.testing.assert_allclose(
+        found.energy, jnp.sum(dense * (KERNEL(X) @ dense)), rtol=1e-9
+    )
+
+
+def test_a_preconditioner_of_high_rank_saves_steps():
+    options = {"diag_reg": 1e-4, "tolerance": 1e-10}
+    few, many = (
+        conjugate_gradients.solve(KERNEL, X, Y, rank=rank, **options).steps
+        for rank in (50, 1)
+    )
+    assert few < 0.7 * many
+
+
+def test_it_resumes_where_a_callback_left_it():
+    states = []
+    whole = conjugate_gradients.solve(
+        KERNEL, X, Y, rank=5, chunk=4,
+        callback=lambda step, state, metrics: states.append((step, state)),
+    )  # fmt: skip
+    step, state = states[0]
+    assert step == state.steps == 4
+    assert len(states) > 2
+    again = conjugate_gradients.solve(KERNEL, X, Y, rank=5, chunk=4, state=state)
+    chex.assert_trees_all_equal(again.duals, whole.duals)
+    assert again.steps == whole.steps
+
+
+def test_known_target_duals_change_nothing():
+    y = jnp.sign(Y[:, :1])
+    options = {"kernel_fn": KERNEL, "key": jax.random.key(0), "num_steps": 5}
+    target = rkip.target_duals(X, y, kernel_fn=KERNEL, tolerance=1e-11, rank=30)
+    dense = rkip.distill(X, y, **options)
+    known = rkip.distill(X, y, target=target, **options)
+    chex.assert_trees_all_close(known.images, dense.images, atol=1e-8)
+    chex.assert_trees_all_close(known.losses, dense.losses, rtol=1e-6)
+    with pytest.raises(ValueError, match="duals of shape"):
+        rkip.distill(X[:48], y[:48], target=target, **options)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"diag_reg": -1.0}, "diag_reg"),
+        ({"rank": 0}, "rank=0"),
+        ({"tolerance": 0.0}, "tolerance=0.0 must be above 0"),
+        ({"max_steps": 2, "rank": 1}, "raise max_steps, rank or tolerance"),
+        ({"block_size": 0}, "block_size=0"),
+    ],
+)
+def test_bad_input_is_told(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        rkip.target_duals(X, Y, kernel_fn=KERNEL, **kwargs)
+
+
+def test_a_state_of_other_images_is_refused():
+    state = conjugate_gradients.solve(KERNEL, X, Y, max_steps=1).state
+    with pytest.raises(ValueError, match="repeat the arguments"):
+        conjugate_gradients.solve(KERNEL, X[:20], Y[:20], state=state)
+
+
+EIGHT = """
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_enable_x64", True)
+from ntk_privacy import rkip, sharding
+from ntk_privacy.kernels import blockwise, infinite
+assert jax.device_count() == 8
+mesh, kernel_fn = sharding.row_mesh(), infinite.mlp(depth=1)
+x = jax.random.normal(jax.random.key(0), (50, 16))
+y = jax.random.normal(jax.random.key(1), (50, 2))
+k = blockwise.evaluate(kernel_fn, jnp.concatenate([x, x[:6]]), x, mesh=mesh)
+shapes = {shard.data.shape for shard in k.addressable_shards}
+assert shapes == {(7, 50)}, shapes
+options = dict(kernel_fn=kernel_fn, diag_reg=1e-3, rank=20, block_size=4)
+one = rkip.target_duals(x, y, tolerance=1e-11, **options)
+eight = rkip.target_duals(x, y, tolerance=1e-11, mesh=mesh, **options)
+np.testing.assert_allclose(eight.duals, one.duals, atol=1e-9)
+np.testing.assert_allclose(eight.energy, one.energy, rtol=1e-9)
+"""
+
+
+def test_eight_devices_give_what_one_gives():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", EIGHT],
+        env={**os.environ, **flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_two_thousand_images_equal_the_dense_path():
+    centres = jax.random.normal(jax.random.key(2), (2000, 8), jnp.float64)
+    x = centres @ jax.random.normal(jax.random.key(3), (8, 100), jnp.float64)
+    y = jnp.sign(x[:, :1])
+    kernel_fn = infinite.mlp(depth=2)
+    found = rkip.target_duals(x, y, kernel_fn=kernel_fn, tolerance=1e-9, rank=500)
+    dense = regression.duals(kernel_fn, x, y)
+    error = jnp.linalg.norm(found.duals - dense) / jnp.linalg.norm(dense)
+    assert error < 1e-6
