@@ -38,7 +38,10 @@ class Range(NamedTuple):
 
 
 def range_basis(
-    matrix: Float[Array, "d k"], *, tolerance: float, max_rank: int | None = None
+    matrix: Float[Array | np.ndarray, "d k"],
+    *,
+    tolerance: float,
+    max_rank: int | None = None,
 ) -> Range | None:
     """Returns a basis of the column space of a matrix of low numerical rank.
 

@@ -65,7 +65,7 @@ class AttackState(NamedTuple):
 
 class Reconstruction(NamedTuple):
     """images: candidates, mean-subtracted like the training set. duals: multipliers,
-    one set per point. losses: before every step of this call, box penalty included.
+    one set per point. losses: before every step of this call, without the box penalty.
     state: to continue from. nonfinite: the loss became NaN or infinite.
     """  # noqa: D205
 
@@ -180,7 +180,11 @@ class _Step:
         grads, (loss, best) = jax.grad(self.loss, has_aux=True)(
             variables, step, problem
         )
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, variables)
+        # optax takes powers of a float by a step count.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = self.optimizer.update(
+                grads, state.opt_state, variables
+            )
         latents, duals = jax.tree.map(jnp.add, variables, updates)
         latents = jnp.where(problem.movable[:, None], latents, problem.init[0])
         if self.solve_duals:
@@ -314,7 +318,8 @@ def run(
 
     state, _ = _loop.run(
         attack.step,
-        attack.state,
+        # A checkpoint may have left it on the host.
+        jax.tree.map(jnp.asarray, attack.state),
         attack.problem,
         num_steps=attack.step.settings.num_steps,
         first_step=first_step,

@@ -32,12 +32,15 @@ def project(
     change = np.asarray(params_t["Dense_0"]["kernel"], np.float64) - np.asarray(
         first, np.float64
     )
+    tolerance = _rounding(first, change)
     found = _linalg.range_basis(
         change,
-        tolerance=_rounding(first, change),
+        tolerance=tolerance,
         max_rank=min(9 * min(change.shape) // 10, 1000),
     )
-    if found is None:
+    if found is None or np.any(
+        found.singular_values < 3 * tolerance * found.singular_values[:1]
+    ):
         # No clean cut: thousands of steps have each left their rounding error.
         tolerance = 300 * float(jnp.finfo(first.dtype).eps) * max(first.shape) ** 0.5
         found = _linalg.range_basis(change, tolerance=min(tolerance, 1e-2))
