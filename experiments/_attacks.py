@@ -92,7 +92,8 @@ def search(
       timer: of the attack.
     """
     folder = workdir.checkpoint_folder / name
-    losses = np.zeros(num_steps, np.dtype(config.precision))
+    # NaN where a search that was lost did not get.
+    losses = np.full(num_steps, np.nan, np.dtype(config.precision))
     first = checkpoint.latest_step(folder) or 0
     if first:
         like = {"state": attack.state, "losses": losses, "seconds": np.zeros(2)}
@@ -100,6 +101,8 @@ def search(
         attack = attack._replace(state=stored["state"])
         losses = np.array(stored["losses"])
         timer.run, timer.compile = map(float, stored["seconds"])
+        if not np.isfinite(losses[:first]).all():
+            first = num_steps  # lost before: another try would be another result
     every = Every(config.checkpoint_seconds)
     with (
         timer(),
@@ -156,7 +159,7 @@ def run_kkt(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Atta
         images=np.asarray(result.images),
         duals=np.asarray(result.duals),
         losses=losses,
-        extra={"nonfinite": result.nonfinite},
+        extra={"nonfinite": not bool(np.isfinite(losses).all())},
         arrays={},
     )
 

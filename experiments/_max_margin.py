@@ -14,9 +14,9 @@ import numpy as np
 from experiments._attacks import Attacked, search
 from experiments._progress import Progress
 from experiments._timing import Timer
-from experiments._victim import Every, Victim, load
+from experiments._victim import Every, Victim
 from experiments._workdir import Workdir
-from ntk_privacy import checkpoint
+from ntk_privacy import checkpoint, data
 from ntk_privacy.evaluation import max_margin_ranking
 from ntk_privacy.reconstruction import max_margin, max_margin_settings
 from ntk_privacy.reports import plots
@@ -39,10 +39,15 @@ def settings(config: Any) -> max_margin_settings.Settings:
     return chosen
 
 
-def make(config: Any, workdir: Workdir, timer: Timer) -> Victim:
-    """Loads the images and trains the victim, from its last checkpoint if any."""
+def make(
+    config: Any,
+    workdir: Workdir,
+    dataset: data.Dataset,
+    key_init: jax.Array,
+    timer: Timer,
+) -> Victim:
+    """Trains the victim, from its last checkpoint if any."""
     dtype = jnp.dtype(config.precision)
-    dataset, key_init = load(config)
     x, _ = logistic.preprocess(dataset.x_train)
     model = logistic.network(config.width)
     params_0 = logistic.init_params(model, key_init, x.shape[1:], dtype=dtype)
@@ -156,7 +161,7 @@ def run(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked
         duals=np.asarray(result.lambdas * result.labels)[None, :, None],
         losses=losses,
         extra={
-            "nonfinite": result.nonfinite,
+            "nonfinite": not bool(np.isfinite(losses).all()),
             "ranking": {
                 "ssim": ranking.ssim,
                 "mean_ssim_best_10": ranking.mean_ssim_best,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments._flags import UsageError
 from experiments._progress import Progress
 from experiments._timing import Timer
 from experiments._workdir import Workdir
@@ -36,31 +37,46 @@ class Victim(NamedTuple):
 
 
 def load(config: Any) -> tuple[data.Dataset, jax.Array]:
-    """Returns the images that the config asks for, and the key of the parameters."""
+    """Returns the images that the config asks for, and the key of the parameters.
+
+    Raises:
+      UsageError: a flag does not fit the image set.
+      OSError, ValueError: see `data.load`.
+    """
     key_data, key_init = jax.random.split(
         jax.random.fold_in(jax.random.key(0), config.seed)
     )
-    dataset = data.load(
-        config.dataset,
-        task=config.task,
-        num_train=config.num_images,
-        key=key_data,
-        data_dir=config.data_dir,
-        download=config.download,
-    )
+    try:
+        dataset = data.load(
+            config.dataset,
+            task=config.task,
+            num_train=config.num_images,
+            key=key_data,
+            data_dir=config.data_dir,
+            download=config.download,
+        )
+    except data.ArgumentError as error:
+        raise UsageError(str(error).replace("num_train", "num_images")) from error
     return dataset, key_init
 
 
-def make(config: Any, workdir: Workdir, timer: Timer) -> Victim:
-    """Loads the images and trains on them; a finished training is read back.
+def make(
+    config: Any,
+    workdir: Workdir,
+    dataset: data.Dataset,
+    key_init: jax.Array,
+    timer: Timer,
+) -> Victim:
+    """Trains on the images; a finished training is read back.
 
     Args:
       config: of `experiments.reconstruct`.
       workdir: keeps checkpoints of the training and the trained network.
+      dataset: from `load`.
+      key_init: from `load`.
       timer: of the training.
     """
     dtype = jnp.dtype(config.precision)
-    dataset, key_init = load(config)
     x = jnp.asarray(dataset.x_train, dtype)
     y = jnp.asarray(dataset.y_train, dtype)
     model = MLP(

@@ -7,6 +7,7 @@ Killed at any moment and started again with the same --workdir, it goes on.
 """
 
 import dataclasses
+import pathlib
 from typing import Any, Literal
 
 import jax
@@ -140,7 +141,8 @@ def run(config: Config) -> dict[str, Any]:
     """Runs one configuration, or a sweep of them; returns what results.json holds.
 
     Raises:
-      UsageError: the folder belongs to another configuration.
+      UsageError: the folder belongs to another configuration, or the flags ask for
+        what the image set does not have.
       OSError: a file is missing.
       ValueError: a file is damaged, or training or attack cannot go on.
     """
@@ -153,14 +155,17 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _run(config: Config) -> dict[str, Any]:
+    # Before the folder is touched: images that cannot be had leave nothing behind.
+    done = (pathlib.Path(config.workdir) / "results.json").exists()
+    loaded = None if done else _victim.load(config)
     with Workdir(config.workdir, config, ignore=NOT_RESULTS) as workdir:
         if workdir.is_done():
             return workdir.read_json("results.json")
+        dataset, key_init = loaded or _victim.load(config)
         training, attacking = Timer(), Timer()
         make = _max_margin.make if config.method == "max_margin" else _victim.make
-        victim = make(config, workdir, training)
+        victim = make(config, workdir, dataset, key_init, training)
         attacked = METHODS[config.method](config, workdir, victim, attacking)
-        dataset = victim.dataset
         evaluation = reconstruction_curve.evaluate(
             dataset.x_train, attacked.images, mean=dataset.mean
         )

@@ -1,6 +1,6 @@
 """Image sets: `load("mnist", num_train=100, key=...)`."""
 
-from ntk_privacy.data.dataset import Dataset, load, load_raw
+from ntk_privacy.data.dataset import ArgumentError, Dataset, load, load_raw
 from ntk_privacy.data.raw import Raw
 
-__all__ = ["Dataset", "Raw", "load", "load_raw"]
+__all__ = ["ArgumentError", "Dataset", "Raw", "load", "load_raw"]

@@ -36,6 +36,10 @@ _TASKS = {
 _TRUCK = 9
 
 
+class ArgumentError(ValueError):
+    """What was asked does not fit the image set: its files are not at fault."""
+
+
 class Dataset(NamedTuple):
     """Training and test images with regression targets.
 
@@ -137,17 +141,18 @@ def load(
     Raises:
         FileNotFoundError: The files are not there and `download` is false.
         ConnectionError, FileExistsError: See `load_raw`.
-        ValueError: An argument does not fit the set, or a file is corrupt.
+        ArgumentError: An argument does not fit the set.
+        ValueError: A file is corrupt.
     """
     _checks.one_of(NAMES, name=name)
     task = _TASKS[name][0] if task is None else task
     if task not in _TASKS[name]:
-        raise ValueError(
+        raise ArgumentError(
             f"task={task!r} does not exist for {name}: use one of "
             f"{', '.join(_TASKS[name])}."
         )
     if released_label_fault and task != "animal_vehicle":
-        raise ValueError(
+        raise ArgumentError(
             f"released_label_fault=True does not fit {name} with task={task!r}: the "
             "fault is one of cifar10 with animal_vehicle."
         )
@@ -218,7 +223,7 @@ def _choose_train(
         return np.arange(len(groups), dtype=np.int32)
     assert key is not None  # load has checked it
     if num_train < 1 or num_train % len(names):
-        raise ValueError(
+        raise ArgumentError(
             f"num_train={num_train} does not split evenly into the {len(names)} "
             f"classes of {task}: use a positive multiple of {len(names)}."
         )
@@ -227,7 +232,7 @@ def _choose_train(
     scarcest = int(np.argmin(counts))
     if each > counts[scarcest]:
         have = counts[scarcest]
-        raise ValueError(
+        raise ArgumentError(
             f"num_train={num_train} needs {each} images of {names[scarcest]}, but the "
             f"{name} files hold {have}, {len(groups)} training images in all: use at "
             f"most {have * len(names)}."
@@ -245,7 +250,7 @@ def _choose_test(
         return np.arange(available, dtype=np.int32)
     assert key is not None  # load has checked it
     if not 1 <= num_test <= available:
-        raise ValueError(
+        raise ArgumentError(
             f"num_test={num_test} must lie in [1, {available}]: the {name} files hold "
             f"{available} test images."
         )
