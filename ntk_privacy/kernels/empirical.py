@@ -2,15 +2,34 @@ r"""The empirical NTK of any differentiable `apply_fn`.
 
 $\Theta^{cc'}(x, x') = \langle \nabla_\theta f^c(x), \nabla_\theta f^{c'}(x')\rangle$.
 Source: Jacot et al., NeurIPS 2018 (arXiv:1806.07572).
+
+`apply_fn(params, images)` is all that is known of the network: a Flax linen module's
+`lambda p, x: model.apply({"params": p, "batch_stats": stats}, x)`, an nnx module's
+`lambda p, x: nnx.merge(graphdef, p, rest)(x)`. It must treat the images of a batch one
+by one, and be the same function whenever it is the same object: programs are compiled
+once for each.
 """
+
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ntk_privacy._types import ApplyFn, Params
+from ntk_privacy.kernels import contraction, model_checks, planning
+from ntk_privacy.kernels.planning import Plan
 
-__all__ = ["jacobian", "ntk"]
+__all__ = ["Plan", "diagonal", "jacobian", "ntk", "plan"]
+
+
+class _Settings(NamedTuple):
+    method: str
+    trace_outputs: bool
+    block: int
+    tiles: int
+    by_gram: tuple[bool, ...]
 
 
 def jacobian(
@@ -41,21 +60,133 @@ def ntk(
     x2: Float[Array, "n2 ..."] | None = None,
     *,
     trace_outputs: bool = True,
+    method: str = "auto",
+    memory_budget: int | None = None,
 ) -> Float[Array, "n1 n2"] | Float[Array, "n1 n2 c c"]:
-    """Returns the empirical NTK by contracting two Jacobians.
+    """Returns the empirical NTK.
 
     Args:
       apply_fn: `(params, images) -> (n, c)`.
-      params: any pytree.
+      params: any pytree; leaves that are not floating point are held fixed.
       x1: images.
-      x2: images; x1 when absent.
+      x2: images; x1 when absent, for half the work.
       trace_outputs: mean over outputs of the diagonal blocks, (n1, n2), as
         neural-tangents defines it; else all blocks, (n1, n2, c, c).
+      method: "jacobian" contracts whole Jacobians; "ntk_vector" takes one vjp and one
+        jvp per column; "structured" takes products of what each Dense and Conv layer
+        gets and gives back; "auto" is what `plan` finds cheapest.
+      memory_budget: bytes of working memory beside the arguments and the kernel; 1 GiB
+        when absent. More images than fit are taken in blocks.
+
+    Raises:
+      ValueError: an unknown method, a budget below one block, images of another size,
+        NaN, dropout or live batch statistics. Under jit, values go unchecked.
     """
-    j1 = jacobian(apply_fn, params, x1)
-    j2 = j1 if x2 is None else jacobian(apply_fn, params, x2)
-    highest = jax.lax.Precision.HIGHEST
-    if trace_outputs:
-        kernel = jnp.einsum("ncp,mcp->nm", j1, j2, precision=highest)
-        return kernel / j1.shape[1]
-    return jnp.einsum("ncp,mdp->nmcd", j1, j2, precision=highest)
+    x1, x2 = jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)
+    model_checks.network(apply_fn, params, x1, x2)
+    chosen = planning.choose(
+        apply_fn,
+        params,
+        x1,
+        x2,
+        trace_outputs=trace_outputs,
+        method=method,
+        memory_budget=memory_budget,
+    )
+    settings = _Settings(
+        chosen.method, trace_outputs, chosen.block_size, chosen.tiles, chosen.by_gram
+    )
+    run = _ntk if planning.hashable(apply_fn) else _ntk.__wrapped__
+    out = run(apply_fn, settings, params, x1, x2)
+    model_checks.kernel(out, params, x1, x2)
+    return out
+
+
+def plan(
+    apply_fn: ApplyFn,
+    params: Params,
+    x1: Float[Array, "n1 ..."],
+    x2: Float[Array, "n2 ..."] | None = None,
+    *,
+    trace_outputs: bool = True,
+    method: str = "auto",
+    memory_budget: int | None = None,
+) -> Plan:
+    """Returns what `ntk` would do with the same arguments, and `print` explains it.
+
+    Counted from shapes alone; x1 and x2 may be `jax.ShapeDtypeStruct`s.
+    """
+    model_checks.network(apply_fn, params, *(_shape(x) for x in (x1, x2)))
+    return planning.choose(
+        apply_fn,
+        params,
+        _shape(x1),
+        _shape(x2),
+        trace_outputs=trace_outputs,
+        method=method,
+        memory_budget=memory_budget,
+    )
+
+
+def diagonal(
+    apply_fn: ApplyFn,
+    params: Params,
+    x: Float[Array, "n ..."],
+    *,
+    trace_outputs: bool = True,
+    method: str = "auto",
+    memory_budget: int | None = None,
+) -> Float[Array, " n"] | Float[Array, "n c c"]:
+    """Returns the kernel of each image with itself; arguments as of `ntk`."""
+    x = jnp.asarray(x)
+    model_checks.network(apply_fn, params, x, None)
+    # One image against one: what each diagonal entry is.
+    chosen = planning.choose(
+        apply_fn,
+        params,
+        x[:1],
+        x[:1],
+        trace_outputs=trace_outputs,
+        method=method,
+        memory_budget=memory_budget,
+    )
+    budget = planning.DEFAULT_BUDGET if memory_budget is None else memory_budget
+    block = min(max(int(budget // max(chosen.bytes, 1)), 1), len(x))
+    settings = _Settings(chosen.method, trace_outputs, block, 1, chosen.by_gram)
+    run = _diagonal if planning.hashable(apply_fn) else _diagonal.__wrapped__
+    out = run(apply_fn, settings, params, x)
+    model_checks.kernel(out, params, x, None)
+    return out
+
+
+def _shape(x):
+    return None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _method(apply_fn, settings, params, x) -> contraction.Method:
+    num_outputs = jax.eval_shape(apply_fn, params, x[:1]).shape[1]
+    arguments = (apply_fn, params, num_outputs, settings.trace_outputs)
+    if settings.method == "jacobian":
+        return contraction.jacobian(*arguments)
+    if settings.method == "ntk_vector":
+        return contraction.ntk_vector(*arguments)
+    image = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    return contraction.structured(*arguments, image, settings.by_gram)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _ntk(apply_fn, settings, params, x1, x2):
+    method = _method(apply_fn, settings, params, x1)
+    return contraction.assemble(
+        method, x1, x2, block=settings.block, tiles=settings.tiles
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _diagonal(apply_fn, settings, params, x):
+    method = _method(apply_fn, settings, params, x)
+    return jax.lax.map(
+        lambda one: method.diagonal(method.features(one[None]))[0],
+        x,
+        batch_size=settings.block,
+    )

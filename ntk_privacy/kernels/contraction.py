@@ -1,0 +1,282 @@
+"""From what one image gives to a block of the empirical NTK, and from blocks to it.
+
+A *method* is a pair: `features(x)`, what a block of images gives, and
+`combine(f1, f2)`, a block of the kernel from two of these.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ntk_privacy._linalg import matmul
+from ntk_privacy._types import ApplyFn, Params
+from ntk_privacy.kernels import layer_trace
+
+__all__ = ["Method", "assemble", "jacobian", "ntk_vector", "structured"]
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Method(NamedTuple):
+    """features: (images) -> F. combine: (F1, F2) -> block. diagonal: F -> its own."""
+
+    features: Callable[[Any], Any]
+    combine: Callable[[Any, Any], Array]
+    diagonal: Callable[[Any], Array]
+
+
+def _product(
+    j1: Float[Array, "n c p"], j2: Float[Array, "m c p"], trace_outputs: bool
+) -> Array:
+    if trace_outputs:
+        return matmul(j1.reshape(len(j1), -1), j2.reshape(len(j2), -1).T)
+    return jnp.einsum("ncp,mdp->nmcd", j1, j2, precision=_HIGHEST)
+
+
+def _self_product(j: Float[Array, "n c p"], trace_outputs: bool) -> Array:
+    subscripts = "ncp,ncp->n" if trace_outputs else "ncp,ndp->ncd"
+    return jnp.einsum(subscripts, j, j, precision=_HIGHEST)
+
+
+def _sum(parts: list[Array]) -> Array:
+    return functools.reduce(jnp.add, parts)
+
+
+def _mean(total: Array, num_outputs: int, trace_outputs: bool) -> Array:
+    return total / num_outputs if trace_outputs else total
+
+
+def jacobian(
+    apply_fn: ApplyFn, params: Params, num_outputs: int, trace_outputs: bool
+) -> Method:
+    """Returns the method that contracts whole Jacobians, leaf by leaf."""
+    leaves, structure = jax.tree.flatten(params)
+    chosen = [i for i, leaf in enumerate(leaves) if layer_trace.is_floating(leaf)]
+
+    def one(own, image):
+        full = list(leaves)
+        for i, leaf in zip(chosen, own, strict=True):
+            full[i] = leaf
+        return apply_fn(jax.tree.unflatten(structure, full), image[None])[0]
+
+    def features(x):
+        own = [leaves[i] for i in chosen]
+        rows = jax.vmap(jax.jacrev(one), in_axes=(None, 0))(own, x)
+        return [row.reshape(len(x), num_outputs, -1) for row in rows]
+
+    def combine(f1, f2):
+        parts = [_product(a, b, trace_outputs) for a, b in zip(f1, f2, strict=True)]
+        return _mean(_sum(parts), num_outputs, trace_outputs)
+
+    def diagonal(f):
+        parts = [_self_product(a, trace_outputs) for a in f]
+        return _mean(_sum(parts), num_outputs, trace_outputs)
+
+    return Method(features, combine, diagonal)
+
+
+def ntk_vector(
+    apply_fn: ApplyFn, params: Params, num_outputs: int, trace_outputs: bool
+) -> Method:
+    """Returns the method of one vjp and one jvp per column: no Jacobian is held.
+
+    Source: Novak et al., ICML 2022 (arXiv:2206.08720), section 3.2.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    chosen = [i for i, leaf in enumerate(leaves) if layer_trace.is_floating(leaf)]
+    own = [leaves[i] for i in chosen]
+
+    def network(own, x):
+        full = list(leaves)
+        for i, leaf in zip(chosen, own, strict=True):
+            full[i] = leaf
+        return apply_fn(jax.tree.unflatten(structure, full), x)
+
+    def combine(x1, x2):
+        _, push = jax.linearize(lambda own: network(own, x1), own)
+
+        def column(image):
+            out, pull = jax.vjp(lambda own: network(own, image[None])[0], own)
+            unit = jnp.eye(num_outputs, dtype=out.dtype)
+            blocks = jax.vmap(lambda v: push(*pull(v)))(unit)  # (d, n1, c)
+            if trace_outputs:
+                return jnp.einsum("cnc->n", blocks) / num_outputs
+            return blocks.transpose(1, 2, 0)
+
+        return jnp.moveaxis(jax.lax.map(column, x2), 0, 1)
+
+    def diagonal(x):
+        return jax.vmap(lambda image: combine(image[None], image[None])[0, 0])(x)
+
+    return Method(lambda x: x, combine, diagonal)
+
+
+def structured(
+    apply_fn: ApplyFn,
+    params: Params,
+    num_outputs: int,
+    trace_outputs: bool,
+    image: Any,
+    by_gram: tuple[bool, ...],
+) -> Method:
+    """Returns the method of layer-wise products.
+
+    Args:
+      apply_fn: `(params, images) -> (n, c)`.
+      params: any pytree.
+      num_outputs: c.
+      trace_outputs: see `empirical.ntk`.
+      image: shape and dtype of one image.
+      by_gram: per group of `layer_trace`, whether its share is the product of two Gram
+        matrices over positions, or that of Jacobians formed from the factors.
+    """
+    network = layer_trace.trace(apply_fn, params, image)
+
+    def features(x):
+        pieces = jax.vmap(lambda one: layer_trace.features(network, params, one))(x)
+        grams, jacobians = [], list(pieces.jacobians)
+        zipped = zip(
+            network.groups, by_gram, pieces.inputs, pieces.signals, strict=True
+        )
+        for group, gram, a, b in zipped:
+            if gram:
+                grams.append((a, b))
+                continue
+            n, c, positions, k = b.shape
+            # (n, d, c k): one matrix product per image.
+            wide = b.transpose(0, 2, 1, 3).reshape(n, positions, c * k)
+            leaf = matmul(a.transpose(0, 2, 1), wide).reshape(n, -1, c, k)
+            jacobians.append(leaf.transpose(0, 2, 1, 3).reshape(n, c, -1))
+            if group.bias is not None:
+                jacobians.append(b.sum(2))
+        return grams, jacobians
+
+    with_bias = [
+        group.bias is not None
+        for group, gram in zip(network.groups, by_gram, strict=True)
+        if gram
+    ]
+
+    def combine(f1, f2):
+        parts = [
+            _gram_product(*g1, *g2, bias, trace_outputs)
+            for g1, g2, bias in zip(f1[0], f2[0], with_bias, strict=True)
+        ]
+        parts += [_product(*j, trace_outputs) for j in zip(f1[1], f2[1], strict=True)]
+        return _mean(_sum(parts), num_outputs, trace_outputs)
+
+    def diagonal(f):
+        parts = [
+            _gram_self_product(*g, bias, trace_outputs)
+            for g, bias in zip(f[0], with_bias, strict=True)
+        ]
+        parts += [_self_product(j, trace_outputs) for j in f[1]]
+        return _mean(_sum(parts), num_outputs, trace_outputs)
+
+    return Method(features, combine, diagonal)
+
+
+def _gram_product(a1, b1, a2, b2, has_bias: bool, trace_outputs: bool) -> Array:
+    """Inputs a: (n, P, d). Signals b: (n, c, P, k)."""
+    (n, p, d), (m, q, _), c = a1.shape, a2.shape, b1.shape[1]
+    gram = matmul(a1.reshape(n * p, d), a2.reshape(m * q, d).T)
+    if has_bias:
+        gram = gram + 1
+    if trace_outputs:
+        back1, back2 = (
+            b.transpose(0, 2, 1, 3).reshape(b.shape[0] * b.shape[2], -1)
+            for b in (b1, b2)
+        )
+        both = (gram * matmul(back1, back2.T)).reshape(n, p, m, q)
+        return both.sum((1, 3)) if p * q > 1 else both[:, 0, :, 0]
+    gram = gram.reshape(n, 1, p, m, 1, q)
+    back = matmul(b1.reshape(n * c * p, -1), b2.reshape(m * c * q, -1).T)
+    both = gram * back.reshape(n, c, p, m, c, q)
+    return both.sum((2, 5)).transpose(0, 2, 1, 3)
+
+
+def _gram_self_product(a, b, has_bias: bool, trace_outputs: bool) -> Array:
+    gram = matmul(a, a.transpose(0, 2, 1))
+    if has_bias:
+        gram = gram + 1
+    if trace_outputs:
+        back = jnp.einsum("ncpk,ncqk->npq", b, b, precision=_HIGHEST)
+        return (gram * back).sum((1, 2))
+    back = jnp.einsum("ncpk,ndqk->ncdpq", b, b, precision=_HIGHEST)
+    return (gram[:, None, None] * back).sum((3, 4))
+
+
+def assemble(
+    method: Method, x1: Array, x2: Array | None, *, block: int, tiles: int
+) -> Array:
+    """Returns the kernel, block by block.
+
+    Args:
+      method: of this module.
+      x1: images.
+      x2: images; None is x1, and half of the blocks are mirrored.
+      block: images of either side whose features are held at a time.
+      tiles: for x2 None and features that all fit: blocks per side.
+    """
+    if x2 is None:
+        return _symmetric(method, x1, block, tiles)
+    n1, n2 = len(x1), len(x2)
+    if max(n1, n2) <= block:
+        return method.combine(method.features(x1), method.features(x2))
+    columns = _split(x2, block)
+
+    def row(images):
+        f1 = method.features(images)
+        parts = jax.lax.map(lambda x: method.combine(f1, method.features(x)), columns)
+        return jnp.moveaxis(parts, 0, 1).reshape(len(images), -1, *parts.shape[3:])
+
+    out = jax.lax.map(row, _split(x1, block))
+    return out.reshape(-1, *out.shape[2:])[:n1, :n2]
+
+
+def _symmetric(method: Method, x: Array, block: int, tiles: int) -> Array:
+    n = len(x)
+    whole = n <= block
+    if whole and tiles == 1:
+        f = method.features(x)
+        return method.combine(f, f)
+    tiles = tiles if whole else -(-n // block)
+    blocks = _split(x, -(-n // tiles))
+    tiles, size = blocks.shape[:2]
+    if whole:
+        f = method.features(blocks.reshape(-1, *x.shape[1:]))
+        f = jax.tree.map(lambda a: a.reshape(tiles, size, *a.shape[1:]), f)
+
+        def get(i):
+            return jax.tree.map(lambda a: a[i], f)
+    else:
+
+        def get(i):
+            return method.features(blocks[i])
+
+    i, j = np.triu_indices(tiles)
+    parts = jax.lax.map(
+        lambda pair: method.combine(get(pair[0]), get(pair[1])),
+        (jnp.asarray(i), jnp.asarray(j)),
+    )
+    mirrored = parts.swapaxes(1, 2)
+    if parts.ndim == 5:
+        mirrored = mirrored.swapaxes(3, 4)
+    out = jnp.zeros((tiles, tiles, *parts.shape[1:]), parts.dtype)
+    out = out.at[j, i].set(mirrored).at[i, j].set(parts)
+    out = out.swapaxes(1, 2).reshape(tiles * size, tiles * size, *parts.shape[3:])
+    return out[:n, :n]
+
+
+def _split(x: Array, block: int) -> Array:
+    """Returns (count, size, ...); the last image is repeated to fill a block."""
+    size = min(block, len(x))
+    count = -(-len(x) // size)
+    spare = count * size - len(x)
+    padding = jnp.broadcast_to(x[-1:], (spare, *x.shape[1:]))
+    return jnp.concatenate([x, padding]).reshape(count, size, *x.shape[1:])
