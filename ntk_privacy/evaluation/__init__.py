@@ -1,8 +1,19 @@
 """Measures of what was read back, and of how far the kernel moved."""
 
+from ntk_privacy.evaluation import kernel_distance as kernel_distance
+from ntk_privacy.evaluation import max_margin_ranking as max_margin_ranking
+from ntk_privacy.evaluation import reconstruction_curve as reconstruction_curve
 from ntk_privacy.evaluation.reconstruction_curve import Evaluation as Evaluation
 from ntk_privacy.evaluation.reconstruction_curve import Matching as Matching
 from ntk_privacy.evaluation.reconstruction_curve import evaluate as evaluate
 from ntk_privacy.evaluation.reconstruction_curve import match as match
 
-__all__ = ["Evaluation", "Matching", "evaluate", "match"]
+__all__ = [
+    "Evaluation",
+    "Matching",
+    "evaluate",
+    "kernel_distance",
+    "match",
+    "max_margin_ranking",
+    "reconstruction_curve",
+]

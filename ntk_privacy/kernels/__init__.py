@@ -1,5 +1,11 @@
 """Kernels: empirical and infinite-width neural tangent kernels, and their interop."""
 
-from ntk_privacy.kernels import infinite, infinite_conv
+from ntk_privacy.kernels import (
+    empirical,
+    infinite,
+    infinite_conv,
+    stationarity,
+    structured,
+)
 
-__all__ = ["infinite", "infinite_conv"]
+__all__ = ["empirical", "infinite", "infinite_conv", "stationarity", "structured"]

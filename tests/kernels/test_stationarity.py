@@ -56,10 +56,9 @@ def _vector(tree):
 
 CASES = [
     # outputs, points, biases, parametrization, sharpness
-    (1, (1.0,), True, "standard", None),
-    (1, (0.0, 0.3, 1.0), False, "standard", 20.0),
+    (1, (0.0, 0.3, 1.0), False, "standard", None),
     (10, (0.5,), [True, False, True], "standard", 20.0),
-    (3, (0.0, 1.0), True, "ntk", 5.0),
+    (3, (1.0,), True, "ntk", 5.0),
 ]
 
 
@@ -97,12 +96,14 @@ def test_kernel_and_parameter_form_agree_in_value_and_gradients(
         jax.jit(by_kernel)(images, duals), want, rtol=1e-9, atol=1e-10
     )
     # And both are the squared norm of the residual, Jacobian and all.
-    rows = _jacobian(model, feats, images, sharp)
+    rows = jax.jit(lambda x: _jacobian(model, feats, x, sharp))(images)
     residual = _vector(change) - duals.reshape(-1) @ rows
     np.testing.assert_allclose(want[0], residual @ residual, rtol=1e-10)
-    kernel, projection = stationarity.normal_equations(
-        model, feats, change, images, sharpness=sharp
-    )
+    kernel, projection = jax.jit(
+        lambda x: stationarity.normal_equations(
+            model, feats, change, x, sharpness=sharp
+        )
+    )(images)
     chex.assert_trees_all_close(kernel, rows @ rows.T, rtol=1e-9, atol=1e-10)
     chex.assert_trees_all_close(
         projection, rows @ _vector(change), rtol=1e-9, atol=1e-10
