@@ -84,6 +84,7 @@ def ntk(
     """
     x1, x2 = jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)
     model_checks.network(apply_fn, params, x1, x2)
+    model_checks.rows_apart(apply_fn, params, x1)
     chosen = planning.choose(
         apply_fn,
         params,
@@ -140,6 +141,7 @@ def diagonal(
     """Returns the kernel of each image with itself; arguments as of `ntk`."""
     x = jnp.asarray(x)
     model_checks.network(apply_fn, params, x, None)
+    model_checks.rows_apart(apply_fn, params, x)
     # One image against one: what each diagonal entry is.
     chosen = planning.choose(
         apply_fn,

@@ -72,7 +72,8 @@ class Network(NamedTuple):
     """What `features` needs and costs are counted from, all for one image.
 
     leaf_names: of the floating leaves. others: leaves whose Jacobian is formed.
-    num_outputs: c. flops: of one forward pass. activations: numbers it makes; largest: in one array.
+    num_outputs: c. flops: of one forward pass. activations: numbers it makes.
+    largest: numbers in the largest array of it.
     """
 
     equations: list[_Equation]
@@ -353,19 +354,16 @@ def _patches(e: _Equation, site: _Site, values: dict[int, Any]) -> Array:
     if e.primitive.name == "dot_general":
         contracted, _ = e.params["dimension_numbers"]
         # In the order of the leaf's dimensions, so that all sites of a leaf agree.
-        pairs = zip(
-            contracted[site.leaf_operand],
-            contracted[1 - site.leaf_operand],
-            strict=True,
-        )
+        order = contracted[site.leaf_operand]
+        pairs = zip(order, contracted[1 - site.leaf_operand], strict=True)
         last = [own for _, own in sorted(pairs)]
         first = [i for i in range(x.ndim) if i not in last]
         return x.transpose(*first, *last).reshape(-1, d)
     numbers = e.params["dimension_numbers"]
     spec = numbers.lhs_spec
     x = x.transpose(spec[0], *spec[2:], spec[1])
-    dilation = e.params["lhs_dilation"]
-    config = [(lo, hi, f - 1) for (lo, hi), f in zip(e.params["padding"], dilation)]
+    padding = zip(e.params["padding"], e.params["lhs_dilation"], strict=True)
+    config = [(low, high, dilation - 1) for (low, high), dilation in padding]
     x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
     out = [e.output_shapes[0][i] for i in numbers.out_spec[2:]]
     window = [e.input_shapes[1][i] for i in numbers.rhs_spec[2:]]

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from ntk_privacy._types import ApplyFn, Params
 from ntk_privacy.kernels.planning import hashable
 
-__all__ = ["kernel", "network"]
+__all__ = ["kernel", "network", "rows_apart"]
 
 _DROPOUT = (
     "pass deterministic=True or train=False to the modules inside apply_fn "
@@ -70,7 +70,7 @@ def network(
             "of the size that the parameters were made for."
         ) from error
     if isinstance(out, tuple | list | dict):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004  every fault of a network is one
             f"apply_fn returns a {type(out).__name__}, such as outputs with mutated "
             f"batch statistics: return the outputs alone, and {_STATISTICS}."
         )
@@ -79,13 +79,16 @@ def network(
             f"apply_fn returns shape {getattr(out, 'shape', None)} for one image: "
             "return one row of outputs per image, (n, c)."
         )
-    # Numbers are looked at where there are any: outside of jit.
-    if not any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((params, x1))):
-        _rows_apart(apply_fn, params, x1)
     return out
 
 
-def _rows_apart(apply_fn, params, x) -> None:
+def rows_apart(apply_fn: ApplyFn, params: Params, x: Array) -> None:
+    """Raises ValueError if an image's outputs depend on the rest of its batch.
+
+    Looked at once per network, and only where there are numbers: outside of jit.
+    """
+    if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((params, x))):
+        return
     key = (apply_fn, x.shape[1:], x.dtype)
     seen = _seen(*key) if hashable(key) else []
     if seen:
