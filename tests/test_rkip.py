@@ -58,16 +58,14 @@ def _slow_loss(s, y_s, t, y_t, diag_reg):
     return total
 
 
-@pytest.mark.parametrize("diag_reg", [0.0, 1e-5, 1e-1])
-@pytest.mark.parametrize("c", [1, 3])
+@pytest.mark.parametrize(("c", "diag_reg"), [(1, 0.0), (3, 1e-5), (3, 1e-1)])
 def test_loss_equals_its_slow_twin(c, diag_reg):
     (s, y_s), (t, y_t) = _set(0, 4, c), _set(1, 9, c)
     fast = rkip.loss(s, y_s, t, y_t, kernel_fn=KERNEL, diag_reg=diag_reg)
     np.testing.assert_allclose(fast, _slow_loss(s, y_s, t, y_t, diag_reg), rtol=1e-6)
 
 
-@pytest.mark.parametrize("diag_reg", [0.0, 1e-5, 1e-1])
-@pytest.mark.parametrize("c", [1, 3])
+@pytest.mark.parametrize(("c", "diag_reg"), [(1, 0.0), (3, 1e-5), (3, 1e-1)])
 def test_theorem_2_the_two_terms_add_up_to_the_loss(c, diag_reg):
     (s, y_s), (t, y_t) = _set(2, 5, c), _set(3, 11, c)
     kwargs = {"kernel_fn": KERNEL, "diag_reg": diag_reg}
@@ -173,8 +171,8 @@ def test_batches_give_the_loss_of_all_targets_on_average():
     kwargs = {"kernel_fn": KERNEL, "key": jax.random.key(0), "images_per_class": 2}
     still = {"optimizer": optax.set_to_zero()}
     whole = rkip.distill(t, y, num_steps=1, **kwargs, **still).losses[0]
-    batched = rkip.distill(t, y, num_steps=3000, batch_size=4, **kwargs, **still).losses
-    error = float(jnp.std(batched)) / 3000**0.5
+    batched = rkip.distill(t, y, num_steps=1000, batch_size=4, **kwargs, **still).losses
+    error = float(jnp.std(batched)) / 1000**0.5
     assert error > 0
     assert abs(float(jnp.mean(batched) - whole)) < 4 * error
 

@@ -183,6 +183,9 @@ def solve(
 ) -> Solution:
     """Solves (K + diag_reg mean(diag(K)) I) duals = y without ever holding K.
 
+    Stops at `tolerance`, at `max_steps`, or where rounding lets the residual fall no
+    further: about 2e-5 in float32 for 2,000 digits.
+
     Args:
       kernel_fn: `(x1, x2) -> (n1, n2)`.
       x: images.
@@ -224,6 +227,7 @@ def solve(
             callback(done, state, metrics)
         return not float(metrics["residual"][-1]) > tolerance
 
+    last = np.inf
     while True:
         before = int(current.steps)
         current, _ = _loop.run(
@@ -244,8 +248,10 @@ def solve(
                 "diag_reg, such as 1e-5, or remove duplicate images."
             )
         steps = int(current.steps)
-        if residual <= tolerance or steps >= max_steps or steps - before < 2:
+        # Rounding sets a floor, where starting anew no longer halves the residual.
+        if residual <= tolerance or steps >= max_steps or residual > 0.5 * last:
             break
+        last = residual
     a = current.duals
     explained = system.targets - current.residual
     energy = jnp.sum(a * explained) - system.ridge * jnp.sum(a * a)

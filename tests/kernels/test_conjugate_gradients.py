@@ -47,7 +47,7 @@ def test_regression_solves_and_predicts():
     np.testing.assert_allclose(regression.predict(KERNEL, X, duals, X), Y, atol=1e-5)
 
 
-@pytest.mark.parametrize("rank", [1, 20, 50])
+@pytest.mark.parametrize("rank", [1, 50])
 def test_duals_equal_the_dense_ones(rank):
     found = rkip.target_duals(
         X, Y, kernel_fn=KERNEL, diag_reg=1e-3, rank=rank, tolerance=1e-10, block_size=16
