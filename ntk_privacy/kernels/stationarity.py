@@ -11,7 +11,8 @@ points have separate duals.
 
 The parameter form builds the residual. The kernel form never does:
 $\|\Delta\|^2 - 2\, a \cdot (J \Delta) + a^T (J J^T) a$, with $J \Delta$ from products
-of the layers with $\Delta$ and $a^T J J^T a$ from per-layer Gram products of size $q m$.
+of the layers with $\Delta$ and $a^T J J^T a$ from per-layer Gram products of size
+$q m$.
 """
 
 from collections.abc import Sequence
