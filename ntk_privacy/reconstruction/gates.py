@@ -14,9 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-__all__ = ["Factors", "GateRows", "factorize", "find_gate_rows"]
+__all__ = ["Factors", "GateRows", "factorize", "find_gate_rows", "leftover"]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -92,8 +92,8 @@ def _widest(values: np.ndarray, *, whole: bool) -> tuple[int, float]:
     """
     ratios = values[:-1] / values[1:]
     ratios[: min(2, len(ratios) - 1)] = 1.0
-    if not whole:
-        ratios[-max(len(ratios) // 16, 4) :] = 1.0
+    # Gates need more units than images, so a rank near the limit is none.
+    ratios[-max(len(ratios) // (3 if whole else 16), 4) :] = 1.0
     widest = int(np.argmax(ratios))
     return widest + 1, float(ratios[widest])
 
@@ -168,7 +168,7 @@ def _whiten(gram: np.ndarray, samples: int, rank: int) -> np.ndarray:
 
 
 def _deflated(
-    factors: Factors, found: Bool[np.ndarray, "f columns"]
+    factors: Factors, found: Shaped[np.ndarray, "f columns"]
 ) -> Float[np.ndarray, "r r"]:
     r"""Coordinates, in `factors.left`, of the column space of what is not yet found.
 
@@ -189,7 +189,7 @@ def _deflated(
     return basis
 
 
-def _column_space(factors: Factors, found: Bool[np.ndarray, "f columns"]) -> _Columns:
+def _column_space(factors: Factors, found: Shaped[np.ndarray, "f columns"]) -> _Columns:
     """Whitens the column space of what is not yet found; zero rows fill up."""
     dtype = factors.left.dtype
     left = np.asarray(factors.left, np.float64) @ _deflated(factors, found)
@@ -309,6 +309,35 @@ def _distinct(
         if fresh[i] and all(among[i, j] < same for j in kept):
             kept.append(int(i))
     return kept
+
+
+def leftover(
+    factors: Factors, found: Float[np.ndarray, "f columns"], *, key: Array
+) -> tuple[Float[np.ndarray, "m units"], Float[np.ndarray, " m"]]:
+    """Guesses columns of what was not found, from the column space it leaves.
+
+    Exact for a single missing row, else the distinct ends of climbs in what is left.
+
+    Returns:
+      Activations of positive sum up to their scale, and the bias coordinates.
+    """
+    missing = factors.right.shape[0] - len(found)
+    left = np.asarray(factors.left, np.float64) @ _deflated(factors, found)
+    guesses = left[:, :1].T
+    if missing > 1:
+        space = _column_space(factors, found)
+        mix = jax.random.normal(key, (64, len(space.white)), space.white.dtype)
+        climb = jnp.asarray(8, jnp.int32)
+        units, lasts = _climb(_mm(mix, space.white), space, climb)
+        guesses = np.concatenate([np.asarray(units), np.asarray(lasts)[:, None]], 1)
+        guesses = guesses.astype(np.float64)
+    guesses = guesses * np.where(guesses[:, :-1].sum(1) < 0, -1.0, 1.0)[:, None]
+    guesses /= np.linalg.norm(guesses, axis=1, keepdims=True)
+    kept: list[int] = []
+    for i, guess in enumerate(guesses):
+        if len(kept) < missing and np.all(guesses[kept] @ guess < 0.95):
+            kept.append(i)
+    return guesses[kept, :-1], guesses[kept, -1]
 
 
 def find_gate_rows(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-__all__ = ["Decoded", "Layers", "invert", "peel"]
+__all__ = ["Decoded", "Layers", "extend", "invert", "peel"]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -64,9 +64,8 @@ def _forward(layers: Layers, x: np.ndarray, depth: int) -> list[np.ndarray]:
 
 def _regress(target: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Solves target = c rows for c; also returns the variance factor of each of c."""
-    gram = rows @ rows.T
-    gram.flat[:: len(gram) + 1] += 1e-13 * np.trace(gram) / len(gram)
-    inverse = np.linalg.inv(gram)
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    inverse = (vectors / np.maximum(values, values[-1:] * 1e-13 + 1e-300)) @ vectors.T
     return (target @ rows.T) @ inverse, np.diag(inverse)
 
 
@@ -82,13 +81,15 @@ def _trimmed_regress(
       Coefficients, variance factors, and the mean squared misfit of kept columns.
     """
     keep = np.ones(target.shape[1], bool)
+    solved, factors = _regress(target, rows)
+    misfit = np.sum((target - solved @ rows) ** 2, axis=0)
     for _ in range(8):
-        solved, factors = _regress(target[:, keep], rows[:, keep])
-        misfit = np.sum((target - solved @ rows) ** 2, axis=0)
         fits = misfit < 16.0 * np.median(misfit[keep])
         if np.array_equal(fits, keep) or fits.sum() < max(2 * len(rows), len(keep) / 2):
             break
         keep = fits
+        solved, factors = _regress(target[:, keep], rows[:, keep])
+        misfit = np.sum((target - solved @ rows) ** 2, axis=0)
     return solved, factors, float(np.mean(misfit[keep]) / len(target))
 
 
@@ -184,6 +185,7 @@ def peel(
     top[:, columns] = signals
     known = a > _noise_floor(a)[:, None]
     back, gate, x, target = top, known, a, a
+    active, weight = known, np.ones(len(a))
     for k in range(last - 1, -1, -1):
         back = gate * (back @ layers.kernels[k + 1].T)
         target = x
@@ -209,3 +211,49 @@ def peel(
         size = np.maximum(np.linalg.norm(x, axis=1), 1e-300)
         outside = np.linalg.norm(x - (x @ span) @ span.T, axis=1) / size
     return Decoded(x, duals[:, None], a, gates, residual, outside)
+
+
+def extend(
+    layers: Layers,
+    decoded: Decoded,
+    guesses: Float[np.ndarray, "k units"],
+    *,
+    span: Float[np.ndarray, "d r"] | None,
+) -> Decoded:
+    """Appends images guessed from activations of unknown scale, duals unknown (zero).
+
+    Two hidden layers, biases near zero. The scale is the one at which the trained
+    network outputs +-1.
+    """
+    kernel = layers.kernels[0].astype(np.float64)
+    basis = np.eye(len(kernel)) if span is None else span
+    images = []
+    for guess in guesses:
+        active, x = guess > 0, np.zeros(len(kernel))
+        for _ in range(4):
+            reduced = basis.T @ kernel[:, active]
+            x = basis @ np.linalg.lstsq(reduced.T, guess[active], rcond=1e-9)[0]
+            agreed = (guess > 0) & (x @ kernel > 0)
+            active = agreed if agreed.sum() > basis.shape[1] else active
+        images.append(x)
+    x = np.array(images)
+    trained = [
+        k + 0.5 * d for k, d in zip(layers.kernels, layers.kernel_changes, strict=True)
+    ]
+    out = x
+    for k, weights in enumerate(trained):
+        out = out @ weights
+        out = np.maximum(out, 0.0) if k < len(trained) - 1 else out
+    x = x / np.maximum(np.abs(out[:, :1]), 1e-12)
+    a = _forward(layers, x, 1)[0]
+    worthless = np.ones(len(x))
+    added = Decoded(
+        x,
+        np.zeros((len(x), decoded.duals.shape[1])),
+        a,
+        a @ layers.kernels[1] + layers.biases[1] > 0,
+        worthless,
+        worthless,
+    )
+    pairs = zip(decoded, added, strict=True)
+    return Decoded(*(np.concatenate(pair) for pair in pairs))
