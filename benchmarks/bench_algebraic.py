@@ -50,7 +50,7 @@ def victim_of(row, seed):
     with tempfile.TemporaryDirectory() as folder:
         config = reconstruct.Config(**row, seed=seed, workdir=folder, progress=False)
         with Workdir(folder, config) as workdir:
-            return _victim.make(config, workdir, Timer())
+            return _victim.make(config, workdir, *_victim.load(config), Timer())
 
 
 def decode(victim, seed):

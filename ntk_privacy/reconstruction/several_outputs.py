@@ -1,0 +1,132 @@
+"""Decoding a network with several outputs: gated rows in place of gates."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk_privacy.reconstruction import gated_rows, layer_inversion
+from ntk_privacy.reconstruction import gates as gates_lib
+
+__all__ = ["Decoding", "decode"]
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Decoding(NamedTuple):
+    """What `algebraic.reconstruct` makes its result of."""
+
+    decoded: layer_inversion.Decoded
+    residuals: np.ndarray
+    tolerance: float
+    rank: int
+    gap: float
+    rounds: int
+
+
+def decode(
+    layers: layer_inversion.Layers,
+    key,
+    *,
+    num_images: int | None,
+    auxiliary,
+    num_starts: int | None,
+    max_rounds: int,
+) -> Decoding:
+    r"""Decodes images from $\Delta W_2 = \sum_i a_{1,i} (s_i \circ W_3 \alpha_i)^\top$.
+
+    The row of an image is found up to its scale, which the change of the bias gives:
+    $\Delta b_2 = \sum_i s_i \circ W_3 \alpha_i$. Its duals are a regression of the row
+    on the output weights of its open units.
+
+    Args:
+      layers: of the network, at the initial features.
+      key: typed key.
+      num_images: N; None reads it from the rank.
+      auxiliary: images of the same domain, flat or not, or None.
+      num_starts: per round, by default 2 N within 64 and 256.
+      max_rounds: at most.
+
+    Raises:
+      ValueError: a rank that noise hides, or too few units for it.
+    """
+    key_rank, key_rows, key_span = jax.random.split(key, 3)
+    dtype = layers.kernels[0].dtype
+    last = len(layers.kernels) - 2
+    change = np.concatenate(
+        [layers.kernel_changes[last], layers.bias_changes[last][None]]
+    )
+    factors = gates_lib.factorize(
+        jnp.asarray(change, dtype), key=key_rank, num_images=num_images
+    )
+    rank = factors.right.shape[0]
+    if num_images is None and factors.gap < 2.0:
+        raise ValueError(
+            f"The widest gap in the singular values is {factors.gap:.2f}, after {rank} "
+            f"of {change.shape[1]}: the rank cannot be told from noise; give "
+            "num_images if it is known, else use reconstruction.kkt.reconstruct."
+        )
+    kernels = [jnp.asarray(k, dtype) for k in layers.kernels[: last + 1]]
+    biases = [jnp.asarray(b, dtype) for b in layers.biases[: last + 1]]
+
+    def forward(x):
+        for kernel, bias in zip(kernels[:-1], biases[:-1], strict=True):
+            x = jnp.matmul(x, kernel, precision=_HIGHEST) + bias[None]
+            x = jnp.maximum(x, 0.0)
+        return x
+
+    def gates_of(activations, lasts):
+        pre = jnp.matmul(activations, kernels[-1], precision=_HIGHEST)
+        return pre + lasts[:, None] * biases[-1][None] > 0
+
+    flat = None
+    if auxiliary is not None:
+        flat = jnp.asarray(auxiliary, dtype).reshape(len(auxiliary), -1)
+    first_change = jnp.asarray(layers.kernel_changes[0], dtype)
+    found = gated_rows.find_gated_rows(
+        factors,
+        jax.jit(forward),
+        jax.jit(gates_of),
+        first_change,
+        key=key_rows,
+        tolerance=float(np.clip(4.0 / factors.gap, 1e-4, 0.1)),
+        num_starts=num_starts or int(np.clip(2 * rank, 64, 256)),
+        max_rounds=max_rounds,
+        auxiliary=flat,
+    )
+    span = None
+    if 2 * rank < len(first_change):
+        left = gates_lib.factorize(first_change, key=key_span, num_images=rank).left
+        span = np.asarray(left, np.float64)
+    decoded = layer_inversion.peel(
+        layers, found.rows, np.arange(change.shape[1]), span=span, dtype=dtype
+    )
+    # Rows have norm 1 and any sign; the bias row of the change gave their scale.
+    scaled = found.rows * decoded.duals
+    out = layers.kernels[-1].astype(np.float64)
+    duals = np.zeros((len(scaled), out.shape[1]))
+    for i, (row, open_) in enumerate(zip(scaled, decoded.gates, strict=True)):
+        duals[i] = np.linalg.lstsq(out[open_], row[open_], rcond=None)[0]
+    # Closed gates must stand where the row vanishes: what they hide of it is an error.
+    hidden = np.where(decoded.gates, 0.0, scaled)
+    size = np.maximum(np.linalg.norm(scaled, axis=1), 1e-300)
+    residuals = np.max(
+        [
+            found.residuals,
+            np.linalg.norm(hidden, axis=1) / size,
+            np.linalg.norm(decoded.gates * (duals @ out.T) - scaled, axis=1) / size,
+            decoded.forward_residuals,
+            decoded.span_residuals,
+        ],
+        axis=0,
+        initial=0.0,
+    )
+    return Decoding(
+        decoded._replace(duals=duals),
+        np.where(np.isfinite(residuals), residuals, np.inf),
+        float(np.clip(2.0 / factors.gap, 1e-2, 0.35)),
+        rank,
+        factors.gap,
+        found.rounds,
+    )
