@@ -97,7 +97,7 @@ def main() -> None:
         row |= {f"nt_{k}_s": v for k, v in times.items()}
         row["plan"] = str(empirical.plan(apply_fn, params, x1, x2)).replace("\n", ";")
         start = time.perf_counter()
-        ours = jax.jit(lambda x1, x2, p: empirical.ntk(apply_fn, p, x1, x2))  # noqa: B023
+        ours = jax.jit(lambda x1, x2, p: empirical.ntk(apply_fn, p, x1, x2))
         ours = ours.lower(x1, x2, params).compile()
         row["ours_compile_s"] = time.perf_counter() - start
         sides = {"ours": ours, "nt": theirs}

@@ -1,6 +1,6 @@
 """From what one image gives to a block of the empirical NTK, and from blocks to it.
 
-A *method* is a pair: `features(x)`, what a block of images gives, and
+A *method* is, in the main, a pair: `features(x)`, what a block of images gives, and
 `combine(f1, f2)`, a block of the kernel from two of these.
 """
 
@@ -23,11 +23,19 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Method(NamedTuple):
-    """features: (images) -> F. combine: (F1, F2) -> block. diagonal: F -> its own."""
+    """run: (images) -> R. form: R -> F. combine: (F1, F2) -> block. diagonal: F -> its.
 
-    features: Callable[[Any], Any]
+    `run` is what gains from many images at a time.
+    """
+
+    run: Callable[[Any], Any]
+    form: Callable[[Any], Any]
     combine: Callable[[Any, Any], Array]
     diagonal: Callable[[Any], Array]
+
+    def features(self, x: Array) -> Any:
+        """Returns F of a block of images."""
+        return self.form(self.run(x))
 
 
 def _product(
@@ -64,7 +72,7 @@ def jacobian(
             full[i] = leaf
         return apply_fn(jax.tree.unflatten(structure, full), image[None])[0]
 
-    def features(x):
+    def run(x):
         own = [leaves[i] for i in chosen]
         rows = jax.vmap(jax.jacrev(one), in_axes=(None, 0))(own, x)
         return [row.reshape(len(x), num_outputs, -1) for row in rows]
@@ -77,7 +85,7 @@ def jacobian(
         parts = [_self_product(a, trace_outputs) for a in f]
         return _mean(_sum(parts), num_outputs, trace_outputs)
 
-    return Method(features, combine, diagonal)
+    return Method(run, lambda f: f, combine, diagonal)
 
 
 def ntk_vector(
@@ -113,7 +121,7 @@ def ntk_vector(
     def diagonal(x):
         return jax.vmap(lambda image: combine(image[None], image[None])[0, 0])(x)
 
-    return Method(lambda x: x, combine, diagonal)
+    return Method(lambda x: x, lambda f: f, combine, diagonal)
 
 
 def structured(
@@ -137,8 +145,10 @@ def structured(
     """
     network = layer_trace.trace(apply_fn, params, image)
 
-    def features(x):
-        pieces = jax.vmap(lambda one: layer_trace.features(network, params, one))(x)
+    def run(x):
+        return jax.vmap(lambda one: layer_trace.features(network, params, one))(x)
+
+    def form(pieces):
         grams, jacobians = [], list(pieces.jacobians)
         zipped = zip(
             network.groups, by_gram, pieces.inputs, pieces.signals, strict=True
@@ -148,12 +158,14 @@ def structured(
                 grams.append((a, b))
                 continue
             n, c, positions, k = b.shape
-            # (n, d, c k): one matrix product per image.
+            # One matrix product per image, (d, P) by (P, c k).
             wide = b.transpose(0, 2, 1, 3).reshape(n, positions, c * k)
             leaf = matmul(a.transpose(0, 2, 1), wide).reshape(n, -1, c, k)
-            jacobians.append(leaf.transpose(0, 2, 1, 3).reshape(n, c, -1))
+            # For the trace any order of entries will do.
+            leaf = leaf if trace_outputs else leaf.transpose(0, 2, 1, 3)
+            jacobians.append(leaf.reshape(n, c, -1))
             if group.bias is not None:
-                jacobians.append(b.sum(2))
+                jacobians.append(wide.sum(1).reshape(n, c, k))
         return grams, jacobians
 
     with_bias = [
@@ -178,7 +190,7 @@ def structured(
         parts += [_self_product(j, trace_outputs) for j in f[1]]
         return _mean(_sum(parts), num_outputs, trace_outputs)
 
-    return Method(features, combine, diagonal)
+    return Method(run, form, combine, diagonal)
 
 
 def _gram_product(a1, b1, a2, b2, has_bias: bool, trace_outputs: bool) -> Array:
@@ -227,7 +239,11 @@ def assemble(
         return _symmetric(method, x1, block, tiles)
     n1, n2 = len(x1), len(x2)
     if max(n1, n2) <= block:
-        return method.combine(method.features(x1), method.features(x2))
+        # In one go: weights are read once, not twice.
+        both = method.run(jnp.concatenate([x1, x2]))
+        parts = (slice(n1), slice(n1, None))
+        f1, f2 = (method.form(jax.tree.map(lambda f, s=s: f[s], both)) for s in parts)
+        return method.combine(f1, f2)
     columns = _split(x2, block)
 
     def row(images):

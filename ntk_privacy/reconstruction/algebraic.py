@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 from ntk_privacy import _checks
 from ntk_privacy._types import Params
 from ntk_privacy.reconstruction import gates as gates_lib
-from ntk_privacy.reconstruction import layer_inversion
+from ntk_privacy.reconstruction import layer_inversion, several_outputs
 
 __all__ = ["AlgebraicReconstruction", "reconstruct"]
 
@@ -37,7 +37,8 @@ class AlgebraicReconstruction(NamedTuple):
       residuals: one relative error per image, the largest of: distance of the gate row
         to the row space; gates that the activations contradict, twice their share;
         misfit of the forward pass; distance of the image to the first layer's span.
-      certified: residual below `tolerance`; any other image may be anything.
+      certified: residual below `tolerance`: the image is right to about that relative
+        error. Any other image may be anything.
       tolerance: what the noise in the singular values allows.
       estimated_num_images: N, from the rank.
       rank_gap: last kept over first dropped singular value: 1 is no evidence for N,
@@ -193,8 +194,23 @@ def reconstruct(
                 f"{image_shape}: preprocess them like the training images."
             )
     if layers.kernels[-1].shape[1] != 1:
-        raise ValueError(
-            f"The network has {layers.kernels[-1].shape[1]} outputs, not 1: {_OTHER}."
+        found = several_outputs.decode(
+            layers,
+            key,
+            num_images=num_images,
+            auxiliary=auxiliary,
+            num_starts=num_starts,
+            max_rounds=max_rounds,
+        )
+        return _result(
+            found.decoded,
+            found.residuals,
+            image_shape,
+            layers.kernels[0].dtype,
+            found.tolerance,
+            found.rank,
+            found.gap,
+            found.rounds,
         )
     return _one_output(
         layers, key, image_shape, num_images, auxiliary, num_starts, max_rounds
@@ -236,7 +252,7 @@ def _one_output(
     # Squared relative error of the weakest direction of the row space.
     noise = 1.0 / factors.gap**2
     gate_tolerance = float(np.clip(16.0 * noise, 1e-4, 0.25))
-    tolerance = float(np.clip(factors.gap**-1 * 2.0, 1e-2, 0.35))
+    tolerance = float(np.clip(factors.gap**-1 * 2.0, 1e-2, 0.2))
 
     kernels = [jnp.asarray(k, dtype) for k in layers.kernels[:last]]
     biases = [jnp.asarray(b, dtype) for b in layers.biases[:last]]

@@ -1,5 +1,7 @@
 """The per-layer kernel against the Jacobian contraction, for every kind of MLP."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from ntk_privacy.kernels import empirical, structured
 from ntk_privacy.models import MLP
 
 
+@functools.cache
 def _setup(depth=2, num_outputs=3, use_bias=True, parametrization="standard"):
     widths = (16, 12, 10)[:depth]
     model = MLP(widths, num_outputs, use_bias, parametrization)
@@ -30,7 +33,7 @@ def _setup(depth=2, num_outputs=3, use_bias=True, parametrization="standard"):
         (1, 3, False, "standard"),
         (2, 1, True, "standard"),
         (2, 3, True, "ntk"),
-        (2, 3, [True, False, True], "standard"),
+        (2, 3, (True, False, True), "standard"),
         (3, 1, False, "ntk"),
         (3, 3, True, "standard"),
     ],

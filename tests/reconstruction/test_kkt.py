@@ -1,6 +1,7 @@
 """The KKT attack: recovers, is what was published, resumes, holds, and refuses."""
 
 import dataclasses
+import functools
 
 import chex
 import flax.linen as nn
@@ -24,6 +25,7 @@ BOUNDS = (-0.5, 0.5)
 KEY = jax.random.key(7)
 
 
+@functools.cache
 def _victim(width=24, num_outputs=1, n=4, dtype=jnp.float64, shape=SHAPE):
     model = MLP((width, width), num_outputs)
     params_0 = model.init_params(jax.random.key(0), shape, dtype)

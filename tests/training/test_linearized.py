@@ -1,5 +1,6 @@
 """Closed forms against the iterations they replace."""
 
+import functools
 import inspect
 
 import chex
@@ -15,6 +16,7 @@ from ntk_privacy.models import MLP
 from ntk_privacy.training import linearized
 
 
+@functools.cache
 def _setup(num_outputs=1, n=4):
     model = MLP((16, 16), num_outputs)
     params_0 = model.init_params(jax.random.key(0), (4, 4, 1), jnp.float64)

@@ -1,5 +1,7 @@
 """Full-batch training against a plain loop, its stop rule, snapshots and resuming."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from ntk_privacy.models import MLP
 from ntk_privacy.training import train
 
 
+@functools.cache
 def _setup(num_outputs=1, dtype=jnp.float64):
     model = MLP((16, 16), num_outputs)
     params = model.init_params(jax.random.key(0), (4, 4, 1), dtype)
