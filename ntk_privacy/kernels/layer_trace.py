@@ -330,8 +330,9 @@ def _find_bias(equations, uses, index, site) -> tuple[int | None, int]:
     makers = {out: e for e in equations for out in e.outputs}
     while isinstance(name, int) and name not in index:
         maker = makers.get(name)
-        ok = maker is not None and maker.primitive.name in _SHAPE_ONLY
-        if not ok or len(uses[name]) != 1 or len(maker.inputs) != 1:
+        if maker is None or maker.primitive.name not in _SHAPE_ONLY:
+            return nothing
+        if len(uses[name]) != 1 or len(maker.inputs) != 1:
             return nothing
         chain.append(maker)
         name = maker.inputs[0]
