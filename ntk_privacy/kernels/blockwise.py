@@ -6,15 +6,18 @@ at a time, but for those that it returns.
 
 import functools
 import inspect
+import pathlib
+import zlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from ntk_privacy import _checks, sharding
 from ntk_privacy._linalg import matmul
-from ntk_privacy._types import KernelFn
+from ntk_privacy._types import Callback, KernelFn
 
 __all__ = [
     "diagonal",
@@ -23,6 +26,7 @@ __all__ = [
     "self_kernel",
     "self_product",
     "split",
+    "stream",
 ]
 
 
@@ -211,3 +215,132 @@ def _diagonal(kernel_fn, blocks):
     return jax.lax.map(
         lambda b: jnp.diagonal(self_kernel(kernel_fn, b)), blocks
     ).reshape(-1)
+
+
+def stream(
+    kernel_fn: KernelFn,
+    x1: Float[Array | np.ndarray, "n1 ..."],
+    x2: Float[Array | np.ndarray, "n2 ..."] | None,
+    path: str | pathlib.Path,
+    *,
+    block_size: int = 1000,
+    mesh: Mesh | None = None,
+    callback: Callback | None = None,
+) -> np.memmap:
+    """Writes a kernel that need not fit in memory to a .npy file, block by block.
+
+    Called again with the same arguments it goes on after the last whole block, which
+    `PATH.done.npy` tells; the first block is then computed anew, to see that the kernel
+    is the same.
+
+    Args:
+      kernel_fn: `(x1, x2) -> (n1, n2)`.
+      x1: images of the rows; a NumPy memory map is read block by block.
+      x2: images of the columns; None is x1, and half of the blocks are mirrored.
+      path: the .npy file.
+      block_size: images on either side of a block.
+      mesh: of `sharding.row_mesh`: the rows of a block over its devices.
+      callback: called after each block with the number of blocks done, the file so far
+        and {"num_blocks": of all}; what it raises ends the run, resumably.
+
+    Returns:
+      The file, read-only, mapped into memory.
+
+    Raises:
+      ValueError: the file belongs to other images, another kernel or block size.
+    """
+    _checks.at_least(1, block_size=block_size)
+    path = pathlib.Path(path)
+    other = x1 if x2 is None else x2
+    compute, dtype = _block_program(kernel_fn, x1, other, block_size, mesh)
+    counts = [-(-len(x) // block_size) for x in (x1, other)]
+    pairs = [
+        pair for pair in np.ndindex(*counts) if x2 is not None or pair[0] <= pair[1]
+    ]
+    about = [block_size, len(x1), len(other), x2 is None, _checksum(x1)]
+    about = np.asarray([*about, 0 if x2 is None else _checksum(x2)], np.int64)
+    out, done = _open(path, (len(x1), len(other)), dtype, about, len(pairs))
+    flags = done[len(about) :]
+    if flags.any():
+        again, stored = compute(0, 0), np.asarray(out[_places(0, 0, block_size)])
+        if np.abs(again - stored).max() > 1e-3 * np.abs(again).max():
+            raise ValueError(
+                f"{path} holds another kernel of these images: give another path, or "
+                "delete it to start afresh."
+            )
+    for index, (i, j) in enumerate(pairs):
+        if flags[index]:
+            continue
+        block = compute(i, j)
+        out[_places(i, j, block_size)] = block
+        if x2 is None and i != j:
+            out[_places(j, i, block_size)] = block.T
+        out.flush()  # the numbers before the word that they are there
+        flags[index] = 1
+        done.flush()
+        if callback is not None:
+            callback(int(flags.sum()), out, {"num_blocks": len(pairs)})
+    return np.lib.format.open_memmap(path, mode="r")
+
+
+def _places(i: int, j: int, size: int) -> tuple[slice, slice]:
+    return slice(i * size, (i + 1) * size), slice(j * size, (j + 1) * size)
+
+
+def _block_program(kernel_fn, x1, x2, size, mesh):
+    """Returns (i, j) -> block on the host, and its dtype; one program for all."""
+    devices = 1 if mesh is None else mesh.size
+    heights = -(-min(size, len(x1)) // devices) * devices
+    program = jax.jit(_over_rows(kernel_fn, mesh, 1, 1))
+
+    def images(x, i, height):
+        block = jnp.asarray(x[i * size : (i + 1) * size])
+        spare = jnp.broadcast_to(block[-1:], (height - len(block), *block.shape[1:]))
+        return jnp.concatenate([block, spare]), len(block)
+
+    def compute(i, j):
+        rows, n1 = images(x1, i, heights)
+        columns, n2 = images(x2, j, min(size, len(x2)))
+        rows = sharding.shard_rows(rows, mesh)
+        block = program(rows, sharding.replicate(columns, mesh))
+        return np.asarray(block)[:n1, :n2]
+
+    shapes = [jax.eval_shape(lambda x=x: jnp.asarray(x[:1])) for x in (x1, x2)]
+    return compute, jax.eval_shape(kernel_fn, *shapes).dtype
+
+
+def _checksum(x) -> int:
+    parts = (np.ascontiguousarray(x[i : i + 4096]) for i in range(0, len(x), 4096))
+    return functools.reduce(lambda crc, part: zlib.crc32(part, crc), parts, 0)
+
+
+def _open(path: pathlib.Path, shape, dtype, about, num_blocks: int):
+    """Returns the kernel and the list of blocks done, both mapped into memory."""
+    opened = np.lib.format.open_memmap
+    beside = path.with_name(f"{path.name}.done.npy")
+    if path.exists() and not beside.exists():
+        raise ValueError(
+            f"{path} exists but {beside.name} does not, so it is no kernel under way: "
+            "give another path, or delete it."
+        )
+    if not beside.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened(path, "w+", dtype, shape).flush()
+        done = opened(beside, "w+", np.int64, (len(about) + num_blocks,))
+        done[: len(about)] = about
+        done.flush()
+        return opened(path, "r+"), done
+    done = opened(beside, "r+")
+    same = len(done) == len(about) + num_blocks
+    if not (same and np.array_equal(done[: len(about)], about) and path.exists()):
+        raise ValueError(
+            f"{path} belongs to other images or another block_size: give the same, "
+            f"another path, or delete it and {beside.name}."
+        )
+    out = opened(path, "r+")
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(
+            f"{path} holds {out.dtype} numbers of shape {out.shape}, not {dtype} of "
+            f"{shape}: give another path, or delete it and {beside.name}."
+        )
+    return out, done

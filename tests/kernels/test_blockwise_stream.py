@@ -1,0 +1,139 @@
+"""Kernels streamed to a file: equal to the whole, resumable, refused if foreign."""
+
+import os
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntk_privacy.kernels import blockwise, infinite
+
+
+def images(n, seed=0):
+    return jax.random.normal(jax.random.key(seed), (n, 3, 3, 1))
+
+
+KERNEL = infinite.mlp(1)
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 7, 50])
+def test_file_equals_the_kernel(tmp_path, block_size):
+    x1, x2 = images(7), images(5, 1)
+    path = tmp_path / "deep" / "k.npy"
+    got = blockwise.stream(KERNEL, x1, x2, path, block_size=block_size)
+    assert isinstance(got, np.memmap)
+    chex.assert_trees_all_close(np.asarray(got), KERNEL(x1, x2), rtol=1e-12)
+    chex.assert_trees_all_equal(np.load(path, allow_pickle=False), np.asarray(got))
+
+
+def test_half_of_a_symmetric_kernel_is_computed(tmp_path):
+    steps = []
+    x = np.asarray(images(7))
+    got = blockwise.stream(
+        KERNEL,
+        x,
+        None,
+        tmp_path / "k.npy",
+        block_size=2,
+        callback=lambda step, state, metrics: steps.append((step, dict(metrics))),
+    )
+    chex.assert_trees_all_close(np.asarray(got), KERNEL(images(7), images(7)), rtol=1e-7)
+    chex.assert_trees_all_close(np.asarray(got), np.asarray(got).T, rtol=1e-12)
+    assert steps == [(i, {"num_blocks": 10}) for i in range(1, 11)]
+
+
+def test_an_interrupted_run_goes_on(tmp_path):
+    x1, x2 = images(7), images(5, 1)
+    seen = []
+
+    def kernel_fn(a, b):
+        jax.debug.callback(lambda: seen.append(1))
+        return KERNEL(a, b)
+
+    class Stop(Exception):
+        pass
+
+    def stop(step, state, metrics):
+        if step == 4:
+            raise Stop
+
+    path = tmp_path / "k.npy"
+    with pytest.raises(Stop):
+        blockwise.stream(kernel_fn, x1, x2, path, block_size=2, callback=stop)
+    jax.effects_barrier()
+    assert len(seen) == 4
+    got = blockwise.stream(kernel_fn, x1, x2, path, block_size=2)
+    jax.effects_barrier()
+    assert len(seen) == 12 + 1  # the first block once more, to see it is the same
+    chex.assert_trees_all_close(np.asarray(got), KERNEL(x1, x2), rtol=1e-12)
+
+
+def test_a_foreign_file_is_refused(tmp_path):
+    x1, x2 = images(4), images(3, 1)
+    path = tmp_path / "k.npy"
+    before = blockwise.stream(KERNEL, x1, x2, path, block_size=2)
+    with pytest.raises(ValueError, match="other images or another block_size"):
+        blockwise.stream(KERNEL, x1 + 1, x2, path, block_size=2)
+    with pytest.raises(ValueError, match="other images or another block_size"):
+        blockwise.stream(KERNEL, x1, x2, path, block_size=1)
+    with pytest.raises(ValueError, match="another kernel of these images"):
+        blockwise.stream(infinite.mlp(2), x1, x2, path, block_size=2)
+    with pytest.raises(ValueError, match="block_size=0 must be at least 1"):
+        blockwise.stream(KERNEL, x1, x2, path, block_size=0)
+    (tmp_path / "k.npy.done.npy").unlink()
+    with pytest.raises(ValueError, match="no kernel under way"):
+        blockwise.stream(KERNEL, x1, x2, path, block_size=2)
+    chex.assert_trees_all_close(np.asarray(before), KERNEL(x1, x2), rtol=1e-12)
+
+
+EIGHT = """
+import sys
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+from ntk_privacy import sharding
+from ntk_privacy.kernels import blockwise, empirical, infinite
+from ntk_privacy.models import MLP
+
+assert jax.device_count() == 8
+model = MLP((6,), 2)
+params = model.init_params(jax.random.key(0), (3, 3, 1), jax.numpy.float64)
+kernels = {
+    "infinite": infinite.mlp(1),
+    "empirical": lambda a, b: empirical.ntk(model.apply_fn, params, a, b),
+}
+x1, x2 = (jax.random.normal(jax.random.key(i), (n, 3, 3, 1))
+          for i, n in enumerate((19, 5)))
+mesh = sharding.row_mesh()
+for name, fn in kernels.items():
+    one = np.asarray(blockwise.evaluate(fn, x1, x2, block_size=4))
+    many = blockwise.evaluate(fn, x1, x2, block_size=4, mesh=mesh)
+    np.testing.assert_allclose(np.asarray(many), one, rtol=1e-12)
+    np.testing.assert_allclose(one, fn(x1, x2), rtol=1e-12)
+    path = f"{sys.argv[1]}/{name}.npy"
+    streamed = blockwise.stream(fn, x1, x2, path, block_size=10, mesh=mesh)
+    np.testing.assert_allclose(streamed, one, rtol=1e-12)
+print("equal")
+"""
+
+
+def test_eight_devices_equal_one(tmp_path):
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", EIGHT, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | flags | {"JAX_PLATFORMS": "cpu"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "equal"
+
+
+def test_float32_stays_float32(tmp_path):
+    x = images(3).astype(jnp.float32)
+    got = blockwise.stream(KERNEL, x, None, tmp_path / "k.npy")
+    assert got.dtype == np.float32
