@@ -41,7 +41,9 @@ def test_half_of_a_symmetric_kernel_is_computed(tmp_path):
         block_size=2,
         callback=lambda step, state, metrics: steps.append((step, dict(metrics))),
     )
-    chex.assert_trees_all_close(np.asarray(got), KERNEL(images(7), images(7)), rtol=1e-7)
+    chex.assert_trees_all_close(
+        np.asarray(got), KERNEL(images(7), images(7)), rtol=1e-7
+    )
     chex.assert_trees_all_close(np.asarray(got), np.asarray(got).T, rtol=1e-12)
     assert steps == [(i, {"num_blocks": 10}) for i in range(1, 11)]
 
