@@ -74,7 +74,9 @@ def jacobian(
 
     def run(x):
         own = [leaves[i] for i in chosen]
-        rows = jax.vmap(jax.jacrev(one), in_axes=(None, 0))(own, x)
+        # One by one: under vmap a convolution's gradient is a grouped convolution, for
+        # which XLA may take memory that grows as the square of the images.
+        rows = jax.lax.map(lambda image: jax.jacrev(one)(own, image), x)
         return [row.reshape(len(x), num_outputs, -1) for row in rows]
 
     def combine(f1, f2):

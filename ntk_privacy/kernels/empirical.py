@@ -99,15 +99,15 @@ def ntk(
     )
     run = _ntk if planning.hashable(apply_fn) else _ntk.__wrapped__
     out = run(apply_fn, settings, params, x1, x2)
-    model_checks.kernel(out, params, x1, x2)
+    model_checks.kernel(out, x1=x1, x2=x2, params=params)
     return out
 
 
 def plan(
     apply_fn: ApplyFn,
     params: Params,
-    x1: Float[Array, "n1 ..."],
-    x2: Float[Array, "n2 ..."] | None = None,
+    x1: Float[Array, "n1 ..."] | jax.ShapeDtypeStruct,
+    x2: Float[Array, "n2 ..."] | jax.ShapeDtypeStruct | None = None,
     *,
     trace_outputs: bool = True,
     method: str = "auto",
@@ -157,7 +157,7 @@ def diagonal(
     settings = _Settings(chosen.method, trace_outputs, block, 1, chosen.by_gram)
     run = _diagonal if planning.hashable(apply_fn) else _diagonal.__wrapped__
     out = run(apply_fn, settings, params, x)
-    model_checks.kernel(out, params, x, None)
+    model_checks.kernel(out, x=x, params=params)
     return out
 
 

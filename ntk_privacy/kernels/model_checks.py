@@ -25,9 +25,11 @@ _STATISTICS = (
 
 
 def network(
-    apply_fn: ApplyFn, params: Params, x1: Array, x2: Array | None
+    apply_fn: ApplyFn, params: Params, x1: Any, x2: Any
 ) -> jax.ShapeDtypeStruct:
     """Returns the shape of one image's outputs, (1, c).
+
+    x1 and x2 are arrays or their shapes; x2 may be None.
 
     Raises:
       ValueError: images of unequal or wrong shape, no image, integers; a network that
@@ -59,9 +61,12 @@ def network(
         raise ValueError(
             f"apply_fn asks for random numbers, as dropout does: {_DROPOUT}."
         ) from error
-    except flax.errors.ModifyScopeVariableError as error:
+    except (
+        flax.errors.ModifyScopeVariableError,
+        flax.errors.TraceContextError,
+    ) as error:
         raise ValueError(
-            f"apply_fn updates its batch statistics: {_STATISTICS}."
+            f"apply_fn updates its state, as live batch statistics do: {_STATISTICS}."
         ) from error
     except (TypeError, ValueError, flax.errors.FlaxError) as error:
         told = str(error).strip().splitlines() or [type(error).__name__]
@@ -98,7 +103,8 @@ def rows_apart(apply_fn: ApplyFn, params: Params, x: Array) -> None:
     alone = np.concatenate(
         [np.asarray(jax.jit(apply_fn)(params, pair[i : i + 1])) for i in range(2)]
     )
-    gap, size = np.abs(together - alone).max(), np.abs(alone).max()
+    with np.errstate(invalid="ignore"):
+        gap, size = np.abs(together - alone).max(), np.abs(alone).max()
     if gap > 1e-2 * size:  # NaN is told of later
         raise ValueError(
             "apply_fn gives an image other outputs in a batch than alone, as live "
@@ -113,11 +119,15 @@ def _seen(*key: Any) -> list[bool]:
     return []
 
 
-def kernel(out: Array, params: Params, x1: Array, x2: Array | None) -> None:
-    """Raises ValueError if a kernel is not finite, and says where that comes from."""
+def kernel(out: Array, **given: Any) -> None:
+    """Raises ValueError if a kernel is not finite, and says where that comes from.
+
+    Args:
+      out: the kernel.
+      **given: trees of arrays that it was computed from.
+    """
     if isinstance(out, jax.core.Tracer) or np.isfinite(np.asarray(out)).all():
         return
-    given = {"x1": x1, "x2": x2, "params": params}
     for name, tree in given.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if not jnp.issubdtype(leaf.dtype, jnp.floating):

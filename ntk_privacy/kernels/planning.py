@@ -6,7 +6,6 @@ from collections.abc import Hashable
 from typing import Any, Literal, NamedTuple
 
 import jax
-from jaxtyping import Array
 
 from ntk_privacy import _checks
 from ntk_privacy._types import ApplyFn, Params
@@ -102,8 +101,8 @@ def _shapes(apply_fn, structure: Hashable, shapes, image_shape, image_dtype):
 def choose(
     apply_fn: ApplyFn,
     params: Params,
-    x1: Array,
-    x2: Array | None,
+    x1: Any,
+    x2: Any,
     *,
     trace_outputs: bool,
     method: str,
@@ -159,8 +158,9 @@ def _costs(network, method, trace_outputs, n1, n2) -> list[_Costs]:
     kernel = 1 if trace_outputs else c * c
     # Kept for the backward passes, and alive at once in all of them.
     passing = network.activations + 3 * c * network.largest
-    if method == "jacobian":
-        return [_Costs(forward * (1 + 2 * c), 2.0 * blocks * p, c * p, passing, kernel)]
+    if method == "jacobian":  # images one by one
+        every = forward * (1 + 2 * c)
+        return [_Costs(every, 2.0 * blocks * p, c * p, 0, kernel, passing + c * p)]
     if method == "ntk_vector":
         backward = forward * (1 + 2 * c)
         pair, fixed = 2 * c * network.largest + c * c, (c + 1) * p

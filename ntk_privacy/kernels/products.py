@@ -22,7 +22,7 @@ def ntk_vector_product(
     params: Params,
     x1: Float[Array, "n1 ..."],
     x2: Float[Array, "n2 ..."] | None,
-    v: Float[Array, "n2 c"],
+    v: Float[Array, "_ _"],
     *,
     memory_budget: int | None = None,
 ) -> Float[Array, "n1 c"]:
@@ -53,7 +53,7 @@ def ntk_vector_product(
     block = _block_size(apply_fn, params, x1, memory_budget)
     run = _product if planning.hashable(apply_fn) else _product.__wrapped__
     product = run(apply_fn, block, params, x1, x2, v)
-    model_checks.kernel(product, params, x1, {"x2": x2, "v": v})
+    model_checks.kernel(product, x1=x1, x2=x2, v=v, params=params)
     return product
 
 
