@@ -16,7 +16,7 @@ from ntk_privacy import checkpoint, data
 from ntk_privacy.evaluation.kernel_distance import kernel_distance
 from ntk_privacy.kernels import structured
 from ntk_privacy.models import MLP
-from ntk_privacy.training import linearized, train
+from ntk_privacy.training import linearized, subspace, train
 
 
 class Victim(NamedTuple):
@@ -169,8 +169,12 @@ def _standard(config, workdir, model, params_0, x, y):
         square = kernel.transpose(0, 2, 1, 3).reshape(m, m)
         optimizer = train.stable_optimizer(float(jnp.linalg.eigvalsh(square)[-1]), m)
     stop = config.early_stop_loss or config.stop_loss
-    folder = workdir.checkpoint_folder / "train"
-    state = train.init(model.apply_fn, params_0, x, y, optimizer=optimizer)
+    # Fewer numbers to move at every step: the first layer moves in the images' span.
+    small = subspace.to_coordinates(params_0, x, parametrization=config.parametrization)
+    folder = workdir.checkpoint_folder / "train_coordinates"
+    state = train.init(
+        model.apply_fn, small.params, small.images, y, optimizer=optimizer
+    )
     done = checkpoint.latest_step(folder)
     if done is not None:
         state = checkpoint.restore(folder, done, state)
@@ -189,8 +193,8 @@ def _standard(config, workdir, model, params_0, x, y):
 
         trained = train.full_batch(
             model.apply_fn,
-            params_0,
-            x,
+            small.params,
+            small.images,
             y,
             optimizer=optimizer,
             max_steps=config.max_train_steps,
@@ -200,7 +204,7 @@ def _standard(config, workdir, model, params_0, x, y):
             callback=callback,
         )
     return {
-        "params": trained.params,
+        "params": small.restore(trained.params),
         "duals": jnp.zeros_like(y),
         "loss": jnp.asarray(trained.loss, y.dtype),
         "steps": jnp.asarray(trained.steps, jnp.int32),

@@ -149,7 +149,7 @@ def test_interrupted_at_any_checkpoint_it_ends_with_the_same_bytes(
         except _Killed:
             assert not (tmp_path / "cut" / "results.json").exists()
     assert stops == [
-        *[("train", 20), ("train", 40), ("train", 45)],
+        *[("train_coordinates", step) for step in (20, 40, 45)],
         ("victim", 0),
         *[("attack", 50), ("attack", 100), ("attack", 130)],
     ]
@@ -178,7 +178,7 @@ def test_killed_in_training_and_in_the_attack_it_goes_on_to_the_same_bytes(tmp_p
         "checkpoint_seconds": 0,
     }
     cut = tmp_path / "cut"
-    for stage in ("train", "attack"):
+    for stage in ("train_coordinates", "attack"):
         process = subprocess.Popen(
             [*command, *_arguments(cut, **changes)],
             stdout=subprocess.PIPE,
