@@ -12,6 +12,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -231,7 +232,8 @@ def stream(
 
     Called again with the same arguments it goes on after the last whole block, which
     `PATH.done.npy` tells; the first block is then computed anew, to see that the kernel
-    is the same.
+    is the same. Over several hosts every process calls it, with a path that all of
+    them see; the first one writes.
 
     Args:
       kernel_fn: `(x1, x2) -> (n1, n2)`.
@@ -252,35 +254,58 @@ def stream(
     _checks.at_least(1, block_size=block_size)
     path = pathlib.Path(path)
     other = x1 if x2 is None else x2
-    compute, dtype = _block_program(kernel_fn, x1, other, block_size, mesh)
+    compute, dtype = _block_program(kernel_fn, x1, x2, block_size, mesh)
     counts = [-(-len(x) // block_size) for x in (x1, other)]
     pairs = [
         pair for pair in np.ndindex(*counts) if x2 is not None or pair[0] <= pair[1]
     ]
     about = [block_size, len(x1), len(other), x2 is None, _checksum(x1)]
     about = np.asarray([*about, 0 if x2 is None else _checksum(x2)], np.int64)
-    out, done = _open(path, (len(x1), len(other)), dtype, about, len(pairs))
+    if jax.process_index() == 0:
+        out, done = _open(path, (len(x1), len(other)), dtype, about, len(pairs))
+    else:
+        out, done = None, np.zeros(len(about) + len(pairs), np.int64)
     flags = done[len(about) :]
-    if flags.any():
-        again, stored = compute(0, 0), np.asarray(out[_places(0, 0, block_size)])
-        if np.abs(again - stored).max() > 1e-3 * np.abs(again).max():
-            raise ValueError(
-                f"{path} holds another kernel of these images: give another path, or "
-                "delete it to start afresh."
-            )
+    started = _of_first_process(flags)
+    flags[:] = started
+    if started.any():
+        again = compute(0, 0)
+        _check_same(
+            path, again, None if out is None else out[_places(0, 0, block_size)]
+        )
     for index, (i, j) in enumerate(pairs):
-        if flags[index]:
+        if started[index]:
             continue
         block = compute(i, j)
-        out[_places(i, j, block_size)] = block
-        if x2 is None and i != j:
-            out[_places(j, i, block_size)] = block.T
-        out.flush()  # the numbers before the word that they are there
+        if out is not None:
+            out[_places(i, j, block_size)] = block
+            if x2 is None and i != j:
+                out[_places(j, i, block_size)] = block.T
+            out.flush()  # the numbers before the word that they are there
         flags[index] = 1
-        done.flush()
+        if isinstance(done, np.memmap):
+            done.flush()
         if callback is not None:
             callback(int(flags.sum()), out, {"num_blocks": len(pairs)})
+    _of_first_process(flags)  # nobody reads before all is written
     return np.lib.format.open_memmap(path, mode="r")
+
+
+def _of_first_process(x: np.ndarray) -> np.ndarray:
+    """Returns what the first host has; waits for it."""
+    if jax.process_count() == 1:
+        return np.array(x)
+    # Numbers of a wider type would need x64.
+    small = np.asarray(x, np.int32)
+    return np.asarray(multihost_utils.broadcast_one_to_all(small))
+
+
+def _check_same(path: pathlib.Path, again: np.ndarray, stored) -> None:
+    if stored is not None and np.abs(again - stored).max() > 1e-3 * np.abs(again).max():
+        raise ValueError(
+            f"{path} holds another kernel of these images: give another path, or "
+            "delete it to start afresh."
+        )
 
 
 def _places(i: int, j: int, size: int) -> tuple[slice, slice]:
@@ -289,6 +314,7 @@ def _places(i: int, j: int, size: int) -> tuple[slice, slice]:
 
 def _block_program(kernel_fn, x1, x2, size, mesh):
     """Returns (i, j) -> block on the host, and its dtype; one program for all."""
+    same, x2 = x2 is None, x1 if x2 is None else x2
     devices = 1 if mesh is None else mesh.size
     heights = -(-min(size, len(x1)) // devices) * devices
     program = jax.jit(_over_rows(kernel_fn, mesh, 1, 1))
@@ -301,9 +327,15 @@ def _block_program(kernel_fn, x1, x2, size, mesh):
     def compute(i, j):
         rows, n1 = images(x1, i, heights)
         columns, n2 = images(x2, j, min(size, len(x2)))
-        rows = sharding.shard_rows(rows, mesh)
-        block = program(rows, sharding.replicate(columns, mesh))
-        return np.asarray(block)[:n1, :n2]
+        block = program(
+            sharding.shard_rows(rows, mesh), sharding.replicate(columns, mesh)
+        )
+        if not block.is_fully_addressable:
+            block = multihost_utils.process_allgather(block, tiled=True)
+        block = np.array(block)[:n1, :n2]
+        if same and i == j:
+            np.fill_diagonal(block, np.asarray(diagonal(kernel_fn, rows))[:n1])
+        return block
 
     shapes = [jax.eval_shape(lambda x=x: jnp.asarray(x[:1])) for x in (x1, x2)]
     return compute, jax.eval_shape(kernel_fn, *shapes).dtype

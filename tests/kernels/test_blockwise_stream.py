@@ -1,6 +1,7 @@
 """Kernels streamed to a file: equal to the whole, resumable, refused if foreign."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -135,7 +136,58 @@ def test_eight_devices_equal_one(tmp_path):
     assert done.stdout.strip() == "equal"
 
 
-def test_float32_stays_float32(tmp_path):
-    x = images(3).astype(jnp.float32)
-    got = blockwise.stream(KERNEL, x, None, tmp_path / "k.npy")
+TWO_HOSTS = """
+import sys
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[3]))
+from ntk_privacy import sharding
+from ntk_privacy.kernels import blockwise, infinite
+
+assert (jax.device_count(), jax.local_device_count()) == (2, 1)
+fn = infinite.mlp(1)
+x = np.asarray(jax.random.normal(jax.random.key(0), (9, 3, 3, 1)))
+mesh = sharding.row_mesh()
+for _ in range(2):  # the second finds it done
+    got = blockwise.stream(fn, x, None, f"{sys.argv[1]}/k.npy", block_size=4, mesh=mesh)
+    np.testing.assert_allclose(got, fn(x), rtol=1e-12)
+whole = blockwise.evaluate(fn, x, x, block_size=4, mesh=mesh)
+for shard in whole.addressable_shards:
+    np.testing.assert_allclose(shard.data, fn(x, x)[shard.index], rtol=1e-12)
+print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_two_hosts_equal_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_HOSTS, str(tmp_path), port, str(i)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        for i in range(2)
+    ]
+    try:
+        for host in hosts:
+            told, error = host.communicate(timeout=120)
+            assert host.returncode == 0, error[-2000:]
+            assert told.strip().endswith("equal")
+    finally:
+        for host in hosts:
+            host.kill()
+
+
+def test_float32_stays_float32_and_its_diagonal_exact(tmp_path):
+    x = images(7)
+    low = x.astype(jnp.float32)
+    got = blockwise.stream(KERNEL, low, None, tmp_path / "k.npy", block_size=3)
     assert got.dtype == np.float32
+    exact = np.asarray(KERNEL(x))
+    np.testing.assert_allclose(np.diag(got), np.diag(exact), rtol=1e-6)
+    np.testing.assert_allclose(got, exact, atol=1e-6 * exact.max())
