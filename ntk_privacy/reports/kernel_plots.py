@@ -1,0 +1,164 @@
+"""Figures of kernels: as a picture, their spectrum, their distance over training."""
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from ntk_privacy import _checks
+from ntk_privacy.reports.plots import _COLOURS, _STYLES, _save
+
+__all__ = ["distances", "picture", "spectrum"]
+
+_STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+_MAX_MARKED = 60  # points beyond which a line says more than markers
+
+
+def picture(
+    kernel: Float[Array | np.ndarray, "n n"],
+    path: str | pathlib.Path,
+    *,
+    title: str,
+    sorted_by: str = "class",
+) -> None:
+    """Draws a kernel, row by row from the top.
+
+    Args:
+      kernel: entries of any scale; the colours span them from 1st to 99th percentile,
+        so that a large diagonal does not hide the rest.
+      path: the PNG to write.
+      title: above the axes.
+      sorted_by: how the images are ordered, for the labels.
+
+    Raises:
+      ValueError: the kernel has no finite entry.
+    """
+    kernel = np.asarray(kernel, np.float64)
+    finite = kernel[np.isfinite(kernel)]
+    _checks.at_least(1, num_finite_entries=finite.size)
+    low, high = np.percentile(finite, (1, 99))
+    with rc_context({"font.size": 11}):
+        figure = Figure(figsize=(6.0, 5.0), layout="constrained")
+        axes = figure.add_subplot()
+        shown = axes.imshow(
+            kernel,
+            cmap="viridis",
+            vmin=low,
+            vmax=max(high, low + 1e-12 * max(abs(low), 1.0)),
+            # One pixel may stand for several entries: their mean.
+            interpolation="antialiased",
+        )
+        axes.set_xlabel(f"image, sorted by {sorted_by}")
+        axes.set_ylabel(f"image, sorted by {sorted_by}")
+        axes.set_title(title, fontsize=12)
+        bar = figure.colorbar(shown, ax=axes, extend="both", shrink=0.9)
+        bar.set_label("kernel (colours: 1st to 99th percentile)")
+        _save(figure, path)
+
+
+def spectrum(
+    spectra: Mapping[str, Float[Array | np.ndarray, " k"]],
+    path: str | pathlib.Path,
+    *,
+    title: str = "Spectrum of the kernel",
+    rounding: float | None = None,
+) -> None:
+    """Draws eigenvalues against rank on two logarithmic axes.
+
+    Args:
+      spectra: label to eigenvalues in any order; those that are not positive are left
+        out, and the legend says how many.
+      path: the PNG to write.
+      title: above the axes.
+      rounding: a level below which eigenvalues are rounding, shaded; None for no such.
+
+    Raises:
+      ValueError: there is no spectrum.
+    """
+    _checks.at_least(1, num_spectra=len(spectra))
+    lowest = np.inf
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+        axes = figure.add_subplot()
+        for i, (label, values) in enumerate(spectra.items()):
+            values = np.sort(np.asarray(values, np.float64))[::-1]
+            positive = values > 0
+            dropped = int((~positive).sum())
+            note = f" ({dropped} of {len(values)} not positive)" if dropped else ""
+            lowest = min([lowest, *values[positive][-1:]])
+            axes.plot(
+                np.arange(1, len(values) + 1)[positive],
+                values[positive],
+                _STYLES[i % len(_STYLES)],
+                color=_COLOURS[i % len(_COLOURS)],
+                linewidth=1.6,
+                marker="o" if len(values) <= _MAX_MARKED else None,
+                markersize=3.5,
+                label=label + note,
+            )
+        if rounding is not None and rounding > lowest:
+            axes.axhspan(
+                lowest / 2, rounding, color="0.5", alpha=0.15, linewidth=0,
+                label="below the rounding of the largest",
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_yscale("log" if np.isfinite(lowest) else "linear")
+        axes.set_xlabel("eigenvalue, sorted by size (rank)")
+        axes.set_ylabel("eigenvalue (unit of the kernel)")
+        axes.set_title(title, fontsize=12)
+        axes.grid(which="major", color="0.9", linewidth=0.7)
+        axes.legend(frameon=False, fontsize=10)
+        _save(figure, path)
+
+
+def distances(
+    steps: Int[Array | np.ndarray, " k"],
+    distance: Float[Array | np.ndarray, " k"],
+    loss: Float[Array | np.ndarray, " k"],
+    path: str | pathlib.Path,
+    *,
+    title: str = "Distance of the kernel from initialisation",
+) -> None:
+    """Draws the kernel distance and the training loss against steps.
+
+    Args:
+      steps: of training, ascending; step 0 is drawn at the left edge.
+      distance: 1 - cosine of the kernels at that step and at step 0; zeros are left
+        out.
+      loss: training loss at that step.
+      path: the PNG to write.
+      title: above the axes.
+
+    Raises:
+      ValueError: lengths differ, or there is no step.
+    """
+    _checks.same_length(steps=steps, distance=distance, loss=loss)
+    _checks.at_least(1, num_steps=len(steps))
+    steps = np.asarray(steps, np.float64)
+    after = steps[steps > 0]
+    edge = after[0] / 2 if len(after) else 1.0
+    steps = np.maximum(steps, edge)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        rows = (
+            (upper, distance, "kernel distance\n(1 - cosine)", _COLOURS[0]),
+            (lower, loss, "training loss\n(mean of squares / 2)", _COLOURS[1]),
+        )
+        for axes, values, label, colour in rows:
+            values = np.asarray(values, np.float64)
+            drawn = np.isfinite(values) & (values > 0)
+            axes.plot(
+                steps[drawn], values[drawn], "o-", color=colour, linewidth=1.6,
+                markersize=4,
+            )  # fmt: skip
+            axes.set_xscale("log")
+            axes.set_yscale("log" if drawn.any() else "linear")
+            axes.set_ylabel(label)
+            axes.grid(which="major", color="0.9", linewidth=0.7)
+        upper.set_title(title, fontsize=12)
+        lower.set_xlabel("training step (step 0 at the left edge)")
+        _save(figure, path)

@@ -1,0 +1,205 @@
+"""`experiments.kernel` at toy size: files, resuming to the bit, exit codes."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import _flags, _kernels, kernel
+from ntk_privacy import checkpoint, data
+from ntk_privacy.evaluation.kernel_distance import kernel_distance
+from ntk_privacy.kernels import blockwise, infinite, neural_tangents
+
+TOY = {"num_images": 10, "progress": False}
+TRAINED = {
+    "kernel": "empirical_mlp",
+    "width": 8,
+    "max_train_steps": 45,
+    "checkpoint_seconds": 0.0,
+}
+
+
+def _run(folder, **changes):
+    return kernel.run(kernel.Config(**{**TOY, **changes, "workdir": str(folder)}))
+
+
+def _arrays(folder):
+    with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def _call(capsys, folder, *flags):
+    given = [f"--{name}={str(value).lower()}" for name, value in TOY.items()]
+    arguments = [*given, f"--workdir={folder}", *flags]
+    code = _flags.call(kernel.main, kernel.Config, arguments)
+    return code, capsys.readouterr()
+
+
+def test_the_kernel_and_its_spectrum_are_written(tmp_path, capsys):
+    code, told = _call(capsys, tmp_path, "--kernel=infinite_mlp", "--seed=3")
+    assert (code, told.err) == (0, "")
+    assert "condition number" in told.out
+    key = jax.random.split(jax.random.fold_in(jax.random.key(0), 3))[0]
+    dataset = data.load("digits", num_train=10, key=key)
+    order = np.argsort(dataset.class_train, kind="stable")
+    want = infinite.mlp(2)(jnp.asarray(dataset.x_train[order]))
+    arrays = _arrays(tmp_path)
+    np.testing.assert_allclose(arrays["kernel"], want, rtol=1e-6)
+    assert arrays["kernel"].dtype == np.float32
+    values = np.linalg.eigvalsh(np.asarray(want, np.float64))[::-1]
+    np.testing.assert_allclose(arrays["eigenvalues"], values, rtol=1e-4)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["trace"] == pytest.approx(values.sum())
+    assert results["condition_number"] == pytest.approx(values[0] / values[-1], 1e-3)
+    rank = values.sum() ** 2 / (values**2).sum()
+    assert results["effective_rank"] == pytest.approx(rank, 1e-4)
+    for name in ("kernel.png", "spectrum.png"):
+        assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+    assert set(results) >= {"seconds", "versions", "device"}
+    # A second call reads, another config is refused.
+    stamp = (tmp_path / "results.json").stat().st_mtime_ns
+    assert _call(capsys, tmp_path, "--seed=3")[0] == 0
+    assert (tmp_path / "results.json").stat().st_mtime_ns == stamp
+    code, told = _call(capsys, tmp_path, "--seed=3", "--depth=1")
+    assert code == 2
+    assert "depth: 2 in the folder, 1 asked" in told.err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, _run(folder, **TRAINED)
+
+
+def test_the_distance_over_training_is_that_of_the_kernels(trained):
+    folder, results = trained
+    assert results["steps"] == [0, 10, 20, 40, 45]
+    distances, losses = results["kernel_distances"], results["losses"]
+    assert distances[0] == 0 < distances[1] < distances[-1]
+    assert losses == sorted(losses, reverse=True)
+    arrays = _arrays(folder)
+    first, last = arrays["kernel"], arrays["kernel_after"]
+    cosine = np.vdot(first, last) / np.linalg.norm(first) / np.linalg.norm(last)
+    assert distances[-1] == pytest.approx(1 - cosine, rel=1e-3)
+    again = kernel_distance(jnp.asarray(first), jnp.asarray(last))
+    assert results["kernel_distance"] == pytest.approx(float(again), rel=1e-6)
+    assert (folder / "distance.png").exists()
+    assert "kernel distance after training" in kernel.summary(results)
+
+
+class _Killed(Exception):
+    pass
+
+
+def test_interrupted_in_training_it_ends_with_the_same_bytes(
+    tmp_path, trained, monkeypatch
+):
+    folder, whole = trained
+    save, deaths = checkpoint.save, []
+
+    def save_and_die(folder, step, state):
+        save(folder, step, state)
+        if step in (30, 45) and step not in deaths:
+            deaths.append(step)
+            raise _Killed
+
+    monkeypatch.setattr(checkpoint, "save", save_and_die)
+    while True:
+        try:
+            cut = _run(tmp_path / "cut", **TRAINED)
+        except _Killed:
+            assert not (tmp_path / "cut" / "results.json").exists()
+            continue
+        break
+    assert deaths == [30, 45]
+    assert cut["kernel_distances"] == whole["kernel_distances"]
+    one, other = (f / "arrays.npz" for f in (folder, tmp_path / "cut"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_streamed_kernel_is_the_same_and_goes_on(tmp_path, monkeypatch):
+    _run(tmp_path / "whole", precision="float64")
+    monkeypatch.setattr(_kernels, "block_size", lambda fn, x, budget: 3)
+    stream, stops = blockwise.stream, []
+
+    def stop(done, out, metrics):
+        stops.append(done)
+        if done == 4 and stops.count(4) == 1:
+            raise _Killed
+
+    def interrupted(*args, callback, **kwargs):
+        return stream(*args, callback=stop, **kwargs)
+
+    monkeypatch.setattr(blockwise, "stream", interrupted)
+    changes = {"stream": True, "precision": "float64"}
+    with pytest.raises(_Killed):
+        _run(tmp_path / "cut", **changes)
+    _run(tmp_path / "cut", **changes)
+    assert stops == list(range(1, 11))
+    got = np.load(tmp_path / "cut" / "kernel.npy", allow_pickle=False)
+    want = _arrays(tmp_path / "whole")
+    np.testing.assert_allclose(got, want["kernel"], rtol=1e-12)
+    have = _arrays(tmp_path / "cut")
+    assert "kernel" not in have
+    np.testing.assert_allclose(have["eigenvalues"], want["eigenvalues"], rtol=1e-8)
+
+
+def test_blocks_fit_the_budget():
+    x = jnp.zeros((500, 8, 8, 1), jnp.float32)
+    fn = infinite.mlp(1)
+    assert _kernels.block_size(fn, x, 2**30) == 500
+    size = _kernels.block_size(fn, x, 2**19)
+    assert 100 < size < 400
+    block = jax.ShapeDtypeStruct((size, 8, 8, 1), x.dtype)
+    memory = jax.jit(fn).lower(block, block).compile().memory_analysis()
+    assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 2**19
+    with pytest.raises(_flags.UsageError, match="smaller than one block of one image"):
+        _kernels.block_size(fn, x, 100)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kernel": "infinite_convnet", "depth": 1, "pooling": "avg", "bias_std": 0.1},
+        {"kernel": "neural_tangents_mlp", "bias_std": 0.1},
+    ],
+)
+def test_other_kernels(tmp_path, changes):
+    if changes["kernel"].startswith("neural"):
+        try:
+            neural_tangents.load()
+        except ImportError as error:
+            pytest.skip(str(error))
+        _run(tmp_path / "ours", **changes | {"kernel": "infinite_mlp"})
+    results = _run(tmp_path / "run", **changes)
+    assert results["smallest_eigenvalue"] > 0
+    if changes["kernel"].startswith("neural"):
+        pair = [_arrays(tmp_path / name)["kernel"] for name in ("ours", "run")]
+        np.testing.assert_allclose(*pair, rtol=1e-3)  # its diagonal is rounded
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_images=0"], "num_images=0 must be at least 1"),
+        (["--kernel=magic"], "unknown: use one of infinite_mlp"),
+        (["--weight_std=-1"], "weight_std=-1.0 must be at least 0"),
+        (["--budget=0"], "budget=0.0 must be above 0"),
+        (["--budget=1e-6", "--stream"], "smaller than one block"),
+        (["--num_images=5"], "num_images=5 does not split evenly"),
+        (["--kernel=empirical_mlp", "--stream"], "add --notrain"),
+        (["--kernel=empirical_mlp", "--bias_std=0.1"], "leave --weight_std"),
+        (["--kernel=empirical_mlp", "--budget=1e-6"], "memory_budget=1 bytes is small"),
+    ],
+)
+def test_bad_flags_are_one_line_exit_2_and_leave_nothing(
+    tmp_path, capsys, flags, message
+):
+    folder = tmp_path / "new"
+    code, told = _call(capsys, folder, *flags)
+    assert code == 2
+    assert message in told.err
+    assert told.err.count("\n") == 1
+    assert not folder.exists()
