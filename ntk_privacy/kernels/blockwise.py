@@ -278,6 +278,8 @@ def stream(
             continue
         block = compute(i, j)
         if out is not None:
+            # Mapped anew, so that what was written does not stay in memory.
+            out = np.lib.format.open_memmap(path, mode="r+")
             out[_places(i, j, block_size)] = block
             if x2 is None and i != j:
                 out[_places(j, i, block_size)] = block.T
