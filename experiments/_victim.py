@@ -95,8 +95,12 @@ def make(
     }
     if checkpoint.latest_step(folder) is None:
         with timer():
-            fit = _linearized if config.dynamics == "linearized" else _standard
-            trained = jax.block_until_ready(fit(config, workdir, model, params_0, x, y))
+            if config.dynamics == "linearized":
+                trained = fit_linearized(config, model, params_0, x, y)
+            else:
+                states = workdir.checkpoint_folder / "train_coordinates"
+                trained = fit_standard(config, states, model, params_0, x, y)
+            jax.block_until_ready(trained)
         trained["seconds"] = np.asarray([timer.run, timer.compile])
         checkpoint.save(folder, 0, trained)
     else:
@@ -131,8 +135,8 @@ def _kernel_and_outputs(model, params_0, x):
     return kernel, jax.jit(model.apply_fn)(params_0, x)
 
 
-def _linearized(config, workdir, model, params_0, x, y):
-    del workdir
+def fit_linearized(config, model, params_0, x, y):
+    """Returns parameters, duals, loss and steps (0) of linearized training."""
     kernel, outputs = _kernel_and_outputs(model, params_0, x)
     spectrum = linearized.decompose(kernel, outputs, y)
     loss = config.early_stop_loss or config.stop_loss
@@ -160,18 +164,23 @@ def _linearized(config, workdir, model, params_0, x, y):
     }
 
 
-def _standard(config, workdir, model, params_0, x, y):
+def fit_standard(config, folder, model, params_0, x, y, *, fraction=0.02):
+    """Returns parameters, loss and steps of standard training, resumed from `folder`.
+
+    `fraction` is the step size of the flow schedule, in 1 / largest eigenvalue.
+    """
     if config.schedule == "paper":
         optimizer = train.paper_optimizer(config.num_images)
     else:
         kernel, _ = _kernel_and_outputs(model, params_0, x)
         m = y.size
         square = kernel.transpose(0, 2, 1, 3).reshape(m, m)
-        optimizer = train.stable_optimizer(float(jnp.linalg.eigvalsh(square)[-1]), m)
+        optimizer = train.stable_optimizer(
+            float(jnp.linalg.eigvalsh(square)[-1]), m, fraction=fraction
+        )
     stop = config.early_stop_loss or config.stop_loss
     # Fewer numbers to move at every step: the first layer moves in the images' span.
     small = subspace.to_coordinates(params_0, x, parametrization=config.parametrization)
-    folder = workdir.checkpoint_folder / "train_coordinates"
     state = train.init(
         model.apply_fn, small.params, small.images, y, optimizer=optimizer
     )

@@ -149,7 +149,10 @@ class Workdir:
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes strict JSON; NaN and infinities become "nan", "inf" and "-inf"."""
-        text = _to_json(value)
+        self.write_text(name, _to_json(value))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file."""
         with replacing(self.path(name)) as temporary:
             temporary.write_text(text)
 

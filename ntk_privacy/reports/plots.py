@@ -17,7 +17,7 @@ from ntk_privacy import _checks
 from ntk_privacy.evaluation.reconstruction_curve import squared_distance_at
 from ntk_privacy.reports.atomic import replacing
 
-__all__ = ["MAX_PAIRS", "curve", "gallery", "scatter"]
+__all__ = ["MAX_PAIRS", "curve", "gallery", "pictures", "scatter"]
 
 MAX_PAIRS = 60
 """The most pairs that a gallery shows; of more, evenly chosen ones."""
@@ -267,3 +267,49 @@ def _show(axes, picture: Float[np.ndarray, "h w c"]) -> None:
     for spine in axes.spines.values():
         spine.set_color("0.6")
         spine.set_linewidth(0.5)
+
+
+def pictures(
+    images: Float[Array | np.ndarray, "k h w c"],
+    path: str | pathlib.Path,
+    *,
+    mean: Float[Array | np.ndarray, " c"],
+    notes: Sequence[str],
+    title: str,
+    columns: int = 10,
+) -> None:
+    """Draws images in rows, a note below each.
+
+    Args:
+      images: less the mean (intensity).
+      path: the PNG to write.
+      mean: per channel, what was subtracted (intensity); sums are clipped to [0, 1].
+      notes: one per image.
+      title: above the figure.
+      columns: images per row.
+
+    Raises:
+      ValueError: lengths differ, or there is no image.
+    """
+    _checks.same_length(images=images, notes=notes)
+    _checks.at_least(1, num_images=len(images), columns=columns)
+    shown = np.nan_to_num(np.asarray(images, np.float64))
+    shown = shown + np.asarray(mean, np.float64)[None, None, None, :]
+    columns = min(columns, len(shown))
+    rows = -(-len(shown) // columns)
+    cell, note, head, gap = 0.9, 0.19, 0.3, 0.05
+    width = max(columns * cell, 4.8) + 0.2
+    height = head + rows * (cell + note)
+    figure = Figure(figsize=(width, height))
+    left = (width - columns * cell) / 2
+    with rc_context({"font.size": 7}):
+        figure.text(0.5, 1 - 0.07 / height, title, ha="center", va="top", fontsize=9)
+        for k, picture in enumerate(shown):
+            row, column = divmod(k, columns)
+            x, y = left + column * cell, height - head - row * (cell + note) - cell
+            size = ((cell - gap) / width, (cell - gap) / height)
+            place = ((x + gap / 2) / width, (y + gap / 2) / height)
+            _show(figure.add_axes((*place, *size)), picture)
+            middle = (x + cell / 2) / width
+            figure.text(middle, y / height, notes[k], ha="center", va="top")
+        _save(figure, path)

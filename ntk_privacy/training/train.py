@@ -57,7 +57,11 @@ class Trained(NamedTuple):
 
 
 def stable_optimizer(
-    lambda_max: float, num_targets: int, *, momentum: float = 0.9
+    lambda_max: float,
+    num_targets: int,
+    *,
+    momentum: float = 0.9,
+    fraction: float = 0.02,
 ) -> optax.GradientTransformation:
     """Heavy ball close to gradient flow: step 0.02 / lambda_max on the summed loss.
 
@@ -65,10 +69,12 @@ def stable_optimizer(
       lambda_max: largest eigenvalue of the NTK of the training images.
       num_targets: images times outputs: the loss is a mean over these.
       momentum: beta, in [0, 1).
+      fraction: the step in units of 1 / lambda_max; stable below 2 (1 + beta) while
+        the kernel keeps still, and the farther from gradient flow the larger.
     """
-    _checks.positive(lambda_max=lambda_max)
+    _checks.positive(lambda_max=lambda_max, fraction=fraction)
     _checks.at_least(1, num_targets=num_targets)
-    return optax.sgd(0.02 * num_targets / lambda_max, momentum=momentum)
+    return optax.sgd(fraction * num_targets / lambda_max, momentum=momentum)
 
 
 def paper_optimizer(num_images: int) -> optax.GradientTransformation:

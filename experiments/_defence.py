@@ -1,0 +1,123 @@
+"""What an attacker sees after training on a distilled set, and what the set copies.
+
+Source: Loo et al., ICLR 2024 (arXiv:2302.01428): networks are trained on the set and
+attacked for twice as many images; those found are compared with the original ones.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import _attacks, _distillation, _victim, reconstruct
+from experiments._distillation import Distilled
+from experiments._timing import Timer
+from experiments._workdir import Workdir
+from ntk_privacy import data
+from ntk_privacy.evaluation import reconstruction_curve
+from ntk_privacy.evaluation.reconstruction_curve import RECOVERED_PSNR
+from ntk_privacy.reports import plots
+
+ATTACKS = {"kkt": _attacks.run_kkt, "auto": _attacks.run_auto}
+"""The published search; and decoding exactly, then searching for the rest."""
+
+
+def nearest(dataset: data.Dataset, images: np.ndarray) -> dict[str, Any]:
+    """Returns each distilled image's nearest training image: does the method copy?
+
+    Args:
+      dataset: of the training images.
+      images: distilled ones, mean-subtracted.
+
+    Returns:
+      index, distances (L2, intensity), psnr (clipped to [0, 1]), and num_copies, those
+      whose PSNR counts as recovered.
+    """
+    index, distances, psnr = [], [], []
+    for image in images:
+        squared = np.sum((dataset.x_train - image[None]) ** 2, axis=(1, 2, 3))
+        index.append(int(np.argmin(squared)))
+        found = reconstruction_curve.evaluate(
+            dataset.x_train[index[-1:]], image[None], mean=dataset.mean
+        )
+        distances.append(float(found.distances[0]))
+        psnr.append(float(found.psnr[0]))
+    copies = int(np.sum(np.asarray(psnr) >= RECOVERED_PSNR))
+    return {"index": index, "distances": distances, "psnr": psnr, "num_copies": copies}
+
+
+def attack(
+    config: Any,
+    workdir: Workdir,
+    dataset: data.Dataset,
+    distilled: Distilled,
+    key: jax.Array,
+    timer: Timer,
+) -> dict[str, Any]:
+    """Trains a network on the set, attacks it and returns entries of results.json.
+
+    Draws defence.png and writes the reconstructions to attack.npz.
+
+    Args:
+      config: of `experiments.distill`.
+      workdir: keeps the checkpoints.
+      dataset: of the original images, which the reconstructions are compared with.
+      distilled: what the network is trained on.
+      key: of the network.
+      timer: of all of it.
+    """
+    spec = _distillation.network_config(config, len(distilled.images), method="auto")
+    victim_set = dataset._replace(x_train=distilled.images, y_train=distilled.labels)
+    training = Timer()
+    with Workdir(
+        workdir.checkpoint_folder / "attack", spec, ignore=reconstruct.NOT_RESULTS
+    ) as inner:
+        victim = _victim.make(spec, inner, victim_set, key, training)
+        told, arrays, spent = {}, {}, training.run
+        for name, run in ATTACKS.items():
+            clock = Timer()
+            found = run(spec, inner, victim, clock)
+            spent += clock.run
+            timer.compile += clock.compile
+            told[name] = _judge(dataset, distilled, found.images)
+            told[name] |= {
+                entry: found.extra[entry]
+                for entry in ("num_certified", "message", "nonfinite")
+                if entry in found.extra
+            }
+            arrays[f"reconstructions_{name}"] = found.images
+    timer.run, timer.compile = spent, timer.compile + training.compile
+    workdir.write_arrays("attack.npz", **arrays)
+    curves = {
+        f"{config.method}, {name}": told[name]["squared_distances"] for name in ATTACKS
+    }
+    plots.curve(
+        {label: np.asarray(values) for label, values in curves.items()},
+        workdir.path("defence.png"),
+        image_shape=dataset.x_train.shape[1:],
+        title="Original images against what the attacker finds",
+    )
+    return {
+        **told,
+        "train_loss": victim.loss,
+        "kernel_distance": victim.kernel_distance,
+    }
+
+
+def _judge(dataset, distilled, images) -> dict[str, Any]:
+    """Compares reconstructions with original and with distilled images."""
+    original = reconstruction_curve.evaluate(dataset.x_train, images, mean=dataset.mean)
+    own = reconstruction_curve.match(distilled.images, images).squared_distances
+    limit = reconstruction_curve.squared_distance_at(
+        RECOVERED_PSNR, dataset.x_train.shape[1:]
+    )
+    return {
+        "num_recovered": original.num_recovered,
+        "recovered": original.train_index[original.psnr >= RECOVERED_PSNR],
+        "best_psnr": float(original.psnr.max()),
+        "squared_distances": original.squared_distances,
+        "psnr": original.psnr,
+        # Of the set itself: did the attack work at all?
+        "num_distilled_recovered": int(np.sum(own <= limit)),
+        "distilled_squared_distances": own,
+    }

@@ -1,0 +1,285 @@
+"""The methods behind `experiments.distill --method=...`, resumable."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import _attacks, _victim, reconstruct
+from experiments._flags import UsageError
+from experiments._progress import Progress
+from experiments._timing import Timer
+from experiments._victim import Every
+from experiments._workdir import Workdir
+from ntk_privacy import checkpoint, data, kip, rkip
+from ntk_privacy._types import KernelFn
+from ntk_privacy.kernels import infinite, structured
+from ntk_privacy.reconstruction import kkt
+from ntk_privacy.training import distillation
+
+METHODS = ("kip", "rkip", "rkip_noise", "rkip_finite", "random", "full")
+_CHUNK = 500
+# Targets beyond which their whole kernel is not formed.
+_DENSE = 5000
+
+
+class Distilled(NamedTuple):
+    """images, labels: what to train on. losses: of the search, one per step."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    losses: np.ndarray
+
+
+def images_per_class(config: Any, dataset: data.Dataset) -> int:
+    """Returns how many distilled images each class has.
+
+    Raises:
+      UsageError: num_distilled is out of range or does not split evenly.
+    """
+    n, c = dataset.y_train.shape
+    classes, m = 2 if c == 1 else c, config.num_distilled
+    if not 1 <= m <= n:
+        raise UsageError(
+            f"num_distilled={m} must lie between {classes} and num_images={n}."
+        )
+    if m % classes:
+        raise UsageError(
+            f"num_distilled={m} does not split evenly into the {classes} classes: use "
+            f"a multiple of {classes}."
+        )
+    return m // classes
+
+
+def noise_ratio(config: Any) -> float:
+    """Returns the share of entries that are noise for good; 5% for rkip_noise."""
+    if config.noise_ratio is not None:
+        return config.noise_ratio
+    return 0.05 if config.method == "rkip_noise" else 0.0
+
+
+@functools.cache
+def kernel_fn(depth: int) -> KernelFn:
+    """Returns the infinite-width kernel: NTK parametrisation, no biases.
+
+    One object for all runs of a study: compiled programs are looked up by it.
+    """
+    return infinite.mlp(depth=depth)
+
+
+@functools.cache
+def _adam(learning_rate: float) -> optax.GradientTransformation:
+    return optax.adam(learning_rate)
+
+
+def network_config(config: Any, num_images: int, **options: Any) -> reconstruct.Config:
+    """Returns the config of a network to train and attack, as `reconstruct` has it."""
+    return reconstruct.Config(
+        num_images=num_images,
+        num_steps=config.attack_steps,
+        **options,
+        **{
+            name: getattr(config, name)
+            for name in (
+                *("dataset", "task", "width", "depth", "dynamics", "stop_loss"),
+                *("max_train_steps", "seed", "precision", "data_dir", "download"),
+                *("checkpoint_seconds", "progress"),
+            )
+        },
+    )
+
+
+def distill(
+    config: Any, workdir: Workdir, dataset: data.Dataset, key: jax.Array, timer: Timer
+) -> Distilled:
+    """Runs the method, or reads back what an earlier start of this run finished.
+
+    Args:
+      config: of `experiments.distill`.
+      workdir: keeps the checkpoints, and the set in arrays.npz.
+      dataset: the targets.
+      key: of the initial images, or of the network that is attacked.
+      timer: of the distillation.
+
+    Raises:
+      ValueError: a kernel is singular, or the loss is not finite.
+    """
+    about = workdir.checkpoint_folder / "distilled.json"
+    name = str(about.relative_to(workdir.folder))
+    if about.exists():
+        told, stored = workdir.read_json(name), workdir.read_arrays("arrays.npz")
+        timer.run, timer.compile = told["seconds"]
+        return Distilled(stored["images"], stored["labels"], stored["losses"])
+    if config.method == "full":
+        made = Distilled(dataset.x_train, dataset.y_train, np.zeros(0))
+    elif config.method == "random":
+        made = _random(config, dataset, key)
+    elif config.method == "rkip_finite":
+        made = _finite(config, workdir, dataset, key, timer)
+    else:
+        made = _search(config, workdir, dataset, key, timer)
+    workdir.write_arrays("arrays.npz", mean=dataset.mean, **made._asdict())
+    about.parent.mkdir(parents=True, exist_ok=True)
+    workdir.write_json(name, {"seconds": [timer.run, timer.compile]})
+    return made
+
+
+def _random(config, dataset, key) -> Distilled:
+    each = images_per_class(config, dataset)
+    labels = jnp.asarray(dataset.y_train)
+    order, sizes = distillation.class_order(labels, config.num_distilled)
+    chosen, offset = [], 0
+    for place, size in enumerate(sizes):
+        drawn = jax.random.permutation(jax.random.fold_in(key, place), size)[:each]
+        chosen.append(order[offset + np.sort(np.asarray(drawn))])
+        offset += size
+    rows = np.concatenate(chosen)
+    return Distilled(dataset.x_train[rows], dataset.y_train[rows], np.zeros(0))
+
+
+def _search(config, workdir, dataset, key, timer) -> Distilled:
+    """KIP or RKIP from the last checkpoint."""
+    dtype = jnp.dtype(config.precision)
+    x = jnp.asarray(dataset.x_train, dtype)
+    y = jnp.asarray(dataset.y_train, dtype)
+    each, ratio = images_per_class(config, dataset), noise_ratio(config)
+    shared: dict[str, Any] = {
+        "key": key,
+        "images_per_class": each,
+        "noise_ratio": ratio,
+        "learn_labels": config.learn_labels,
+        "optimizer": _adam(config.learning_rate),
+    }
+    state = distillation.init(x, y, **shared)
+    folder = workdir.checkpoint_folder / "distill"
+    losses = np.full(config.num_steps, np.nan, dtype)
+    first = checkpoint.latest_step(folder) or 0
+    if first:
+        like = {"state": state, "losses": losses, "seconds": np.zeros(2)}
+        stored = checkpoint.restore(folder, first, like)
+        state = jax.tree.map(jnp.asarray, stored["state"])
+        losses = np.array(stored["losses"])
+        timer.run, timer.compile = map(float, stored["seconds"])
+        if bool(state.nonfinite):  # lost before: another try would end there too
+            raise ValueError(_lost(config, workdir, first))
+    every = Every(config.checkpoint_seconds)
+    kernel = kernel_fn(config.depth)
+    method: Any = kip if config.method == "kip" else rkip
+    options = {}
+
+    def save(state):
+        spent = np.asarray([timer.elapsed(), timer.compile])
+        entry = {"state": state, "losses": losses, "seconds": spent}
+        checkpoint.save(folder, int(state.steps), entry)
+
+    with (
+        timer(),
+        Progress(
+            config.num_steps,
+            description=config.method,
+            first_step=first,
+            show=config.progress,
+        ) as bar,
+    ):
+
+        def callback(step, state, metrics):
+            chunk = np.asarray(metrics["loss"])
+            losses[step - len(chunk) : step] = chunk
+            bar(step, state, metrics)
+            if not bool(state.nonfinite) and every():
+                save(state)
+
+        if method is rkip and len(x) > _DENSE:
+            options["target"] = rkip.target_duals(
+                x, y, kernel_fn=kernel, diag_reg=config.diag_reg
+            )
+        result = method.distill(
+            x,
+            y,
+            kernel_fn=kernel,
+            num_steps=config.num_steps,
+            diag_reg=config.diag_reg,
+            batch_size=config.batch_size,
+            state=state,
+            chunk=_CHUNK,
+            callback=callback,
+            **shared,
+            **options,
+        )
+        jax.block_until_ready(result.images)
+    images, labels = np.asarray(result.images), np.asarray(result.labels)
+    if bool(result.nonfinite):
+        steps = int(result.state.steps)
+        if steps and steps != checkpoint.latest_step(folder):
+            save(result.state)
+        workdir.write_arrays("last_good.npz", images=images, labels=labels)
+        raise ValueError(_lost(config, workdir, steps))
+    return Distilled(images, labels, losses)
+
+
+def _lost(config, workdir, steps) -> str:
+    return (
+        f"The loss is not finite after {steps} steps; the images before it are in "
+        f"{workdir.path('last_good.npz')}: lower learning_rate="
+        f"{config.learning_rate}, or raise diag_reg={config.diag_reg}."
+    )
+
+
+def _finite(config, workdir, dataset, key, timer) -> Distilled:
+    """Trains a network on all images and attacks it for fewer: RKIP-finite."""
+    images_per_class(config, dataset)
+    spec = network_config(config, config.num_images, method="kkt")
+    with Workdir(
+        workdir.checkpoint_folder / "finite", spec, ignore=reconstruct.NOT_RESULTS
+    ) as inner:
+        victim = _victim.make(spec, inner, dataset, key, timer)
+        settings, points = _attacks.kkt_settings(spec)
+        if config.dynamics == "standard":
+            # The labels belong to one kernel: that of the trained network.
+            points = kkt.parse_points("final")
+        params = victim.params_0 if points == (0.0,) else victim.params_t
+
+        def attack(num_images):
+            ready = kkt.prepare(
+                victim.model,
+                victim.params_0,
+                victim.params_t,
+                key=jax.random.fold_in(key, 1),
+                image_shape=dataset.x_train.shape[1:],
+                num_images=num_images,
+                bounds=dataset.bounds,
+                points=points,
+                settings=settings,
+            )
+            found, losses = _attacks.search(
+                spec,
+                inner,
+                "rkip_finite",
+                ready,
+                lambda ready, first, callback: kkt.run(
+                    ready, first_step=first, chunk=50, callback=callback
+                ),
+                settings.num_steps,
+                timer,
+            )
+            # Of all steps, those before a kill too.
+            return found._replace(losses=losses)
+
+        result = rkip.distill_finite(
+            attack,
+            kernel_fn=functools.partial(
+                structured.ntk, victim.model, params, trace_outputs=False
+            ),
+            num_images=config.num_distilled,
+        )
+    if bool(result.nonfinite):
+        raise ValueError(
+            "The loss of the attack on the trained network is not finite: try another "
+            "--seed, or --precision=float64."
+        )
+    return Distilled(
+        np.asarray(result.images), np.asarray(result.labels), np.asarray(result.losses)
+    )

@@ -1,0 +1,181 @@
+"""Many runs of `experiments.distill`: the paper's Table 1, and its defence figures.
+
+Each cell, a method and a seed, is a run of its own in a folder below --workdir, so a
+killed study goes on where it stood. Table and figures are redrawn after each cell.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from experiments import _defence, _transfer
+from experiments._workdir import Workdir
+from ntk_privacy.reports import plots
+
+_TABLE = ("full", "kip", "rkip", "rkip_noise", "rkip_finite", "random")
+# Real images are what an undefended network is trained on.
+_DEFENCE = ("random", "kip", "rkip", "rkip_noise", "rkip_finite")
+
+
+def cells(config: Any) -> list[Any]:
+    """Returns one config per cell, the methods of a seed together."""
+    finite = _transfer.num_finite_runs(config)
+    methods = config.methods or (_TABLE if config.table else _DEFENCE)
+    return [
+        dataclasses.replace(
+            config,
+            method=method,
+            methods=(),
+            table=False,
+            defence=False,
+            noise_ratio=config.noise_ratio if method == "rkip_noise" else None,
+            evaluate=config.table or config.evaluate,
+            attack=config.defence,
+            num_runs=1,
+            num_finite_runs=int(run < finite),
+            seed=config.seed + run,
+            workdir=str(pathlib.Path(config.workdir) / f"{method}_{config.seed + run}"),
+        )
+        for run in range(config.num_runs)
+        for method in methods
+        if not (config.defence and method == "full")
+    ]
+
+
+def run(
+    config: Any, run_cell: Callable[[Any], dict[str, Any]], ignore: tuple[str, ...]
+) -> dict[str, Any]:
+    """Runs every cell and returns the tables, which are also in results.json.
+
+    A cell that cannot be run is an `error` in the table, not the end of the study.
+    """
+    with Workdir(config.workdir, config, ignore=ignore) as workdir:
+        found: dict[str, list[dict[str, Any]]] = {}
+        report: dict[str, Any] = {}
+        for cell in cells(config):
+            try:
+                results = run_cell(cell)
+            except (ValueError, FloatingPointError) as error:
+                results = {"error": str(error)}
+            found.setdefault(cell.method, []).append({"seed": cell.seed, **results})
+            report = _table(found) if config.table else _attacks(found)
+            name = "table" if config.table else "defence"
+            workdir.write_json(f"{name}.json", report["rows"])
+            workdir.write_text(f"{name}.md", report["markdown"])
+            if config.defence:
+                _draw(found, workdir)
+        workdir.write_json("results.json", report)
+        return report
+
+
+def _sound(runs) -> list[dict[str, Any]]:
+    return [told for told in runs if "error" not in told]
+
+
+def _cell(values: list[float]) -> str:
+    mean, deviation = _transfer.mean_and_deviation([100 * v for v in values])
+    if mean is None:
+        return "-"
+    return f"{mean:.2f} +- {deviation:.2f} ({len(values)})"
+
+
+def _table(found) -> dict[str, Any]:
+    """Accuracies of every method over its seeds, in per cent."""
+    kinds = ("infinite", "standard", "linearized")
+    scores = ["accuracy"]
+    if any(
+        "accuracy_released_label_fault" in t for runs in found.values() for t in runs
+    ):
+        scores.append("accuracy_released_label_fault")
+    rows, lines = [], []
+    for score in scores:
+        if score != "accuracy":
+            lines += [
+                "",
+                "Test labels as in the released code (trucks as animals):",
+                "",
+            ]
+        lines += [
+            "| method | infinite width | standard | linearized |",
+            "| --- | --- | --- | --- |",
+        ]
+        for method, runs in found.items():
+            row: dict[str, Any] = {"method": method, "score": score}
+            for kind in kinds:
+                values = [
+                    told[score][kind]
+                    for told in _sound(runs)
+                    if told[score][kind] is not None
+                ]
+                mean, deviation = _transfer.mean_and_deviation(values)
+                row[kind], row[f"{kind}_deviation"] = mean, deviation
+                row[f"{kind}_values"] = values
+            row["errors"] = [told["error"] for told in runs if "error" in told]
+            rows.append(row)
+            told = " | ".join(_cell(row[f"{kind}_values"]) for kind in kinds)
+            lines.append(f"| {method} | {told} |")
+    lines += ["", "Test accuracy in per cent, mean +- deviation (runs)."]
+    return {"rows": rows, "markdown": "\n".join(lines) + "\n"}
+
+
+def _attacks(found) -> dict[str, Any]:
+    """Images found by every attack, per method, summed over its seeds."""
+    rows = []
+    lines = [
+        "| trained on | attack | originals found | best PSNR | distilled found | "
+        "copies in the set |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for method, runs in found.items():
+        for name in _defence.ATTACKS:
+            sound = _sound(runs)
+            told = [run["attack"][name] for run in sound]
+            row = {
+                "method": method,
+                "attack": name,
+                "num_recovered": [t["num_recovered"] for t in told],
+                "best_psnr": [t["best_psnr"] for t in told],
+                "num_distilled_recovered": [t["num_distilled_recovered"] for t in told],
+                "num_copies": [run["nearest"]["num_copies"] for run in sound],
+                "num_distilled": [run["num_distilled"] for run in sound],
+                "errors": [run["error"] for run in runs if "error" in run],
+            }
+            rows.append(row)
+            if not told:
+                lines.append(f"| {method} | {name} | - | - | - | - |")
+                continue
+            of = sum(row["num_distilled"])
+            lines.append(
+                f"| {method} | {name} | {sum(row['num_recovered'])} | "
+                f"{max(row['best_psnr']):.1f} dB | "
+                f"{sum(row['num_distilled_recovered'])} of {of} | "
+                f"{sum(row['num_copies'])} of {of} |"
+            )
+    lines += ["", "Found means a PSNR of at least 25 dB; sums over the seeds."]
+    return {"rows": rows, "markdown": "\n".join(lines) + "\n"}
+
+
+def _draw(found, workdir: Workdir) -> None:
+    """Draws one figure per attack: the first seed's curve of every method."""
+    shapes = {
+        "digits": (8, 8, 1),
+        "mnist": (28, 28, 1),
+        "cifar10": (32, 32, 3),
+        "tiny_imagenet": (64, 64, 3),
+    }
+    first = {method: _sound(runs)[0] for method, runs in found.items() if _sound(runs)}
+    for name in _defence.ATTACKS if first else ():
+        plots.curve(
+            {
+                f"trained on {method}": np.asarray(
+                    told["attack"][name]["squared_distances"], float
+                )
+                for method, told in first.items()
+            },
+            workdir.path(f"defence_{name}.png"),
+            image_shape=shapes[next(iter(first.values()))["dataset"]],
+            title=f"Original images against what the {name} attack finds",
+        )

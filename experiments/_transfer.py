@@ -1,0 +1,169 @@
+"""What a distilled set is worth: test accuracy of those trained on it.
+
+Source: Loo et al., ICLR 2024 (arXiv:2302.01428), Table 1.
+"""
+
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import _distillation, _victim
+from experiments._distillation import Distilled
+from experiments._timing import Timer
+from experiments._workdir import Workdir
+from ntk_privacy import data
+from ntk_privacy.kernels import regression
+from ntk_privacy.models import MLP
+from ntk_privacy.training import linearized
+
+_BLOCK = 1000
+_TRUCK = 9
+# Accuracy asks for no gradient flow: half the fastest eigenvalue's own pace.
+_FRACTION = 0.5
+
+
+def accuracy(
+    outputs: np.ndarray, dataset: data.Dataset, *, released_label_fault: bool = False
+) -> float:
+    """Returns the share of test images whose class the outputs tell.
+
+    Args:
+      outputs: one row per test image.
+      dataset: gives the test labels.
+      released_label_fault: score trucks as animals, as the released code does.
+    """
+    y = dataset.y_test
+    if y.shape[1] > 1:
+        return float(np.mean(outputs.argmax(1) == y.argmax(1)))
+    if released_label_fault:
+        trucks = (dataset.class_test == _TRUCK)[:, None]
+        y = np.where(trucks, np.float32(-1), y)
+    return float(np.mean(np.sign(outputs) == np.sign(y)))
+
+
+def num_finite_runs(config: Any) -> int:
+    """Returns how many networks per dynamics are asked for."""
+    asked = config.num_finite_runs
+    return config.num_runs if asked is None else asked
+
+
+def evaluate(
+    config: Any,
+    workdir: Workdir,
+    dataset: data.Dataset,
+    distilled: Distilled,
+    key: jax.Array,
+    timer: Timer,
+) -> dict[str, Any]:
+    """Trains on the set and returns entries of results.json; each value is kept.
+
+    Args:
+      config: of `experiments.distill`.
+      workdir: keeps what is known so far, and checkpoints of training.
+      dataset: of the test images.
+      distilled: to train on.
+      key: of the networks.
+      timer: of the evaluation.
+
+    Raises:
+      ValueError: the kernel of the set is singular.
+    """
+    name = str(
+        (workdir.checkpoint_folder / "evaluation.json").relative_to(workdir.folder)
+    )
+    known: dict[str, list[dict[str, Any]]] = {}
+    if workdir.path(name).exists():
+        known = workdir.read_json(name)
+        timer.run, timer.compile = known.pop("seconds")
+    workdir.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+    finite = num_finite_runs(config)
+    wanted = [("infinite", 0)]
+    wanted += [(kind, r) for r in range(finite) for kind in ("linearized", "standard")]
+    for kind, run in wanted:
+        if len(known.setdefault(kind, [])) > run:
+            continue
+        with timer():
+            if kind == "infinite":
+                told, outputs = {}, _infinite(config, dataset, distilled)
+            else:
+                told, outputs = _finite(
+                    config, workdir, dataset, distilled, key, kind, run
+                )
+            told["accuracy"] = accuracy(outputs, dataset)
+            if config.dataset == "cifar10" and dataset.y_test.shape[1] == 1:
+                told["accuracy_released_label_fault"] = accuracy(
+                    outputs, dataset, released_label_fault=True
+                )
+        known[kind].append(told)
+        workdir.write_json(name, {**known, "seconds": [timer.run, timer.compile]})
+    for kind in ("linearized", "standard"):
+        known[kind] = known.get(kind, [])
+    out = {"accuracy": _means(known, "accuracy"), "runs": known}
+    if "accuracy_released_label_fault" in known["infinite"][0]:
+        out["accuracy_released_label_fault"] = _means(
+            known, "accuracy_released_label_fault"
+        )
+    return out
+
+
+def _means(known, entry) -> dict[str, float | None]:
+    """Returns mean and deviation of every kind; None without a run."""
+    out = {}
+    for kind in ("infinite", "standard", "linearized"):
+        values = [told[entry] for told in known[kind]]
+        out[kind], out[f"{kind}_deviation"] = mean_and_deviation(values)
+    return out
+
+
+def mean_and_deviation(values: list[float]) -> tuple[float | None, float | None]:
+    """Returns the mean and the sample deviation, 0 of a single value."""
+    if not values:
+        return None, None
+    return float(np.mean(values)), float(np.std(values, ddof=min(1, len(values) - 1)))
+
+
+def _infinite(config, dataset, distilled) -> np.ndarray:
+    dtype = jnp.dtype(config.precision)
+    x, y = (jnp.asarray(a, dtype) for a in (distilled.images, distilled.labels))
+    kernel_fn = _distillation.kernel_fn(config.depth)
+    duals = regression.duals(kernel_fn, x, y, diag_reg=config.diag_reg)
+    x_test = jnp.asarray(dataset.x_test, dtype)
+    return np.asarray(regression.predict(kernel_fn, x, duals, x_test))
+
+
+def _finite(config, workdir, dataset, distilled, key, kind, run):
+    """Returns loss and steps, and outputs on the test images, of one network."""
+    dtype = jnp.dtype(config.precision)
+    x, y = (jnp.asarray(a, dtype) for a in (distilled.images, distilled.labels))
+    model = MLP((config.width,) * config.depth, y.shape[1])
+    params_0 = model.init_params(jax.random.fold_in(key, run), x.shape[1:], dtype)
+    spec = _distillation.network_config(config, len(x))
+    if kind == "linearized":
+        trained = _victim.fit_linearized(spec, model, params_0, x, y)
+
+        def apply(params_0, params, x):
+            return linearized.apply_linearized(model.apply_fn, params_0, params, x)
+
+    else:
+        folder = workdir.checkpoint_folder / f"standard_{run}"
+        trained = _victim.fit_standard(
+            spec, folder, model, params_0, x, y, fraction=_FRACTION
+        )
+        shutil.rmtree(folder, ignore_errors=True)  # its accuracy is kept instead
+
+        def apply(params_0, params, x):
+            del params_0
+            return model.apply_fn(params, x)
+
+    apply = jax.jit(apply)
+    outputs = [
+        np.asarray(apply(params_0, trained["params"], jnp.asarray(block, dtype)))
+        for block in np.array_split(
+            dataset.x_test, max(1, round(len(dataset.x_test) / _BLOCK))
+        )
+    ]
+    told = {"loss": float(trained["loss"]), "steps": int(trained["steps"])}
+    return told, np.concatenate(outputs)

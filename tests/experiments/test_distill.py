@@ -1,0 +1,310 @@
+"""`experiments.distill` at toy size: files, stages, studies, resuming, exit codes."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import _distillation, _flags, _study, _transfer, distill
+from ntk_privacy import checkpoint, data
+from ntk_privacy.training import distillation
+
+TOY = {
+    "num_images": 12,
+    "num_distilled": 4,
+    "num_steps": 40,
+    "width": 16,
+    "attack_steps": 20,
+    "max_train_steps": 100,
+    "progress": False,
+}
+
+
+def _config(folder, **changes):
+    return distill.Config(**{**TOY, "workdir": str(folder), **changes})
+
+
+def _run(folder, **changes):
+    return distill.run(_config(folder, **changes))
+
+
+def _call(capsys, *arguments):
+    """Exit code and stderr of the command line."""
+    code = _flags.call(distill.main, distill.Config, arguments)
+    return code, capsys.readouterr().err
+
+
+def _arguments(folder, **changes):
+    given = {**TOY, "workdir": folder, **changes}
+    return [f"--{name}={str(value).lower()}" for name, value in given.items()]
+
+
+def _arrays(folder, name="arrays.npz"):
+    with np.load(folder / name) as stored:
+        return dict(stored)
+
+
+def test_a_run_writes_every_file_and_takes_more_stages_later(tmp_path, capsys):
+    results = _run(tmp_path)
+    files = {"config.json", "results.json", "arrays.npz", "distilled.png"}
+    assert {p.name for p in tmp_path.iterdir()} >= {*files, "nearest.png"}
+    assert (tmp_path / "distilled.png").read_bytes()[:4] == b"\x89PNG"
+    assert "accuracy" not in results
+    assert "attack" not in results
+    arrays = _arrays(tmp_path)
+    assert arrays["images"].shape == (4, 8, 8, 1)
+    assert arrays["images"].dtype == np.float32
+    np.testing.assert_array_equal(arrays["labels"], [[-1], [-1], [1], [1]])
+    assert arrays["losses"].shape == (40,)
+    assert arrays["losses"][-1] < arrays["losses"][0]
+    assert results["loss"] == arrays["losses"][-1]
+    # Distances to the nearest training image, by the definition.
+    x = data.load("digits", num_train=12, key=_key(0)).x_train
+    apart = np.linalg.norm(
+        (x[None] - arrays["images"][:, None]).reshape(4, 12, -1), axis=2
+    )
+    np.testing.assert_allclose(results["nearest"]["distances"], apart.min(1), rtol=1e-5)
+    # Later stages leave the set alone.
+    stamp = (tmp_path / "arrays.npz").stat().st_mtime_ns
+    more = _run(tmp_path, evaluate=True, num_runs=2)
+    accuracy = more["accuracy"]
+    for kind in ("infinite", "standard", "linearized"):
+        assert 0.3 < accuracy[kind] <= 1
+        assert accuracy[f"{kind}_deviation"] >= 0
+        values = [told["accuracy"] for told in more["runs"][kind]]
+        assert len(values) == (1 if kind == "infinite" else 2)
+        assert accuracy[kind] == pytest.approx(np.mean(values))
+    all_of_it = _run(tmp_path, attack=True)
+    assert all_of_it["accuracy"] == accuracy
+    for name in ("kkt", "auto"):
+        told = all_of_it["attack"][name]
+        assert told["num_recovered"] == len(told["recovered"])
+        found = _arrays(tmp_path, "attack.npz")[f"reconstructions_{name}"]
+        assert len(told["squared_distances"]) == min(12, len(found))
+    assert (tmp_path / "defence.png").exists()
+    assert (tmp_path / "arrays.npz").stat().st_mtime_ns == stamp
+    assert "recovered, kkt" in distill.summary(all_of_it)
+    assert "test accuracy, standard" in distill.summary(all_of_it)
+    # What is there is read back; what makes another set is refused.
+    assert _run(tmp_path, evaluate=True, attack=True) == all_of_it
+    code, told = _call(capsys, *_arguments(tmp_path, num_steps=41))
+    assert code == 2
+    assert "num_steps: 40 in the folder, 41 asked" in told
+
+
+def _key(seed):
+    return jax.random.split(jax.random.fold_in(jax.random.key(0), seed))[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "rkip_noise", "noise_ratio": 0.3},
+        {"method": "kip", "learn_labels": True, "batch_size": 4},
+        {"method": "rkip_finite", "num_distilled": 3 * 2},
+        {"method": "random", "task": "all_classes", "num_images": 20}
+        | {"num_distilled": 10, "evaluate": True},
+        {"method": "full", "precision": "float64", "evaluate": True},
+    ],
+    ids=lambda changes: changes["method"],
+)
+def test_toy_runs_of_every_method(tmp_path, changes):
+    results = _run(tmp_path, **changes)
+    arrays = _arrays(tmp_path)
+    assert np.isfinite(arrays["images"]).all()
+    count = 12 if changes["method"] == "full" else changes.get("num_distilled", 4)
+    assert len(arrays["images"]) == len(arrays["labels"]) == count
+    assert results["num_distilled"] == count
+    if changes["method"] == "random":
+        np.testing.assert_array_equal(arrays["labels"].argmax(1), np.arange(10))
+        assert results["nearest"]["num_copies"] == 10
+        assert max(results["nearest"]["distances"]) == 0
+    if changes["method"] == "kip":
+        assert set(np.abs(arrays["labels"]).ravel()) != {1.0}
+    if changes["method"] == "rkip_finite":
+        assert results["loss"] < arrays["losses"][0]
+    if "evaluate" in changes:
+        assert all(
+            results["accuracy"][kind] > 0.15
+            for kind in ("infinite", "standard", "linearized")
+        )
+
+
+class _Killed(BaseException):
+    """Nothing in a run may catch it."""
+
+
+@pytest.mark.parametrize("method", ["rkip_noise", "rkip_finite"])
+def test_interrupted_at_any_checkpoint_it_ends_with_the_same_bytes(
+    tmp_path, monkeypatch, method
+):
+    monkeypatch.setattr(_distillation, "_CHUNK", 10)
+    is_search = method == "rkip_noise"
+    changes = {"method": method, "evaluate": is_search, "attack_steps": 60}
+    changes |= {"checkpoint_seconds": 0.0, "num_steps": 25, "max_train_steps": 25}
+    whole = _run(tmp_path / "whole", **{**changes, "checkpoint_seconds": 1e9})
+    save, stops = checkpoint.save, []
+
+    def save_and_die(folder, step, state):
+        save(folder, step, state)
+        stops.append((folder.name, step))
+        raise _Killed
+
+    monkeypatch.setattr(checkpoint, "save", save_and_die)
+    for _ in range(20):
+        try:
+            cut = _run(tmp_path / "cut", **changes)
+            break
+        except _Killed:
+            assert not (tmp_path / "cut" / "results.json").exists()
+    if is_search:
+        expected = [("distill", 10), ("distill", 20), ("distill", 25)]
+        expected += [("standard_0", 20), ("standard_0", 25)]
+        assert cut["runs"] == whole["runs"]
+    else:
+        expected = [("victim", 0), ("rkip_finite", 50), ("rkip_finite", 60)]
+    assert stops == expected
+    bytes_of = [(tmp_path / n / "arrays.npz").read_bytes() for n in ("whole", "cut")]
+    assert bytes_of[0] == bytes_of[1]
+
+
+def test_table_and_defence_run_cells_that_are_runs_of_their_own(tmp_path, monkeypatch):
+    changes = {"methods": ("random", "rkip"), "num_runs": 2, "num_finite_runs": 1}
+    changes |= {"num_steps": 5}
+    table = _run(tmp_path / "table", table=True, **changes)
+    rows = {row["method"]: row for row in table["rows"]}
+    assert list(rows) == ["random", "rkip"]
+    assert [len(rows["rkip"][f"{kind}_values"]) for kind in (
+        "infinite", "standard", "linearized")] == [2, 1, 1]  # fmt: skip
+    text = (tmp_path / "table" / "table.md").read_text()
+    assert text == table["markdown"]
+    assert text.startswith("| method | infinite width |")
+    assert json.loads((tmp_path / "table" / "table.json").read_text()) == table["rows"]
+    cells = _study.cells(_config(tmp_path / "table", table=True, **changes))
+    assert [cell.seed for cell in cells] == [0, 0, 1, 1]
+    # Asked again nothing is computed; asked for more, only that is.
+    monkeypatch.setattr(_distillation, "_search", None)
+    assert _run(tmp_path / "table", table=True, **changes) == table
+    more = _run(tmp_path / "table", table=True, **{**changes, "num_finite_runs": 2})
+    assert len(more["rows"][0]["standard_values"]) == 2
+    # The same cells serve the defence figures.
+    told = _run(
+        tmp_path / "table" / ".." / "defence", defence=True, num_runs=1,
+        methods=("random", "full"),
+    )  # fmt: skip
+    assert [row["attack"] for row in told["rows"]] == ["kkt", "auto"]
+    assert "| random | kkt | " in told["markdown"]
+    for name in ("defence_kkt.png", "defence_auto.png", "defence.md"):
+        assert (tmp_path / "defence" / name).exists()
+
+
+def test_a_cell_that_fails_is_told_in_the_table(tmp_path):
+    table = _run(tmp_path, table=True, methods=("random", "rkip"), learning_rate=1e30)
+    rows = {row["method"]: row for row in table["rows"]}
+    assert rows["rkip"]["infinite"] is None
+    assert "loss is not finite" in rows["rkip"]["errors"][0]
+    assert rows["random"]["infinite"] > 0.5
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_state(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(_distillation, "_CHUNK", 10)
+    arguments = _arguments(tmp_path, learning_rate=1e30)
+    for _ in range(2):  # the second start finds the last good state
+        code, told = _call(capsys, *arguments)
+        assert code == 1
+        assert "The loss is not finite after 1 steps" in told
+        assert "lower learning_rate=1e+30, or raise diag_reg=1e-05" in told
+        assert told.count("\n") == 1
+    assert not (tmp_path / "results.json").exists()
+    assert np.isfinite(_arrays(tmp_path, "last_good.npz")["images"]).all()
+    assert checkpoint.latest_step(tmp_path / "checkpoints" / "distill") == 1
+
+
+def test_duplicate_images_name_the_ridge(tmp_path, capsys, monkeypatch):
+    load = data.load
+
+    def twice(*arguments, **options):
+        found = load(*arguments, **options)
+        x = np.concatenate([found.x_train[:6], found.x_train[:6]])
+        return found._replace(x_train=x)
+
+    monkeypatch.setattr(data, "load", twice)
+    code, told = _call(capsys, *_arguments(tmp_path, diag_reg=0))
+    assert code == 1
+    assert "The kernel of x_target is singular with diag_reg=0.0" in told
+    assert "raise diag_reg, such as 1e-5" in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--num_distilled=0", "num_distilled=0 must be at least 1"),
+        ("--num_distilled=14", "num_distilled=14 must lie between 2 and num_images=12"),
+        ("--num_distilled=5", "num_distilled=5 does not split evenly into the 2"),
+        ("--num_images=13", "num_images=13 does not split evenly"),
+        ("--num_steps=0", "num_steps=0 must be at least 1"),
+        ("--learning_rate=0", "learning_rate=0.0 must be above 0"),
+        ("--diag_reg=-1", "diag_reg=-1.0 must be at least 0"),
+        ("--noise_ratio=0.1", "noise_ratio=0.1 is for rkip_noise and kip"),
+        ("--noise_ratio=2", "noise_ratio=2.0 must lie in [0, 1]"),
+        ("--num_finite_runs=2", "num_finite_runs=2 must lie in [0, 1]"),
+        ("--methods=kip", "methods is for --table and --defence"),
+        ("--method=magic", "use one of kip, rkip"),
+        ("--task=animal_vehicle", "task='animal_vehicle' does not exist for digits"),
+    ],
+)
+def test_bad_flags_are_one_line_exit_2_and_leave_nothing(
+    tmp_path, capsys, flag, message
+):
+    folder = tmp_path / "new"
+    code, told = _call(capsys, *_arguments(folder), flag)
+    assert code == 2
+    assert message in told
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_two_studies_at_once_and_an_attack_on_all_images_are_refused():
+    with pytest.raises(ValueError, match="two studies"):
+        distill.Config(table=True, defence=True)
+    with pytest.raises(ValueError, match=r"experiments\.reconstruct"):
+        distill.Config(method="full", attack=True)
+
+
+def test_labels_of_another_width_are_refused():
+    x = jnp.zeros((6, 4, 4, 1), jnp.float32)
+    with pytest.raises(ValueError, match="as wide as the targets"):
+        distillation.init(
+            x,
+            jnp.ones((6, 1), jnp.float32),
+            key=_key(0),
+            initial_images=x[:2],
+            initial_labels=jnp.ones((2, 3), jnp.float32),
+        )
+
+
+def test_the_released_label_fault_scores_trucks_as_animals():
+    dataset = data.Dataset(
+        *(None,) * 3,
+        x_test=None,
+        y_test=np.asarray([[-1.0], [1.0], [1.0]], np.float32),
+        class_test=np.asarray([3, 8, 9]),
+        mean=None,
+    )
+    outputs = np.asarray([[-0.2], [0.3], [0.4]])
+    assert _transfer.accuracy(outputs, dataset) == 1
+    fault = _transfer.accuracy(outputs, dataset, released_label_fault=True)
+    assert fault == pytest.approx(2 / 3)
+
+
+def test_deviations_are_those_of_a_sample():
+    assert _transfer.mean_and_deviation([]) == (None, None)
+    assert _transfer.mean_and_deviation([0.5]) == (0.5, 0.0)
+    mean, deviation = _transfer.mean_and_deviation([0.4, 0.6])
+    assert (mean, deviation) == (pytest.approx(0.5), pytest.approx(0.02**0.5))
