@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Tests that need the real files look here; they skip with a reason without them.
 export NTK_PRIVACY_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: reconstruct test test-slow lint format bench clean
+.PHONY: reconstruct test test-slow notebooks lint format bench clean
 
 .venv: .venv/installed
 
@@ -23,6 +23,9 @@ test: .venv
 
 test-slow: .venv
 	$(BIN)/python -m pytest -q -m slow
+
+notebooks: .venv
+	$(BIN)/python -m pytest -q tests/test_notebooks.py
 
 lint: .venv
 	$(BIN)/ruff check .
