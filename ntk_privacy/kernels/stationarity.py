@@ -13,6 +13,10 @@ The parameter form builds the residual. The kernel form never does:
 $\|\Delta\|^2 - 2\, a \cdot (J \Delta) + a^T (J J^T) a$, with $J \Delta$ from products
 of the layers with $\Delta$ and $a^T J J^T a$ from per-layer Gram products of size
 $q m$.
+
+A layer that `change` does not name is left out of the residual: there are far more
+equations than unknowns, and the first layer's are the ones that need the signals' way
+back through the whole network.
 """
 
 from collections.abc import Sequence
@@ -101,7 +105,7 @@ def parameter_form(
     Args:
       apply_fn: `(params, images)`, or `(params, images, sharpness)` if that is given.
       features: parameters at which the gradients are taken, from `features`.
-      change: params_t - params_0.
+      change: params_t - params_0; layers left out do not count.
       images: candidates.
       duals: true multipliers, one set per point.
       sharpness: of the smoothed ReLU.
@@ -112,6 +116,8 @@ def parameter_form(
         grads = jax.grad(lambda p, a=a: jnp.sum(a * apply_fn(p, images, *extra)))(
             params
         )
+        if grads.keys() != residual.keys():
+            grads = {name: grads[name] for name in residual}
         residual = _tree.sub(residual, grads)
     return _tree.squared_norm(residual)
 
@@ -137,7 +143,7 @@ def kernel_form(
     Args:
       model: the MLP.
       features: parameters at which the gradients are taken, from `features`.
-      change: params_t - params_0, or `factor` of it.
+      change: params_t - params_0, or `factor` of it; layers left out do not count.
       images: candidates.
       duals: true multipliers, one set per point.
       squared_norm: of the change: a constant of the attack.
@@ -154,19 +160,20 @@ def kernel_form(
     for i, (inputs, backs) in enumerate(
         zip(zip(*traces, strict=True), zip(*signals, strict=True), strict=True)
     ):
+        if (step := change.get(f"Dense_{i}")) is None:
+            continue
         if i == 0:
             # The images are the first layer's input at every point: sum the signals.
             a, b = inputs[0], sum(backs[1:], backs[0])
         else:
             a, b = jnp.concatenate(inputs), jnp.concatenate(backs)
-        step = change[f"Dense_{i}"]
         moved = _product(a, step["kernel"])
-        gram = matmul(a, a.T)
+        gram = _linalg.gram(a)
         if "bias" in step:
             moved = moved + step["bias"][None, :]
             gram = gram + 1
         linear += jnp.sum(moved * b)
-        quadratic += jnp.sum(gram * matmul(b, b.T))
+        quadratic += jnp.sum(gram * _linalg.gram(b))
     return squared_norm - 2 * linear + quadratic
 
 
@@ -185,7 +192,7 @@ def normal_equations(
     Args:
       model: the MLP.
       features: parameters at which the gradients are taken, from `features`.
-      change: params_t - params_0, or `factor` of it.
+      change: params_t - params_0, or `factor` of it; layers left out do not count.
       images: candidates.
       sharpness: of the smoothed ReLU.
     """
@@ -203,15 +210,16 @@ def normal_equations(
     for i, (inputs, backs) in enumerate(
         zip(zip(*traces, strict=True), zip(*signals, strict=True), strict=True)
     ):
-        step = change[f"Dense_{i}"]
+        if (step := change.get(f"Dense_{i}")) is None:
+            continue
         a, b = jnp.concatenate(inputs), jnp.concatenate(backs)
         moved = _product(a, step["kernel"])
-        gram = matmul(a, a.T)
+        gram = _linalg.gram(a)
         if "bias" in step:
             moved = moved + step["bias"][None, :]
             gram = gram + 1
         gram = jnp.repeat(jnp.repeat(gram, c, axis=0), c, axis=1)
-        part = gram * matmul(b, b.T)
+        part = gram * _linalg.gram(b)
         along = jnp.sum(jnp.repeat(moved, c, axis=0) * b, axis=1)
         kernel = part if kernel is None else kernel + part
         projection = along if projection is None else projection + along

@@ -11,6 +11,8 @@ Source: Loo et al., ICLR 2024 (arXiv:2302.01428), section 4. Beyond the paper:
   training of any kind the images lie in that space, exactly.
 * The loss is quadratic in the duals: they are solved for at every step (variable
   projection), and the search is over images alone.
+* The first layer's equations are left out after that: what is left still has far more
+  equations than unknowns, and half the cost.
 * The loss is evaluated in its kernel form; the features are taken at any points of the
   segment from $\theta_0$ to $\theta_t$; steps decay by a cosine, and the sharpness of
   the smoothed ReLU rises geometrically over the first part of the run.
@@ -236,10 +238,13 @@ def prepare(
     _checks.at_least(1, num_images=num_images)
     points = parse_points(points)
     is_mlp = isinstance(network, MLP)
-    if not is_mlp and (settings.form == "kernel" or settings.project):
+    if not is_mlp and (
+        settings.form == "kernel" or settings.project or not settings.first_layer
+    ):
         raise ValueError(
-            "settings: the kernel form and the projection are for an MLP; use "
-            'form="parameter" and project=False with an apply_fn.'
+            "settings: the kernel form, the projection and leaving out the first layer "
+            'are for an MLP; use form="parameter", project=False and first_layer=True '
+            "with an apply_fn."
         )
     pixels = int(np.prod(image_shape))
     c = network.num_outputs if is_mlp else num_outputs
@@ -408,6 +413,9 @@ def reconstruct(
 
 def _constants(params_0, params_t, basis, points, settings, bounds, pixels):
     change = _tree.sub(params_t, params_0)
+    # With one hidden layer the others alone would be too few.
+    if not settings.first_layer and len(change) > 2:
+        change = {name: leaf for name, leaf in change.items() if name != "Dense_0"}
     squared_norm = _tree.squared_norm(change)
     dtype = squared_norm.dtype
     if settings.form == "kernel":

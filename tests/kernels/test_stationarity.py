@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_privacy import _tree
+from ntk_privacy import _linalg, _tree
 from ntk_privacy.kernels import empirical, stationarity, structured
 from ntk_privacy.models import MLP
 from ntk_privacy.training import linearized
@@ -60,6 +60,54 @@ CASES = [
     (10, (0.5,), [True, False, True], "standard", 20.0),
     (3, (1.0,), True, "ntk", 5.0),
 ]
+
+
+@pytest.mark.parametrize(("num_outputs", "points"), [(1, (0.0, 1.0)), (3, (0.5,))])
+def test_a_layer_left_out_of_the_change_is_left_out_of_every_form(num_outputs, points):
+    model, feats, change, images, duals = _setup(num_outputs, points, True, "standard")
+    rows = jax.jit(lambda x: _jacobian(model, feats, x, None))(images)
+    # The Jacobian's columns run over leaves in the order of `_vector`.
+    mask = _vector(
+        {
+            name: jax.tree.map(lambda a, n=name: jnp.full_like(a, n != "Dense_0"), leaf)
+            for name, leaf in change.items()
+        }
+    )
+    assert 0 < mask.sum() < mask.size
+    rows = rows * mask[None, :]
+    residual = _vector(change) * mask - duals.reshape(-1) @ rows
+    part = {name: leaf for name, leaf in change.items() if name != "Dense_0"}
+    norm = _tree.squared_norm(part)
+    want = residual @ residual
+    np.testing.assert_allclose(
+        stationarity.parameter_form(model.apply_fn, feats, part, images, duals),
+        want,
+        rtol=1e-10,
+    )
+    np.testing.assert_allclose(
+        stationarity.kernel_form(model, feats, part, images, duals, squared_norm=norm),
+        want,
+        rtol=1e-10,
+    )
+    kernel, projection = stationarity.normal_equations(model, feats, part, images)
+    chex.assert_trees_all_close(kernel, rows @ rows.T, rtol=1e-9, atol=1e-10)
+    chex.assert_trees_all_close(
+        projection, rows @ (_vector(change) * mask), rtol=1e-9, atol=1e-10
+    )
+
+
+def test_gram_has_the_value_and_both_derivatives_of_the_product():
+    a, t = jax.random.normal(jax.random.key(0), (2, 4, 7))
+    weight = jax.random.normal(jax.random.key(1), (4, 4))
+    product = lambda a: a @ a.T  # noqa: E731
+    chex.assert_trees_all_close(
+        jax.jvp(_linalg.gram, (a,), (t,)), jax.jvp(product, (a,), (t,)), rtol=1e-12
+    )
+    chex.assert_trees_all_close(
+        jax.grad(lambda a: jnp.sum(weight * _linalg.gram(a)))(a),
+        jax.grad(lambda a: jnp.sum(weight * product(a)))(a),
+        rtol=1e-12,
+    )
 
 
 @pytest.mark.parametrize(

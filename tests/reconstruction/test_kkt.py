@@ -203,11 +203,12 @@ def test_kernel_form_walks_the_path_of_the_parameter_form(points):
     a = _reconstruct(model, params_0, params_t, settings=slow, **common)
     b = _reconstruct(model, params_0, params_t, settings=fast, **common)
     chex.assert_trees_all_close(a[:3], b[:3], rtol=1e-6, atol=1e-9)
-    # So do the projected ones.
-    slow, fast = (dataclasses.replace(s, project=True) for s in (slow, fast))
-    a = _reconstruct(model, params_0, params_t, settings=slow, **common)
-    b = _reconstruct(model, params_0, params_t, settings=fast, **common)
-    chex.assert_trees_all_close(a[:3], b[:3], rtol=1e-6, atol=1e-9)
+    # So do the projected ones, and those that count all layers.
+    for change in ({"project": True}, {"first_layer": True}):
+        slow, fast = (dataclasses.replace(s, **change) for s in (slow, fast))
+        a = _reconstruct(model, params_0, params_t, settings=slow, **common)
+        b = _reconstruct(model, params_0, params_t, settings=fast, **common)
+        chex.assert_trees_all_close(a[:3], b[:3], rtol=1e-6, atol=1e-9)
 
 
 def test_solved_duals_are_the_least_loss_and_the_truth_stays_put():
@@ -391,7 +392,11 @@ def test_any_flax_network_goes_in_the_parameter_form():
         **common,
     )
     assert exact.losses[0] < 1e-20
-    for settings in (_settings(), dataclasses.replace(PAPER_SHORT, project=True)):
+    for settings in (
+        _settings(),
+        dataclasses.replace(PAPER_SHORT, project=True),
+        dataclasses.replace(PAPER_SHORT, first_layer=False),
+    ):
         with pytest.raises(ValueError, match='for an MLP; use form="parameter"'):
             _reconstruct(apply_fn, params_0, params_t, settings=settings, **common)
 
