@@ -36,6 +36,7 @@ from ntk_privacy.kernels.layers import (
     check_width,
     erf,
     gelu,
+    is_homogeneous,
     relu,
     residual,
     resolve,
@@ -207,22 +208,42 @@ def _entries(layers: tuple[Layer, ...], width: int, k, q1, q2) -> Kernels:
 def _entries_jvp(layers, width, primals, tangents):
     # By the partial derivatives of an entry, in forward mode and kept apart: each is
     # one pass over the kernel, where reverse mode through the layers makes twenty.
-    out = _entries(layers, width, *primals)
-    total = jax.tree.map(jnp.zeros_like, out)
-    for i, tangent in enumerate(tangents):
-        if type(tangent) is SymbolicZero:
-            continue
+    primals = tuple(primals)
+    out = apart(
+        lambda values: _entries(layers, width, *values), primals[0].ravel()[0], primals
+    )
 
-        def partial(values, i=i):
+    def partial(i):
+        def slope(values):
             def entry(value):
                 around = (*values[:i], value, *values[i + 1 :])
                 return _entries.__wrapped__(layers, width, *around)
 
             return jax.jvp(entry, (values[i],), (jnp.ones_like(values[i]),))[1]
 
-        slope = apart(partial, primals[0].ravel()[0], tuple(primals))
-        total = jax.tree.map(lambda a, b, t=tangent: a + b * t, total, slope)
+        return apart(slope, primals[0].ravel()[0], primals)
+
+    active = [i for i, t in enumerate(tangents) if type(t) is not SymbolicZero]
+    slopes = {}
+    if active != [0] and is_homogeneous(layers):
+        # Euler: k dK/dk + 2 q dK/dq = K for either variance. No pass for those.
+        k, slopes[0] = primals[0], partial(0)
+        for i in (1, 2):
+            half = 0.5 * _reciprocal(primals[i])
+            slopes[i] = jax.tree.map(
+                lambda e, s, h=half: (e - k * s) * h, out, slopes[0]
+            )
+    total = jax.tree.map(jnp.zeros_like, out)
+    for i in active:
+        slope = slopes[i] if i in slopes else partial(i)
+        total = jax.tree.map(lambda a, b, t=tangents[i]: a + b * t, total, slope)
     return out, total
+
+
+def _reciprocal(q: Array) -> Array:
+    """1 / q, and 0 where q is 0."""
+    inside = q > 0
+    return jnp.where(inside, 1 / jnp.where(inside, q, 1.0), 0.0)
 
 
 @functools.partial(jax.jit, static_argnames="layers")

@@ -210,6 +210,25 @@ class Sum:
         return first
 
 
+def is_homogeneous(layers: tuple[Layer, ...]) -> bool:
+    """Whether the network is homogeneous of degree one in its input: no biases.
+
+    Its kernels then scale with each image. False for layers of other modules.
+    """
+    for layer in layers:
+        if isinstance(layer, Sum):
+            known = all(is_homogeneous(branch) for branch in layer.branches)
+        elif isinstance(layer, Activation):
+            known = layer.nonlinearity == "homogeneous"
+        else:
+            known = isinstance(layer, Dense) and layer.bias_std == 0
+            if known and layer.parametrization == "standard":
+                known = not layer.use_bias
+        if not known:
+            return False
+    return True
+
+
 def residual(*layers: Layer) -> Sum:
     """Returns x + layers(x); the last of `layers` must have weights."""
     return Sum(((), layers))

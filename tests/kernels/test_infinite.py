@@ -12,8 +12,10 @@ from numpy.polynomial.hermite_e import hermegauss
 
 from ntk_privacy.kernels import infinite
 from ntk_privacy.kernels.dual_activation import dual
+from ntk_privacy.kernels.layers import is_homogeneous
 from ntk_privacy.models import MLP
 
+S = 2**0.5
 NAMES = ("relu", "erf", "gelu")
 
 
@@ -174,15 +176,51 @@ def test_second_derivatives_are_finite_at_equal_and_zero_images():
     chex.assert_tree_all_finite(jax.jit(lambda x: jax.jvp(first, (x, x), (x, x)))(x))
 
 
-@pytest.mark.parametrize("activation", NAMES)
-def test_gradients_equal_finite_differences(activation):
-    kernel_fn = infinite.mlp(1, activation=activation, bias_std=0.3)
+@pytest.mark.parametrize(
+    ("activation", "bias_std"),
+    [("relu", 0.3), ("relu", 0.0), ("erf", 0.3), ("gelu", 0.3)],
+)
+def test_gradients_equal_finite_differences(activation, bias_std):
+    kernel_fn = infinite.mlp(1, activation=activation, bias_std=bias_std)
 
     @jax.jit
     def both(a, b):
         return kernel_fn(a, b), kernel_fn(a)
 
     check_grads(both, (images(3), images(2, seed=1)), order=1, rtol=1e-5)
+
+
+def test_gradients_by_homogeneity_are_those_of_the_recursion(monkeypatch):
+    inner = (infinite.abrelu(-0.5, 1.5), infinite.Dense())
+    layers = (infinite.Dense(S), infinite.residual(*inner), infinite.relu)
+    layers = (*layers, infinite.Dense(0.7, parametrization="standard", use_bias=False))
+    x1, x2 = images(4).at[3].set(0.0), images(3, seed=1)
+
+    def gradients():
+        both = infinite.nngp_and_ntk(layers)
+        infinite._dense_kernels.clear_cache()
+
+        def total(a, b):
+            return sum(jnp.sum(jnp.sin(k)) for k in both(a, b))
+
+        first = jax.grad(total, (0, 1))
+        return jax.jvp(first, (x1, x2), (x1[::-1], x2))
+
+    assert is_homogeneous(layers)
+    fast = gradients()
+    monkeypatch.setattr(infinite, "is_homogeneous", lambda layers: False)
+    chex.assert_trees_all_close(fast, gradients(), rtol=1e-9, atol=1e-12)
+
+
+def test_only_networks_without_biases_are_homogeneous():
+    assert is_homogeneous(infinite.mlp_layers(2))
+    standard = {"parametrization": "standard", "width": 8}
+    assert is_homogeneous(infinite.mlp_layers(1, use_bias=False, **standard))
+    assert not is_homogeneous(infinite.mlp_layers(1, **standard))
+    assert not is_homogeneous(infinite.mlp_layers(1, bias_std=0.1))
+    assert not is_homogeneous(infinite.mlp_layers(1, activation="erf"))
+    assert not is_homogeneous((infinite.residual(infinite.gelu, infinite.Dense()),))
+    assert not is_homogeneous((lambda pair: pair,))
 
 
 def test_works_under_jit_vmap_and_traces_once():
