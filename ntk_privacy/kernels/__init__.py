@@ -1,11 +1,23 @@
 """Kernels: empirical and infinite-width neural tangent kernels, and their interop."""
 
 from ntk_privacy.kernels import (
+    blockwise,
     empirical,
     infinite,
     infinite_conv,
+    neural_tangents,
+    products,
     stationarity,
     structured,
 )
 
-__all__ = ["empirical", "infinite", "infinite_conv", "stationarity", "structured"]
+__all__ = [
+    "blockwise",
+    "empirical",
+    "infinite",
+    "infinite_conv",
+    "neural_tangents",
+    "products",
+    "stationarity",
+    "structured",
+]

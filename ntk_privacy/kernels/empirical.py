@@ -69,7 +69,7 @@ def ntk(
       apply_fn: `(params, images) -> (n, c)`.
       params: any pytree; leaves that are not floating point are held fixed.
       x1: images.
-      x2: images; x1 when absent, for half the work.
+      x2: images; x1 when absent or the same array, for half the work.
       trace_outputs: mean over outputs of the diagonal blocks, (n1, n2), as
         neural-tangents defines it; else all blocks, (n1, n2, c, c).
       method: "jacobian" contracts whole Jacobians; "ntk_vector" takes one vjp and one
@@ -82,7 +82,9 @@ def ntk(
       ValueError: an unknown method, a budget below one block, images of another size,
         NaN, dropout or live batch statistics. Under jit, values go unchecked.
     """
-    x1, x2 = jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)
+    # One array given twice is one side: half the work.
+    x2 = None if x2 is None or x2 is x1 else jnp.asarray(x2)
+    x1 = jnp.asarray(x1)
     model_checks.network(apply_fn, params, x1, x2)
     model_checks.rows_apart(apply_fn, params, x1)
     chosen = planning.choose(
