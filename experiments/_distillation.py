@@ -1,7 +1,7 @@
 """The methods behind `experiments.distill --method=...`, resumable."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,13 +61,17 @@ def noise_ratio(config: Any) -> float:
     return 0.05 if config.method == "rkip_noise" else 0.0
 
 
-@functools.cache
-def kernel_fn(depth: int) -> KernelFn:
-    """Returns the infinite-width kernel: NTK parametrisation, no biases.
+def kernel_fn(config: Any) -> KernelFn:
+    """Returns the infinite-width kernel, published or that of the networks."""
+    return _kernel_fn(config.kernel, config.depth, config.width)
 
-    One object for all runs of a study: compiled programs are looked up by it.
-    """
-    return infinite.mlp(depth=depth)
+
+# One object for all runs of a study: compiled programs are looked up by it.
+@functools.cache
+def _kernel_fn(kind: Literal["ntk", "standard"], depth: int, width: int) -> KernelFn:
+    if kind == "ntk":
+        return infinite.mlp(depth=depth)
+    return infinite.mlp(depth=depth, parametrization=kind, width=width)
 
 
 @functools.cache
@@ -166,7 +170,7 @@ def _search(config, workdir, dataset, key, timer) -> Distilled:
         if bool(state.nonfinite):  # lost before: another try would end there too
             raise ValueError(_lost(config, workdir, first))
     every = Every(config.checkpoint_seconds)
-    kernel = kernel_fn(config.depth)
+    kernel = kernel_fn(config)
     method: Any = kip if config.method == "kip" else rkip
     options = {}
 

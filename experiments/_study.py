@@ -1,7 +1,8 @@
 """Many runs of `experiments.distill`: the paper's Table 1, and its defence figures.
 
 Each cell, a method and a seed, is a run of its own in a folder below --workdir, so a
-killed study goes on where it stood. Table and figures are redrawn after each cell.
+killed study goes on where it stood, and a table and the defence figures may share a
+folder. Table and figures are redrawn after each cell.
 """
 
 import dataclasses
@@ -67,6 +68,7 @@ def run(
             workdir.write_text(f"{name}.md", report["markdown"])
             if config.defence:
                 _draw(found, workdir)
+        # Last: whoever reads it finds the rest.
         workdir.write_json("results.json", report)
         return report
 

@@ -3,6 +3,7 @@
 Source: Loo et al., ICLR 2024 (arXiv:2302.01428), Table 1.
 """
 
+import functools
 import shutil
 from typing import Any
 
@@ -128,7 +129,7 @@ def mean_and_deviation(values: list[float]) -> tuple[float | None, float | None]
 def _infinite(config, dataset, distilled) -> np.ndarray:
     dtype = jnp.dtype(config.precision)
     x, y = (jnp.asarray(a, dtype) for a in (distilled.images, distilled.labels))
-    kernel_fn = _distillation.kernel_fn(config.depth)
+    kernel_fn = _distillation.kernel_fn(config)
     duals = regression.duals(kernel_fn, x, y, diag_reg=config.diag_reg)
     x_test = jnp.asarray(dataset.x_test, dtype)
     return np.asarray(regression.predict(kernel_fn, x, duals, x_test))
@@ -141,29 +142,28 @@ def _finite(config, workdir, dataset, distilled, key, kind, run):
     model = MLP((config.width,) * config.depth, y.shape[1])
     params_0 = model.init_params(jax.random.fold_in(key, run), x.shape[1:], dtype)
     spec = _distillation.network_config(config, len(x))
-    if kind == "linearized":
+    is_linear = kind == "linearized"
+    if is_linear:
         trained = _victim.fit_linearized(spec, model, params_0, x, y)
-
-        def apply(params_0, params, x):
-            return linearized.apply_linearized(model.apply_fn, params_0, params, x)
-
     else:
         folder = workdir.checkpoint_folder / f"standard_{run}"
         trained = _victim.fit_standard(
             spec, folder, model, params_0, x, y, fraction=_FRACTION
         )
         shutil.rmtree(folder, ignore_errors=True)  # its accuracy is kept instead
-
-        def apply(params_0, params, x):
-            del params_0
-            return model.apply_fn(params, x)
-
-    apply = jax.jit(apply)
+    params = (params_0, trained["params"])
     outputs = [
-        np.asarray(apply(params_0, trained["params"], jnp.asarray(block, dtype)))
+        np.asarray(_outputs(model, is_linear, *params, jnp.asarray(block, dtype)))
         for block in np.array_split(
             dataset.x_test, max(1, round(len(dataset.x_test) / _BLOCK))
         )
     ]
     told = {"loss": float(trained["loss"]), "steps": int(trained["steps"])}
     return told, np.concatenate(outputs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _outputs(model, is_linear, params_0, params, x):
+    if is_linear:
+        return linearized.apply_linearized(model.apply_fn, params_0, params, x)
+    return model.apply_fn(params, x)

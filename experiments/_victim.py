@@ -1,5 +1,6 @@
 """The network under attack: data, initialisation and training, resumable."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -128,11 +129,10 @@ def make(
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _kernel_and_outputs(model, params_0, x):
-    kernel = jax.jit(
-        lambda p, x: structured.ntk(model, p, x, trace_outputs=False),
-    )(params_0, x)
-    return kernel, jax.jit(model.apply_fn)(params_0, x)
+    kernel = structured.ntk(model, params_0, x, trace_outputs=False)
+    return kernel, model.apply_fn(params_0, x)
 
 
 def fit_linearized(config, model, params_0, x, y):

@@ -53,6 +53,11 @@ class Config:
         None,
         "Share of entries that stay noise, for rkip_noise and kip; none is 0.05 and 0.",
     )
+    kernel: Literal["ntk", "standard"] = _field(
+        "ntk",
+        "Parametrisation of the infinite-width kernel: the published one without "
+        "biases, or that of the networks, with biases and at their width.",
+    )
     diag_reg: float = _field(1e-5, "Ridge relative to the kernel's mean diagonal.")
     learn_labels: bool = _field(False, "Let the labels descend too.")
     batch_size: int | None = _field(
@@ -167,7 +172,8 @@ def run(config: Config) -> dict[str, Any]:
       ValueError: a file is damaged, a kernel is singular, or a loss is not finite.
     """
     if config.is_study:
-        return _study.run(config, run, (*NOT_RESULTS, *STAGES, "methods"))
+        shared = ("methods", "table", "defence")
+        return _study.run(config, run, NOT_RESULTS + STAGES + shared)
     if config.precision == "float64" and not jax.config.jax_enable_x64:
         with jax.enable_x64(True):
             return _run(config)
@@ -197,7 +203,13 @@ def _run(config: Config) -> dict[str, Any]:
     with Workdir(config.workdir, config, ignore=NOT_RESULTS + STAGES) as workdir:
         if _is_done(config, workdir):
             return workdir.read_json("results.json")
-        workdir.write_json("config.json", config)
+        earlier = workdir.read_json("results.json") if workdir.is_done() else {}
+        told = dataclasses.replace(
+            config,
+            evaluate=config.evaluate or "accuracy" in earlier,
+            attack=config.attack or "attack" in earlier,
+        )
+        workdir.write_json("config.json", told)
         dataset, key = loaded or _load(config)
         key_distill, key_networks, key_attack = jax.random.split(key, 3)
         distilling, evaluating, attacking = Timer(), Timer(), Timer()
@@ -221,7 +233,6 @@ def _run(config: Config) -> dict[str, Any]:
             "nonfinite": False,
             "nearest": nearest,
         }
-        earlier = workdir.read_json("results.json") if workdir.is_done() else {}
         entries = ("accuracy", "accuracy_released_label_fault", "runs", "attack")
         results |= {name: earlier[name] for name in entries if name in earlier}
         seconds = {"evaluate": None, "attack": None, **earlier.get("seconds", {})}
