@@ -220,10 +220,11 @@ def is_homogeneous(layers: tuple[Layer, ...]) -> bool:
             known = all(is_homogeneous(branch) for branch in layer.branches)
         elif isinstance(layer, Activation):
             known = layer.nonlinearity == "homogeneous"
+        elif isinstance(layer, Dense):
+            trains_bias = layer.parametrization == "standard" and layer.use_bias
+            known = layer.bias_std == 0 and not trains_bias
         else:
-            known = isinstance(layer, Dense) and layer.bias_std == 0
-            if known and layer.parametrization == "standard":
-                known = not layer.use_bias
+            known = False
         if not known:
             return False
     return True

@@ -22,17 +22,6 @@ def lenient():
         yield
 
 
-@pytest.fixture(autouse=True)
-def compiled_in_haste(request):
-    # Compiling is most of these tests' time; what is compiled is the same function.
-    if "memory" in request.node.name:
-        yield
-        return
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def images(shape, n, seed=1):
     return jax.random.normal(jax.random.key(seed), (n, *shape), jnp.float64)
 

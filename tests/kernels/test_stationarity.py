@@ -15,6 +15,11 @@ from ntk_privacy.training import linearized
 
 SHAPE = (4, 4, 1)
 
+# Op by op, compiling takes ten times as long.
+parameter_form = jax.jit(stationarity.parameter_form, static_argnums=0)
+kernel_form = jax.jit(stationarity.kernel_form, static_argnums=0)
+normal_equations = jax.jit(stationarity.normal_equations, static_argnums=0)
+
 
 def _noisy(params, key, size):
     leaves, tree = jax.tree.flatten(params)
@@ -28,7 +33,7 @@ def _noisy(params, key, size):
 def _setup(num_outputs, points, use_bias=True, parametrization="standard"):
     model = MLP((16, 12), num_outputs, use_bias, parametrization)
     params_0 = model.init_params(jax.random.key(0), SHAPE, jnp.float64)
-    params_t = _noisy(params_0, jax.random.key(1), 0.1)
+    params_t = jax.jit(_noisy)(params_0, jax.random.key(1), 0.1)
     feats = stationarity.features(params_0, params_t, points)
     images = jax.random.normal(jax.random.key(2), (3, *SHAPE))
     duals = jax.random.normal(jax.random.key(3), (len(points), 3, num_outputs))
@@ -57,7 +62,7 @@ def _vector(tree):
 CASES = [
     # outputs, points, biases, parametrization, sharpness
     (1, (0.0, 0.3, 1.0), False, "standard", None),
-    (10, (0.5,), [True, False, True], "standard", 20.0),
+    (10, (0.5,), (True, False, True), "standard", 20.0),
     (3, (1.0,), True, "ntk", 5.0),
 ]
 
@@ -80,16 +85,16 @@ def test_a_layer_left_out_of_the_change_is_left_out_of_every_form(num_outputs, p
     norm = _tree.squared_norm(part)
     want = residual @ residual
     np.testing.assert_allclose(
-        stationarity.parameter_form(model.apply_fn, feats, part, images, duals),
+        parameter_form(model.apply_fn, feats, part, images, duals),
         want,
         rtol=1e-10,
     )
     np.testing.assert_allclose(
-        stationarity.kernel_form(model, feats, part, images, duals, squared_norm=norm),
+        kernel_form(model, feats, part, images, duals, squared_norm=norm),
         want,
         rtol=1e-10,
     )
-    kernel, projection = stationarity.normal_equations(model, feats, part, images)
+    kernel, projection = normal_equations(model, feats, part, images)
     chex.assert_trees_all_close(kernel, rows @ rows.T, rtol=1e-9, atol=1e-10)
     chex.assert_trees_all_close(
         projection, rows @ (_vector(change) * mask), rtol=1e-9, atol=1e-10
@@ -123,13 +128,13 @@ def test_kernel_and_parameter_form_agree_in_value_and_gradients(
 
     @functools.partial(jax.value_and_grad, argnums=(0, 1))
     def by_parameters(images, duals):
-        return stationarity.parameter_form(
+        return parameter_form(
             model.apply_fn, feats, change, images, duals, sharpness=sharp
         )
 
     @functools.partial(jax.value_and_grad, argnums=(0, 1))
     def by_kernel(images, duals):
-        return stationarity.kernel_form(
+        return kernel_form(
             model,
             feats,
             change,
@@ -148,9 +153,7 @@ def test_kernel_and_parameter_form_agree_in_value_and_gradients(
     residual = _vector(change) - duals.reshape(-1) @ rows
     np.testing.assert_allclose(want[0], residual @ residual, rtol=1e-10)
     kernel, projection = jax.jit(
-        lambda x: stationarity.normal_equations(
-            model, feats, change, x, sharpness=sharp
-        )
+        lambda x: normal_equations(model, feats, change, x, sharpness=sharp)
     )(images)
     chex.assert_trees_all_close(kernel, rows @ rows.T, rtol=1e-9, atol=1e-10)
     chex.assert_trees_all_close(
@@ -167,19 +170,24 @@ def test_features_lie_on_the_segment_and_its_ends_are_exact():
     chex.assert_trees_all_close(ends[1], {"w": jnp.array([1.5, 0.15])}, rtol=1e-12)
 
 
+@functools.cache
 def _linearized_run(num_outputs=1, width=80):
     model = MLP((width, width), num_outputs)
     # 12 x 12 pixels: wide enough on every side for `factor` to act.
     params_0 = model.init_params(jax.random.key(0), (12, 12, 1), jnp.float64)
     x = jax.random.normal(jax.random.key(1), (4, 12, 12, 1))
     y = jax.random.normal(jax.random.key(2), (4, num_outputs))
-    spectrum = linearized.decompose(
-        structured.ntk(model, params_0, x, trace_outputs=False),
-        model.apply_fn(params_0, x),
-        y,
-    )
+    kernel, outputs = jax.jit(
+        lambda p: (
+            structured.ntk(model, p, x, trace_outputs=False),
+            model.apply_fn(p, x),
+        )
+    )(params_0)
+    spectrum = linearized.decompose(kernel, outputs, y)
     duals = linearized.duals(spectrum, linearized.gradient_flow(0.02))
-    params_t = linearized.params_at(model.apply_fn, params_0, x, duals)
+    params_t = jax.jit(
+        lambda p, x, duals: linearized.params_at(model.apply_fn, p, x, duals)
+    )(params_0, x, duals)
     return model, params_0, params_t, x, duals
 
 
@@ -203,20 +211,16 @@ def test_loss_is_zero_at_the_truth_of_a_linearized_run_and_best_duals_find_it(
     chex.assert_trees_all_equal(
         factored["Dense_2"], change["Dense_2"]
     )  # a vector gains nothing
-    loss = stationarity.parameter_form(model.apply_fn, feats, change, x, duals[None])
+    loss = parameter_form(model.apply_fn, feats, change, x, duals[None])
     assert loss < 1e-24 * norm
     for step in (change, factored):
-        loss = stationarity.kernel_form(
-            model, feats, step, x, duals[None], squared_norm=norm
-        )
+        loss = kernel_form(model, feats, step, x, duals[None], squared_norm=norm)
         assert abs(loss) < 1e-12 * norm
-        kernel, projection = stationarity.normal_equations(model, feats, step, x)
+        kernel, projection = normal_equations(model, feats, step, x)
         best = stationarity.best_duals(kernel, projection, ridge=0.0)
         chex.assert_trees_all_close(best, duals.reshape(-1), rtol=1e-8)
     # Wrong images leave something unexplained.
-    off = stationarity.parameter_form(
-        model.apply_fn, feats, change, x + 0.1, duals[None]
-    )
+    off = parameter_form(model.apply_fn, feats, change, x + 0.1, duals[None])
     assert off > 1e-3 * norm
 
 
@@ -227,7 +231,7 @@ def test_factored_change_gives_the_same_loss_and_gradient_away_from_the_truth():
     both = jnp.stack([duals, 0.5 * duals])
 
     def loss(step, images):
-        return stationarity.kernel_form(
+        return kernel_form(
             model,
             feats,
             step,
@@ -255,10 +259,10 @@ def test_factor_leaves_full_rank_small_and_non_matrices_alone():
 
 def test_best_duals_are_the_minimum_and_a_ridge_shrinks_them():
     model, feats, change, images, duals = _setup(2, (0.0, 1.0))
-    kernel, projection = stationarity.normal_equations(model, feats, change, images)
+    kernel, projection = normal_equations(model, feats, change, images)
 
     def loss(duals):
-        return stationarity.kernel_form(
+        return kernel_form(
             model,
             feats,
             change,
@@ -268,8 +272,9 @@ def test_best_duals_are_the_minimum_and_a_ridge_shrinks_them():
         )
 
     best = stationarity.best_duals(kernel, projection, ridge=0.0)
-    scale = jnp.abs(jax.grad(loss)(duals.reshape(-1))).max()
-    assert jnp.abs(jax.grad(loss)(best)).max() < 1e-8 * scale
+    slope = jax.jit(jax.grad(loss))
+    scale = jnp.abs(slope(duals.reshape(-1))).max()
+    assert jnp.abs(slope(best)).max() < 1e-8 * scale
     held = stationarity.best_duals(kernel, projection, ridge=0.1)
     assert loss(held) > loss(best)
     assert jnp.linalg.norm(held) < jnp.linalg.norm(best)
