@@ -185,6 +185,21 @@ def test_kip_networks():
         infinite_conv.myrtle(5)(x)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("depth", "stages"), [(5, "CCPCPC"), (7, "CCPCCPCC"), (10, "CCCPCCCPCCC")]
+)
+def test_myrtle_networks(depth, stages):
+    x1, x2 = images(1, shape=(32, 32, 3)), images(1, seed=1, shape=(32, 32, 3))
+    block = (Conv(weight_std=S, bias_std=B), infinite.relu)
+    layers = [layer for s in stages for layer in (block if s == "C" else (AvgPool(),))]
+    layers += [AvgPool((8, 8)), Flatten(), infinite.Dense(S, B)]
+    assert stages.count("C") == depth - 1
+    ours = infinite_conv.myrtle(depth)(*(x.astype(jnp.float32) for x in (x1, x2)))
+    expected = infinite_conv.kernel(layers)(x1, x2)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
 def test_bad_settings_and_images_are_named():
     with pytest.raises(ValueError, match="padding='REFLECT' is unknown: use one of"):
         infinite_conv.convnet(2, padding="REFLECT")

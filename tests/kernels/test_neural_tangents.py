@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_privacy.kernels import infinite, infinite_conv, neural_tangents
+from ntk_privacy.kernels import empirical, infinite, infinite_conv, neural_tangents
 from ntk_privacy.kernels.infinite_conv import Conv, Flatten, GlobalAvgPool
 
 S, B = 2**0.5, 0.1
@@ -81,11 +81,11 @@ def test_oracle(nt, names):
     layers = tuple(OURS[name] for name in names.split())
     kernel_fn = theirs(nt.stax, names)
     both = infinite_conv.nngp_and_ntk(layers)
+    with neural_tangents.lenient():
+        expected = jax.jit(lambda a, b: kernel_fn(a, b, ("ntk", "nngp")))(x1, x2)
     for dtype, tolerance in TOLERANCE.items():
+        # Theirs in float64 both times: the harder comparison.
         ours = both(x1.astype(dtype), x2.astype(dtype))
-        with neural_tangents.lenient():
-            fn = jax.jit(lambda a, b: kernel_fn(a, b, ("ntk", "nngp")))
-            expected = fn(x1.astype(dtype), x2.astype(dtype))
         for get in ("ntk", "nngp"):
             k = np.asarray(getattr(ours, get))
             assert k.dtype == dtype
@@ -136,24 +136,63 @@ def test_oracle_of_the_standard_parametrization(nt, use_bias):
     chex.assert_trees_all_close(ours, expected, rtol=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore:.FanIn. layers assume")
+def test_oracle_of_residual_sums(nt):
+    stax, std = nt.stax, {"W_std": S, "b_std": B}
+    same = stax.Conv(1, (3, 3), padding="SAME", **std)
+
+    def their_block(stride):
+        conv = stax.Conv(1, (3, 3), (stride, stride), "SAME", **std)
+        skip = stax.Identity() if stride == 1 else stax.Conv(1, (1, 1), (2, 2), **std)
+        main = stax.serial(stax.Relu(), conv, stax.Relu(), same)
+        return stax.serial(stax.FanOut(2), stax.parallel(main, skip), stax.FanInSum())
+
+    def our_block(stride):
+        conv = Conv((3, 3), (stride, stride), "SAME", S, B)
+        skip = () if stride == 1 else (Conv((1, 1), (2, 2), "VALID", S, B),)
+        return infinite.Sum(((infinite.relu, conv, infinite.relu, OURS["same"]), skip))
+
+    top = stax.GlobalAvgPool(), stax.Dense(1, **std)
+    blocks = their_block(1), their_block(2)
+    expected = stax.serial(same, *blocks, *top)[2]
+    layers = (OURS["same"], our_block(1), our_block(2), GlobalAvgPool(), OURS["dense"])
+    x1, x2 = images(2, shape=(4, 4, 3)), images(1, seed=1, shape=(4, 4, 3))
+    want = jax.jit(neural_tangents.as_kernel_fn(expected))(x1, x2)
+    chex.assert_trees_all_close(infinite_conv.kernel(layers)(x1, x2), want, rtol=1e-10)
+
+
 def test_oracle_of_gradients(nt):
     x1, x2 = images(3).reshape(3, -1), images(2, seed=1).reshape(2, -1)
     other = neural_tangents.as_kernel_fn(theirs(nt.stax, "dense relu dense relu dense"))
     ours = infinite.mlp(2, weight_std=S, bias_std=B)
     for argnum in (0, 1):
         pair = [
-            jax.grad(lambda a, b, f=f: (f(a, b) ** 2).sum(), argnum)(x1, x2)
+            jax.jit(jax.grad(lambda a, b, f=f: (f(a, b) ** 2).sum(), argnum))(x1, x2)
             for f in (ours, other)
         ]
         chex.assert_trees_all_close(*pair, rtol=1e-10, atol=1e-10)
 
 
-def test_empirical_kernels_agree_between_implementations(nt):
+def test_oracle_of_empirical_kernels(nt):
     stax = nt.stax
     init, apply_fn, _ = stax.serial(
         stax.Conv(4, (3, 3)), stax.Relu(), stax.Flatten(), stax.Dense(2)
     )
     x = images(3)
+    with neural_tangents.lenient():
+        params = init(jax.random.key(0), x.shape)[1]
+        for axes in ((), (-1,)):
+            theirs = nt.empirical_ntk_fn(apply_fn, trace_axes=axes, vmap_axes=0)
+            want = jax.jit(theirs)(x, None, params)
+            got = empirical.ntk(apply_fn, params, x, trace_outputs=bool(axes))
+            chex.assert_trees_all_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_implementations_of_theirs_agree(nt):
+    init, apply_fn, _ = nt.stax.serial(
+        nt.stax.Dense(4), nt.stax.Relu(), nt.stax.Dense(2)
+    )
+    x = images(3).reshape(3, -1)
     with neural_tangents.lenient():
         params = init(jax.random.key(0), x.shape)[1]
         kernels = [
