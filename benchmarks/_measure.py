@@ -50,9 +50,9 @@ def peak_memory() -> float:
 
 
 def arguments(**extra: Any) -> argparse.Namespace:
-    """Parses --out and the extra options (name=default)."""
+    """Parses --out (or --output) and the extra options (name=default)."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=pathlib.Path, default=None)
+    parser.add_argument("--out", "--output", type=pathlib.Path, default=None)
     for name, default in extra.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     return parser.parse_args()
