@@ -1,11 +1,12 @@
 """Empirical NTK: ours against the best implementation of neural-tangents.
 
-    python -m benchmarks.bench_empirical --out=results/benchmarks/empirical.json
+    python -m benchmarks.bench_empirical --output=results/benchmarks/empirical.json
 
 Every implementation of neural-tangents (vmap_axes=0) is compiled and run once; the
 fastest then takes turns with ours, and the ratio is the median over rounds. Compile
 time stands apart; `temp_MiB` is what a compiled program needs beyond its inputs and
-outputs. `--case=NAME` runs one case.
+outputs. `--case=NAME` runs one case; `--shrink=50` divides widths and images, to see
+that everything runs.
 """
 
 import time
@@ -35,12 +36,17 @@ class ConvNet(nn.Module):
         return nn.Dense(self.num_outputs)(x.reshape(x.shape[0], -1))
 
 
-def cases():
-    """(name, module, image shape, n1, n2, rounds)."""
+def cases(shrink):
+    """(module, image shape, images on either side, rounds) by name."""
+
+    def less(n):
+        return max(n // shrink, 2)
+
+    mlps = (MLP((less(width),) * 2, 1) for width in (1024, 4096))
     return {
-        "mlp1024": (MLP((1024, 1024), 1), (28, 28, 1), 200, 15),
-        "mlp4096": (MLP((4096, 4096), 1), (28, 28, 1), 40, 9),
-        "convnet64": (ConvNet(), (32, 32, 3), 20, 7),
+        "mlp1024": (next(mlps), (28, 28, 1), less(200), 15),
+        "mlp4096": (next(mlps), (28, 28, 1), less(40), 9),
+        "convnet64": (ConvNet(less(64)), (32, 32, 3), less(20), 7),
     }
 
 
@@ -78,10 +84,10 @@ def best_of_theirs(nt, apply_fn, arguments):
 
 
 def main() -> None:
-    options = _measure.arguments(repeats=0, case="all")
+    options = _measure.arguments(repeats=0, case="all", shrink=1)
     nt = neural_tangents.load()
     rows = []
-    for name, (module, shape, n, rounds) in cases().items():
+    for name, (module, shape, n, rounds) in cases(options.shrink).items():
         if options.case not in ("all", name):
             continue
         x1, x2 = (jax.random.normal(jax.random.key(i), (n, *shape)) for i in (0, 1))

@@ -1,9 +1,10 @@
 """Infinite-width kernels: ours against neural-tangents, in one process.
 
-    python -m benchmarks.bench_infinite --out=results/benchmarks/infinite.json
+    python -m benchmarks.bench_infinite --output=results/benchmarks/infinite.json
 
 Sides take turns, and a ratio is the median over rounds; compile time stands apart;
 `temp_MiB` is what the compiled program needs beyond its inputs and outputs.
+`--shrink=50` divides the images, to see that everything runs.
 """
 
 import time
@@ -19,7 +20,7 @@ def images(n, shape, seed):
     return jax.random.normal(jax.random.key(seed), (n, *shape))
 
 
-def cases(stax):
+def cases(stax, shrink):
     """(name, ours, theirs, arguments, rounds)."""
     dense, relu = stax.Dense(1), stax.Relu()
     conv = [stax.Conv(1, (3, 3), padding="SAME"), relu] * 3
@@ -37,22 +38,23 @@ def cases(stax):
     flatten, pool = (
         infinite_conv.convnet(3, head=head) for head in ("flatten", "global_pool")
     )
-    x, y = images(2000, (784,), 0), images(500, (784,), 1)
-    u, v = images(100, (32, 32, 3), 2), images(100, (32, 32, 3), 3)
+    x, y = images(2000 // shrink, (784,), 0), images(500 // shrink, (784,), 1)
+    side = 32 if shrink == 1 else 8
+    u, v = (images(100 // shrink, (side, side, 3), seed) for seed in (2, 3))
     g = gradient
     return [
         ("FC, 2 hidden, (2000, 784) x (500, 784)", ours, theirs, (x, y), 21),
-        ("FC, gradient in x1, (500, 784)^2", g(ours), g(theirs), (x[:500], y), 21),
+        ("FC, gradient in x1, (500, 784)^2", g(ours), g(theirs), (x[: len(y)], y), 21),
         ("Conv3 + flatten, (100, 32, 32, 3)^2", flatten, value(flat), (u, v), 5),
         ("Conv3 + global pooling, 4 x 4", pool, value(pooled), (u[:4], v[:4]), 3),
     ]
 
 
 def main() -> None:
-    options = _measure.arguments(repeats=0)
+    options = _measure.arguments(repeats=0, shrink=1)
     nt = neural_tangents.load()
     rows = []
-    for name, ours, theirs, arguments, rounds in cases(nt.stax):
+    for name, ours, theirs, arguments, rounds in cases(nt.stax, options.shrink):
         compiled, row = {}, {"case": name}
         for side, fn in (("ours", ours), ("nt", theirs)):
             start = time.perf_counter()
