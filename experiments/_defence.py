@@ -22,16 +22,20 @@ ATTACKS = {"kkt": _attacks.run_kkt, "auto": _attacks.run_auto}
 """The published search; and decoding exactly, then searching for the rest."""
 
 
-def nearest(dataset: data.Dataset, images: np.ndarray) -> dict[str, Any]:
+def nearest(
+    dataset: data.Dataset, images: np.ndarray, noise: np.ndarray | None
+) -> dict[str, Any]:
     """Returns each distilled image's nearest training image: does the method copy?
 
     Args:
       dataset: of the training images.
       images: distilled ones, mean-subtracted.
+      noise: entries that are noise for good, which alone keep the PSNR of a copy low.
 
     Returns:
-      index, distances (L2, intensity), psnr (clipped to [0, 1]), and num_copies, those
-      whose PSNR counts as recovered.
+      index, distances (L2, intensity), psnr (clipped to [0, 1]), num_copies, those
+      whose PSNR counts as recovered, and with noise psnr_outside_noise, the best over
+      all training images of the other entries.
     """
     index, distances, psnr = [], [], []
     for image in images:
@@ -43,7 +47,19 @@ def nearest(dataset: data.Dataset, images: np.ndarray) -> dict[str, Any]:
         distances.append(float(found.distances[0]))
         psnr.append(float(found.psnr[0]))
     copies = int(np.sum(np.asarray(psnr) >= RECOVERED_PSNR))
-    return {"index": index, "distances": distances, "psnr": psnr, "num_copies": copies}
+    told = {"index": index, "distances": distances, "psnr": psnr, "num_copies": copies}
+    if noise is not None:
+        told["psnr_outside_noise"] = [
+            _best_psnr(dataset, image, ~mask)
+            for image, mask in zip(images, noise, strict=True)
+        ]
+    return told
+
+
+def _best_psnr(dataset: data.Dataset, image: np.ndarray, kept: np.ndarray) -> float:
+    found = np.clip(image + dataset.mean, 0, 1)
+    errors = (dataset.x_train + dataset.mean - found[None]) ** 2
+    return float(-10 * np.log10(errors[:, kept].mean(axis=1).min()))
 
 
 def attack(

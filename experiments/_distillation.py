@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Bool
 
 from experiments import _attacks, _victim, reconstruct
 from experiments._flags import UsageError
@@ -144,22 +145,35 @@ def _random(config, dataset, key) -> Distilled:
     return Distilled(dataset.x_train[rows], dataset.y_train[rows], np.zeros(0))
 
 
-def _search(config, workdir, dataset, key, timer) -> Distilled:
-    """KIP or RKIP from the last checkpoint."""
+def _arguments(config, dataset, key) -> tuple[Any, Any, dict[str, Any]]:
     dtype = jnp.dtype(config.precision)
-    x = jnp.asarray(dataset.x_train, dtype)
-    y = jnp.asarray(dataset.y_train, dtype)
-    each, ratio = images_per_class(config, dataset), noise_ratio(config)
-    shared: dict[str, Any] = {
+    shared = {
         "key": key,
-        "images_per_class": each,
-        "noise_ratio": ratio,
+        "images_per_class": images_per_class(config, dataset),
+        "noise_ratio": noise_ratio(config),
         "learn_labels": config.learn_labels,
         "optimizer": _adam(config.learning_rate),
     }
+    x, y = (jnp.asarray(a, dtype) for a in (dataset.x_train, dataset.y_train))
+    return x, y, shared
+
+
+def noise_mask(
+    config: Any, dataset: data.Dataset, key: jax.Array
+) -> Bool[np.ndarray, "m h w c"] | None:
+    """Returns the entries that are noise for good; None without any."""
+    if noise_ratio(config) == 0:
+        return None
+    x, y, shared = _arguments(config, dataset, key)
+    return np.asarray(distillation.init(x, y, **shared).noise)
+
+
+def _search(config, workdir, dataset, key, timer) -> Distilled:
+    """KIP or RKIP from the last checkpoint."""
+    x, y, shared = _arguments(config, dataset, key)
     state = distillation.init(x, y, **shared)
     folder = workdir.checkpoint_folder / "distill"
-    losses = np.full(config.num_steps, np.nan, dtype)
+    losses = np.full(config.num_steps, np.nan, x.dtype)
     first = checkpoint.latest_step(folder) or 0
     if first:
         like = {"state": state, "losses": losses, "seconds": np.zeros(2)}

@@ -216,7 +216,8 @@ def _run(config: Config) -> dict[str, Any]:
         distilled = _distillation.distill(
             config, workdir, dataset, key_distill, distilling
         )
-        nearest = _defence.nearest(dataset, distilled.images)
+        noise = _distillation.noise_mask(config, dataset, key_distill)
+        nearest = _defence.nearest(dataset, distilled.images, noise)
         if config.method != "full":
             _draw(config, workdir, dataset, distilled, nearest)
         losses = distilled.losses

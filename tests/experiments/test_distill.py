@@ -94,6 +94,11 @@ def test_a_run_writes_every_file_and_takes_more_stages_later(tmp_path, capsys):
     assert "num_steps: 40 in the folder, 41 asked" in told
 
 
+def _key_distill(seed):
+    both = jax.random.split(jax.random.fold_in(jax.random.key(0), seed))
+    return jax.random.split(both[1], 3)[0]
+
+
 def _key(seed):
     return jax.random.split(jax.random.fold_in(jax.random.key(0), seed))[0]
 
@@ -124,6 +129,17 @@ def test_toy_runs_of_every_method(tmp_path, changes):
         np.testing.assert_array_equal(arrays["labels"].argmax(1), np.arange(10))
         assert results["nearest"]["num_copies"] == 10
         assert max(results["nearest"]["distances"]) == 0
+    if changes["method"] == "rkip_noise":
+        found = data.load("digits", num_train=12, key=_key(0))
+        outside = results["nearest"]["psnr_outside_noise"]
+        masks = _distillation.noise_mask(_config("", **changes), found, _key_distill(0))
+        assert 0.1 < masks.mean() < 0.5
+        for value, image, noise in zip(outside, arrays["images"], masks, strict=True):
+            apart = np.clip(image + found.mean, 0, 1) - found.mean - found.x_train
+            errors = np.where(noise, 0, apart**2).sum((1, 2, 3)) / (~noise).sum()
+            assert value == pytest.approx(-10 * np.log10(errors.min()), rel=1e-5)
+    else:
+        assert "psnr_outside_noise" not in results["nearest"]
     if changes["method"] == "kip":
         assert set(np.abs(arrays["labels"]).ravel()) != {1.0}
     if changes["method"] == "rkip_finite":
