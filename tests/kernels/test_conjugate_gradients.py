@@ -135,6 +135,7 @@ np.testing.assert_allclose(eight.energy, one.energy, rtol=1e-9)
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     done = subprocess.run(

@@ -30,7 +30,14 @@ def trace_of(full):
     return np.einsum("nmcc->nm", full) / full.shape[-1]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# Long to compile: with the slow tests.
+LONG = ("mlp_ntk", "mlp_some_biases", "attention", "grouped")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in NETWORKS],
+)
 def test_all_methods_are_the_product_of_jacobians(name):
     apply_fn, params, shape = NETWORKS[name]()
     x1, x2 = images(shape, 4), images(shape, 3, 2)
@@ -65,7 +72,12 @@ def test_float32_is_as_exact_as_it_can_be(method):
 
 @pytest.mark.parametrize(
     ("method", "traced"),
-    [*((method, True) for method in METHODS), ("structured", False)],
+    [
+        ("structured", True),
+        pytest.param("structured", False, marks=pytest.mark.slow),
+        pytest.param("jacobian", True, marks=pytest.mark.slow),
+        pytest.param("ntk_vector", True, marks=pytest.mark.slow),
+    ],
 )
 def test_blocks_of_any_size_give_the_same(method, traced):
     apply_fn, params, shape = mlp(2)

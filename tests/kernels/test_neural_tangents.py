@@ -72,7 +72,7 @@ OURS = {
         "same relu same relu same relu flatten dense",
         "same relu circular gelu global dense erf dense",
         "strided leaky valid relu flatten dense",
-        "strided relu valid erf global dense",
+        pytest.param("strided relu valid erf global dense", marks=pytest.mark.slow),
         "same relu same relu pool same relu pool flatten dense",
     ],
 )

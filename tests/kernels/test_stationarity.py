@@ -191,7 +191,7 @@ def _linearized_run(num_outputs=1, width=80):
     return model, params_0, params_t, x, duals
 
 
-@pytest.mark.parametrize("num_outputs", [1, 3])
+@pytest.mark.parametrize("num_outputs", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_loss_is_zero_at_the_truth_of_a_linearized_run_and_best_duals_find_it(
     num_outputs,
 ):
