@@ -149,3 +149,17 @@ def test_wrong_lengths_and_no_curve_are_one_clear_line(tmp_path):
     with pytest.raises(ValueError, match="num_curves=0"):
         plots.curve({}, tmp_path / "c.png", image_shape=(8, 8, 1))
     assert not list(tmp_path.iterdir())
+
+
+def test_pictures_have_a_note_each_and_break_into_rows(tmp_path, texts):
+    images, *_ = _pairs(12)
+    path = tmp_path / "p.png"
+    notes = [f"note {i}" for i in range(12)]
+    plots.pictures(images, path, mean=np.zeros(1), notes=notes, title="Twelve")
+    assert [text for text in texts[0] if text.startswith("note")] == notes
+    assert "Twelve" in texts[0]
+    two_rows = mpl_image.imread(path).shape[0]
+    plots.pictures(images[:3], path, mean=np.zeros(1), notes=notes[:3], title="Three")
+    assert mpl_image.imread(path).shape[0] < two_rows
+    with pytest.raises(ValueError, match="notes"):
+        plots.pictures(images, path, mean=np.zeros(1), notes=notes[:3], title="")
