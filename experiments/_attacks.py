@@ -267,12 +267,16 @@ def run_auto(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Att
         certified = np.concatenate([certified, np.zeros(extra, bool)])
         sources += ["kkt"] * extra
     if not linear:
+        if config.dynamics == "standard" and config.points is None:
+            # Near the truth a finer quadrature pays.
+            common["points"] = kkt.parse_points("three")
+        q = len(common["points"])
         start = kkt.prepare(
             *network,
             num_images=len(images),
             settings=kkt.POLISH,
             initial_images=images,
-            initial_duals=duals,
+            initial_duals=np.repeat(duals.sum(0)[None] / q, q, axis=0),
             **common,
         )
         result, losses = _search(config, workdir, "polish", start, timer)

@@ -378,9 +378,9 @@ def reconstruct(
       bounds: smallest and largest intensity, scalar or per channel, in the units
         that the network takes: (-mean, 1 - mean).
       num_outputs: c, for an `apply_fn`; an `MLP` knows its own.
-      points: "final", "init", "midpoint", "both" or s in [0, 1], each with its own
-        duals. For linearized training use "init", where its gradients were; for
-        standard training "both", with `settings=STANDARD`.
+      points: "final", "init", "midpoint", "both", "three" (0, 1/2, 1) or s in [0, 1],
+        each with its own duals. For linearized training use "init", where its gradients
+        were; for standard training "both", with `settings=STANDARD`.
       settings: `FAST`, or `PAPER` for the published search.
       initial_images: to start from, in place of noise.
       initial_duals: multipliers to start from, one set per point.

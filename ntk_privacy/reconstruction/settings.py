@@ -8,7 +8,13 @@ from ntk_privacy import _checks
 
 __all__ = ["FAST", "PAPER", "POINTS", "POLISH", "STANDARD", "Settings", "parse_points"]
 
-POINTS = {"final": (1.0,), "init": (0.0,), "midpoint": (0.5,), "both": (0.0, 1.0)}
+POINTS = {
+    "final": (1.0,),
+    "init": (0.0,),
+    "midpoint": (0.5,),
+    "both": (0.0, 1.0),
+    "three": (0.0, 0.5, 1.0),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,15 +87,14 @@ truth, so the duals are held back more."""
 
 POLISH = dataclasses.replace(
     STANDARD,
-    ridge=1e-3,
     first_layer=True,
-    num_steps=1000,
-    learning_rate=2e-3,
-    dual_learning_rate=2e-3,
+    num_steps=600,
+    learning_rate=4e-3,
+    dual_learning_rate=4e-3,
     start_sharpness=200.0,
 )
-"""From images that are nearly right: small steps, and no smoothing to forget them by.
-"""
+"""From images that are nearly right, with `points="three"`: small steps, all equations,
+and no smoothing to forget the images by."""
 
 PAPER = Settings(
     num_steps=80_000,

@@ -403,6 +403,7 @@ def test_any_flax_network_goes_in_the_parameter_form():
 
 def test_points_are_parsed_or_refused():
     assert kkt.parse_points("both") == (0.0, 1.0)
+    assert kkt.parse_points("three") == (0.0, 0.5, 1.0)
     assert kkt.parse_points("0,0.25, 1") == (0.0, 0.25, 1.0)
     assert kkt.parse_points([0.5]) == (0.5,)
     for bad, message in (
