@@ -5,6 +5,7 @@ arXiv:2110.04181), released code.
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -201,14 +202,32 @@ class ConvNet(nn.Module):
     def init_params(
         self, key: Array, image_shape: Sequence[int], dtype: Any = None
     ) -> Params:
-        """Returns random parameters, PyTorch's default; pure, also under `jit`.
+        """Returns random parameters by PyTorch's default law.
 
         Args:
           key: typed key.
           image_shape: (height, width, depth) in pixels.
           dtype: float32 unless given.
         """
-        return _init(self, key, tuple(image_shape), jnp.dtype(dtype or jnp.float32))
+        dtype = jnp.dtype(dtype or jnp.float32)
+        shapes = _shapes(self, tuple(image_shape), dtype)
+        # One draw for all layers: the law is Flax's, at a fraction of its compilation.
+        drawn = [name for name in shapes if not name.startswith("Norm")]
+        sizes = [leaf.size for name in drawn for leaf in shapes[name].values()]
+        uniform = jax.random.uniform(key, (sum(sizes),), dtype, -1, 1)
+        params, offset = {}, 0
+        for name, layer in shapes.items():
+            params[name] = {}
+            for leaf_name, leaf in layer.items():
+                if name not in drawn:
+                    fill = jnp.ones if leaf_name == "scale" else jnp.zeros
+                    params[name][leaf_name] = fill(leaf.shape, dtype)
+                    continue
+                values = uniform[offset : offset + leaf.size].reshape(leaf.shape)
+                bound = math.prod(layer["kernel"].shape[:-1]) ** -0.5
+                params[name][leaf_name] = values * bound
+                offset += leaf.size
+        return params
 
     def apply_fn(
         self, params: Params, x: Float[Array, "n h w c"]
@@ -223,10 +242,11 @@ class ConvNet(nn.Module):
         return self.apply({"params": params}, x, features_only=True)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3))
-def _init(model: ConvNet, key: Array, image_shape: tuple[int, ...], dtype: Any):
-    # Compiled: the forward pass that Flax takes the shapes from is left out.
-    return model.init(key, jnp.zeros((1, *image_shape), dtype))["params"]
+@functools.lru_cache(maxsize=64)
+def _shapes(model: ConvNet, image_shape: tuple[int, ...], dtype: Any) -> Params:
+    """Returns the shapes of the parameters, layer by layer."""
+    x = jax.ShapeDtypeStruct((1, *image_shape), dtype)
+    return jax.eval_shape(model.init, jax.random.key(0), x)["params"]
 
 
 _OPTIONS: Mapping[str, tuple[str, Any]] = {
