@@ -40,4 +40,4 @@ bench: .venv
 	for b in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$b .py) || exit 1; done
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv

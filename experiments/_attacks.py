@@ -33,6 +33,10 @@ class Attacked(NamedTuple):
     arrays: dict[str, np.ndarray]
 
 
+class UndecodableError(ValueError):
+    """The network is not one that decoding takes."""
+
+
 def kkt_settings(config: Any) -> tuple[kkt.Settings, Any]:
     """Returns the search's settings and points: the preset, then what flags override.
 
@@ -101,8 +105,9 @@ def search(
         attack = attack._replace(state=stored["state"])
         losses = np.array(stored["losses"])
         timer.run, timer.compile = map(float, stored["seconds"])
-        if not np.isfinite(losses[:first]).all():
-            first = num_steps  # lost before: another try would be another result
+        # The search ends at a chunk whose last loss is not finite; so does its rerun.
+        if not np.isfinite(losses[first - 1]):
+            first = num_steps
     every = Every(config.checkpoint_seconds)
     with (
         timer(),
@@ -180,9 +185,12 @@ def _decode(config: Any, workdir: Workdir, victim: Victim, timer: Timer):
     common = _common(config, victim)
     common.pop("bounds")
     with timer():
-        decoded = algebraic.reconstruct(
-            victim.params_0, victim.params_t, auxiliary=auxiliary, **common
-        )
+        try:
+            decoded = algebraic.reconstruct(
+                victim.params_0, victim.params_t, auxiliary=auxiliary, **common
+            )
+        except ValueError as error:
+            raise UndecodableError(str(error)) from error
         decoded = {k: np.asarray(v) for k, v in decoded._asdict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     workdir.write_arrays(
@@ -221,7 +229,7 @@ def run_auto(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Att
     """Decodes, searches for what is missing, polishes where dynamics are not linear."""
     try:
         decoded = _decode(config, workdir, victim, timer)
-    except ValueError as error:
+    except UndecodableError as error:
         found = run_kkt(config, workdir, victim, timer)
         extra = {
             **found.extra,

@@ -8,6 +8,7 @@ import math
 import pathlib
 import platform
 import zipfile
+import zlib
 from collections.abc import Collection
 from typing import Any
 
@@ -41,6 +42,12 @@ def _plain(value: Any) -> Any:
 
 def _to_json(value: Any) -> str:
     return json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
+
+
+def check_workdir(workdir: str) -> None:
+    """Raises ValueError for an empty name, which would be the current folder."""
+    if not workdir.strip():
+        raise ValueError("workdir is empty: name a folder for the results.")
 
 
 class Workdir:
@@ -158,7 +165,13 @@ class Workdir:
 
     def read_json(self, name: str) -> Any:
         """Returns what `write_json` wrote."""
-        return json.loads(self.path(name).read_text())
+        path = self.path(name)
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): delete it to make it again."
+            ) from error
 
     def write_arrays(self, name: str, **arrays: Any) -> None:
         """Writes an .npz: equal arrays give equal bytes.
@@ -171,8 +184,14 @@ class Workdir:
 
     def read_arrays(self, name: str) -> dict[str, np.ndarray]:
         """Returns what `write_arrays` wrote."""
-        with np.load(self.path(name), allow_pickle=False) as stored:
-            return dict(stored)
+        path = self.path(name)
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                return dict(stored)
+        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): delete it to make it again."
+            ) from error
 
     def close(self) -> None:
         """Lets another process take the folder."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments import _attacks, _flags, _max_margin, _sweep, _victim
 from experiments._timing import Timer
-from experiments._workdir import Workdir, versions
+from experiments._workdir import Workdir, check_workdir, versions
 from ntk_privacy import _checks
 from ntk_privacy.evaluation import reconstruction_curve
 from ntk_privacy.reports import plots
@@ -106,8 +106,21 @@ class Config:
             depth=self.depth,
             max_train_steps=self.max_train_steps,
         )
+        check_workdir(self.workdir)
+        # Seeds and step counts are 32 bits wide on devices.
+        _checks.in_range(0, 2**32 - 1, seed=self.seed)
+        _checks.in_range(1, 10**9, max_train_steps=self.max_train_steps)
+        _checks.in_range(1, 10**9, num_steps=self.num_steps or 1)
+        if self.method == "algebraic" and (
+            self.depth < 2 or self.parametrization != "standard"
+        ):
+            raise ValueError(
+                f"depth={self.depth}, parametrization={self.parametrization!r}: "
+                "method='algebraic' takes two or more hidden layers in the standard "
+                "parametrisation; use --method=kkt."
+            )
         _checks.positive(stop_loss=self.stop_loss)
-        _checks.at_least(0, seed=self.seed, checkpoint_seconds=self.checkpoint_seconds)
+        _checks.at_least(0, checkpoint_seconds=self.checkpoint_seconds)
         for name in ("num_candidates", "num_steps"):
             if getattr(self, name) is not None:
                 _checks.at_least(1, **{name: getattr(self, name)})
@@ -163,7 +176,8 @@ def _run(config: Config) -> dict[str, Any]:
             return workdir.read_json("results.json")
         dataset, key_init = loaded or _victim.load(config)
         training, attacking = Timer(), Timer()
-        make = _max_margin.make if config.method == "max_margin" else _victim.make
+        is_max_margin = config.method == "max_margin"
+        make = _max_margin.make if is_max_margin else _victim.make
         victim = make(config, workdir, dataset, key_init, training)
         attacked = METHODS[config.method](config, workdir, victim, attacking)
         evaluation = reconstruction_curve.evaluate(
@@ -201,12 +215,14 @@ def _run(config: Config) -> dict[str, Any]:
         results = {
             "method": config.method,
             "dataset": config.dataset,
-            "dynamics": config.dynamics,
+            # Max-margin networks are trained by cross-entropy, all parameters moving.
+            "dynamics": "standard" if is_max_margin else config.dynamics,
             "width": config.width,
             "num_images": config.num_images,
             "seed": config.seed,
             "train_loss": victim.loss,
             "train_steps": victim.steps,
+            "converged": _converged(config, victim.loss),
             "test_accuracy": victim.test_accuracy,
             "kernel_distance": victim.kernel_distance,
             "num_recovered": evaluation.num_recovered,
@@ -231,11 +247,21 @@ def _run(config: Config) -> dict[str, Any]:
         return workdir.read_json("results.json")
 
 
+def _converged(config: Config, loss: float) -> bool | None:
+    """Whether training reached the loss it was asked for; None: there was none."""
+    if config.method == "max_margin":
+        return None
+    if config.dynamics == "linearized" and config.schedule == "flow":
+        return True  # in closed form; what the loss says in float32 is rounding
+    return loss <= 2 * (config.early_stop_loss or config.stop_loss)
+
+
 def summary(results: dict[str, Any]) -> str:
     """Returns a short table for the terminal."""
     squared = np.asarray(results["squared_distances"], float)
     seconds = results["seconds"]
     n = results["num_images"]
+    short = " (not reached what was asked)" if results.get("converged") is False else ""
     rows = [
         ("images recovered (PSNR >= 25 dB)", f"{results['num_recovered']} of {n}"),
         *_decoding_rows(results),
@@ -243,7 +269,7 @@ def summary(results: dict[str, Any]) -> str:
         ("median squared distance", f"{np.median(squared):.3g}"),
         ("largest squared distance", f"{squared.max():.3g}"),
         ("mean SSIM", f"{np.mean(results['ssim']):.3f}"),
-        ("training loss", f"{results['train_loss']:.2g}"),
+        ("training loss", f"{results['train_loss']:.2g}{short}"),
         ("test accuracy of the network", f"{100 * results['test_accuracy']:.1f}%"),
         ("kernel distance", f"{float(results['kernel_distance']):.2g}"),
         (
@@ -251,6 +277,8 @@ def summary(results: dict[str, Any]) -> str:
             ", ".join(f"{seconds[k]:.1f}" for k in ("train", "compile", "attack")),
         ),
     ]
+    if results.get("nonfinite"):
+        rows.insert(0, ("search lost", "its loss became NaN: lower --learning_rate"))
     size = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{size}}  {value}" for name, value in rows)
 

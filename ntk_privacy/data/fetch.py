@@ -1,8 +1,10 @@
 """Verified downloads of the public image sets; nothing here runs unless asked."""
 
 import gzip
+import shutil
 import tarfile
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -114,6 +116,7 @@ def fetch(
             "it: move it away first."
         )
     root.mkdir(parents=True, exist_ok=True)
+    _sweep_stale(root)
     with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as scratch:
         paths = [
             _download(source.mirrors, file, sha256, Path(scratch), progressbar)
@@ -135,6 +138,17 @@ def fetch(
             for path in paths:
                 path.replace(folder / path.name)
     return folder
+
+
+def _sweep_stale(root: Path) -> None:
+    """Removes what a killed download left, once it has been still for an hour."""
+    for scratch in root.glob(".fetch-*"):
+        newest = max(
+            (path.stat().st_mtime for path in [scratch, *scratch.rglob("*")]),
+            default=0.0,
+        )
+        if time.time() - newest > 3600:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _download(

@@ -116,7 +116,7 @@ def parameter_form(
         grads = jax.grad(lambda p, a=a: jnp.sum(a * apply_fn(p, images, *extra)))(
             params
         )
-        if grads.keys() != residual.keys():
+        if isinstance(residual, dict) and residual.keys() != grads.keys():
             grads = {name: grads[name] for name in residual}
         residual = _tree.sub(residual, grads)
     return _tree.squared_norm(residual)

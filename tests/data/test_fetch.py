@@ -3,8 +3,10 @@
 import gzip
 import hashlib
 import io
+import os
 import tarfile
 import threading
+import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -256,6 +258,19 @@ def test_an_interrupted_fetch_leaves_nothing(publish, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         data.load("cifar10", data_dir=tmp_path, download=True)
     assert left_in(tmp_path) == []
+
+
+def test_what_a_killed_fetch_left_is_swept_once_it_is_old(publish, tmp_path):
+    publish("cifar10", {"cifar-10-binary.tar.gz": cifar_archive()})
+    for name, age in ((".fetch-old", 7200), (".fetch-new", 60)):
+        part = tmp_path / name / "part"
+        part.parent.mkdir()
+        part.write_bytes(b"half")
+        for path in (part, part.parent):
+            os.utime(path, (time.time() - age,) * 2)
+    data.load("cifar10", data_dir=tmp_path, download=True)
+    # The newer one may be another process at work.
+    assert [p.name for p in tmp_path.glob(".fetch-*")] == [".fetch-new"]
 
 
 def test_published_hashes_are_sha256_of_the_files_that_loaders_read():

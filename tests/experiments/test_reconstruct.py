@@ -217,6 +217,11 @@ def test_killed_in_training_and_in_the_attack_it_goes_on_to_the_same_bytes(tmp_p
         ("--stop_loss=0", "stop_loss=0.0 must be above 0"),
         ("--early_stop_loss=1e-12", "early_stop_loss=1e-12 must be above stop_loss"),
         ("--checkpoint_seconds=-1", "checkpoint_seconds=-1.0 must be at least 0"),
+        ("--seed=99999999999999", "seed=99999999999999 must lie in [0, 4294967295]"),
+        ("--seed=-1", "seed=-1 must lie in [0"),
+        ("--num_steps=3000000000", "num_steps=3000000000 must lie in [1, 1000000000]"),
+        ("--max_train_steps=3000000000", "max_train_steps=3000000000 must lie in"),
+        ("--workdir=", "workdir is empty: name a folder"),
         ("--points=final", "points='final': the gradients of a linearized network"),
         ("--dataset=imagenet", "use one of digits, mnist, cifar10"),
         ("--method=magic", "use one of"),
@@ -291,6 +296,7 @@ def test_a_lost_search_is_told_and_stays_lost_when_started_again(tmp_path, monke
     whole = _run(tmp_path / "whole", **changes)
     assert whole["nonfinite"]
     assert whole["attack_loss"] == "nan"
+    assert "lower --learning_rate" in reconstruct.summary(whole)
     save = checkpoint.save
 
     def save_and_die(folder, step, state):
@@ -315,6 +321,45 @@ def test_decoding_first_gives_the_size_of_the_set(tmp_path):
     assert results["estimated_num_images"] == 4
     assert results["num_recovered"] == 4
     assert set(results) >= {"num_certified", "sources", "rank_gap", "message"}
+
+
+def test_decoding_is_refused_for_networks_it_does_not_take(tmp_path, capsys):
+    for flag in ("--depth=1", "--parametrization=ntk"):
+        folder = tmp_path / "new"
+        code, told = _call(capsys, *_arguments(folder, method="algebraic"), flag)
+        assert code == 2
+        assert "takes two or more hidden layers in the standard" in told
+        assert not folder.exists()
+
+
+def test_a_damaged_file_of_the_run_is_named_not_worked_around(tmp_path, capsys):
+    changes = {"method": "auto", "width": 128, "num_steps": None}
+    _run(tmp_path, **changes)
+    for name in ("arrays.npz", "curve.png", "gallery.png"):
+        (tmp_path / name).unlink()
+    decoded = tmp_path / "checkpoints" / "decoded.npz"
+    whole = decoded.read_bytes()
+    (tmp_path / "results.json").unlink()
+    for junk in (b"junk", whole[: len(whole) // 2]):
+        decoded.write_bytes(junk)
+        code, told = _call(capsys, *_arguments(tmp_path, **changes))
+        assert code == 1
+        assert "decoded.npz is damaged" in told
+        assert told.count("\n") == 1
+    (tmp_path / "results.json").write_text("{")
+    code, told = _call(capsys, *_arguments(tmp_path, **changes))
+    assert code == 1
+    assert "results.json is damaged" in told
+
+
+def test_training_that_stops_short_is_told(tmp_path):
+    changes = {"dynamics": "standard", "num_steps": 5}
+    short = _run(tmp_path / "short", max_train_steps=3, **changes)
+    assert short["converged"] is False
+    assert "not reached" in reconstruct.summary(short)
+    reached = _run(tmp_path / "whole", stop_loss=0.05, **changes)
+    assert reached["converged"] is True
+    assert "not reached" not in reconstruct.summary(reached)
 
 
 def test_checkpoints_are_due_once_in_so_many_seconds():

@@ -392,6 +392,19 @@ def test_any_flax_network_goes_in_the_parameter_form():
         **common,
     )
     assert exact.losses[0] < 1e-20
+    # Parameters are any pytree.
+    as_list = [jax.tree.leaves(params) for params in (params_0, params_t)]
+    structure = jax.tree.structure(params_0)
+    listed = _reconstruct(
+        lambda params, x: apply_fn(jax.tree.unflatten(structure, params), x),
+        *as_list,
+        settings=PAPER_SHORT,
+        initial_images=x,
+        initial_duals=jnp.ones((1, 3, 2)),
+        bounds=(-9.0, 9.0),
+        **common,
+    )
+    assert listed.losses[0] < 1e-20
     for settings in (
         _settings(),
         dataclasses.replace(PAPER_SHORT, project=True),
@@ -407,7 +420,7 @@ def test_points_are_parsed_or_refused():
     assert kkt.parse_points("0,0.25, 1") == (0.0, 0.25, 1.0)
     assert kkt.parse_points([0.5]) == (0.5,)
     for bad, message in (
-        ("middle", "points='middle' is unknown: use final, init, midpoint, both or"),
+        ("middle", "points='middle' is unknown: use final, init, midpoint, both, "),
         ("0,2", r"points=2.0 must lie in \[0, 1\]"),
         ([float("nan")], r"points=nan must lie in \[0, 1\]"),
         ((), r"points=\(\) is empty"),
