@@ -225,23 +225,39 @@ def run_algebraic(
     )
 
 
+def _searched_only(
+    found: Attacked, message: str, estimate: int | None = None
+) -> Attacked:
+    """Says that decoding was no help."""
+    return found._replace(
+        extra={
+            **found.extra,
+            "estimated_num_images": estimate,
+            "num_certified": 0,
+            "certified": [False] * len(found.images),
+            "sources": ["kkt"] * len(found.images),
+            "message": message,
+        }
+    )
+
+
 def run_auto(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked:
     """Decodes, searches for what is missing, polishes where dynamics are not linear."""
     try:
         decoded = _decode(config, workdir, victim, timer)
     except UndecodableError as error:
-        found = run_kkt(config, workdir, victim, timer)
-        extra = {
-            **found.extra,
-            "estimated_num_images": None,
-            "num_certified": 0,
-            "certified": [False] * len(found.images),
-            "sources": ["kkt"] * len(found.images),
-            "message": f"not decoded ({error})",
-        }
-        return found._replace(extra=extra)
+        return _searched_only(
+            run_kkt(config, workdir, victim, timer), f"not decoded ({error})"
+        )
     settings, points = kkt_settings(config)
     linear = decoded["rank_gap"] > _LINEAR_GAP
+    if not linear and np.mean(decoded["certified"]) < 0.5:
+        # What moving features made of most rows is worse than noise to start from.
+        return _searched_only(
+            run_kkt(config, workdir, victim, timer),
+            f"searched from noise: of the decoding, {decoded['message']}",
+            decoded["estimated_num_images"],
+        )
     # Uncertified images of linear dynamics may be anything: the search replaces them.
     keep = decoded["certified"] if linear else np.ones(len(decoded["images"]), bool)
     images, duals = decoded["images"][keep], decoded["duals"][keep]

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments import _flags, _workdir, reconstruct
+from experiments import _attacks, _flags, _workdir, reconstruct
 from experiments._victim import Every
 from ntk_privacy import checkpoint
 
@@ -360,6 +360,26 @@ def test_training_that_stops_short_is_told(tmp_path):
     reached = _run(tmp_path / "whole", stop_loss=0.05, **changes)
     assert reached["converged"] is True
     assert "not reached" not in reconstruct.summary(reached)
+
+
+def test_auto_searches_from_noise_where_decoding_certifies_too_little(
+    tmp_path, monkeypatch
+):
+    changes = {"dynamics": "standard", "num_steps": 5}
+    decode = _attacks.algebraic.reconstruct
+
+    def faint(*args, **kwargs):
+        found = decode(*args, num_images=4, **kwargs)
+        nothing = np.zeros(len(found.certified), bool)
+        return found._replace(rank_gap=3.0, certified=nothing, message="none.")
+
+    monkeypatch.setattr(_attacks.algebraic, "reconstruct", faint)
+    found = _run(tmp_path / "auto", method="auto", **changes)
+    assert found["message"] == "searched from noise: of the decoding, none."
+    assert set(found["sources"]) == {"kkt"}
+    assert found["estimated_num_images"] == 4
+    plain = _run(tmp_path / "kkt", method="kkt", **changes)
+    assert found["squared_distances"] == plain["squared_distances"]
 
 
 def test_checkpoints_are_due_once_in_so_many_seconds():
