@@ -8,7 +8,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ _EPSILON = 1e-5
 _GROUPS = 4
 
 
+@runtime_checkable
 class Network(Protocol):
     """A classifier with features: what condensation and poisoning ask of a model."""
 
