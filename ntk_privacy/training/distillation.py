@@ -10,7 +10,7 @@ pixels: Loo et al., ICLR 2024 (arXiv:2302.01428).
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,8 @@ class Distilled(NamedTuple):
     state: Any
     nonfinite: Bool[Array, ""]
 
+
+State = TypeVar("State")
 
 Objective = Callable[[Array, Array, Any, Any], Float[Array, ""]]
 """`(images, labels, rows, constants) -> loss` of a synthetic set, hashable.
@@ -309,7 +311,7 @@ def minimize(
     )
 
 
-def resume(state: DistillState | None, start: DistillState) -> DistillState:
+def resume(state: State | None, start: State) -> State:
     """Returns `state`, or `start` without one.
 
     Args:
@@ -327,8 +329,12 @@ def resume(state: DistillState | None, start: DistillState) -> DistillState:
     )
     if not same:
         raise ValueError(
-            f"state has images of shape {np.shape(state.images)}, this call makes "
-            f"{np.shape(start.images)}, or options differ: repeat the options of the "
+            f"state has images of shape {_images_shape(state)}, this call makes "
+            f"{_images_shape(start)}, or options differ: repeat the options of the "
             "first call, or leave state out."
         )
     return state
+
+
+def _images_shape(state: Any) -> tuple[int, ...]:
+    return np.shape(state.images)

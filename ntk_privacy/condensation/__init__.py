@@ -1,0 +1,5 @@
+"""Condensation: few synthetic images that train a network as many real ones do."""
+
+from ntk_privacy.condensation import distribution_matching, robust_mean
+
+__all__ = ["distribution_matching", "robust_mean"]

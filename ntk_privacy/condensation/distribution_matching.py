@@ -1,0 +1,346 @@
+"""DM: match the mean features of real and synthetic images in random networks.
+
+With a robust mean on the real side it is RDM-DC:
+`distill(..., mean_fn=robust_mean.calibrated(rate=0.1))`.
+
+Source: Zhao & Bilen, WACV 2023 (DM, arXiv:2110.04181), released code; RDM-DC, its
+algorithm 3.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from ntk_privacy import _checks, _loop
+from ntk_privacy._types import Callback, Params
+from ntk_privacy.condensation import robust_mean
+from ntk_privacy.condensation.robust_mean import MeanFn
+from ntk_privacy.data import augmentation
+from ntk_privacy.models.convnet import Network
+from ntk_privacy.training import distillation
+
+__all__ = ["Distilled", "MatchState", "distill", "init", "loss"]
+
+
+class MatchState(NamedTuple):
+    """What a distillation resumes from.
+
+    images, labels: the synthetic set, sorted by class. opt_state: of the optimizer.
+    steps: done so far, one of a non-finite loss left out. nonfinite: the loss or the
+    images became NaN or infinite and the rest is the last good state.
+    """
+
+    images: Float[Array, "m h w d"]
+    labels: Int[Array, " m"]
+    opt_state: Any
+    steps: Int[Array, ""]
+    nonfinite: Bool[Array, ""]
+
+
+class Distilled(NamedTuple):
+    """images: in the units of x_target. labels: their classes. losses: before each
+    step of this call. state: pass it on to continue. nonfinite: stopped early.
+    """  # noqa: D205
+
+    images: Float[Array, "m h w d"]
+    labels: Int[Array, " m"]
+    losses: Float[Array, " steps"]
+    state: MatchState
+    nonfinite: Bool[Array, ""]
+
+
+def loss(
+    real: Float[Array, "c b h w d"],
+    synthetic: Float[Array, "c m h w d"],
+    *,
+    model: Network,
+    params: Params,
+    keys: Array,
+    mean_fn: MeanFn = robust_mean.mean,
+    operations: tuple[str, ...] = augmentation.OPERATIONS,
+) -> Float[Array, ""]:
+    r"""Squared distance of mean features, summed over features and classes.
+
+    $$\sum_c \| \mu(\{\Phi(A_{w_c}(x_i))\})
+      - \tfrac1m \sum_j \Phi(A_{w_c}(s_j)) \|^2$$
+
+    Args:
+      real: a batch of each class; a constant for the gradient.
+      synthetic: the synthetic images of each class.
+      model: the network whose `embed_fn` is the feature map.
+      params: its parameters.
+      keys: one per class, of the augmentation that both batches share.
+      mean_fn: of the real side.
+      operations: of `data.augmentation`.
+    """
+
+    def features(images):
+        # A loop over classes: each takes its own operation, and runs it alone.
+        images = jax.lax.map(
+            lambda pair: augmentation.augment(
+                pair[0], pair[1], operations=operations, siamese=True
+            ),
+            (keys, images),
+        )
+        c, b = images.shape[:2]
+        flat = model.embed_fn(params, images.reshape(c * b, *images.shape[2:]))
+        return flat.reshape(c, b, -1)
+
+    target = jax.vmap(mean_fn)(jax.lax.stop_gradient(features(real)))
+    found = jnp.mean(features(synthetic), axis=1)
+    return jnp.sum(jnp.square(jax.lax.stop_gradient(target) - found))
+
+
+class _Data(NamedTuple):
+    x: Any
+    offsets: Any
+    sizes: Any
+    key_data: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """The step of one problem; equal ones share a compiled program."""
+
+    model: Network
+    mean_fn: MeanFn
+    operations: tuple[str, ...]
+    optimizer: optax.GradientTransformation
+    batch_size: int
+    largest: int
+
+    def batch(self, data: _Data, key):
+        """Returns images of each class, (c, b, ...), without replacement."""
+        shape = (len(data.sizes), self.largest)
+        order = jax.random.uniform(key, shape, jnp.float32)
+        absent = jnp.arange(self.largest, dtype=jnp.int32)[None] >= data.sizes[:, None]
+        _, chosen = jax.lax.top_k(jnp.where(absent, -1, order), self.batch_size)
+        return data.x[data.offsets[:, None] + chosen]
+
+    def __call__(self, state: MatchState, step, data: _Data):
+        key = jax.random.fold_in(jax.random.wrap_key_data(data.key_data), step)
+        key_network, key_batch, key_augment = jax.random.split(key, 3)
+        c = len(data.sizes)
+        image_shape = data.x.shape[1:]
+        params = self.model.init_params(key_network, image_shape, data.x.dtype)
+        keys = jax.random.split(key_augment, c)
+        real = self.batch(data, key_batch)
+
+        def loss_fn(images):
+            return loss(
+                real,
+                images.reshape(c, -1, *image_shape),
+                model=self.model,
+                params=params,
+                keys=keys,
+                mean_fn=self.mean_fn,
+                operations=self.operations,
+            )
+
+        value, grads = jax.value_and_grad(loss_fn)(state.images)
+        # optax raises decay rates to an integer count.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = self.optimizer.update(
+                grads, state.opt_state, state.images
+            )
+        images: Any = optax.apply_updates(state.images, updates)
+        new = state._replace(images=images, opt_state=opt_state, steps=state.steps + 1)
+        ok = jnp.isfinite(value) & jnp.isfinite(images).all() & ~state.nonfinite
+        last = state._replace(nonfinite=jnp.ones((), bool))
+        kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, last)
+        return kept, {"loss": value}
+
+
+@functools.cache
+def _sgd() -> optax.GradientTransformation:
+    # One object for all calls: the compiled loop is looked up by it.
+    return optax.sgd(1.0, momentum=0.5)
+
+
+def _sizes(class_target: np.ndarray, num_classes: int) -> np.ndarray:
+    if class_target.min() < 0 or class_target.max() >= num_classes:
+        raise ValueError(
+            f"class_target lies in [{class_target.min()}, {class_target.max()}]: with "
+            f"num_classes={num_classes} give classes in [0, {num_classes - 1}]."
+        )
+    sizes = np.bincount(class_target, minlength=num_classes)
+    if not sizes.all():
+        raise ValueError(
+            f"Class {int(np.argmin(sizes))} of {num_classes} has no images: leave the "
+            "class out and number the others from 0, or give images of it."
+        )
+    return sizes
+
+
+def _check_data(x_target, class_target) -> None:
+    _checks.same_length(x_target=x_target, class_target=class_target)
+    if len(x_target) == 0:
+        raise ValueError("x_target has no images: give some of each class.")
+
+
+def init(
+    x_target: Float[Array, "n h w d"],
+    class_target: Int[Array, " n"],
+    *,
+    key: Array,
+    num_classes: int | None = None,
+    images_per_class: int = 50,
+    initial: str = "noise",
+    optimizer: optax.GradientTransformation | None = None,
+) -> MatchState:
+    """Returns the state before the first step; the arguments are `distill`'s.
+
+    Raises:
+      ValueError: a class without images, or too few of them for `initial="real"`.
+    """
+    _check_data(x_target, class_target)
+    _checks.at_least(1, images_per_class=images_per_class)
+    _checks.one_of(("noise", "real"), initial=initial)
+    classes = np.asarray(class_target)
+    c = int(classes.max()) + 1 if num_classes is None else num_classes
+    sizes = _sizes(classes, c)
+    x = jnp.asarray(x_target)
+    key = jax.random.fold_in(key, 2**31 - 1)  # no step has this number
+    if initial == "noise":
+        shape = (c * images_per_class, *x.shape[1:])
+        images = jax.random.normal(key, shape, x.dtype)
+    else:
+        if images_per_class > sizes.min():
+            raise ValueError(
+                f"images_per_class={images_per_class} is more than the {sizes.min()} "
+                f"images of class {int(np.argmin(sizes))}: use fewer, or "
+                "initial='noise'."
+            )
+        order = np.asarray(jax.random.permutation(key, len(x)))
+        first = [order[classes[order] == k][:images_per_class] for k in range(c)]
+        images = x[np.concatenate(first)]
+    return MatchState(
+        images=images,
+        labels=jnp.repeat(jnp.arange(c, dtype=jnp.int32), images_per_class),
+        opt_state=(optimizer or _sgd()).init(images),
+        steps=jnp.zeros((), jnp.int32),
+        nonfinite=jnp.zeros((), bool),
+    )
+
+
+def distill(
+    x_target: Float[Array, "n h w d"],
+    class_target: Int[Array, " n"],
+    *,
+    model: Network,
+    key: Array,
+    num_classes: int | None = None,
+    images_per_class: int = 50,
+    num_steps: int = 20_000,
+    batch_size: int = 256,
+    mean_fn: MeanFn = robust_mean.mean,
+    operations: tuple[str, ...] = augmentation.OPERATIONS,
+    initial: str = "noise",
+    optimizer: optax.GradientTransformation | None = None,
+    state: MatchState | None = None,
+    chunk: int = 100,
+    callback: Callback | None = None,
+) -> Distilled:
+    """Moves synthetic images until their mean features are those of real ones.
+
+    Each step draws a network, a batch of each class and an augmentation of each class;
+    all classes pass the network at once, real ones without a gradient.
+
+    Args:
+      x_target: images, normalised: each channel less its mean, over its deviation.
+      class_target: the class of each, an integer from 0.
+      model: a network that is drawn anew at every step, such as `models.ConvNet()`.
+      key: typed key; fixes the initial images and, with the step, all later draws.
+      num_classes: one more than the largest class if None.
+      images_per_class: synthetic images of each class.
+      num_steps: steps in all, counting those in `state`.
+      batch_size: real images of each class and step, drawn without replacement.
+      mean_fn: of the real features of a class; of `robust_mean`.
+      operations: of `data.augmentation`; without flips for digits.
+      initial: "noise" is N(0, 1); "real" copies real images, of which some may be
+        poison.
+      optimizer: default SGD, step 1, momentum 0.5.
+      state: of an earlier call with the same arguments, to continue to the bit.
+      chunk: steps between calls of `callback`, in one compiled scan.
+      callback: `(steps, state, metrics)` after each chunk; `metrics["loss"]` has the
+        loss before each of its steps.
+
+    Raises:
+      ValueError: lengths differ, a class has no images or fewer than `batch_size`, a
+        number is out of range, or `state` has other shapes.
+
+    Example:
+      >>> out = distribution_matching.distill(
+      ...     x, classes, model=ConvNet(), key=jax.random.key(0)
+      ... )
+    """
+    _checks.at_least(1, batch_size=batch_size)
+    for name in operations:
+        _checks.one_of(augmentation.OPERATIONS, operations=name)
+    start = init(
+        x_target,
+        class_target,
+        key=key,
+        num_classes=num_classes,
+        images_per_class=images_per_class,
+        initial=initial,
+        optimizer=optimizer,
+    )
+    begin = distillation.resume(state, start)
+    classes = np.asarray(class_target)
+    sizes = _sizes(classes, len(start.labels) // images_per_class)
+    if batch_size > sizes.min():
+        raise ValueError(
+            f"batch_size={batch_size} is more than the {sizes.min()} images of class "
+            f"{int(np.argmin(sizes))}: use at most {sizes.min()}."
+        )
+    x = jnp.asarray(x_target)
+    # Too few samples for the mean are told here rather than from inside a trace.
+    jax.eval_shape(mean_fn, jax.ShapeDtypeStruct((batch_size, 1), x.dtype))
+    data = _Data(
+        x=x[np.argsort(classes, kind="stable")],
+        offsets=jnp.asarray(np.cumsum(sizes) - sizes, jnp.int32),
+        sizes=jnp.asarray(sizes, jnp.int32),
+        key_data=jax.random.key_data(key),
+    )
+    losses = []
+
+    def after_chunk(done, state, metrics):
+        losses.append(np.asarray(metrics["loss"]))
+        if callback is not None:
+            callback(done, state, metrics)
+        return bool(state.nonfinite)
+
+    first_step = int(begin.steps)
+    state, _ = _loop.run(
+        _Step(
+            model,
+            mean_fn,
+            operations,
+            optimizer or _sgd(),
+            batch_size,
+            int(sizes.max()),
+        ),
+        begin._replace(nonfinite=jnp.zeros((), bool)),
+        data,
+        num_steps=num_steps,
+        first_step=first_step,
+        chunk=chunk,
+        callback=after_chunk,
+    )
+    history = np.concatenate(losses) if losses else np.zeros(0, x.dtype)
+    # Up to and with the loss that was not finite.
+    count = int(state.steps) - first_step + int(state.nonfinite)
+    return Distilled(
+        images=state.images,
+        labels=state.labels,
+        losses=jnp.asarray(history[:count]),
+        state=state,
+        nonfinite=state.nonfinite,
+    )
