@@ -226,7 +226,8 @@ def _conv_kernels(layers: tuple[Layer, ...], x1: Array, x2: Array | None) -> Ker
     side = max(1, math.isqrt(_TILE // positions))
 
     def tiles(x: Array) -> tuple[Array, tuple[Array, ...]]:
-        t = min(side, x.shape[0])
+        # Tiles of equal size: the last one is not padded by more than it must.
+        t = math.ceil(x.shape[0] / math.ceil(x.shape[0] / side))
         x = jnp.pad(x, [(0, -x.shape[0] % t)] + [(0, 0)] * 3)
         pooled = _pooled_variances(layers, x) if tracked else ()
         return jax.tree.map(lambda a: a.reshape(-1, t, *a.shape[1:]), (x, pooled))
