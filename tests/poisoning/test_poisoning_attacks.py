@@ -1,0 +1,164 @@
+"""What the attacks lower, and which images they take."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ntk_privacy.data import augmentation
+from ntk_privacy.models import ConvNet
+from ntk_privacy.poisoning import direct, distribution_matching, gradient_matching
+from ntk_privacy.poisoning.distribution_matching import MeanFeature, Target
+from ntk_privacy.poisoning.gradient_matching import Alignment
+
+KEY = jax.random.key(0)
+MODEL = ConvNet(3, 4, 1)
+SHAPE = (6, 6, 3)
+OPERATIONS = ("flip", "crop")
+
+
+def _bytes(seed, n, dtype=np.float64):
+    whole = np.random.default_rng(seed).integers(0, 256, (n, *SHAPE))
+    return jnp.asarray(whole.astype(dtype) / dtype(255))
+
+
+def _target(dtype=jnp.float64):
+    mean, deviation = (
+        jnp.array([0.5, 0.4, 0.3], dtype),
+        jnp.array([0.2, 0.2, 0.1], dtype),
+    )
+    return Target(_bytes(1, 1)[0].astype(dtype), mean, deviation)
+
+
+def _networks(count=2):
+    keys = jax.random.split(jax.random.key(5), count)
+    return [MODEL.init_params(k, SHAPE, jnp.float64) for k in keys]
+
+
+def test_dm_poisoning_is_equation_5_with_one_augmentation_for_all():
+    images, target = _bytes(2, 5), _target()
+    objective = MeanFeature(MODEL, OPERATIONS)
+    found = jax.jit(objective)(images, KEY, target)
+    key_network, key_augment = jax.random.split(KEY)
+    params = MODEL.init_params(key_network, SHAPE, jnp.float64)
+
+    @jax.jit
+    def feature(images):
+        images = (images - target.mean.reshape(1, 1, 1, 3)) / target.deviation.reshape(
+            1, 1, 1, 3
+        )
+        augmented = augmentation.augment(
+            key_augment, images, operations=OPERATIONS, siamese=True
+        )
+        return MODEL.embed_fn(params, augmented)
+
+    gap = feature(target.image[None])[0] - feature(images).mean(0)
+    chex.assert_trees_all_close(found, jnp.sum(gap**2), rtol=1e-10)
+    copies = direct.poison(target.image, num_poisons=5)
+    assert float(jax.jit(objective)(copies, KEY, target)) < 1e-20
+
+
+def test_gradient_matching_is_one_less_the_cosine_over_all_parameters():
+    images, target = _bytes(2, 5), _target()
+    networks = _networks()
+    ensemble = gradient_matching.prepare(
+        networks, target, model=MODEL, adversarial_class=1
+    )
+    found = jax.jit(Alignment(MODEL, ()))(images, KEY, ensemble)
+
+    @jax.jit
+    def flat(params, images):
+        def loss(params):
+            images_ = (images - target.mean.reshape(1, 1, 1, 3)) / (
+                target.deviation.reshape(1, 1, 1, 3)
+            )
+            logits = MODEL.apply_fn(params, images_)
+            ones = jnp.ones(len(images), jnp.int32)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, ones).mean()
+
+        return jax.flatten_util.ravel_pytree(jax.grad(loss)(params))[0]
+
+    values = []
+    for params in networks:
+        a, b = flat(params, target.image[None]), flat(params, images)
+        values.append(1 - a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+    chex.assert_trees_all_close(found, jnp.asarray(np.mean(values)), rtol=1e-9)
+    copies = direct.poison(target.image, num_poisons=3)
+    assert abs(float(jax.jit(Alignment(MODEL, ()))(copies, KEY, ensemble))) < 1e-12
+
+
+@pytest.mark.parametrize("attack", ["dm", "gradient"])
+def test_the_attacks_lower_their_objective_within_the_bound(attack):
+    images = _bytes(2, 4, np.float32)
+    target = _target(jnp.float32)
+    options = {
+        "key": KEY,
+        "operations": ("flip",),
+        "num_steps": 25,
+        "num_restarts": 1,
+        "num_draws": 2,
+        "chunk": 25,
+        "bound": 64 / 255,
+    }
+    if attack == "dm":
+        out = distribution_matching.poison(images, target, model=MODEL, **options)
+        objective, data = MeanFeature(MODEL, ("flip",)), target
+    else:
+        cast = [jax.tree.map(lambda a: a.astype(jnp.float32), p) for p in _networks(1)]
+        data = gradient_matching.prepare(cast, target, model=MODEL, adversarial_class=1)
+        out = gradient_matching.poison(images, data, model=MODEL, **options)
+        objective = Alignment(MODEL, ("flip",))
+    keys = jax.random.split(jax.random.key(9), 8)
+    mean = jax.jit(lambda x: jax.lax.map(lambda k: objective(x, k, data), keys).mean())
+    assert float(mean(out.images)) < 0.8 * float(mean(images))
+    assert float(jnp.abs(out.images - images).max()) <= 64 / 255 + 1e-7
+    assert out.images.dtype == jnp.float32
+
+
+def test_a_network_that_learns_nothing_of_the_target_is_refused():
+    flat = jax.tree.map(lambda a: a * jnp.nan, _networks(1))
+    options = {"model": MODEL, "adversarial_class": 1}
+    with pytest.raises(ValueError, match="gradient on the target is zero or not"):
+        gradient_matching.prepare(flat, _target(), **options)
+    with pytest.raises(ValueError, match="networks is empty"):
+        gradient_matching.prepare([], _target(), **options)
+
+
+def test_poisons_come_from_the_adversarial_class_and_keep_the_set_s_size():
+    classes = jnp.arange(30) % 3
+    options = {"key": KEY, "adversarial_class": 2, "target_class": 0}
+    where = direct.choose(classes, num_poisons=4, **options)
+    assert len(set(where)) == 4
+    assert (np.asarray(classes)[where] == 2).all()
+    other = direct.choose(
+        classes, num_poisons=4, **(options | {"key": jax.random.key(1)})
+    )
+    assert set(other) != set(where)
+    images = _bytes(3, 30)
+    target = _target().image
+    mixed = direct.replace(images, direct.poison(target, num_poisons=4), where)
+    chex.assert_equal_shape([mixed, images])
+    assert (mixed[where] == target[None]).all()
+    rest = np.setdiff1d(np.arange(30), where)
+    chex.assert_trees_all_equal(mixed[rest], images[rest])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_class": 2}, "adversarial_class=2 is the target's own"),
+        ({"num_poisons": 11}, r"num_poisons=11 must lie in \[1, 10\]: class 2 has 10"),
+        ({"num_poisons": 0}, r"num_poisons=0 must lie in \[1, 10\]"),
+    ],
+)
+def test_impossible_choices_are_refused(options, message):
+    defaults = {
+        "key": KEY,
+        "adversarial_class": 2,
+        "target_class": 0,
+        "num_poisons": 3,
+    }
+    with pytest.raises(ValueError, match=message):
+        direct.choose(jnp.arange(30) % 3, **(defaults | options))
