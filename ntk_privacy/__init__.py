@@ -2,11 +2,13 @@
 
 from ntk_privacy import (
     checkpoint,
+    condensation,
     data,
     evaluation,
     kernels,
     kip,
     models,
+    poisoning,
     reconstruction,
     reports,
     rkip,
@@ -15,11 +17,13 @@ from ntk_privacy import (
 
 __all__ = [
     "checkpoint",
+    "condensation",
     "data",
     "evaluation",
     "kernels",
     "kip",
     "models",
+    "poisoning",
     "reconstruction",
     "reports",
     "rkip",

@@ -2,6 +2,7 @@
 
 from ntk_privacy.evaluation import kernel_distance as kernel_distance
 from ntk_privacy.evaluation import max_margin_ranking as max_margin_ranking
+from ntk_privacy.evaluation import protocol as protocol
 from ntk_privacy.evaluation import reconstruction_curve as reconstruction_curve
 from ntk_privacy.evaluation.reconstruction_curve import Evaluation as Evaluation
 from ntk_privacy.evaluation.reconstruction_curve import Matching as Matching
@@ -15,5 +16,6 @@ __all__ = [
     "kernel_distance",
     "match",
     "max_margin_ranking",
+    "protocol",
     "reconstruction_curve",
 ]
