@@ -87,7 +87,12 @@ def cells(config: Any) -> list[Any]:
             workdir=str(pathlib.Path(config.workdir) / name),
         )
         out.append(cell)
-    return sorted(out, key=lambda c: (c.num_images * c.width**2, c.dynamics))
+
+    def cost(cell):
+        rows = 10 if cell.task == "all_classes" else 1
+        return (cell.num_images * cell.width**2 * rows**2, cell.dynamics)
+
+    return sorted(out, key=cost)
 
 
 def run(
