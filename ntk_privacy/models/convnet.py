@@ -30,6 +30,7 @@ _NORMS = ("none", "batch", "layer", "instance", "group")
 _POOLINGS = ("none", "max", "avg")
 _EPSILON = 1e-5
 _GROUPS = 4
+_FEW_CHANNELS = 8
 
 
 @runtime_checkable
@@ -61,6 +62,35 @@ def _torch_uniform(fan_in: int) -> Callable:
     return init
 
 
+def _convolve(x: Array, kernel: Array, padding: int, precision: Any) -> Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=[(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+
+
+def _convolve_by_products(
+    x: Array, kernel: Array, padding: int, precision: Any
+) -> Array:
+    """The same by a product per pixel of the kernel, or one if channels are few."""
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    h, w, c = (x.shape[1] - 2, x.shape[2] - 2, x.shape[3])
+    taps = [(a, b) for a in range(3) for b in range(3)]
+    parts = [x[:, a : a + h, b : b + w] for a, b in taps]
+    if c <= _FEW_CHANNELS:
+        flat = kernel.reshape(9 * c, -1)
+        return jnp.matmul(jnp.concatenate(parts, -1), flat, precision=precision)
+    products = [
+        jnp.matmul(part, kernel[a, b], precision=precision)
+        for part, (a, b) in zip(parts, taps, strict=True)
+    ]
+    return functools.reduce(jnp.add, products)
+
+
 class _Conv(nn.Module):
     """3x3 convolution of stride 1 with bias."""
 
@@ -74,14 +104,11 @@ class _Conv(nn.Module):
         shape = (3, 3, x.shape[-1], self.features)
         kernel = self.param("kernel", init, shape, x.dtype)
         bias = self.param("bias", init, (self.features,), x.dtype)
-        y = jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(1, 1),
-            padding=[(self.padding, self.padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=self.precision,
-        )
+        # Within a loop, XLA's gradient of a convolution on CPU is many times slower
+        # than that of the products it stands for.
+        on_cpu = jax.default_backend() == "cpu"
+        convolve = _convolve_by_products if on_cpu else _convolve
+        y = convolve(x, kernel, self.padding, self.precision)
         return y + bias[None, None, None, :]
 
 

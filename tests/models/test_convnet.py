@@ -92,6 +92,27 @@ def test_weights_and_biases_are_uniform_with_the_published_bound():
     assert not params["Norm_0"]["bias"].any()
 
 
+@pytest.mark.parametrize("channels", [1, 3, 12])
+def test_both_ways_to_convolve_agree_with_their_gradients(channels):
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=(2, 5, 4, channels)))
+    kernel = jnp.asarray(random.normal(size=(3, 3, channels, 6)))
+
+    def slopes(convolve):
+        def value(x, kernel):
+            y = convolve(x, kernel, 3, None)
+            return jnp.sum(jnp.sin(y)), y
+
+        return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
+
+    chex.assert_trees_all_close(
+        slopes(convnet._convolve)(x, kernel),
+        slopes(convnet._convolve_by_products)(x, kernel),
+        rtol=1e-10,
+        atol=1e-12,
+    )
+
+
 @pytest.mark.parametrize(
     ("shape", "size"),
     [((32, 32, 3), 2048), ((28, 28, 1), 2048), ((64, 64, 3), 8192)],
