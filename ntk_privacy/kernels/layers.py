@@ -9,8 +9,8 @@ T' = n A(K) + 1 + s^2 B(K) T.
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +124,11 @@ def weigh(layer, pair: Pair, mean: Callable[[Array], Array], fan_in: int) -> Pai
     if layer.parametrization == "ntk":
         own = nngp
     else:
+        if not fan_in:
+            raise ValueError(
+                "A layer in the standard parametrization follows one without width: "
+                "give every layer its width."
+            )
         own = fan_in * inner + (1.0 if layer.use_bias else 0.0)
     ntk = own if pair.ntk is None else own + s2 * mean(pair.ntk)
     return pair._replace(
@@ -176,6 +181,18 @@ def abrelu(negative_slope: float, positive_slope: float) -> Activation:
     return Activation("homogeneous", negative_slope, positive_slope)
 
 
+def _ends_in_weights(branch: Sequence[Any]) -> bool:
+    """Whether a linear layer with weights comes after the last activation."""
+    for layer in reversed(branch):
+        if hasattr(layer, "weight_std"):
+            return True
+        if isinstance(layer, Sum):
+            return all(_ends_in_weights(inner) for inner in layer.branches)
+        if isinstance(layer, Activation):
+            return False
+    return False
+
+
 @dataclasses.dataclass(frozen=True)
 class Sum:
     """Adds the outputs of branches that share one input, each a tuple of layers.
@@ -185,6 +202,14 @@ class Sum:
     """
 
     branches: tuple[tuple[Layer, ...], ...]
+
+    def __post_init__(self):
+        dependent = sum(not _ends_in_weights(branch) for branch in self.branches)
+        if dependent > 1:
+            raise ValueError(
+                f"{dependent} branches of a Sum end without weights of their own, so "
+                "their outputs depend on each other: end all but one in Dense or Conv."
+            )
 
     def __call__(self, pair: Pair) -> Pair:
         """Returns the kernels after this layer."""

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float
 
 from ntk_privacy import _checks
 from ntk_privacy._types import KernelFn
+from ntk_privacy.kernels import blockwise
 
 __all__ = ["as_kernel_fn", "as_neural_tangents", "load"]
 
@@ -128,7 +129,9 @@ def as_neural_tangents(
         for name in [names] if isinstance(names, str) else names:
             _checks.one_of(kernels, get=name)
         if isinstance(names, str):
-            return kernels[names](x1, x1 if x2 is None else x2)
+            if x2 is None:
+                return blockwise.self_kernel(kernels[names], x1)
+            return kernels[names](x1, x2)
         values = [kernel_fn(x1, x2, name) for name in names]
         return namedtuple("AnalyticKernel", names)(*values)
 

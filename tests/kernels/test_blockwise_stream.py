@@ -75,6 +75,12 @@ def test_an_interrupted_run_goes_on(tmp_path):
     chex.assert_trees_all_close(np.asarray(got), KERNEL(x1, x2), rtol=1e-12)
 
 
+def test_a_nan_in_an_image_is_named_and_not_written(tmp_path):
+    x = images(5).at[3, 0].set(jnp.nan)
+    with pytest.raises(ValueError, match="kernel of image 3 of x1 with images 0 to 1"):
+        blockwise.stream(KERNEL, x, images(4, 1), tmp_path / "k.npy", block_size=2)
+
+
 def test_a_foreign_file_is_refused(tmp_path):
     x1, x2 = images(4), images(3, 1)
     path = tmp_path / "k.npy"
@@ -85,6 +91,10 @@ def test_a_foreign_file_is_refused(tmp_path):
         blockwise.stream(KERNEL, x1, x2, path, block_size=1)
     with pytest.raises(ValueError, match="another kernel of these images"):
         blockwise.stream(infinite.mlp(2), x1, x2, path, block_size=2)
+    # Even one that is hardly another.
+    nearly = infinite.mlp(1, weight_std=1 + 1e-6)
+    with pytest.raises(ValueError, match="another kernel of these images"):
+        blockwise.stream(nearly, x1, x2, path, block_size=2)
     with pytest.raises(ValueError, match="block_size=0 must be at least 1"):
         blockwise.stream(KERNEL, x1, x2, path, block_size=0)
     (tmp_path / "k.npy.done.npy").unlink()

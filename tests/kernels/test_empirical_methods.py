@@ -276,6 +276,16 @@ def test_networks_without_a_kernel_are_named_with_the_remedy():
     for function in (empirical.ntk, empirical.diagonal):
         with pytest.raises(ValueError, match="other outputs in a batch than alone"):
             function(lambda p, x: apply_fn(p, x)[0], params, x)
+    # Nor by images that are all alike, nor after a call that could tell nothing.
+    coupled = _live(mutable=["batch_stats"])[0]
+
+    def alike(p, x):
+        return coupled(p, x)[0]
+
+    with pytest.raises(ValueError, match="NaN"):
+        empirical.ntk(alike, params, x.at[0].set(jnp.nan))
+    with pytest.raises(ValueError, match="other outputs in a batch than alone"):
+        empirical.ntk(alike, params, jnp.broadcast_to(x[:1], x.shape))
     apply_fn, params = _live(train=False)
     empirical.ntk(apply_fn, params, x)
     apply_fn, params, shape = of_nnx(training=True)

@@ -276,3 +276,15 @@ def test_bad_images_are_named():
         infinite.kernel((infinite.relu,))(x)
     with pytest.raises(ValueError, match="set bias_std=0"):
         infinite.Dense(bias_std=0.1, use_bias=False)
+
+
+def test_layers_whose_numbers_would_be_wrong_are_refused():
+    free = infinite.Dense(parametrization="standard", width=None)
+    x = jnp.ones((2, 3))
+    with pytest.raises(ValueError, match="give every layer its width"):
+        infinite.kernel((free, infinite.relu, free))(x)
+    with pytest.raises(ValueError, match="2 branches of a Sum end without weights"):
+        infinite.Sum(((), ()))
+    with pytest.raises(ValueError, match="2 branches of a Sum end without weights"):
+        infinite.Sum(((infinite.Dense(), infinite.relu), ()))
+    infinite.Sum(((infinite.relu, infinite.Dense()), ()))

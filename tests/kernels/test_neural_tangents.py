@@ -220,6 +220,8 @@ def test_our_kernels_work_there(nt):
     chex.assert_trees_all_close(batched.ntk, ntk(x, x), rtol=1e-7)
     chex.assert_trees_all_close(batched.nngp, nngp(x, x), rtol=1e-7)
     assert kernel_fn(x)._fields == ("nngp", "ntk")
+    # Of one argument: with our exact diagonal, not arccos near 1.
+    chex.assert_trees_all_equal(kernel_fn(x, None, "ntk"), ntk(x))
     with pytest.raises(ValueError, match="get='cov' is unknown"):
         kernel_fn(x, None, "cov")
     with pytest.raises(ValueError, match="give at least one kernel"):
