@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ntk_privacy import _checks
@@ -134,7 +135,8 @@ class _Calibrated(_Selection):
     def scores(self, features):
         n, d = features.shape
         centred = features - jnp.mean(features, axis=0, keepdims=True)
-        start = jax.random.normal(jax.random.key(self.seed), (d,), features.dtype)
+        # A constant of the program: nothing to draw at every step.
+        start = np.random.default_rng(self.seed).normal(size=d)
 
         def step(v, _):
             # The covariance, d x d, is never formed.
@@ -142,7 +144,8 @@ class _Calibrated(_Selection):
             norm = jnp.linalg.norm(v)
             return v / jnp.where(norm > 0, norm, 1), None
 
-        v, _ = jax.lax.scan(step, start, None, length=self.num_iterations)
+        v = jnp.asarray(start, features.dtype)
+        v, _ = jax.lax.scan(step, v, None, length=self.num_iterations)
         return jnp.abs(_matvec(centred, v))
 
 

@@ -16,7 +16,7 @@ from ntk_privacy.models import ConvNet
 KEY = jax.random.key(0)
 MODEL = ConvNet(3, 4, 1)
 SHAPE = (6, 6, 1)
-OPERATIONS = ("flip", "crop")
+OPERATIONS = ("flip",)
 SIZES = (9, 12, 7)
 
 

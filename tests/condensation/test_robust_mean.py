@@ -99,12 +99,10 @@ def test_quantum_entropy_lies_between_truncation_and_calibration():
     x = _features(100, 15, 0.0)
     x[-10:-5, 0] += 9
     x[-5:, 1] += 7
-    kept = {
-        name: METHODS[name](rate=0.05).kept(jnp.asarray(x))[-10:].sum()
-        for name in ("quantum_entropy", "calibrated")
-    }
-    assert kept["quantum_entropy"] == 0
-    assert kept["calibrated"] > 0
+    entropy = robust_mean.quantum_entropy(rate=0.05)
+    assert not entropy.kept(jnp.asarray(x))[-10:].any()
+    top = robust_mean.calibrated(rate=0.05, num_iterations=500)
+    assert top.kept(jnp.asarray(x))[-5:].any()
 
 
 def test_poisoned_deviation_is_the_poison_s_share_of_the_mean():
@@ -130,22 +128,23 @@ def test_calibration_takes_the_deviation_from_order_eps_to_eps_squared():
     def plain(x, poison):
         return robust_mean.poisoned_deviation(x, poison)
 
-    for rate in (0.02, 0.05, 0.1):
+    for rate in (0.05, 0.1):
         random = np.random.default_rng(1)
         poison = np.arange(n) < rate * n
         x = random.random((n, d))
         x[poison] += (5 * sigma**2 / rate / d) ** 0.5
         x, poison = jnp.asarray(x), jnp.asarray(poison)
-        kept = robust_mean.calibrated(rate=rate).kept(x)
+        kept = jax.jit(robust_mean.calibrated(rate=rate).kept)(x)
         order = rate * d**0.5
         before = float(plain(x, poison))
         after = float(robust_mean.poisoned_deviation(x, poison, kept))
         assert 0.5 * order < before < 2 * order
         assert after < rate * order
         # And the mean itself moves to the clean one.
-        error = robust_mean.calibrated(rate=rate)(x) - jnp.mean(x[~poison], axis=0)
-        moved = jnp.mean(x, axis=0) - jnp.mean(x[~poison], axis=0)
-        assert float(jnp.linalg.norm(error)) < 0.7 * float(jnp.linalg.norm(moved))
+        x, poison, kept = np.asarray(x), np.asarray(poison), np.asarray(kept)
+        clean = x[~poison].mean(0)
+        error, moved = x[kept].mean(0) - clean, x.mean(0) - clean
+        assert np.linalg.norm(error) < 0.7 * np.linalg.norm(moved)
 
 
 @pytest.mark.parametrize(

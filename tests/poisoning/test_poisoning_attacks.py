@@ -16,7 +16,7 @@ from ntk_privacy.poisoning.gradient_matching import Alignment
 KEY = jax.random.key(0)
 MODEL = ConvNet(3, 4, 1)
 SHAPE = (6, 6, 3)
-OPERATIONS = ("flip", "crop")
+OPERATIONS = ("flip",)
 
 
 def _bytes(seed, n, dtype=np.float64):
