@@ -191,7 +191,7 @@ def test_gradients_equal_finite_differences(activation, bias_std):
 
 
 def test_gradients_by_homogeneity_are_those_of_the_recursion(monkeypatch):
-    inner = (infinite.abrelu(-0.5, 1.5), infinite.Dense())
+    inner = (infinite.abrelu(-0.5, 1.5), infinite.Dense(width=8))
     layers = (infinite.Dense(S), infinite.residual(*inner), infinite.relu)
     layers = (*layers, infinite.Dense(0.7, parametrization="standard", use_bias=False))
     x1, x2 = images(4).at[3].set(0.0), images(3, seed=1)
