@@ -22,6 +22,9 @@ from absl import flags
 
 Config = TypeVar("Config")
 
+# Seeds and counters are 32 bits wide on devices.
+_LARGEST_SEED, _LARGEST = 2**32 - 1, 10**9
+
 _SCALARS = {int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -132,6 +135,13 @@ def _help_text(config_class: type, hints: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _check_size(name: str, value: Any) -> None:
+    limit = _LARGEST_SEED if name.endswith("seed") else _LARGEST
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int) and number > limit:
+            raise UsageError(f"{name}={number} is too large: use at most {limit}.")
+
+
 def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
     """Returns the config that command line arguments ask for.
 
@@ -179,6 +189,8 @@ def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
     for field in fields:
         if _default(field) is dataclasses.MISSING and not values[field.name].present:
             raise UsageError(f"--{field.name} is required (--help lists the flags)")
+    for field in fields:
+        _check_size(field.name, values[field.name].value)
     try:
         return config_class(**{f.name: values[f.name].value for f in fields})
     except ValueError as error:

@@ -44,12 +44,6 @@ def _to_json(value: Any) -> str:
     return json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
 
 
-def check_workdir(workdir: str) -> None:
-    """Raises ValueError for an empty name, which would be the current folder."""
-    if not workdir.strip():
-        raise ValueError("workdir is empty: name a folder for the results.")
-
-
 class Workdir:
     """One run's folder, held by one process at a time; a context manager.
 
@@ -63,7 +57,8 @@ class Workdir:
         the progress bar): they may differ from start to start.
 
     Raises:
-      UsageError: another config or another process has the folder, or it is a file.
+      UsageError: another config or another process has the folder, it is a file, or
+        its name is empty, which would be the current folder.
     """
 
     def __init__(
@@ -73,6 +68,8 @@ class Workdir:
         *,
         ignore: Collection[str] = ("workdir",),
     ) -> None:
+        if not str(folder).strip():
+            raise UsageError("workdir is empty: name a folder for the results.")
         self.folder = pathlib.Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"workdir={self.folder} is a file: give a folder.")

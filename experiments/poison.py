@@ -22,7 +22,7 @@ from experiments import _flags
 from experiments._flags import UsageError
 from experiments._progress import Progress
 from experiments._timing import Timer
-from experiments._workdir import Workdir, check_workdir, versions
+from experiments._workdir import Workdir, versions
 from ntk_privacy import _checks, data
 from ntk_privacy.condensation import distribution_matching, robust_mean
 from ntk_privacy.data import augmentation
@@ -107,7 +107,6 @@ class Config:
     progress: bool = _field(True, "Show a progress bar.")
 
     def __post_init__(self):
-        check_workdir(self.workdir)
         for name in self.methods:
             _checks.one_of(METHODS, methods=name)
         _checks.at_least(1, num_seeds=self.num_seeds, num_methods=len(self.methods))

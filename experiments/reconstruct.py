@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments import _attacks, _flags, _max_margin, _sweep, _victim
 from experiments._timing import Timer
-from experiments._workdir import Workdir, check_workdir, versions
+from experiments._workdir import Workdir, versions
 from ntk_privacy import _checks
 from ntk_privacy.evaluation import reconstruction_curve
 from ntk_privacy.reports import plots
@@ -106,11 +106,6 @@ class Config:
             depth=self.depth,
             max_train_steps=self.max_train_steps,
         )
-        check_workdir(self.workdir)
-        # Seeds and step counts are 32 bits wide on devices.
-        _checks.in_range(0, 2**32 - 1, seed=self.seed)
-        _checks.in_range(1, 10**9, max_train_steps=self.max_train_steps)
-        _checks.in_range(1, 10**9, num_steps=self.num_steps or 1)
         if self.method == "algebraic" and (
             self.depth < 2 or self.parametrization != "standard"
         ):
@@ -120,7 +115,7 @@ class Config:
                 "parametrisation; use --method=kkt."
             )
         _checks.positive(stop_loss=self.stop_loss)
-        _checks.at_least(0, checkpoint_seconds=self.checkpoint_seconds)
+        _checks.at_least(0, seed=self.seed, checkpoint_seconds=self.checkpoint_seconds)
         for name in ("num_candidates", "num_steps"):
             if getattr(self, name) is not None:
                 _checks.at_least(1, **{name: getattr(self, name)})

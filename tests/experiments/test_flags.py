@@ -101,6 +101,20 @@ def test_a_field_without_default_is_required(capsys):
     assert "--width is required" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flag", "limit"),
+    [
+        ("--seed=4294967296", 4294967295),
+        ("--width=1000000001", 10**9),
+        ("--hidden=8,1000000001", 10**9),
+    ],
+)
+def test_whole_numbers_fit_counters_of_a_device(flag, limit, capsys):
+    assert _flags.call(print, Config, [flag]) == 2
+    assert f"is too large: use at most {limit}." in capsys.readouterr().err
+    assert _flags.call(print, Config, ["--seed=4294967295"]) == 0
+
+
 def _raise(error):
     def main(_):
         raise error
