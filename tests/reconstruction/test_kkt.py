@@ -211,6 +211,21 @@ def test_kernel_form_walks_the_path_of_the_parameter_form(points):
         chex.assert_trees_all_close(a[:3], b[:3], rtol=1e-6, atol=1e-9)
 
 
+def test_one_hidden_layer_keeps_the_first_layer():
+    # Its last layer alone says nothing of single images.
+    model = MLP((24,), 1)
+    params_0 = model.init_params(jax.random.key(0), SHAPE, jnp.float64)
+    x = jax.random.uniform(jax.random.key(1), (4, *SHAPE), jnp.float64, -0.5, 0.5)
+    duals = jnp.ones((4, 1), jnp.float64)
+    params_t = linearized.params_at(model.apply_fn, params_0, x, duals)
+    few, all_ = (
+        _reconstruct(model, params_0, params_t, settings=_settings(first_layer=layer))
+        for layer in (False, True)
+    )
+    chex.assert_trees_all_equal(few.images, all_.images)
+    chex.assert_trees_all_equal(few.losses, all_.losses)
+
+
 def test_solved_duals_are_the_least_loss_and_the_truth_stays_put():
     model, params_0, params_t, x, duals = _victim()
     found = _reconstruct(
