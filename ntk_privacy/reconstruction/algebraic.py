@@ -6,6 +6,7 @@ has converged or was stopped early. The published attack fits x and alpha by 80,
 optimizer steps. The layers of a ReLU network need no fit: they factorize.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -258,17 +259,6 @@ def _one_output(
     biases = [jnp.asarray(b, dtype) for b in layers.biases[:last]]
     top = jnp.asarray(layers.kernels[last][:, columns], dtype)
     top_bias = jnp.asarray(layers.biases[last][columns], dtype)
-    precision = jax.lax.Precision.HIGHEST
-
-    def forward(x):
-        for kernel, bias in zip(kernels, biases, strict=True):
-            x = jnp.matmul(x, kernel, precision=precision) + bias[None]
-            x = jnp.maximum(x, 0.0)
-        return x
-
-    def gates_of(activations, lasts):
-        pre = jnp.matmul(activations, top, precision=precision)
-        return pre + lasts[:, None] * top_bias[None] > 0
 
     flat = None
     if auxiliary is not None:
@@ -276,8 +266,8 @@ def _one_output(
     first_change = jnp.asarray(layers.kernel_changes[0], dtype)
     rows = gates_lib.find_gate_rows(
         factors,
-        jax.jit(forward),
-        jax.jit(gates_of),
+        functools.partial(layer_inversion.activations_of, kernels, biases),
+        functools.partial(layer_inversion.gates_of, top, top_bias),
         first_change,
         key=key_starts,
         tolerance=gate_tolerance,

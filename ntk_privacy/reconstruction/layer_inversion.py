@@ -13,7 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-__all__ = ["Decoded", "Layers", "extend", "invert", "peel"]
+__all__ = [
+    "Decoded",
+    "Layers",
+    "activations_of",
+    "extend",
+    "gates_of",
+    "invert",
+    "peel",
+]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -51,6 +59,28 @@ class Decoded(NamedTuple):
     gates: np.ndarray
     forward_residuals: np.ndarray
     span_residuals: np.ndarray
+
+
+@jax.jit
+def activations_of(
+    kernels: list[Array], biases: list[Array], x: Float[Array, "n d"]
+) -> Float[Array, "n units"]:
+    """Returns what ReLU layers make of inputs."""
+    for kernel, bias in zip(kernels, biases, strict=True):
+        x = jnp.maximum(jnp.matmul(x, kernel, precision=_HIGHEST) + bias[None], 0.0)
+    return x
+
+
+@jax.jit
+def gates_of(
+    kernel: Float[Array, "units columns"],
+    bias: Float[Array, " columns"],
+    activations: Float[Array, "n units"],
+    scales: Float[Array, " n"],
+) -> Bool[Array, "n columns"]:
+    """Returns the open units of a layer; the bias counts `scales` times."""
+    pre = jnp.matmul(activations, kernel, precision=_HIGHEST)
+    return pre + scales[:, None] * bias[None] > 0
 
 
 def _forward(layers: Layers, x: np.ndarray, depth: int) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
 """Decoding a network with several outputs: gated rows in place of gates."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -10,8 +11,6 @@ from ntk_privacy.reconstruction import gated_rows, layer_inversion
 from ntk_privacy.reconstruction import gates as gates_lib
 
 __all__ = ["Decoding", "decode"]
-
-_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Decoding(NamedTuple):
@@ -70,24 +69,14 @@ def decode(
     kernels = [jnp.asarray(k, dtype) for k in layers.kernels[: last + 1]]
     biases = [jnp.asarray(b, dtype) for b in layers.biases[: last + 1]]
 
-    def forward(x):
-        for kernel, bias in zip(kernels[:-1], biases[:-1], strict=True):
-            x = jnp.matmul(x, kernel, precision=_HIGHEST) + bias[None]
-            x = jnp.maximum(x, 0.0)
-        return x
-
-    def gates_of(activations, lasts):
-        pre = jnp.matmul(activations, kernels[-1], precision=_HIGHEST)
-        return pre + lasts[:, None] * biases[-1][None] > 0
-
     flat = None
     if auxiliary is not None:
         flat = jnp.asarray(auxiliary, dtype).reshape(len(auxiliary), -1)
     first_change = jnp.asarray(layers.kernel_changes[0], dtype)
     found = gated_rows.find_gated_rows(
         factors,
-        jax.jit(forward),
-        jax.jit(gates_of),
+        functools.partial(layer_inversion.activations_of, kernels[:-1], biases[:-1]),
+        functools.partial(layer_inversion.gates_of, kernels[-1], biases[-1]),
         first_change,
         key=key_rows,
         tolerance=float(np.clip(4.0 / factors.gap, 1e-4, 0.1)),
