@@ -203,11 +203,7 @@ def test_an_empirical_kernel_distils(method):
 
 
 @both
-def test_a_neural_tangents_kernel_distils_alike(method):
-    try:
-        nt = neural_tangents.load()
-    except ImportError as error:
-        pytest.skip(str(error))
+def test_a_neural_tangents_kernel_distils_alike(method, nt):
     dense = functools.partial(nt.stax.Dense, W_std=1.0, b_std=None)
     layers = [dense(1), nt.stax.Relu(), dense(1)]
     *_, kernel_fn = nt.stax.serial(nt.stax.Flatten(), *layers)

@@ -10,7 +10,7 @@ import pytest
 from experiments import _flags, _kernels, kernel
 from ntk_privacy import checkpoint, data
 from ntk_privacy.evaluation.kernel_distance import kernel_distance
-from ntk_privacy.kernels import blockwise, infinite, neural_tangents
+from ntk_privacy.kernels import blockwise, infinite
 
 TOY = {"num_images": 10, "progress": False}
 TRAINED = {
@@ -166,12 +166,9 @@ def test_blocks_fit_the_budget():
         {"kernel": "neural_tangents_mlp", "bias_std": 0.1},
     ],
 )
-def test_other_kernels(tmp_path, changes):
+def test_other_kernels(tmp_path, changes, request):
     if changes["kernel"].startswith("neural"):
-        try:
-            neural_tangents.load()
-        except ImportError as error:
-            pytest.skip(str(error))
+        request.getfixturevalue("nt")
         _run(tmp_path / "ours", **changes | {"kernel": "infinite_mlp"})
     results = _run(tmp_path / "run", **changes)
     assert results["smallest_eigenvalue"] > 0
