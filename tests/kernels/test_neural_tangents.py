@@ -1,6 +1,7 @@
 """The compatibility layer, and neural-tangents as the oracle of our kernels."""
 
 import importlib.metadata
+import re
 import sys
 
 import chex
@@ -14,14 +15,6 @@ from ntk_privacy.kernels.infinite_conv import Conv, Flatten, GlobalAvgPool
 
 S, B = 2**0.5, 0.1
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
-
-
-@pytest.fixture(scope="module")
-def nt():
-    try:
-        return neural_tangents.load()
-    except ImportError as error:
-        pytest.skip(str(error))
 
 
 def images(n, *, seed=0, shape=(6, 6, 3), dtype="float64"):
@@ -248,6 +241,28 @@ def test_nothing_is_left_on_jax(nt):
         assert name not in vars(jax.core)
     assert "zeros_like_p" not in vars(jax.interpreters.ad)
     assert "tensorflow" not in sys.modules
+
+
+def test_an_oracle_that_is_required_must_be_there(load_oracle, monkeypatch):
+    def absent():
+        raise ImportError("neural-tangents is not installed")
+
+    monkeypatch.setattr(neural_tangents, "load", absent)
+    monkeypatch.delenv("NTK_PRIVACY_REQUIRE_ORACLE", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="not installed"):
+        load_oracle()
+    monkeypatch.setenv("NTK_PRIVACY_REQUIRE_ORACLE", "1")
+    with pytest.raises(pytest.fail.Exception, match="not installed"):
+        load_oracle()
+
+
+def test_the_versions_of_jax_it_warns_of_are_those_the_package_refuses():
+    requirements = importlib.metadata.requires("ntk_privacy")
+    (asked,) = [r for r in requirements if re.match(r"jax\b", r)]
+    ends = re.findall(r"([<>]=?)(\d+)\.(\d+)", asked)
+    (low_major, low_minor), (major, minor) = neural_tangents._TESTED_JAX
+    assert (">=", str(low_major), str(low_minor)) in ends
+    assert ("<", str(major), str(minor + 1)) in ends
 
 
 def test_absence_names_the_install_line(monkeypatch):
