@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ntk_privacy.kernels.arccosine import kappa0, kappa1
 
@@ -35,7 +35,7 @@ def dual(
     *,
     negative_slope: float = 0.0,
     positive_slope: float = 1.0,
-    equal: bool = False,
+    equal: bool | Bool[Array, "..."] = False,
 ) -> Dual:
     """Returns E[f(u) f(v)] and E[f'(u) f'(v)], finite with finite gradients anywhere.
 
@@ -47,11 +47,12 @@ def dual(
       q2: variances of v, broadcasting to k.
       negative_slope: of "homogeneous" only.
       positive_slope: of "homogeneous" only.
-      equal: u and v are one variable, so k = q1 = q2 up to rounding: near the
-        singular point of ReLU the rounding would show.
+      equal: where u and v are one variable, so k = q1 = q2 up to rounding: near the
+        singular point of ReLU the rounding would show. True is everywhere.
 
-    At zero variance a homogeneous f has no derivative; its slope there counts as the
-    mean of both, the limit over directions.
+    At zero variance a homogeneous f has no derivative. Its slope there counts as the
+    mean of both, so that B = (negative_slope + positive_slope)^2 / 4, with `equal` or
+    without, as in neural-tangents. (Flax takes the slope of ReLU at 0 to be 0.)
     """
     if nonlinearity == "erf":
         return _erf(k, q1, q2)
@@ -60,10 +61,12 @@ def dual(
     return _homogeneous(k, q1, q2, negative_slope, positive_slope, equal)
 
 
-def _homogeneous(k, q1, q2, a: float, b: float, equal: bool) -> Dual:
-    if equal:
-        scale = 0.5 * (a**2 + b**2)
-        return Dual(scale * q1, jnp.full_like(q1, scale))
+def _homogeneous(k, q1, q2, a: float, b: float, equal) -> Dual:
+    scale = 0.5 * (a**2 + b**2)
+    at_zero = jnp.full_like(q1, 0.25 * (a + b) ** 2)
+    exact = Dual(scale * q1, jnp.where(q1 > 0, jnp.full_like(q1, scale), at_zero))
+    if equal is True:
+        return exact
     inverse1, inverse2 = _inverse_sqrt(q1), _inverse_sqrt(q2)
     rho = k * inverse1 * inverse2
     curved, straight = 0.5 * (a - b) ** 2, a * b
@@ -73,7 +76,10 @@ def _homogeneous(k, q1, q2, a: float, b: float, equal: bool) -> Dual:
         product = product + straight * rho
         slope = slope + straight
     # sqrt(q) as q / sqrt(q): its derivative at q = 0 is 0, not infinite.
-    return Dual(product * (q1 * inverse1) * (q2 * inverse2), slope)
+    out = Dual(product * (q1 * inverse1) * (q2 * inverse2), slope)
+    if equal is False:
+        return out
+    return Dual(*(jnp.where(equal, e, o) for e, o in zip(exact, out, strict=True)))
 
 
 def _inverse_sqrt(q):

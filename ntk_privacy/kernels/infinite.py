@@ -76,8 +76,8 @@ def nngp_and_ntk(
     Args:
       layers: of this module; images are flattened before the first.
 
-    The result takes images (n, ...) in any floating point type, which it keeps, and
-    None for x2 = x1; then the diagonal is exact. Gradients are finite everywhere.
+    The result takes images (n, ...) in any floating point type, which it keeps. With
+    None for x2, or x1 itself, the diagonal is exact. Gradients are finite everywhere.
 
     Raises:
       ValueError: the result does, for images of two sizes, of integers, with NaN.
@@ -88,7 +88,7 @@ def nngp_and_ntk(
         x1: Float[Array, "n1 ..."], x2: Float[Array, "n2 ..."] | None = None
     ) -> Kernels:
         check_images(x1, x2)
-        return _dense_kernels(layers, x1, x2)
+        return _dense_kernels(layers, x1, None if x2 is x1 else x2)
 
     return both
 

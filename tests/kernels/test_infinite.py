@@ -141,7 +141,7 @@ def test_symmetric_positive_and_one_argument_equals_two(activation):
     k = kernel_fn(x)
     chex.assert_trees_all_close(k, k.T, rtol=1e-12)
     # The kink of arccos turns rounding of size eps into sqrt(eps).
-    chex.assert_trees_all_close(k, kernel_fn(x, x), rtol=3e-8)
+    chex.assert_trees_all_close(k, kernel_fn(x, x.copy()), rtol=3e-8)
     assert np.linalg.eigvalsh(k).min() > -1e-12 * np.trace(k)
     chex.assert_trees_all_close(kernel_fn(x, x[:3]), kernel_fn(x[:3], x).T, rtol=1e-12)
 
@@ -151,6 +151,31 @@ def test_diagonal_is_exact_in_float32():
     exact = infinite.mlp(2)(x.astype(jnp.float64))
     ours = jnp.diagonal(infinite.mlp(2)(x)).astype(jnp.float64)
     chex.assert_trees_all_close(ours, jnp.diagonal(exact), rtol=1e-6)
+    # Also of one array that is given twice.
+    chex.assert_trees_all_equal(infinite.mlp(2)(x, x), infinite.mlp(2)(x))
+
+
+@pytest.mark.parametrize("parametrization", ["ntk", "standard"])
+@pytest.mark.parametrize("activation", [*NAMES, infinite.abrelu(-0.2, 1.5)])
+def test_a_zero_image_has_one_value(activation, parametrization):
+    x = images(3).at[1].set(0.0)
+    kernel_fn = infinite.mlp(
+        2, activation=activation, parametrization=parametrization, width=4
+    )
+    one, two = kernel_fn(x), kernel_fn(x, x.copy())
+    chex.assert_trees_all_close(one[1], two[1], rtol=1e-12)
+    chex.assert_trees_all_close(one[:, 1], two[:, 1], rtol=1e-12)
+
+
+def test_slopes_at_zero_variance():
+    zero = jnp.zeros(1)
+    for equal in (False, True, jnp.array([True])):
+        slopes = {"negative_slope": -0.2, "positive_slope": 1.4}
+        out = dual("homogeneous", zero, zero, zero, equal=equal, **slopes)
+        chex.assert_trees_all_close(tuple(out), (zero, zero + 0.36), rtol=1e-14)
+    for equal in (False, True):
+        out = dual("homogeneous", zero + 2, zero + 2, zero + 2, equal=equal)
+        chex.assert_trees_all_close(tuple(out), (zero + 1, zero + 0.5), rtol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

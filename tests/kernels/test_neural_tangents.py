@@ -129,6 +129,18 @@ def test_oracle_of_the_standard_parametrization(nt, use_bias):
     chex.assert_trees_all_close(ours, expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize("given", ["one", "two"])
+def test_oracle_of_zero_images(nt, given):
+    x = images(3, shape=(4,)).at[1].set(0.0)
+    std = {"parameterization": "standard", "b_std": 0.0}
+    hidden, last = (nt.stax.Dense(n, **std) for n in (4, 1))
+    layers = nt.stax.serial(hidden, nt.stax.Relu(), hidden, nt.stax.Relu(), last)
+    arguments = (x,) if given == "one" else (x, x.copy())
+    expected = neural_tangents.as_kernel_fn(layers[2])(*arguments)
+    ours = infinite.mlp(2, parametrization="standard", width=4)(*arguments)
+    chex.assert_trees_all_close(ours[1], expected[1], rtol=1e-12)
+
+
 @pytest.mark.filterwarnings("ignore:.FanIn. layers assume")
 def test_oracle_of_residual_sums(nt):
     stax, std = nt.stax, {"W_std": S, "b_std": B}
