@@ -66,7 +66,8 @@ def nngp_and_ntk(layers: Sequence[Layer]) -> Callable[..., Kernels]:
         GlobalAvgPool comes before the first Dense.
 
     The result takes images (n, height, width, channels) in any floating point type,
-    which it keeps, and None for x2 = x1, which halves the work. Gradients are finite.
+    which it keeps. None for x2, or x1 itself, halves the work and makes the kernel of
+    an image with itself exact. Gradients are finite.
 
     Raises:
       ValueError: layers do not end in one number per pair; the result does, for images
@@ -89,7 +90,7 @@ def nngp_and_ntk(layers: Sequence[Layer]) -> Callable[..., Kernels]:
                 f"x1 has shape {x1.shape}: give images of four axes, (n, height, width,"
                 " channels)."
             )
-        return _conv_kernels(layers, x1, x2)
+        return _conv_kernels(layers, x1, None if x2 is x1 else x2)
 
     return both
 
@@ -208,7 +209,8 @@ def _pooled_variances(layers: tuple[Layer, ...], x: Array) -> tuple[Array, ...]:
 
     def one(image: Array) -> tuple[Array, ...]:
         pair = _start(image[None], image[None], full=True)
-        recorded = run(layers, pair._replace(pooled=None)).recorded
+        pair = pair._replace(pooled=None, same=jnp.asarray(True))
+        recorded = run(layers, pair).recorded
         return jax.tree.map(lambda v: v[0], recorded)
 
     return jax.lax.map(jax.checkpoint(one), x)
@@ -242,7 +244,9 @@ def _conv_kernels(layers: tuple[Layer, ...], x1: Array, x2: Array | None) -> Ker
         for v1, v2 in zip(pooled1, pooled2, strict=True):
             second = jnp.swapaxes(v2[j], 0, 1)
             meets.append((broadcasts(v1[i])[0], broadcasts(second)[1]))
-        out = run(layers, pair._replace(pooled=tuple(meets)))
+        # By the recursion of variances: free of the rounding of arccos near 1.
+        same = i == j if symmetric and full else None
+        out = run(layers, pair._replace(pooled=tuple(meets), same=same))
         if out.nngp.ndim != 2 or out.ntk is None:
             raise ValueError(
                 "layers end in kernels of shape "
@@ -270,7 +274,7 @@ def _conv_kernels(layers: tuple[Layer, ...], x1: Array, x2: Array | None) -> Ker
 
     out = jax.tree.map(assemble, done)
     if symmetric and not full:
-        # By the recursion of variances: free of the rounding of arccos near 1.
+        # As `same`, but without a pass over each tile.
         q = (jnp.sum(x1 * x1, axis=-1) / x1.shape[-1])[:, None]
         exact = run(layers, Pair(q, None, q, q, x1.shape[-1], equal=True))
         eye = jnp.eye(n1, dtype=bool)

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ntk_privacy import _checks
 from ntk_privacy.kernels.dual_activation import Nonlinearity, dual
@@ -44,6 +44,8 @@ class Pair(NamedTuple):
     variance1, variance2: of the unit on each side, broadcasting to nngp.
     width: units (channels) that one weight of the next layer sees.
     equal: both sides are one variable: nngp, variance1 and variance2 are one array.
+    same: whether both sides are the same images, (n, n); None is no. Then an image
+      and position with itself is one variable.
     pooled: variances after each pooling still to come, which need covariances within
       an image; None where this pair itself holds them, (n, n) of one image each.
     recorded: the variances after each pooling so far, where pooled is None.
@@ -56,6 +58,7 @@ class Pair(NamedTuple):
     variance2: Float[Array, "..."]
     width: int
     equal: bool = False
+    same: Bool[Array, ""] | None = None
     pooled: tuple[tuple[Array, Array], ...] | None = ()
     recorded: tuple[Array, ...] = ()
     anchor: Float[Array, ""] | None = None
@@ -157,13 +160,26 @@ class Activation:
             positive_slope=self.positive_slope,
         )
         q1, q2 = pair.variance1, pair.variance2
-        product, slope = apply(pair.nngp, q1, q2, equal=pair.equal)
+        equal = pair.equal
+        if pair.same is not None:
+            equal = pair.same & _own(pair.nngp.shape)
+        product, slope = apply(pair.nngp, q1, q2, equal=equal)
         return pair._replace(
             nngp=product,
             ntk=None if pair.ntk is None else slope * pair.ntk,
             variance1=apply(q1, q1, q1, equal=True).product,
             variance2=apply(q2, q2, q2, equal=True).product,
         )
+
+
+def _own(shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """Where both images, and both positions if there are two, are one."""
+    axes = [(0, 1)] if len(shape) < 6 else [(0, 1), (2, 3), (4, 5)]
+    own = jnp.ones((1,) * len(shape), bool)
+    for pair in axes:
+        sizes = [n if i in pair else 1 for i, n in enumerate(shape)]
+        own = own & jnp.eye(shape[pair[0]], dtype=bool).reshape(sizes)
+    return jnp.broadcast_to(own, shape)
 
 
 relu = Activation("homogeneous")

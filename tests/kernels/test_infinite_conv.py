@@ -18,12 +18,18 @@ def images(n, *, seed=0, shape=(4, 4, 2), dtype=jnp.float64):
     return jax.random.normal(jax.random.key(seed), (n, *shape), dtype)
 
 
-def relu(k, q1, q2):
-    return dual("homogeneous", *(jnp.asarray(v) for v in (k, q1, q2)))
+def relu(k, q1, q2, *, same):
+    """A and B; of one image with itself, a pixel with itself has correlation 1."""
+    q1, q2 = (np.broadcast_to(q, k.shape) for q in (q1, q2))
+    out = dual("homogeneous", *(jnp.asarray(v) for v in (k, q1, q2)))
+    n = len(k)
+    own = np.eye(n * n, dtype=bool).reshape(k.shape) & same
+    return np.where(own, q1 / 2, out.product), np.where(own, 0.5, out.slope)
 
 
 def pixel_by_pixel(x1, x2, depth, head, pooling):
     """One pair of images, every pixel with every other, by loops over positions."""
+    same = x1 is x2
 
     def convolve(k):
         padded = np.pad(k, 1)
@@ -50,17 +56,11 @@ def pixel_by_pixel(x1, x2, depth, head, pooling):
         t = S**2 * convolve(t) + k["12"]
         q = {name: np.einsum("ijij->ij", k[name + name]) for name in "12"}
         left, right = q["1"][:, :, None, None], q["2"]
-        shape = k["12"].shape
-        slope = relu(
-            k["12"], np.broadcast_to(left, shape), np.broadcast_to(right, shape)
-        ).slope
-        t = t * np.asarray(slope)
+        t = t * relu(k["12"], left, right, same=same)[1]
         for name, v in k.items():
-            a, b = (
-                np.broadcast_to(w, v.shape)
-                for w in (q[name[0]][:, :, None, None], q[name[1]])
-            )
-            k[name] = np.array(relu(v, a, b).product)
+            alike = same or name[0] == name[1]
+            left, right = q[name[0]][:, :, None, None], q[name[1]]
+            k[name] = relu(v, left, right, same=alike)[0]
         if pooling == "avg":
             k, t = {name: pool(v) for name, v in k.items()}, pool(t)
     flatten = head == "flatten"
@@ -81,6 +81,28 @@ def test_equals_loops_over_pixels(head, pooling):
         pixel_by_pixel(np.asarray(a), np.asarray(x2[0]), 2, head, pooling) for a in x1
     ]
     np.testing.assert_allclose(kernel_fn(x1, x2)[:, 0], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("head", ["flatten", "global_pool"])
+@pytest.mark.parametrize("pooling", ["none", "avg"])
+def test_an_image_with_itself_is_exact(head, pooling):
+    x = images(2)
+    kernel_fn = infinite_conv.convnet(
+        2, weight_std=S, bias_std=B, head=head, pooling=pooling
+    )
+    expected = [pixel_by_pixel(a, a, 2, head, pooling) for a in np.asarray(x)]
+    low = x.astype(jnp.float32)
+    for k, tolerance in ((kernel_fn(x), 1e-12), (kernel_fn(low), 1e-6)):
+        np.testing.assert_allclose(jnp.diagonal(k), expected, rtol=tolerance)
+    chex.assert_trees_all_equal(kernel_fn(x, x), kernel_fn(x))
+
+
+def test_a_zero_image_has_one_value():
+    x = images(2).at[0].set(0.0)
+    kernel_fn = infinite_conv.convnet(
+        1, head="global_pool", parametrization="standard", width=4
+    )
+    chex.assert_trees_all_close(kernel_fn(x)[0], kernel_fn(x, x.copy())[0], rtol=1e-12)
 
 
 def test_filter_as_large_as_the_image_is_fully_connected():
@@ -119,7 +141,7 @@ def test_one_argument_equals_two_and_is_positive(head, count):
     chex.assert_shape(k, (count, count))
     chex.assert_trees_all_close(k, k.T, rtol=1e-12)
     # The kink of arccos turns rounding of size eps into sqrt(eps).
-    chex.assert_trees_all_close(k, kernel_fn(x, x), rtol=3e-8)
+    chex.assert_trees_all_close(k, kernel_fn(x, x.copy()), rtol=3e-8)
     assert np.linalg.eigvalsh(k).min() > -1e-9 * np.trace(k)
 
 
