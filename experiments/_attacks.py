@@ -13,7 +13,13 @@ from experiments._timing import Timer
 from experiments._victim import Every, Victim
 from experiments._workdir import Workdir
 from ntk_privacy import checkpoint
-from ntk_privacy.reconstruction import algebraic, kkt
+from ntk_privacy.reconstruction import algebraic, kkt, replay
+
+REPLAY_POINTS = 8
+"""Points of a replayed training at which features are taken."""
+
+MAX_REPLAY_MISS = 0.3
+"""Of a replay that is followed: the line from theta_0 to theta_T is no farther off."""
 
 # Above this ratio of singular values the rank is beyond doubt: the change is a sum of
 # one outer product per image, as linearized dynamics leave it.
@@ -241,6 +247,56 @@ def _searched_only(
     )
 
 
+def _labels(victim: Victim, images: np.ndarray) -> jax.Array:
+    """Returns the labels nearest to what the trained network makes of images."""
+    outputs = np.asarray(victim.model.apply_fn(victim.params_t, jnp.asarray(images)))
+    codes = np.unique(victim.dataset.y_train, axis=0).astype(outputs.dtype)
+    distances = np.sum((outputs[:, None] - codes[None]) ** 2, axis=-1)
+    return jnp.asarray(codes[distances.argmin(1)])
+
+
+def _replayed(
+    config: Any,
+    workdir: Workdir,
+    victim: Victim,
+    timer: Timer,
+    result: kkt.Reconstruction,
+    losses: np.ndarray,
+) -> tuple[kkt.Reconstruction, np.ndarray, list[float]]:
+    """Polishes along the training that the images explain, `config.replays` times."""
+    misses = []
+    for i in range(config.replays):
+        images = np.asarray(result.images)
+        with timer():
+            path = replay.replay(
+                victim.model,
+                victim.params_0,
+                victim.params_t,
+                jnp.asarray(images),
+                _labels(victim, images),
+                num_points=REPLAY_POINTS,
+            )
+        misses.append(path.miss)
+        if path.miss > MAX_REPLAY_MISS:
+            break
+        q = len(path.features)
+        attack = kkt.prepare(
+            victim.model,
+            victim.params_0,
+            victim.params_t,
+            num_images=len(images),
+            features=path.features,
+            settings=kkt.REPLAYED,
+            initial_images=images,
+            initial_duals=np.repeat(
+                np.asarray(result.duals).sum(0)[None] / q, q, axis=0
+            ),
+            **_common(config, victim),
+        )
+        result, losses = _search(config, workdir, f"replay_{i + 1}", attack, timer)
+    return result, losses, misses
+
+
 def run_auto(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked:
     """Decodes, searches for what is missing, polishes where dynamics are not linear."""
     try:
@@ -264,7 +320,7 @@ def run_auto(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Att
     certified, sources = decoded["certified"][keep], ["decoded"] * len(images)
     duals = np.repeat(duals[None] / len(points), len(points), axis=0)
     losses = np.zeros(0)
-    missing = decoded["estimated_num_images"] - len(images)
+    missing, misses = decoded["estimated_num_images"] - len(images), []
     common = {**_common(config, victim), "points": points}
     network = (victim.model, victim.params_0, victim.params_t)
     if missing > 0:
@@ -306,10 +362,21 @@ def run_auto(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Att
         result, losses = _search(config, workdir, "polish", start, timer)
         images, duals = np.asarray(result.images), np.asarray(result.duals)
         sources = [f"{source}, polished" for source in sources]
+        # More candidates than images would train another network.
+        if len(images) == decoded["estimated_num_images"]:
+            result, losses, misses = _replayed(
+                config, workdir, victim, timer, result, losses
+            )
+            images, duals = np.asarray(result.images), np.asarray(result.duals)
     return Attacked(
         images=images,
         duals=duals,
         losses=losses,
-        extra={**_told(decoded), "certified": certified, "sources": sources},
+        extra={
+            **_told(decoded),
+            "certified": certified,
+            "sources": sources,
+            "replay_misses": misses,
+        },
         arrays={"decoded": decoded["images"]},
     )

@@ -83,6 +83,11 @@ class Config:
     learning_rate: float | None = _field(
         None, "Step size of the images (intensity); none is the preset's."
     )
+    replays: int = _field(
+        2,
+        "Times that auto replays the training on what it found and polishes along its "
+        "path, under standard dynamics.",
+    )
     sweep: Literal["full", "cpu", "smoke"] | None = _field(
         None,
         "Limits study over images, widths, dynamics, sets and tasks: all of it, what "

@@ -2,9 +2,10 @@
 
 `kkt.reconstruct` searches for images that explain the change of the weights,
 `algebraic.reconstruct` decodes them from ReLU gates, `max_margin.reconstruct` needs the
-final weights alone.
+final weights alone. `replay.replay` gives the search features along the training that
+recovered images explain.
 """
 
-from ntk_privacy.reconstruction import algebraic, kkt, max_margin
+from ntk_privacy.reconstruction import algebraic, kkt, max_margin, replay
 
-__all__ = ["algebraic", "kkt", "max_margin"]
+__all__ = ["algebraic", "kkt", "max_margin", "replay"]

@@ -33,10 +33,11 @@ from ntk_privacy import _checks, _linalg, _loop, _tree
 from ntk_privacy._types import ApplyFn, Callback, Params
 from ntk_privacy.kernels import stationarity
 from ntk_privacy.models.mlp import MLP
-from ntk_privacy.reconstruction.projection import project
+from ntk_privacy.reconstruction.projection import coordinates, project
 from ntk_privacy.reconstruction.settings import FAST as FAST
 from ntk_privacy.reconstruction.settings import PAPER as PAPER
 from ntk_privacy.reconstruction.settings import POLISH as POLISH
+from ntk_privacy.reconstruction.settings import REPLAYED as REPLAYED
 from ntk_privacy.reconstruction.settings import STANDARD as STANDARD
 from ntk_privacy.reconstruction.settings import Settings as Settings
 from ntk_privacy.reconstruction.settings import parse_points as parse_points
@@ -45,6 +46,7 @@ __all__ = [
     "FAST",
     "PAPER",
     "POLISH",
+    "REPLAYED",
     "STANDARD",
     "Attack",
     "AttackState",
@@ -223,6 +225,7 @@ def prepare(
     bounds: tuple[Any, Any],
     num_outputs: int = 1,
     points: str | Sequence[float] = "midpoint",
+    features: Sequence[Params] | None = None,
     settings: Settings = FAST,
     initial_images: Float[Array | np.ndarray, "m h w d"] | None = None,
     initial_duals: Float[Array | np.ndarray, "q m c"] | None = None,
@@ -237,6 +240,12 @@ def prepare(
     _checks.differ("params_0", params_0, "params_t", params_t)
     _checks.at_least(1, num_images=num_images)
     points = parse_points(points)
+    for i, params in enumerate(features or ()):
+        _checks.same_structure("params_0", params_0, f"features[{i}]", params)
+        _checks.finite(**{f"features[{i}]": params})
+    if features is not None and not features:
+        raise ValueError("features=() is empty: give at least one point, or None.")
+    q = len(features or points)
     is_mlp = isinstance(network, MLP)
     if not is_mlp and (
         settings.form == "kernel" or settings.project or not settings.first_layer
@@ -256,7 +265,7 @@ def prepare(
         )
     for name, array, shape in (
         ("initial_images", initial_images, (num_images, *image_shape)),
-        ("initial_duals", initial_duals, (len(points), num_images, c)),
+        ("initial_duals", initial_duals, (q, num_images, c)),
         ("movable", movable, (num_images,)),
     ):
         if array is not None and array.shape != tuple(shape):
@@ -267,8 +276,14 @@ def prepare(
     basis = None
     if settings.project:
         (params_0, params_t), basis = project(params_0, params_t)
-    problem = _constants(params_0, params_t, basis, points, settings, bounds, pixels)
-    m, q, r = num_images, len(points), pixels if basis is None else basis.shape[1]
+    if features is None:
+        features = stationarity.features(params_0, params_t, points)
+    elif basis is not None:
+        features = [coordinates(params, basis) for params in features]
+    problem = _constants(
+        params_0, params_t, basis, tuple(features), settings, bounds, pixels
+    )
+    m, r = num_images, pixels if basis is None else basis.shape[1]
     dtype = problem.squared_norm.dtype
     # A latent step of the same length as a pixel step in every pixel.
     spread = (pixels / r) ** 0.5
@@ -354,6 +369,7 @@ def reconstruct(
     bounds: tuple[Any, Any],
     num_outputs: int = 1,
     points: str | Sequence[float] = "midpoint",
+    features: Sequence[Params] | None = None,
     settings: Settings = FAST,
     initial_images: Float[Array | np.ndarray, "m h w d"] | None = None,
     initial_duals: Float[Array | np.ndarray, "q m c"] | None = None,
@@ -381,6 +397,8 @@ def reconstruct(
       points: "final", "init", "midpoint", "both", "three" (0, 1/2, 1) or s in [0, 1],
         each with its own duals. For linearized training use "init", where its gradients
         were; for standard training "both", with `settings=STANDARD`.
+      features: parameters at which gradients are taken, each with its own duals, in
+        place of `points`: from `replay.replay`.
       settings: `FAST`, or `PAPER` for the published search.
       initial_images: to start from, in place of noise.
       initial_duals: multipliers to start from, one set per point.
@@ -403,6 +421,7 @@ def reconstruct(
         bounds=bounds,
         num_outputs=num_outputs,
         points=points,
+        features=features,
         settings=settings,
         initial_images=initial_images,
         initial_duals=initial_duals,
@@ -411,7 +430,7 @@ def reconstruct(
     return run(attack, chunk=chunk, callback=callback)
 
 
-def _constants(params_0, params_t, basis, points, settings, bounds, pixels):
+def _constants(params_0, params_t, basis, features, settings, bounds, pixels):
     change = _tree.sub(params_t, params_0)
     # With one hidden layer the others alone would be too few.
     if not settings.first_layer and len(change) > 2:
@@ -432,7 +451,7 @@ def _constants(params_0, params_t, basis, points, settings, bounds, pixels):
     )
     empty = jnp.zeros(0, dtype)
     return _Problem(
-        features=stationarity.features(params_0, params_t, points),
+        features=features,
         change=change,
         squared_norm=squared_norm,
         basis=basis,

@@ -13,7 +13,15 @@ from jaxtyping import Array, Float
 from ntk_privacy import _linalg
 from ntk_privacy._types import Params
 
-__all__ = ["project"]
+__all__ = ["coordinates", "project"]
+
+
+def coordinates(params: Params, basis: Float[Array | np.ndarray, "d r"]) -> Params:
+    """Returns an MLP that takes images as coordinates in an orthonormal basis."""
+    kernel = params["Dense_0"]["kernel"]
+    small = np.asarray(basis, np.float64).T @ np.asarray(kernel, np.float64)
+    layer = {**params["Dense_0"], "kernel": jnp.asarray(small, kernel.dtype)}
+    return {**params, "Dense_0": layer}
 
 
 def project(
@@ -52,12 +60,8 @@ def project(
             "images, so use settings with project=False."
         )
 
-    def one(params):
-        kernel = basis.T @ np.asarray(params["Dense_0"]["kernel"], np.float64)
-        layer = {**params["Dense_0"], "kernel": jnp.asarray(kernel, first.dtype)}
-        return {**params, "Dense_0": layer}
-
-    return (one(params_0), one(params_t)), jnp.asarray(basis, first.dtype)
+    small = coordinates(params_0, basis), coordinates(params_t, basis)
+    return small, jnp.asarray(basis, first.dtype)
 
 
 def _rounding(kernel, change) -> float:

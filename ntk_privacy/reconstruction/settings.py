@@ -6,7 +6,16 @@ from typing import Literal
 
 from ntk_privacy import _checks
 
-__all__ = ["FAST", "PAPER", "POINTS", "POLISH", "STANDARD", "Settings", "parse_points"]
+__all__ = [
+    "FAST",
+    "PAPER",
+    "POINTS",
+    "POLISH",
+    "REPLAYED",
+    "STANDARD",
+    "Settings",
+    "parse_points",
+]
 
 POINTS = {
     "final": (1.0,),
@@ -95,6 +104,9 @@ POLISH = dataclasses.replace(
 )
 """From images that are nearly right, with `points="three"`: small steps, all equations,
 and no smoothing to forget the images by."""
+
+REPLAYED = dataclasses.replace(POLISH, ridge=1e-3)
+"""With `features` of a replayed training, whose residual at the truth is small."""
 
 PAPER = Settings(
     num_steps=80_000,
