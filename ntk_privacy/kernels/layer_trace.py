@@ -15,34 +15,19 @@ trace will do: no layer has to be known by name.
 
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex_core
 from jaxtyping import Array, Float
 
 from ntk_privacy._types import ApplyFn, Params
+from ntk_privacy.kernels.equations import Equation, Name, bind, flatten, flops, read
 
 __all__ = ["Group", "Network", "Pieces", "features", "trace"]
 
-_INLINED = {
-    *("pjit", "jit", "closed_call", "core_call", "remat", "remat2", "checkpoint"),
-}
 _SHAPE_ONLY = {"reshape", "broadcast_in_dim", "squeeze", "expand_dims", "copy"}
-Name = int | jex_core.Literal
-
-
-class _Equation(NamedTuple):
-    primitive: jex_core.Primitive
-    params: dict[str, Any]
-    inputs: list[Name]
-    outputs: list[int]
-    input_shapes: list[tuple[int, ...]]
-    output_shapes: list[tuple[int, ...]]
-    output_dtype: Any
 
 
 class _Site(NamedTuple):
@@ -76,7 +61,7 @@ class Network(NamedTuple):
     largest: numbers in the largest array of it.
     """
 
-    equations: list[_Equation]
+    equations: list[Equation]
     constants: dict[int, Any]
     leaves: list[int]
     fixed: dict[int, int]
@@ -118,7 +103,7 @@ def trace(apply_fn: ApplyFn, params: Params, image: Any) -> Network:
     flat = jax.tree_util.tree_leaves_with_path(params)
     names = [next(count) for _ in range(len(flat) + 1)]
     equations, constants = [], {}
-    (output,) = _flatten(closed, names, count, equations, constants)
+    (output,) = flatten(closed, names, count, equations, constants)
     floating = [i for i, (_, leaf) in enumerate(flat) if is_floating(leaf)]
     leaves = [names[i] for i in floating]
     groups = _find_groups(equations, leaves, output)
@@ -136,7 +121,7 @@ def trace(apply_fn: ApplyFn, params: Params, image: Any) -> Network:
         leaf_names=tuple(jax.tree_util.keystr(flat[i][0]) for i in floating),
         leaf_sizes=tuple(math.prod(flat[i][1].shape) for i in floating),
         num_outputs=closed.out_avals[0].shape[0],
-        flops=_flops(closed.jaxpr),
+        flops=flops(closed.jaxpr),
         activations=sum(sizes),
         largest=max(sizes),
     )
@@ -162,11 +147,11 @@ def features(network: Network, params: Params, image: Float[Array, "..."]) -> Pi
         values |= dict(zip(network.leaves, own, strict=True))
         values |= {network.leaves[i]: v for i, v in others.items()}
         for e in network.equations:
-            outs = _bind(e, [_read(values, name) for name in e.inputs])
+            outs = bind(e, [read(values, name) for name in e.inputs])
             for name, out in zip(e.outputs, outs, strict=True):
                 values[name] = out + zeros[name] if name in zeros else out
         inputs = [_patches(network.equations[s.equation], s, values) for s in sites]
-        return _read(values, network.output), inputs
+        return read(values, network.output), inputs
 
     others = {i: own[i] for i in network.others}
     out, pull, inputs = jax.vjp(run, zeros, others, has_aux=True)
@@ -187,75 +172,6 @@ def features(network: Network, params: Params, image: Float[Array, "..."]) -> Pi
         ],
         [jacobians[i].reshape(c, -1) for i in network.others],
     )
-
-
-def _read(values: dict[int, Any], name: Name) -> Any:
-    return values[name] if isinstance(name, int) else name.val
-
-
-def _bind(equation: _Equation, inputs: list[Any]) -> Sequence[Any]:
-    if _is_plain_pooling(equation):
-        return [_pooled(inputs[0], equation.params["window_dimensions"])]
-    bound = equation.primitive.get_bind_params(dict(equation.params))
-    # (functions, params) up to some version of JAX, params alone since.
-    functions, params = bound if isinstance(bound, tuple) else ((), bound)
-    out = equation.primitive.bind(*functions, *inputs, **params)
-    return out if equation.primitive.multiple_results else [out]
-
-
-def _is_plain_pooling(e: _Equation) -> bool:
-    if e.primitive.name != "reduce_window_sum":
-        return False
-    p = e.params
-    return (
-        p["window_dimensions"] == p["window_strides"]
-        and {*p["base_dilation"], *p["window_dilation"]} == {1}
-        and not any(map(any, p["padding"]))
-    )
-
-
-def _pooled(x: Array, window: Sequence[int]) -> Array:
-    """Sums windows that do not overlap; its transpose is a mere broadcast."""
-    counts = [n // w for n, w in zip(x.shape, window, strict=True)]
-    x = x[tuple(slice(m * w) for m, w in zip(counts, window, strict=True))]
-    split = [size for pair in zip(counts, window, strict=True) for size in pair]
-    return x.reshape(split).sum(tuple(range(1, 2 * x.ndim, 2)))
-
-
-def _flatten(closed, names, count, equations, constants) -> list[Name]:
-    """Appends all equations, calls inlined; returns the names of the outputs."""
-    jaxpr = closed.jaxpr
-    known: dict[Any, Name] = dict(zip(jaxpr.invars, names, strict=True))
-    for var, value in zip(jaxpr.constvars, closed.consts, strict=True):
-        known[var] = next(count)
-        constants[known[var]] = value
-
-    def read(atom) -> Name:
-        return atom if isinstance(atom, jex_core.Literal) else known[atom]
-
-    for eqn in jaxpr.eqns:
-        inner = eqn.params.get("jaxpr")
-        if eqn.primitive.name in _INLINED and inner is not None:
-            if not isinstance(inner, jex_core.ClosedJaxpr):
-                inner = jex_core.ClosedJaxpr(inner, ())
-            inputs = [read(atom) for atom in eqn.invars]
-            outs = _flatten(inner, inputs, count, equations, constants)
-            known |= dict(zip(eqn.outvars, outs, strict=True))
-            continue
-        outputs = [next(count) for _ in eqn.outvars]
-        equations.append(
-            _Equation(
-                eqn.primitive,
-                eqn.params,
-                [read(atom) for atom in eqn.invars],
-                outputs,
-                [getattr(atom.aval, "shape", ()) for atom in eqn.invars],
-                [getattr(var.aval, "shape", ()) for var in eqn.outvars],
-                getattr(eqn.outvars[0].aval, "dtype", None) if eqn.outvars else None,
-            )
-        )
-        known |= dict(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
 
 
 def _find_groups(equations, leaves, output) -> list[Group]:
@@ -293,7 +209,7 @@ def _find_groups(equations, leaves, output) -> list[Group]:
     return groups
 
 
-def _orientation(e: _Equation, operand: int) -> Any:
+def _orientation(e: Equation, operand: int) -> Any:
     """Returns how the leaf is laid out in a product; None if the use is no site."""
     if e.primitive.name == "dot_general":
         contracted, batch = e.params["dimension_numbers"]
@@ -305,7 +221,7 @@ def _orientation(e: _Equation, operand: int) -> Any:
     return None
 
 
-def _sizes(e: _Equation, operand: int) -> tuple[int, int, int]:
+def _sizes(e: Equation, operand: int) -> tuple[int, int, int]:
     """Returns positions, fan_in and fan_out."""
     leaf = e.input_shapes[operand]
     if e.primitive.name == "dot_general":
@@ -347,7 +263,7 @@ def _find_bias(equations, uses, index, site) -> tuple[int | None, int]:
     with jax.ensure_compile_time_eval():
         probe = jnp.arange(k, dtype=jnp.int32).reshape(shape)
         for maker in reversed(chain):
-            (probe,) = _bind(maker, [probe])
+            (probe,) = bind(maker, [probe])
         told = np.asarray(_as_signal(e, site.leaf_operand, probe))
     if not np.array_equal(told, np.broadcast_to(np.arange(k), told.shape)):
         return nothing
@@ -358,7 +274,7 @@ def _signal(network: Network, site: _Site, signal: Array) -> Float[Array, "P k"]
     return _as_signal(network.equations[site.equation], site.leaf_operand, signal)
 
 
-def _as_signal(e: _Equation, operand: int, signal: Array) -> Array:
+def _as_signal(e: Equation, operand: int, signal: Array) -> Array:
     """Returns (P, k) from the layout of an equation's output."""
     _, _, k = _sizes(e, operand)
     if e.primitive.name == "dot_general":
@@ -369,9 +285,9 @@ def _as_signal(e: _Equation, operand: int, signal: Array) -> Array:
     return signal.transpose(spec[0], *spec[2:], spec[1]).reshape(-1, k)
 
 
-def _patches(e: _Equation, site: _Site, values: dict[int, Any]) -> Array:
+def _patches(e: Equation, site: _Site, values: dict[int, Any]) -> Array:
     """Returns (P, d): what each position of the output is made of."""
-    x = _read(values, e.inputs[1 - site.leaf_operand])
+    x = read(values, e.inputs[1 - site.leaf_operand])
     _, d, _ = _sizes(e, site.leaf_operand)
     if e.primitive.name == "dot_general":
         contracted, _ = e.params["dimension_numbers"]
@@ -399,35 +315,3 @@ def _patches(e: _Equation, site: _Site, values: dict[int, Any]) -> Array:
         ]
         parts.append(x[(slice(None), *slices)])
     return jnp.concatenate(parts, axis=-1).reshape(-1, d)
-
-
-def _flops(jaxpr) -> float:
-    """Counts multiplications and additions of all equations, from shapes alone."""
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        size = sum(math.prod(getattr(v.aval, "shape", ())) for v in eqn.outvars)
-        shapes = [getattr(v.aval, "shape", ()) for v in eqn.invars]
-        if eqn.primitive.name == "dot_general":
-            contracted = eqn.params["dimension_numbers"][0][0]
-            total += 2.0 * size * math.prod(shapes[0][i] for i in contracted)
-        elif eqn.primitive.name == "conv_general_dilated":
-            channels = shapes[1][eqn.params["dimension_numbers"].rhs_spec[0]]
-            total += 2.0 * size * math.prod(shapes[1]) / channels
-        else:
-            inner = [_flops(j) for j in _inner_jaxprs(eqn)]
-            repeats = eqn.params.get("length", 1) if inner else 1
-            total += repeats * sum(inner) if inner else size
-    return total
-
-
-def _inner_jaxprs(eqn) -> list[Any]:
-    found = []
-    for value in jax.tree.leaves(
-        list(eqn.params.values()),
-        is_leaf=lambda v: isinstance(v, jex_core.Jaxpr | jex_core.ClosedJaxpr),
-    ):
-        if isinstance(value, jex_core.ClosedJaxpr):
-            found.append(value.jaxpr)
-        elif isinstance(value, jex_core.Jaxpr):
-            found.append(value)
-    return found
