@@ -38,12 +38,23 @@ class Method(NamedTuple):
         return self.form(self.run(x))
 
 
-def _product(
-    j1: Float[Array, "n c p"], j2: Float[Array, "m c p"], trace_outputs: bool
-) -> Array:
-    if trace_outputs:
-        return matmul(j1.reshape(len(j1), -1), j2.reshape(len(j2), -1).T)
-    return jnp.einsum("ncp,mdp->nmcd", j1, j2, precision=_HIGHEST)
+def _products(
+    j1: list[Float[Array, "n c _"]], j2: list[Float[Array, "m c _"]], trace: bool
+) -> list[Array]:
+    """Returns the sum over leaves of products of Jacobians; nothing if there are none.
+
+    Not by einsum, which copies one side into another layout.
+    """
+    if not j1:
+        return []
+    (n, c, _), m = j1[0].shape, len(j2[0])
+    rows, columns = (n, m) if trace else (n * c, m * c)
+    parts = (
+        matmul(a.reshape(rows, -1), b.reshape(columns, -1).T)
+        for a, b in zip(j1, j2, strict=True)
+    )
+    total = functools.reduce(jnp.add, parts)
+    return [total if trace else total.reshape(n, c, m, c).transpose(0, 2, 1, 3)]
 
 
 def _self_product(j: Float[Array, "n c p"], trace_outputs: bool) -> Array:
@@ -72,7 +83,7 @@ def jacobian(
             full[i] = leaf
         return apply_fn(jax.tree.unflatten(structure, full), image[None])[0]
 
-    def run(x):
+    def form(x):
         own = [leaves[i] for i in chosen]
         # One by one: under vmap a convolution's gradient is a grouped convolution, for
         # which XLA may take memory that grows as the square of the images.
@@ -80,14 +91,14 @@ def jacobian(
         return [row.reshape(len(x), num_outputs, -1) for row in rows]
 
     def combine(f1, f2):
-        parts = [_product(a, b, trace_outputs) for a, b in zip(f1, f2, strict=True)]
+        parts = _products(f1, f2, trace_outputs)
         return _mean(_sum(parts), num_outputs, trace_outputs)
 
     def diagonal(f):
         parts = [_self_product(a, trace_outputs) for a in f]
         return _mean(_sum(parts), num_outputs, trace_outputs)
 
-    return Method(run, lambda f: f, combine, diagonal)
+    return Method(lambda x: x, form, combine, diagonal)
 
 
 def ntk_vector(
@@ -181,7 +192,7 @@ def structured(
             _gram_product(*g1, *g2, bias, trace_outputs)
             for g1, g2, bias in zip(f1[0], f2[0], with_bias, strict=True)
         ]
-        parts += [_product(*j, trace_outputs) for j in zip(f1[1], f2[1], strict=True)]
+        parts += _products(f1[1], f2[1], trace_outputs)
         return _mean(_sum(parts), num_outputs, trace_outputs)
 
     def diagonal(f):
@@ -246,15 +257,16 @@ def assemble(
         parts = (slice(n1), slice(n1, None))
         f1, f2 = (method.form(jax.tree.map(lambda f, s=s: f[s], both)) for s in parts)
         return method.combine(f1, f2)
-    columns = _split(x2, block)
+    (rows, height), (columns, width) = _starts(n1, block), _starts(n2, block)
 
-    def row(images):
-        f1 = method.features(images)
-        parts = jax.lax.map(lambda x: method.combine(f1, method.features(x)), columns)
-        return jnp.moveaxis(parts, 0, 1).reshape(len(images), -1, *parts.shape[3:])
+    def row(start):
+        f1 = method.features(_slice(x1, start, height))
+        parts = jax.lax.map(
+            lambda s: method.combine(f1, method.features(_slice(x2, s, width))), columns
+        )
+        return _join(parts.swapaxes(1, 2), n2).swapaxes(0, 1)
 
-    out = jax.lax.map(row, _split(x1, block))
-    return out.reshape(-1, *out.shape[2:])[:n1, :n2]
+    return _join(jax.lax.map(row, rows), n1)
 
 
 def _symmetric(method: Method, x: Array, block: int, tiles: int) -> Array:
@@ -263,38 +275,42 @@ def _symmetric(method: Method, x: Array, block: int, tiles: int) -> Array:
     if whole and tiles == 1:
         f = method.features(x)
         return method.combine(f, f)
-    tiles = tiles if whole else -(-n // block)
-    blocks = _split(x, -(-n // tiles))
-    tiles, size = blocks.shape[:2]
-    if whole:
-        f = method.features(blocks.reshape(-1, *x.shape[1:]))
-        f = jax.tree.map(lambda a: a.reshape(tiles, size, *a.shape[1:]), f)
+    starts, size = _starts(n, -(-n // tiles) if whole else block)
+    f = method.features(x) if whole else None
 
-        def get(i):
-            return jax.tree.map(lambda a: a[i], f)
-    else:
+    def get(start):
+        if f is None:
+            return method.features(_slice(x, start, size))
+        return jax.tree.map(lambda a: _slice(a, start, size), f)
 
-        def get(i):
-            return method.features(blocks[i])
-
-    i, j = np.triu_indices(tiles)
+    i, j = np.triu_indices(len(starts))
     parts = jax.lax.map(
         lambda pair: method.combine(get(pair[0]), get(pair[1])),
-        (jnp.asarray(i), jnp.asarray(j)),
+        (starts[i], starts[j]),
     )
     mirrored = parts.swapaxes(1, 2)
     if parts.ndim == 5:
         mirrored = mirrored.swapaxes(3, 4)
-    out = jnp.zeros((tiles, tiles, *parts.shape[1:]), parts.dtype)
+    out = jnp.zeros((len(starts), len(starts), *parts.shape[1:]), parts.dtype)
     out = out.at[j, i].set(mirrored).at[i, j].set(parts)
-    out = out.swapaxes(1, 2).reshape(tiles * size, tiles * size, *parts.shape[3:])
-    return out[:n, :n]
+    # (tiles, rows, tiles, columns) to (n, tiles, columns) to (n, n).
+    out = _join(out.swapaxes(1, 2), n)
+    return _join(jnp.moveaxis(out, 0, 2), n).swapaxes(0, 1)
 
 
-def _split(x: Array, block: int) -> Array:
-    """Returns (count, size, ...); the last image is repeated to fill a block."""
-    size = min(block, len(x))
-    count = -(-len(x) // size)
-    spare = count * size - len(x)
-    padding = jnp.broadcast_to(x[-1:], (spare, *x.shape[1:]))
-    return jnp.concatenate([x, padding]).reshape(count, size, *x.shape[1:])
+def _starts(n: int, block: int) -> tuple[Array, int]:
+    """Returns where equal blocks start, and their size; the last one reaches back."""
+    count = -(-n // block)
+    size = -(-n // count)
+    return jnp.minimum(jnp.arange(count) * size, n - size), size
+
+
+def _slice(x: Array, start: Array, size: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, start, size)
+
+
+def _join(blocks: Array, n: int) -> Array:
+    """Returns (n, ...) from (count, size, ...) of `_starts`."""
+    count, size = blocks.shape[:2]
+    whole = blocks[:-1].reshape(-1, *blocks.shape[2:])
+    return jnp.concatenate([whole, blocks[-1, count * size - n :]])

@@ -25,7 +25,8 @@ class Plan(NamedTuple):
     """How a kernel will be computed; `str` of it says so in words.
 
     method: one of METHODS. flops: multiplications and additions of all of it. bytes:
-    bound of the working memory, the kernel itself apart. block_size: images of either
+    bound of the working memory, the kernel itself, in blocks
+    and whole, apart. block_size: images of either
     side at a time. tiles: blocks per side of a symmetric kernel that fits. by_gram: for
     "structured", per Dense or Conv kernel in `leaf_names`, whether by Gram matrices.
     others: flops of the methods not taken; infinite if one image exceeds the budget.
@@ -59,7 +60,8 @@ class Plan(NamedTuple):
 
 class _Costs(NamedTuple):
     """flops, at most: per image of either side, and per pair. numbers: held per image,
-    in passing per image, and per pair in passing; fixed: whatever the block.
+    in passing per image, and per pair in passing; fixed: whatever the block; copied:
+    per image of one side, where blocks are taken in a loop.
     """  # noqa: D205
 
     per_image: float
@@ -69,6 +71,7 @@ class _Costs(NamedTuple):
     pair: int
     fixed: int = 0
     by_gram: tuple[bool, ...] = ()
+    copied: int = 0
 
 
 def hashable(value: Any) -> bool:
@@ -160,7 +163,11 @@ def _costs(network, method, trace_outputs, n1, n2) -> list[_Costs]:
     passing = network.activations + 3 * c * network.largest
     if method == "jacobian":  # images one by one
         every = forward * (1 + 2 * c)
-        return [_Costs(every, 2.0 * blocks * p, c * p, 0, kernel, passing + c * p)]
+        # The products of all leaves are made before one pass adds them; one image's
+        # gradients stand beside those of its block.
+        pair = len(network.leaf_sizes) * kernel
+        per_pair, fixed = 2.0 * blocks * p, passing + 2 * c * p
+        return [_Costs(every, per_pair, c * p, 0, pair, fixed, (), c * p)]
     if method == "ntk_vector":
         backward = forward * (1 + 2 * c)
         pair, fixed = 2 * c * network.largest + c * c, (c + 1) * p
@@ -183,11 +190,11 @@ def _costs(network, method, trace_outputs, n1, n2) -> list[_Costs]:
         2.0 * blocks * sum(network.leaf_sizes[i] for i in network.others),
         c * sum(network.leaf_sizes[i] for i in network.others),
         passing,
-        kernel,
+        len(network.others) * kernel,
     )
     options = []
     for chosen in (ways, smallest):
-        total = base
+        total, widest = base, 0
         for by_gram, gram, formed in chosen:
             own = gram if by_gram else formed
             total = _Costs(
@@ -195,12 +202,14 @@ def _costs(network, method, trace_outputs, n1, n2) -> list[_Costs]:
                 total.per_pair + own.per_pair,
                 total.held + own.held,
                 total.passing + own.passing,
-                # One group after another.
-                max(total.pair, own.pair),
+                # Two matrices of every group before one pass adds them,
+                total.pair + 2 * kernel,
                 0,
                 (*total.by_gram, by_gram),
             )
-        options.append(total)
+            widest = max(widest, own.pair)
+        # and positions by positions in one group after another.
+        options.append(total._replace(pair=total.pair + widest))
     return options
 
 
@@ -228,11 +237,11 @@ def _group_costs(g, c, trace_outputs, passing) -> tuple[_Costs, _Costs]:
     return gram, formed
 
 
-def _numbers(costs: _Costs, rows: int, columns: int) -> int:
+def _numbers(costs: _Costs, rows: int, columns: int, looped: bool = True) -> int:
     """Returns the most numbers alive in a block."""
     return (
         (rows + columns) * costs.held
-        + max(rows, columns) * costs.passing
+        + max(rows, columns) * (costs.passing + costs.copied * looped)
         + rows * columns * costs.pair
         + costs.fixed
     )
@@ -243,8 +252,9 @@ def _held(costs, n1, n2, size, tiles) -> int:
         return _numbers(costs, min(size, n1), min(size, n2 or n1))
     if n2 is None:
         tile = -(-n1 // tiles)
-        return n1 * (costs.held + costs.passing) + tile**2 * costs.pair + costs.fixed
-    return _numbers(costs, n1, n2)
+        whole = n1 * (costs.held + costs.passing) + tile**2 * costs.pair + costs.fixed
+        return whole + (tiles > 1) * tile * (2 * costs.held + costs.copied)
+    return _numbers(costs, n1, n2, looped=False)
 
 
 def _block_size(costs, n1, n2, budget, method) -> int | None:

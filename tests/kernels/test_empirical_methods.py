@@ -182,22 +182,42 @@ def test_auto_takes_the_cheapest_and_says_so():
     assert "exceeds the budget" in str(small)
 
 
-def test_planned_memory_bounds_the_compiled_program():
-    apply_fn, params, shape = NETWORKS["convnet"]()
-    x1, x2 = images(shape, 60), images(shape, 50, 2)
-    for method in METHODS:
-        kwargs = {"method": method, "memory_budget": 600_000}
-        plan = empirical.plan(apply_fn, params, x1, x2, **kwargs)
-        assert plan.block_size < 60
-        compiled = (
-            jax.jit(lambda a, b, k=kwargs: empirical.ntk(apply_fn, params, a, b, **k))
-            .lower(x1, x2)
-            .compile()
-        )
-        kernel = 2 * 60 * 60 * 8  # in blocks and whole
-        used = compiled.memory_analysis().temp_size_in_bytes - kernel
-        # Patches, padded images and the like are no part of the count.
-        assert used < 2 * 600_000, method
+def _mlp32():
+    model = MLP((32,), 10)
+    return model.apply_fn, model.init_params(jax.random.key(0), (4, 4, 1)), (4, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "traced", "sizes", "share"),
+    [
+        ("jacobian", False, (40, 30), 1.0),
+        ("jacobian", False, (40, None), 1.0),
+        ("jacobian", True, (7, 60), 1.0),
+        ("jacobian", True, (270, None), 1.0),
+        ("jacobian", True, (40, None), 0.2),
+        ("jacobian", False, (40, 30), 0.3),
+        ("structured", True, (40, 30), 0.3),
+        ("ntk_vector", True, (40, 30), 0.3),
+    ],
+)
+@pytest.mark.parametrize("make", [_mlp32, NETWORKS["convnet"]])
+def test_planned_memory_bounds_the_compiled_program(make, method, traced, sizes, share):
+    apply_fn, params, shape = make()
+    dtype = jax.tree.leaves(params)[0].dtype
+    x = [n and jax.ShapeDtypeStruct((n, *shape), dtype) for n in sizes]
+    kwargs = {"method": method, "trace_outputs": traced}
+    whole = empirical.plan(apply_fn, params, *x, **kwargs).bytes
+    kwargs["memory_budget"] = int(whole * share)
+    plan = empirical.plan(apply_fn, params, *x, **kwargs)
+    assert (plan.block_size < max(n or 0 for n in sizes)) == (share < 1)
+
+    def fn(*x):
+        return empirical.ntk(apply_fn, params, *x, **kwargs)
+
+    memory = jax.jit(fn).lower(*[a for a in x if a]).compile().memory_analysis()
+    # The kernel twice: in blocks and whole.
+    used = memory.temp_size_in_bytes - 2 * memory.output_size_in_bytes
+    assert used <= plan.bytes <= kwargs["memory_budget"]
 
 
 def test_under_jit_and_grad():
