@@ -173,7 +173,7 @@ def test_slopes_at_zero_variance():
         slopes = {"negative_slope": -0.2, "positive_slope": 1.4}
         out = dual("homogeneous", zero, zero, zero, equal=equal, **slopes)
         chex.assert_trees_all_close(tuple(out), (zero, zero + 0.36), rtol=1e-14)
-    for equal in (False, True):
+    for equal in (True, jnp.array([True])):
         out = dual("homogeneous", zero + 2, zero + 2, zero + 2, equal=equal)
         chex.assert_trees_all_close(tuple(out), (zero + 1, zero + 0.5), rtol=1e-14)
 
