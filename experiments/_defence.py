@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import _attacks, _distillation, _victim, reconstruct
+from experiments import _attacks, _auto, _distillation, _victim, reconstruct
 from experiments._distillation import Distilled
 from experiments._timing import Timer
 from experiments._workdir import Workdir
@@ -18,7 +18,7 @@ from ntk_privacy.evaluation import reconstruction_curve
 from ntk_privacy.evaluation.reconstruction_curve import RECOVERED_PSNR
 from ntk_privacy.reports import plots
 
-ATTACKS = {"kkt": _attacks.run_kkt, "auto": _attacks.run_auto}
+ATTACKS = {"kkt": _attacks.run_kkt, "auto": _auto.run}
 """The published search; and decoding exactly, then searching for the rest."""
 
 

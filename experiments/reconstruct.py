@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from experiments import _attacks, _flags, _max_margin, _sweep, _victim
+from experiments import _attacks, _auto, _flags, _max_margin, _sweep, _victim
 from experiments._timing import Timer
 from experiments._workdir import Workdir, versions
 from ntk_privacy import _checks
@@ -21,7 +21,7 @@ from ntk_privacy.evaluation import reconstruction_curve
 from ntk_privacy.reports import plots
 
 METHODS = {
-    "auto": _attacks.run_auto,
+    "auto": _auto.run,
     "algebraic": _attacks.run_algebraic,
     "kkt": _attacks.run_kkt,
     "max_margin": _max_margin.run,

@@ -1,5 +1,6 @@
 """`experiments.reconstruct` at toy size: files, resuming to the bit, exit codes."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments import _attacks, _flags, _workdir, reconstruct
+from experiments import _attacks, _auto, _flags, _workdir, reconstruct
 from experiments._victim import Every
 from ntk_privacy import checkpoint
 
@@ -362,10 +363,7 @@ def test_training_that_stops_short_is_told(tmp_path):
     assert "not reached" not in reconstruct.summary(reached)
 
 
-def test_auto_searches_from_noise_where_decoding_certifies_too_little(
-    tmp_path, monkeypatch
-):
-    changes = {"dynamics": "standard", "num_steps": 5}
+def _faint(monkeypatch):
     decode = _attacks.algebraic.reconstruct
 
     def faint(*args, **kwargs):
@@ -374,12 +372,70 @@ def test_auto_searches_from_noise_where_decoding_certifies_too_little(
         return found._replace(rank_gap=3.0, certified=nothing, message="none.")
 
     monkeypatch.setattr(_attacks.algebraic, "reconstruct", faint)
+
+
+def test_auto_searches_from_noise_where_decoding_certifies_too_little(
+    tmp_path, monkeypatch
+):
+    changes = {"num_steps": 5}
+    _faint(monkeypatch)
     found = _run(tmp_path / "auto", method="auto", **changes)
     assert found["message"] == "searched from noise: of the decoding, none."
     assert set(found["sources"]) == {"kkt"}
     assert found["estimated_num_images"] == 4
     plain = _run(tmp_path / "kkt", method="kkt", **changes)
     assert found["squared_distances"] == plain["squared_distances"]
+
+
+def test_auto_replays_the_training_and_ends_with_the_same_bytes_when_interrupted(
+    tmp_path, monkeypatch
+):
+    _faint(monkeypatch)
+    changes = {
+        "dynamics": "standard",
+        "method": "auto",
+        "width": 128,
+        "num_steps": 1000,
+        "stop_loss": 1e-4,
+    }
+    for name in ("POLISH", "REPLAYED"):
+        short = dataclasses.replace(getattr(_auto.kkt, name), num_steps=200)
+        monkeypatch.setattr(_auto.kkt, name, short)
+    whole = _run(tmp_path / "whole", **changes, checkpoint_seconds=1e9)
+    plain = _run(tmp_path / "plain", **{**changes, "method": "kkt"})
+    assert whole["replay_misses"][1] < whole["replay_misses"][0] < 0.3
+    assert whole["sources"] == ["kkt, polished"] * 4 + ["kkt"] * (
+        len(whole["sources"]) - 4
+    )
+    assert whole["mean_squared_error"] < 0.5 * plain["mean_squared_error"]
+    save = checkpoint.save
+    stages = ["polish", "replay_1", "replay_2"]
+
+    def save_and_die(folder, step, state):
+        save(folder, step, state)
+        if stages and folder.name == stages[0] and step >= 100:
+            stages.pop(0)
+            raise _Killed
+
+    monkeypatch.setattr(checkpoint, "save", save_and_die)
+    for _ in range(3):
+        with pytest.raises(_Killed):
+            _run(tmp_path / "cut", **changes, checkpoint_seconds=0.0)
+    _run(tmp_path / "cut", **changes, checkpoint_seconds=0.0)
+    assert (tmp_path / "cut" / "arrays.npz").read_bytes() == (
+        tmp_path / "whole" / "arrays.npz"
+    ).read_bytes()
+
+
+def test_candidates_that_show_the_same_image_are_merged():
+    a, b, c = np.eye(3).reshape(3, 1, 3, 1)
+    images = np.stack([a, 1.1 * a, 0.1 * b, c, -a])
+    duals = np.asarray([1.0, 0.5, 1.0, -2.0, 0.3]).reshape(1, 5, 1)
+    kept, sums, rest = _auto.distinct(images, duals, 2)
+    np.testing.assert_array_equal(kept, [3, 0])
+    np.testing.assert_array_equal(sums[0, :, 0], [-2.0, 1.5])
+    np.testing.assert_array_equal(rest, [2, 4])
+    assert len(_auto.distinct(images, duals, 9)[0]) == 4
 
 
 def test_checkpoints_are_due_once_in_so_many_seconds():
