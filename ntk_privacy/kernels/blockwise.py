@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from ntk_privacy import _checks, sharding
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Callback, KernelFn
+from ntk_privacy.kernels import hosts
 
 __all__ = [
     "diagonal",
@@ -249,7 +250,8 @@ def stream(
       The file, read-only, mapped into memory.
 
     Raises:
-      ValueError: the file belongs to other images, another kernel or block size.
+      ValueError: the file belongs to other images, another kernel or block size; or,
+        on all hosts, another host stopped.
     """
     _checks.at_least(1, block_size=block_size)
     path = pathlib.Path(path)
@@ -261,45 +263,37 @@ def stream(
     ]
     about = [block_size, len(x1), len(other), x2 is None, _checksum(x1)]
     about = np.asarray([*about, 0 if x2 is None else _checksum(x2)], np.int64)
-    if jax.process_index() == 0:
-        out, done = _open(path, (len(x1), len(other)), dtype, about, len(pairs))
-    else:
-        out, done = None, np.zeros(len(about) + len(pairs), np.int64)
+    out, done = None, np.zeros(len(about) + len(pairs), np.int64)
+    with hosts.all_fail_together():
+        if jax.process_index() == 0:
+            out, done = _open(path, (len(x1), len(other)), dtype, about, len(pairs))
     flags = done[len(about) :]
-    started = _of_first_process(flags)
+    started = hosts.of_first(flags)
     flags[:] = started
     if started.any():
         again = compute(0, 0)
-        _check_same(
-            path, again, None if out is None else out[_places(0, 0, block_size)]
-        )
+        with hosts.all_fail_together():
+            stored = None if out is None else out[_places(0, 0, block_size)]
+            _check_same(path, again, stored)
     for index, (i, j) in enumerate(pairs):
         if started[index]:
             continue
         block = compute(i, j)
-        if out is not None:
-            # Mapped anew, so that what was written does not stay in memory.
-            out = np.lib.format.open_memmap(path, mode="r+")
-            out[_places(i, j, block_size)] = block
-            if x2 is None and i != j:
-                out[_places(j, i, block_size)] = block.T
-            out.flush()  # the numbers before the word that they are there
-        flags[index] = 1
-        if isinstance(done, np.memmap):
-            done.flush()
-        if callback is not None:
-            callback(int(flags.sum()), out, {"num_blocks": len(pairs)})
-    _of_first_process(flags)  # nobody reads before all is written
+        with hosts.all_fail_together():
+            if out is not None:
+                # Mapped anew, so that what was written does not stay in memory.
+                out = np.lib.format.open_memmap(path, mode="r+")
+                out[_places(i, j, block_size)] = block
+                if x2 is None and i != j:
+                    out[_places(j, i, block_size)] = block.T
+                out.flush()  # the numbers before the word that they are there
+            flags[index] = 1
+            if isinstance(done, np.memmap):
+                done.flush()
+            if callback is not None:
+                callback(int(flags.sum()), out, {"num_blocks": len(pairs)})
+    hosts.of_first(flags)  # nobody reads before all is written
     return np.lib.format.open_memmap(path, mode="r")
-
-
-def _of_first_process(x: np.ndarray) -> np.ndarray:
-    """Returns what the first host has; waits for it."""
-    if jax.process_count() == 1:
-        return np.array(x)
-    # Numbers of a wider type would need x64.
-    small = np.asarray(x, np.int32)
-    return np.asarray(multihost_utils.broadcast_one_to_all(small))
 
 
 def _check_same(path: pathlib.Path, again: np.ndarray, stored) -> None:

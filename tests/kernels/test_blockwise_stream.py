@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_privacy.kernels import blockwise, infinite
+from ntk_privacy.kernels import blockwise, hosts, infinite
 
 
 def images(n, seed=0):
@@ -161,9 +161,29 @@ mesh = sharding.row_mesh()
 for _ in range(2):  # the second finds it done
     got = blockwise.stream(fn, x, None, f"{sys.argv[1]}/k.npy", block_size=4, mesh=mesh)
     np.testing.assert_allclose(got, fn(x), rtol=1e-12)
+def stop(done, out, metrics):
+    if done == 2 and jax.process_index() == 0:
+        raise OSError("the disk is full")
+
+
+def attempt(fn, name, **kwargs):
+    try:
+        path = f"{sys.argv[1]}/{name}.npy"
+        blockwise.stream(fn, x, None, path, block_size=4, mesh=mesh, **kwargs)
+    except (ValueError, OSError) as error:
+        return str(error)
+    raise AssertionError("no host may go on alone")
+
+
+assert "holds another kernel" in attempt(infinite.mlp(2), "k")
+if jax.process_index() == 0:
+    open(f"{sys.argv[1]}/alone.npy", "w").close()
+assert "no kernel under way" in attempt(fn, "alone")
+assert "the disk is full" in attempt(fn, "full", callback=stop)
 whole = blockwise.evaluate(fn, x, x, block_size=4, mesh=mesh)
 for shard in whole.addressable_shards:
-    np.testing.assert_allclose(shard.data, fn(x, x)[shard.index], rtol=1e-12)
+    want = fn(x, x.copy())[shard.index]
+    np.testing.assert_allclose(shard.data, want, rtol=1e-12)
 print("equal")
 """
 
@@ -191,6 +211,26 @@ def test_two_hosts_equal_one(tmp_path):
     finally:
         for host in hosts:
             host.kill()
+
+
+def test_what_one_host_cannot_do_no_host_does(monkeypatch):
+    sent = []
+
+    def gather(codes):
+        sent.append(codes)
+        return np.stack([codes, sent[0]])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts.multihost_utils, "process_allgather", gather)
+    with hosts.all_fail_together():
+        pass
+    sent.clear()
+    with pytest.raises(OSError, match="full"), hosts.all_fail_together():
+        raise OSError("the disk is full")
+    # A host that has done its part hears of it.
+    message = "Host 1 stopped: the disk is full"
+    with pytest.raises(ValueError, match=message), hosts.all_fail_together():
+        pass
 
 
 def test_float32_stays_float32_and_its_diagonal_exact(tmp_path):
