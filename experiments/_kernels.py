@@ -25,6 +25,7 @@ from ntk_privacy.kernels import (
 from ntk_privacy.models import MLP
 from ntk_privacy.training import train
 
+DEFAULT_BUDGET = 256.0  # MiB
 CHUNK = 10  # training steps between looks at the loss
 _MAX_SNAPSHOTS = 64
 
@@ -85,7 +86,8 @@ def of_params(config: Any, net: Network, params: Any) -> Callable:
 
 def memory_budget(config: Any) -> int:
     """Returns the budget in bytes."""
-    return max(int(config.budget * 2**20), 1)
+    budget = DEFAULT_BUDGET if config.budget is None else config.budget
+    return max(int(budget * 2**20), 1)
 
 
 def check_budget(config: Any, net: Network | None, fn: Callable, x: jax.Array) -> None:
@@ -96,7 +98,8 @@ def check_budget(config: Any, net: Network | None, fn: Callable, x: jax.Array) -
                 net.model.apply_fn, net.params_0, x, memory_budget=memory_budget(config)
             )
         except ValueError as error:
-            raise UsageError(f"budget={config.budget} MiB: {error}") from error
+            budget = memory_budget(config) / 2**20
+            raise UsageError(f"budget={budget:.3g} MiB: {error}") from error
     if config.stream:
         block_size(fn, x[:1], memory_budget(config))
 

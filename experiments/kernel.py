@@ -74,7 +74,11 @@ class Config:
     stream: bool = _field(
         False, "Write the kernel block by block to kernel.npy instead of arrays.npz."
     )
-    budget: float = _field(256.0, "Working memory of a block, MiB.")
+    budget: float | None = _field(
+        None,
+        "Working memory of a block, MiB, of --stream and of empirical kernels; none "
+        "is 256.",
+    )
     seed: int = _field(0, "Fixes images and initialisation.")
     precision: Literal["float32", "float64"] = _field("float32", "Of everything.")
     data_dir: str | None = _field(
@@ -93,7 +97,9 @@ class Config:
             depth=self.depth,
             max_train_steps=self.max_train_steps,
         )
-        _checks.positive(stop_loss=self.stop_loss, budget=self.budget)
+        _checks.positive(stop_loss=self.stop_loss)
+        if self.budget is not None:
+            _checks.positive(budget=self.budget)
         _checks.at_least(
             0,
             weight_std=self.weight_std,
@@ -102,6 +108,11 @@ class Config:
             checkpoint_seconds=self.checkpoint_seconds,
         )
         finite = self.kernel == "empirical_mlp"
+        if self.budget is not None and not (finite or self.stream):
+            raise ValueError(
+                f"budget={self.budget} bounds blocks, and kernel={self.kernel} is made "
+                "in one: add --stream, or leave --budget out."
+            )
         own = (self.weight_std, self.bias_std, self.activation)
         if finite and own != (1.0, 0.0, "relu"):
             raise ValueError(

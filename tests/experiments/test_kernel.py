@@ -185,6 +185,8 @@ def test_other_kernels(tmp_path, changes, request):
         (["--weight_std=-1"], "weight_std=-1.0 must be at least 0"),
         (["--budget=0"], "budget=0.0 must be above 0"),
         (["--budget=1e-6", "--stream"], "smaller than one block"),
+        (["--budget=64"], "budget=64.0 bounds blocks, and kernel=infinite_mlp is made"),
+        (["--widht=8"], "Unknown command line flag 'widht'"),
         (["--num_images=5"], "num_images=5 does not split evenly"),
         (["--kernel=empirical_mlp", "--stream"], "add --notrain"),
         (["--kernel=empirical_mlp", "--bias_std=0.1"], "leave --weight_std"),
@@ -200,3 +202,36 @@ def test_bad_flags_are_one_line_exit_2_and_leave_nothing(
     assert message in told.err
     assert told.err.count("\n") == 1
     assert not folder.exists()
+
+
+def test_missing_and_broken_files_are_one_line_exit_1_and_leave_nothing(
+    tmp_path, capsys
+):
+    short = tmp_path / "short" / "mnist"
+    short.mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    for stem in ("train", "t10k"):
+        images = np.array([2051, 20, 28, 28], ">i4").tobytes() + b"\0" * 1000
+        labels = np.array([2049, 20], ">i4").tobytes() + bytes(range(10)) * 2
+        (short / f"{stem}-images-idx3-ubyte").write_bytes(images)
+        (short / f"{stem}-labels-idx1-ubyte").write_bytes(labels)
+    folder = tmp_path / "new"
+    for data_dir, message in (("empty", "mnist"), ("short", "idx3-ubyte")):
+        flags = ("--dataset=mnist", f"--data_dir={tmp_path / data_dir}")
+        code, told = _call(capsys, folder, *flags)
+        assert code == 1
+        assert message in told.err
+        assert told.err.startswith("error: ")
+        assert told.err.count("\n") == 1
+        assert not folder.exists()
+
+
+def test_a_truncated_file_of_the_run_is_named(tmp_path, capsys):
+    assert _call(capsys, tmp_path, "--stream", "--budget=64")[0] == 0
+    (tmp_path / "results.json").unlink()
+    stored = tmp_path / "kernel.npy"
+    stored.write_bytes(stored.read_bytes()[:200])
+    code, told = _call(capsys, tmp_path, "--stream", "--budget=64")
+    assert code == 1
+    assert "kernel.npy" in told.err
+    assert told.err.count("\n") == 1
