@@ -22,6 +22,7 @@ from ntk_privacy._types import Callback, Params
 from ntk_privacy.condensation import robust_mean
 from ntk_privacy.condensation.robust_mean import MeanFn
 from ntk_privacy.data import augmentation
+from ntk_privacy.models import convnet
 from ntk_privacy.models.convnet import Network
 from ntk_privacy.training import distillation
 
@@ -80,7 +81,7 @@ def loss(
       operations: of `data.augmentation`.
     """
 
-    def features(images):
+    def features(images, embed_fn):
         # A loop over classes: each takes its own operation, and runs it alone.
         images = jax.lax.map(
             lambda pair: augmentation.augment(
@@ -89,11 +90,12 @@ def loss(
             (keys, images),
         )
         c, b = images.shape[:2]
-        flat = model.embed_fn(params, images.reshape(c * b, *images.shape[2:]))
+        flat = embed_fn(params, images.reshape(c * b, *images.shape[2:]))
         return flat.reshape(c, b, -1)
 
-    target = jax.vmap(mean_fn)(jax.lax.stop_gradient(features(real)))
-    found = jnp.mean(features(synthetic), axis=1)
+    constant = functools.partial(convnet.embed_constant, model)
+    target = jax.vmap(mean_fn)(features(jax.lax.stop_gradient(real), constant))
+    found = jnp.mean(features(synthetic, model.embed_fn), axis=1)
     return jnp.sum(jnp.square(jax.lax.stop_gradient(target) - found))
 
 

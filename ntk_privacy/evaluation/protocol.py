@@ -16,7 +16,14 @@ from ntk_privacy.data import augmentation
 from ntk_privacy.models.convnet import Network
 from ntk_privacy.training import classification
 
-__all__ = ["Evaluated", "Rate", "attack_success", "evaluate", "mean_and_deviation"]
+__all__ = [
+    "Evaluated",
+    "Rate",
+    "attack_success",
+    "evaluate",
+    "init",
+    "mean_and_deviation",
+]
 
 
 class Evaluated(NamedTuple):
@@ -34,6 +41,25 @@ class Rate(NamedTuple):
 
     mean: float
     deviation: float
+
+
+def init(
+    images: Float[Array, "m h w d"],
+    *,
+    model: Network,
+    key: Array,
+    num_networks: int = 5,
+) -> classification.ClassifierState:
+    """Returns the state before the first step of `evaluate` with these arguments.
+
+    Args:
+      images: the synthetic set.
+      model: of every network.
+      key: typed key.
+      num_networks: trained from scratch.
+    """
+    keys = jax.random.split(key, num_networks)
+    return classification.init(images, model=model, keys=keys)
 
 
 def evaluate(

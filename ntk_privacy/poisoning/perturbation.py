@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from ntk_privacy import _checks, _loop
 from ntk_privacy._types import Callback
 
-__all__ = ["CraftState", "Objective", "Poisoned", "craft", "to_grid"]
+__all__ = ["CraftState", "Objective", "Poisoned", "craft", "init", "to_grid"]
 
 Objective = Callable[[Array, Array, Any], Float[Array, ""]]
 """`(images, key, data) -> value` to lower, hashable.
@@ -182,6 +182,18 @@ class _Step:
         return state, {"loss": value}
 
 
+def init(images: Float[Array, "p h w d"], num_restarts: int) -> CraftState:
+    """Returns the state before the first step.
+
+    Args:
+      images: give shape and dtype.
+      num_restarts: as given to `craft`.
+    """
+    zero = jnp.zeros_like(images)
+    infinite = jnp.full(num_restarts, jnp.inf, images.dtype)
+    return CraftState(zero, zero, zero, zero, infinite, jnp.zeros((), jnp.int32))
+
+
 def craft(
     images: Float[Array, "p h w d"],
     objective: Objective,
@@ -238,10 +250,7 @@ def craft(
         )
     clean = to_grid(images, levels)
     if state is None:
-        zero = jnp.zeros_like(clean)
-        infinite = jnp.full(num_restarts, jnp.inf, clean.dtype)
-        count = jnp.zeros((), jnp.int32)
-        state = CraftState(zero, zero, zero, zero, infinite, count)
+        state = init(clean, num_restarts)
     elif (state.shift.shape, len(state.scores)) != (clean.shape, num_restarts):
         raise ValueError(
             f"state has shape {state.shift.shape} and {len(state.scores)} restarts, "

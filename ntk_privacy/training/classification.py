@@ -19,7 +19,7 @@ from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
 from ntk_privacy.models.convnet import Network
 
-__all__ = ["ClassifierState", "predict", "staggered", "train"]
+__all__ = ["ClassifierState", "init", "predict", "staggered", "train"]
 
 
 class ClassifierState(NamedTuple):
@@ -100,6 +100,25 @@ class _Step:
         return state, {"loss": jnp.mean(losses)}
 
 
+def init(
+    x_train: Float[Array, "n h w d"], *, model: Network, keys: Array
+) -> ClassifierState:
+    """Returns the state before the first step of `train` with these arguments.
+
+    Args:
+      x_train: gives the shape of an image, and the dtype.
+      model: of every network.
+      keys: typed keys, (k,).
+    """
+    pairs = jax.vmap(jax.random.split)(keys)
+    networks = [
+        model.init_params(key, x_train.shape[1:], x_train.dtype) for key in pairs[:, 0]
+    ]
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    return ClassifierState(params, zero, jnp.zeros((), jnp.int32))
+
+
 def train(
     x_train: Float[Array, "n h w d"],
     labels: Int[Array, " n"],
@@ -153,10 +172,7 @@ def train(
         parallel = jax.default_backend() != "cpu"
     pairs = jax.vmap(jax.random.split)(keys)
     if state is None:
-        networks = [model.init_params(key, x.shape[1:], x.dtype) for key in pairs[:, 0]]
-        params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
-        zero = jax.tree.map(jnp.zeros_like, params)
-        state = ClassifierState(params, zero, jnp.zeros((), jnp.int32))
+        state = init(x, model=model, keys=keys)
     steps_per_epoch = -(-n // batch_size)
     step = _Step(
         model,

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import _flags, poison
+from experiments import _condensed, _flags, _poisoning, poison
+from ntk_privacy import checkpoint
 
 TOY = {
     "dataset": "digits",
@@ -21,6 +22,7 @@ TOY = {
     "attack_steps": 2,
     "num_restarts": 1,
     "num_clean": 2,
+    "num_networks": 2,
     "progress": False,
 }
 
@@ -61,7 +63,7 @@ def test_other_attacks_stay_in_their_budget_on_the_grid(tmp_path, attack):
     _run(tmp_path, methods=("dm",), attack=attack, num_steps=1, num_epochs=1)
     with np.load(tmp_path / "poisons_0.npz") as stored:
         poisons, where = stored["poisons"], stored["where"]
-    images = poison._load(poison.Config(**TOY))
+    images = _condensed.load(poison.Config(**TOY), num_train=400, num_test=50)
     change = np.rint(16 * (poisons.astype(float) - images.x[where]))
     assert 0 < np.abs(change).max() <= 4  # 64/255 in steps of 1/16
     assert set(images.classes[where]) == {
@@ -73,10 +75,14 @@ def test_other_attacks_stay_in_their_budget_on_the_grid(tmp_path, attack):
     ("flags", "code", "message"),
     [
         (["--methods=kip"], 2, "methods='kip' is unknown"),
-        (["--rate=0.05"], 1, r"rate=0.5 must lie in [0, 1/3)"),
+        (["--rate=0.05"], 2, "0.5 of one class, which must lie in [0, 1/3): use a"),
+        (["--rate=-0.1"], 2, "use a rate below 0.0333"),
         (["--bound=0"], 2, "bound=0 must lie in [1, 255]"),
         (["--width=0"], 2, "width=0 must be above 0"),
-        (["--batch_size=300"], 1, "batch_size=300 is more than the"),
+        (["--batch_size=300"], 2, "batch_size=300 is more than the"),
+        (["--batch_size=1"], 2, "drops 1 of 1 samples"),
+        (["--num_seeds=x"], 2, "num_seeds"),
+        (["--dataset=mnist", "--data_dir=/nowhere"], 1, "/nowhere"),
     ],
 )
 def test_faults_are_one_line(tmp_path, capsys, flags, code, message):
@@ -86,6 +92,64 @@ def test_faults_are_one_line(tmp_path, capsys, flags, code, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing catches it."""
+
+
+@pytest.mark.parametrize("attack", ["direct", "dm"])
+@pytest.mark.parametrize("stage", ["craft", "condense", "evaluate"])
+def test_a_killed_run_goes_on_within_a_cell_to_the_bit(
+    tmp_path, monkeypatch, stage, attack
+):
+    if stage == "craft" and attack == "direct":
+        pytest.skip("copies are not crafted")
+    if stage != "craft" and attack == "dm":
+        pytest.skip("the same as after the direct attack")
+    options = {"methods": ("rdm",), "attack": attack, "checkpoint_seconds": 0}
+    options |= {"num_steps": 6, "num_epochs": 5, "attack_steps": 6}
+    for module in (_condensed, _poisoning):
+        monkeypatch.setattr(module, "_CHUNK", 2)
+    whole = _run(tmp_path / "whole", **options)
+    save, saved = checkpoint.save, []
+
+    def dying(folder, step, state):
+        save(folder, step, state)
+        saved.append(folder.name)
+        if saved.count(stage) == 2:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint, "save", dying)
+    with pytest.raises(Killed):
+        _run(tmp_path / "killed", **options)
+    monkeypatch.setattr(checkpoint, "save", save)
+    resumed = _run(tmp_path / "killed", **options)
+    for entry in (*whole["runs"], *resumed["runs"]):
+        del entry["seconds"]
+    assert resumed["runs"] == whole["runs"]
+    for name in ("poisons_0.npz", "condensed_0_rdm.png"):
+        same = [(tmp_path / run / name).read_bytes() for run in ("whole", "killed")]
+        assert same[0] == same[1]
+    assert not list((tmp_path / "killed" / "checkpoints").iterdir())
+
+
+def test_damaged_files_are_named(tmp_path, capsys):
+    given = [f"--{k}={str(v).lower()}" for k, v in TOY.items()]
+    given = [*given, f"--workdir={tmp_path}", "--methods=dm"]
+    assert _flags.call(poison.main, poison.Config, given) == 0
+    capsys.readouterr()
+    for name in ("cell_0_dm_0.json", "poisons_0.npz"):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        assert _flags.call(poison.main, poison.Config, given) == 1
+        error = capsys.readouterr().err
+        assert f"{name} is damaged" in error
+        assert error.count("\n") == 1
+        path.write_bytes(whole)
+    assert _flags.call(poison.main, poison.Config, [*given, "--rate=0.02"]) == 2
+    assert "rate: 0.01 in the folder, 0.02 asked" in capsys.readouterr().err
 
 
 def test_presets_fill_in_what_is_not_given():

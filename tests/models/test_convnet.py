@@ -182,3 +182,16 @@ def test_bad_settings_are_refused_in_one_sentence(arguments, message):
 def test_images_too_small_for_the_depth_are_refused():
     with pytest.raises(ValueError, match="depth=3 pools these images to nothing"):
         ConvNet(2, 4).init_params(KEY, (4, 4, 3))
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("n", [12, 13, 2])
+def test_features_block_by_block_are_the_features(monkeypatch, n, norm):
+    model = ConvNet(3, 4, 1, norm=norm)
+    params = model.init_params(KEY, (6, 6, 2), jnp.float64)
+    x = jax.random.normal(jax.random.key(1), (n, 6, 6, 2))
+    monkeypatch.setattr(convnet, "_CACHED", 4 * 36 * model.width)
+    found = jax.jit(lambda x: convnet.embed_constant(model, params, x))
+    chex.assert_trees_all_close(found(x), model.embed_fn(params, x), rtol=1e-9)
+    text = found.lower(x).as_text()
+    assert ("while" in text) == (n == 12 and norm != "batch")

@@ -1,0 +1,369 @@
+"""Condensed sets as `experiments.distill` and `experiments.poison` make them.
+
+Image sets as condensation wants them, methods by name, and runs that go on after a
+kill, to the bit. A method is an entry of `METHODS`: its presets say what flags it takes
+and what they are unless given.
+"""
+
+import functools
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments._flags import UsageError
+from experiments._progress import Progress
+from experiments._timing import Timer
+from experiments._victim import Every
+from ntk_privacy import checkpoint, data
+from ntk_privacy.condensation import distribution_matching, robust_mean
+from ntk_privacy.data import augmentation
+from ntk_privacy.evaluation import protocol
+from ntk_privacy.models import ConvNet
+
+_CHUNK = 50
+
+# Of the DM and RDM-DC papers; and what two cores finish.
+DM_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {
+        "width": 128,
+        "images_per_class": 50,
+        "num_steps": 20_000,
+        "batch_size": 256,
+        "learning_rate": 1.0,
+        "num_networks": 5,
+        "num_epochs": 1000,
+        "train_learning_rate": 0.01,
+    },
+    "cpu": {
+        "width": 32,
+        "images_per_class": 10,
+        "num_steps": 400,
+        "batch_size": 64,
+        "learning_rate": 50.0,
+        "num_networks": 3,
+        "num_epochs": 100,
+        # A tenth of the epochs, ten times the step.
+        "train_learning_rate": 0.1,
+    },
+}
+
+
+class Images(NamedTuple):
+    """Intensities in [0, 1], classes, and what normalises each channel."""
+
+    x: np.ndarray
+    classes: np.ndarray
+    x_test: np.ndarray
+    class_test: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+    num_classes: int
+    levels: int
+    operations: tuple[str, ...]
+
+    def normalised(self, images: Any) -> jax.Array:
+        """Returns images less the mean, over the deviation."""
+        return jnp.asarray((np.asarray(images) - self.mean) / self.deviation)
+
+
+def load(
+    config: Any, *, num_train: int | None = None, num_test: int | None = None
+) -> Images:
+    """Returns an image set, or a random part of it that is the same for every seed.
+
+    Args:
+      config: has dataset, data_dir and download.
+      num_train: training images; None is all.
+      num_test: test images; None is all.
+
+    Raises:
+      OSError, ValueError: a file is missing or damaged.
+    """
+    raw = data.load_raw(config.dataset, config.data_dir, config.download)
+    order = np.random.default_rng(0)
+    train = np.sort(order.permutation(len(raw.labels_train))[:num_train])
+    test = np.sort(order.permutation(len(raw.labels_test))[:num_test])
+    x, x_test = (
+        images.astype(np.float32) / np.float32(raw.max_intensity)
+        for images in (raw.images_train[train], raw.images_test[test])
+    )
+    return Images(
+        x,
+        raw.labels_train[train],
+        x_test,
+        raw.labels_test[test],
+        x.mean((0, 1, 2), dtype=np.float64).astype(np.float32),
+        x.std((0, 1, 2), dtype=np.float64).astype(np.float32),
+        len(raw.class_names),
+        raw.max_intensity,
+        # Digits are no digits when mirrored.
+        augmentation.NO_FLIP
+        if config.dataset in ("digits", "mnist")
+        else augmentation.OPERATIONS,
+    )
+
+
+class Method(NamedTuple):
+    """presets: flags and their values. condense: `(config, images, x, key, **state)`
+    moves a set of normalised images x; `state`, `chunk` and `callback` as the library
+    has them.
+    """  # noqa: D205
+
+    presets: Mapping[str, Mapping[str, Any]]
+    condense: Callable[..., Any]
+    start: Callable[..., Any]
+
+
+@functools.cache
+def mean_fn(method: str, rate: float) -> robust_mean.MeanFn:
+    """Returns the mean of a method of the DM family.
+
+    Args:
+      method: its name.
+      rate: share of poison within a class.
+    """
+    makers: dict[str, Callable[[], robust_mean.MeanFn]] = {
+        "dm": lambda: robust_mean.mean,
+        "dm_median": lambda: robust_mean.median,
+        "rdm": lambda: robust_mean.calibrated(rate=rate),
+        "dm_truncated": lambda: robust_mean.truncated(rate=rate),
+        "dm_trimmed": lambda: robust_mean.trimmed(rate=rate),
+        "dm_entropy": lambda: robust_mean.quantum_entropy(rate=rate),
+    }
+    return makers[method]()
+
+
+@functools.cache
+def _sgd(learning_rate: float) -> optax.GradientTransformation:
+    # One object for all cells: compiled programs are looked up by it.
+    return optax.sgd(learning_rate, momentum=0.5)
+
+
+def model(config: Any, images: Images) -> ConvNet:
+    """Returns the network of a config's width."""
+    return ConvNet(images.num_classes, config.width)
+
+
+def _start_dm(config, images, x, key) -> Any:
+    return distribution_matching.init(
+        x,
+        jnp.asarray(images.classes),
+        key=key,
+        num_classes=images.num_classes,
+        images_per_class=config.images_per_class,
+        optimizer=_sgd(config.learning_rate),
+    )
+
+
+def _condense_dm(method, config, images, x, key, **loop) -> Any:
+    return distribution_matching.distill(
+        x,
+        jnp.asarray(images.classes),
+        model=model(config, images),
+        key=key,
+        num_classes=images.num_classes,
+        images_per_class=config.images_per_class,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        mean_fn=mean_fn(method, config.rate * images.num_classes),
+        operations=images.operations,
+        optimizer=_sgd(config.learning_rate),
+        **loop,
+    )
+
+
+DM_METHODS = ("dm", "rdm", "dm_truncated", "dm_trimmed", "dm_median", "dm_entropy")
+METHODS: dict[str, Method] = {
+    name: Method(DM_PRESETS, functools.partial(_condense_dm, name), _start_dm)
+    for name in DM_METHODS
+}
+
+
+def check(config: Any, methods: tuple[str, ...], images: Images) -> None:
+    """Refuses flags that the image set cannot serve, before a folder is touched.
+
+    Args:
+      config: has rate and batch_size.
+      methods: names of `METHODS`.
+      images: to condense.
+
+    Raises:
+      UsageError: the rate is too high, or a batch larger than a class or too small.
+    """
+    sizes = np.bincount(images.classes, minlength=images.num_classes)
+    if config.batch_size > sizes.min():
+        raise UsageError(
+            f"batch_size={config.batch_size} is more than the {sizes.min()} training "
+            f"images of class {int(np.argmin(sizes))}: use at most {sizes.min()}."
+        )
+    if not 0 <= config.rate * images.num_classes < 1 / 3:
+        raise UsageError(
+            f"rate={config.rate} of all images is {config.rate * images.num_classes:g} "
+            "of one class, which must lie in [0, 1/3): use a rate below "
+            f"{1 / 3 / images.num_classes:.4f}."
+        )
+    shape = jax.ShapeDtypeStruct((config.batch_size, 1), jnp.float32)
+    for name in methods:
+        try:
+            jax.eval_shape(mean_fn(name, config.rate * images.num_classes), shape)
+        except ValueError as error:
+            raise UsageError(f"batch_size={config.batch_size}: {error}") from error
+
+
+class Condensed(NamedTuple):
+    """images: normalised. labels: classes. losses: of every step."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    losses: np.ndarray
+
+
+def condense(
+    method: str,
+    config: Any,
+    images: Images,
+    x: jax.Array,
+    key: jax.Array,
+    *,
+    folder: pathlib.Path,
+    timer: Timer,
+    description: str,
+) -> Condensed:
+    """Condenses, from the last checkpoint in a folder.
+
+    Args:
+      method: of `METHODS`.
+      config: has the flags of the method, checkpoint_seconds and progress.
+      images: its classes.
+      x: normalised training images, poisoned or not.
+      key: typed key.
+      folder: of the checkpoints.
+      timer: of the condensation.
+      description: for the progress bar.
+
+    Raises:
+      ValueError: the loss is not finite, or a checkpoint is damaged.
+    """
+    entry = METHODS[method]
+    losses = np.full(config.num_steps, np.nan, np.float32)
+    state, first = None, checkpoint.latest_step(folder) or 0
+    if first:
+        start = entry.start(config, images, x, key)
+        like = {"state": start, "losses": losses, "seconds": np.zeros(2)}
+        stored = checkpoint.restore(folder, first, like)
+        state = jax.tree.map(jnp.asarray, stored["state"])
+        losses = np.array(stored["losses"])
+        timer.run, timer.compile = map(float, stored["seconds"])
+    every = Every(config.checkpoint_seconds)
+
+    def save(state):
+        spent = np.asarray([timer.elapsed(), timer.compile])
+        entry = {"state": state, "losses": losses, "seconds": spent}
+        checkpoint.save(folder, int(state.steps), entry)
+
+    with (
+        timer(),
+        Progress(
+            config.num_steps,
+            description=description,
+            first_step=first,
+            show=config.progress or None,
+        ) as bar,
+    ):
+
+        def callback(step, state, metrics):
+            part = np.asarray(metrics["loss"])
+            losses[step - len(part) : step] = part
+            bar(step, state, metrics)
+            if step < config.num_steps and not bool(state.nonfinite) and every():
+                save(state)
+
+        out = entry.condense(
+            config, images, x, key, state=state, chunk=_CHUNK, callback=callback
+        )
+        jax.block_until_ready(out.images)
+    if bool(out.nonfinite):
+        raise ValueError(
+            f"The loss of {method} is not finite after {int(out.state.steps)} steps: "
+            f"lower learning_rate={config.learning_rate}."
+        )
+    if first < config.num_steps:
+        save(out.state)
+    return Condensed(np.asarray(out.images), np.asarray(out.labels), losses)
+
+
+def evaluate(
+    images: Images,
+    condensed: Any,
+    config: Any,
+    key: jax.Array,
+    *,
+    folder: pathlib.Path,
+    timer: Timer,
+    targets: jax.Array | None = None,
+) -> protocol.Evaluated:
+    """Trains networks on a set and tests them, from the last checkpoint in a folder.
+
+    Args:
+      images: to test on.
+      condensed: has images and labels.
+      config: has width, num_networks, num_epochs, train_learning_rate and
+        checkpoint_seconds.
+      key: typed key.
+      folder: of the checkpoints.
+      timer: of the evaluation.
+      targets: normalised images to classify besides.
+
+    Raises:
+      ValueError: a checkpoint is damaged.
+    """
+    options: dict[str, Any] = {
+        "model": model(config, images),
+        "key": key,
+        "num_networks": config.num_networks,
+        "learning_rate": config.train_learning_rate,
+        "operations": images.operations,
+        "targets": targets,
+    }
+    fixed = (jnp.asarray(condensed.images), jnp.asarray(condensed.labels))
+    fixed += (images.normalised(images.x_test), jnp.asarray(images.class_test))
+    state, first = None, checkpoint.latest_step(folder) or 0
+    if first:
+        start = protocol.init(
+            fixed[0],
+            model=options["model"],
+            key=key,
+            num_networks=config.num_networks,
+        )
+        like = {"state": start, "seconds": np.zeros(2)}
+        stored = checkpoint.restore(folder, first, like)
+        state = jax.tree.map(jnp.asarray, stored["state"])
+        timer.run, timer.compile = map(float, stored["seconds"])
+    every = Every(config.checkpoint_seconds)
+
+    def callback(step, state, metrics):
+        del metrics
+        if every():
+            spent = np.asarray([timer.elapsed(), timer.compile])
+            checkpoint.save(folder, step, {"state": state, "seconds": spent})
+
+    with timer():
+        return protocol.evaluate(
+            *fixed,
+            num_epochs=config.num_epochs,
+            state=state,
+            callback=callback,
+            chunk=_CHUNK,
+            **options,
+        )
+
+
+def remove(folder: pathlib.Path) -> None:
+    """Removes checkpoints whose result is kept elsewhere."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,157 @@
+"""What a seed of `experiments.poison` fixes, and the poisons made for it, resumable."""
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import _condensed
+from experiments._condensed import Images
+from experiments._flags import UsageError
+from experiments._progress import Progress
+from experiments._victim import Every
+from ntk_privacy import checkpoint
+from ntk_privacy.poisoning import direct, gradient_matching, perturbation
+from ntk_privacy.poisoning import distribution_matching as dm_poisoning
+from ntk_privacy.training import classification
+
+_CHUNK = 10
+
+
+class Scene(NamedTuple):
+    """target: a test image. where: the rows that become poison. key: of the seed."""
+
+    target: int
+    target_class: int
+    adversarial_class: int
+    where: np.ndarray
+    key: jax.Array
+
+
+def scene(config: Any, images: Images, seed: int) -> Scene:
+    """Draws a target, a class that is not its own, and images of it to poison.
+
+    Args:
+      config: has rate.
+      images: to draw from.
+      seed: fixes all of it.
+
+    Raises:
+      UsageError: the class has fewer images than the rate asks for.
+    """
+    key = jax.random.key(seed)
+    draw = np.random.default_rng(seed)
+    target = int(draw.integers(len(images.x_test)))
+    target_class = int(images.class_test[target])
+    others = [c for c in range(images.num_classes) if c != target_class]
+    adversarial = int(draw.choice(others))
+    count = max(1, round(config.rate * len(images.x)))
+    members = int(np.sum(images.classes == adversarial))
+    if count > members:
+        raise UsageError(
+            f"rate={config.rate} asks for {count} poisons, class {adversarial} has "
+            f"{members} images: use a rate of at most {members / len(images.x):.4f}."
+        )
+    where = direct.choose(
+        jnp.asarray(images.classes),
+        key=jax.random.fold_in(key, 1),
+        adversarial_class=adversarial,
+        target_class=target_class,
+        num_poisons=count,
+    )
+    return Scene(target, target_class, adversarial, where, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Saving:
+    """A callback of `perturbation.craft` that saves its state now and then."""
+
+    folder: pathlib.Path
+    bar: Progress
+    every: Every
+
+    def __call__(self, step, state, metrics):
+        self.bar(step, state, metrics)
+        if self.every():
+            checkpoint.save(self.folder, step, state)
+
+
+def poisons(
+    config: Any, images: Images, scene: Scene, *, folder: pathlib.Path
+) -> np.ndarray:
+    """Returns what stands in the poisoned rows, in [0, 1].
+
+    Args:
+      config: of `experiments.poison`.
+      images: with the target and the rows.
+      scene: of the seed.
+      folder: of the checkpoints.
+
+    Raises:
+      ValueError: a clean network is of no use, or a checkpoint is damaged.
+    """
+    clean = jnp.asarray(images.x[scene.where])
+    target = jnp.asarray(images.x_test[scene.target])
+    if config.attack == "none":
+        return np.asarray(clean)
+    if config.attack == "direct":
+        return np.asarray(direct.poison(target, num_poisons=len(clean)))
+    parts = dm_poisoning.Target(
+        target, jnp.asarray(images.mean), jnp.asarray(images.deviation)
+    )
+    model = _condensed.model(config, images)
+    total = config.attack_steps * config.num_restarts
+    crafting = folder / "craft"
+    state, first = None, checkpoint.latest_step(crafting) or 0
+    if first:
+        like = perturbation.init(clean, config.num_restarts)
+        state = jax.tree.map(jnp.asarray, checkpoint.restore(crafting, first, like))
+    told = f"poisons, {config.attack}"
+    with Progress(
+        total, description=told, first_step=first, show=config.progress or None
+    ) as bar:
+        options: dict[str, Any] = {
+            "model": model,
+            "operations": images.operations,
+            "key": jax.random.fold_in(scene.key, 2),
+            # In whole steps of the grid, which is coarser for digits.
+            "bound": max(1, round(config.bound * images.levels / 255)) / images.levels,
+            "step": 1 / images.levels,
+            "levels": images.levels,
+            "num_steps": config.attack_steps,
+            "num_restarts": config.num_restarts,
+            "state": state,
+            "chunk": _CHUNK,
+            "callback": _Saving(crafting, bar, Every(config.checkpoint_seconds)),
+        }
+        if config.attack == "dm":
+            return np.asarray(dm_poisoning.poison(clean, parts, **options).images)
+        ensemble = gradient_matching.prepare(
+            _clean_networks(config, images, scene, folder / "clean"),
+            parts,
+            model=model,
+            adversarial_class=scene.adversarial_class,
+        )
+        return np.asarray(gradient_matching.poison(clean, ensemble, **options).images)
+
+
+def _clean_networks(config, images, scene, folder) -> list[Any]:
+    """Trains the networks of gradient matching, or reads them back."""
+    model = _condensed.model(config, images)
+    if checkpoint.latest_step(folder) is not None:
+        one = model.init_params(scene.key, images.x.shape[1:])
+        stored = checkpoint.restore(folder, 0, [one] * config.num_clean)
+        return jax.tree.map(jnp.asarray, stored)
+    networks = classification.staggered(
+        images.normalised(images.x),
+        jnp.asarray(images.classes),
+        model=model,
+        key=jax.random.fold_in(scene.key, 3),
+        num_networks=config.num_clean,
+        operations=images.operations,
+    )
+    checkpoint.save(folder, 0, networks)
+    return networks
