@@ -1,8 +1,7 @@
 """Condensed sets as `experiments.distill` and `experiments.poison` make them.
 
-Image sets as condensation wants them, methods by name, and runs that go on after a
-kill, to the bit. A method is an entry of `METHODS`: its presets say what flags it takes
-and what they are unless given.
+Methods by name, and runs that go on after a kill, to the bit. A method is an entry of
+`METHODS`: its presets say what flags it takes and what they are unless given.
 """
 
 import functools
@@ -17,12 +16,12 @@ import numpy as np
 import optax
 
 from experiments._flags import UsageError
+from experiments._image_sets import Images
 from experiments._progress import Progress
 from experiments._timing import Timer
 from experiments._victim import Every
-from ntk_privacy import checkpoint, data
+from ntk_privacy import checkpoint
 from ntk_privacy.condensation import distribution_matching, robust_mean
-from ntk_privacy.data import augmentation
 from ntk_privacy.evaluation import protocol
 from ntk_privacy.models import ConvNet
 
@@ -54,70 +53,18 @@ DM_PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-class Images(NamedTuple):
-    """Intensities in [0, 1], classes, and what normalises each channel."""
-
-    x: np.ndarray
-    classes: np.ndarray
-    x_test: np.ndarray
-    class_test: np.ndarray
-    mean: np.ndarray
-    deviation: np.ndarray
-    num_classes: int
-    levels: int
-    operations: tuple[str, ...]
-
-    def normalised(self, images: Any) -> jax.Array:
-        """Returns images less the mean, over the deviation."""
-        return jnp.asarray((np.asarray(images) - self.mean) / self.deviation)
-
-
-def load(
-    config: Any, *, num_train: int | None = None, num_test: int | None = None
-) -> Images:
-    """Returns an image set, or a random part of it that is the same for every seed.
-
-    Args:
-      config: has dataset, data_dir and download.
-      num_train: training images; None is all.
-      num_test: test images; None is all.
-
-    Raises:
-      OSError, ValueError: a file is missing or damaged.
-    """
-    raw = data.load_raw(config.dataset, config.data_dir, config.download)
-    order = np.random.default_rng(0)
-    train = np.sort(order.permutation(len(raw.labels_train))[:num_train])
-    test = np.sort(order.permutation(len(raw.labels_test))[:num_test])
-    x, x_test = (
-        images.astype(np.float32) / np.float32(raw.max_intensity)
-        for images in (raw.images_train[train], raw.images_test[test])
-    )
-    return Images(
-        x,
-        raw.labels_train[train],
-        x_test,
-        raw.labels_test[test],
-        x.mean((0, 1, 2), dtype=np.float64).astype(np.float32),
-        x.std((0, 1, 2), dtype=np.float64).astype(np.float32),
-        len(raw.class_names),
-        raw.max_intensity,
-        # Digits are no digits when mirrored.
-        augmentation.NO_FLIP
-        if config.dataset in ("digits", "mnist")
-        else augmentation.OPERATIONS,
-    )
-
-
 class Method(NamedTuple):
-    """presets: flags and their values. condense: `(config, images, x, key, **state)`
-    moves a set of normalised images x; `state`, `chunk` and `callback` as the library
-    has them.
-    """  # noqa: D205
+    """What `experiments.distill` and `experiments.poison` need of a method.
+
+    presets: flags that it takes and what they are unless given. start: `(config,
+    images, x, key)` to the state before the first step, x normalised. condense:
+    `(config, images, x, key, state=, chunk=, callback=)` to images, labels, state and
+    nonfinite; the state has `steps` and `nonfinite`, the metrics `loss`.
+    """
 
     presets: Mapping[str, Mapping[str, Any]]
-    condense: Callable[..., Any]
     start: Callable[..., Any]
+    condense: Callable[..., Any]
 
 
 @functools.cache
@@ -171,7 +118,7 @@ def _condense_dm(method, config, images, x, key, **loop) -> Any:
         images_per_class=config.images_per_class,
         num_steps=config.num_steps,
         batch_size=config.batch_size,
-        mean_fn=mean_fn(method, config.rate * images.num_classes),
+        mean_fn=mean_fn(method, (config.rate or 0) * images.num_classes),
         operations=images.operations,
         optimizer=_sgd(config.learning_rate),
         **loop,
@@ -179,10 +126,40 @@ def _condense_dm(method, config, images, x, key, **loop) -> Any:
 
 
 DM_METHODS = ("dm", "rdm", "dm_truncated", "dm_trimmed", "dm_median", "dm_entropy")
+# These drop nothing that depends on a rate.
+_WITHOUT_RATE = ("dm", "dm_median")
+
+
+def _dm_presets(method: str) -> dict[str, dict[str, Any]]:
+    rate = {} if method in _WITHOUT_RATE else {"rate": 0.01}
+    return {name: {**flags, **rate} for name, flags in DM_PRESETS.items()}
+
+
 METHODS: dict[str, Method] = {
-    name: Method(DM_PRESETS, functools.partial(_condense_dm, name), _start_dm)
+    name: Method(_dm_presets(name), _start_dm, functools.partial(_condense_dm, name))
     for name in DM_METHODS
 }
+
+
+def resolved(config: Any, flags: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the flags of a config's method that were not given, from its preset.
+
+    Args:
+      config: has method, preset and `flags`, None where not given.
+      flags: all that methods of condensation take.
+
+    Raises:
+      ValueError: a flag is given that the method does not take.
+    """
+    known = METHODS[config.method].presets[config.preset or "cpu"]
+    for name in flags:
+        if getattr(config, name) is not None and name not in known:
+            raise ValueError(
+                f"method={config.method!r} takes no {name}: leave "
+                f"{name}={getattr(config, name)} out."
+            )
+    given = {"preset": config.preset or "cpu"}
+    return given | {n: v for n, v in known.items() if getattr(config, n) is None}
 
 
 def check(config: Any, methods: tuple[str, ...], images: Images) -> None:
@@ -202,16 +179,16 @@ def check(config: Any, methods: tuple[str, ...], images: Images) -> None:
             f"batch_size={config.batch_size} is more than the {sizes.min()} training "
             f"images of class {int(np.argmin(sizes))}: use at most {sizes.min()}."
         )
-    if not 0 <= config.rate * images.num_classes < 1 / 3:
+    in_class = (config.rate or 0) * images.num_classes
+    if not 0 <= in_class < 1 / 3:
         raise UsageError(
-            f"rate={config.rate} of all images is {config.rate * images.num_classes:g} "
-            "of one class, which must lie in [0, 1/3): use a rate below "
-            f"{1 / 3 / images.num_classes:.4f}."
+            f"rate={config.rate} of all images is {in_class:g} of one class, which "
+            f"must lie in [0, 1/3): use a rate below {1 / 3 / images.num_classes:.4f}."
         )
     shape = jax.ShapeDtypeStruct((config.batch_size, 1), jnp.float32)
     for name in methods:
         try:
-            jax.eval_shape(mean_fn(name, config.rate * images.num_classes), shape)
+            jax.eval_shape(mean_fn(name, in_class), shape)
         except ValueError as error:
             raise UsageError(f"batch_size={config.batch_size}: {error}") from error
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import _condensed
-from experiments._condensed import Images
 from experiments._flags import UsageError
+from experiments._image_sets import Images
 from experiments._progress import Progress
 from experiments._victim import Every
 from ntk_privacy import checkpoint

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _condensed, _flags, _poisoning
-from experiments._condensed import DM_METHODS, Images
+from experiments import _condensed, _flags, _image_sets, _poisoning
+from experiments._condensed import DM_METHODS
+from experiments._image_sets import Images
 from experiments._poisoning import Scene
 from experiments._timing import Timer
 from experiments._workdir import Workdir, versions
@@ -251,7 +252,7 @@ def run(config: Config) -> dict[str, Any]:
       OSError: a file is missing.
       ValueError: a file is damaged, or a loss is not finite.
     """
-    images = _condensed.load(
+    images = _image_sets.load(
         config, num_train=config.num_train, num_test=config.num_test
     )
     _condensed.check(config, config.methods, images)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import _condensed, _flags, _poisoning, poison
+from experiments import _condensed, _flags, _image_sets, _poisoning, poison
 from ntk_privacy import checkpoint
 
 TOY = {
@@ -63,7 +63,7 @@ def test_other_attacks_stay_in_their_budget_on_the_grid(tmp_path, attack):
     _run(tmp_path, methods=("dm",), attack=attack, num_steps=1, num_epochs=1)
     with np.load(tmp_path / "poisons_0.npz") as stored:
         poisons, where = stored["poisons"], stored["where"]
-    images = _condensed.load(poison.Config(**TOY), num_train=400, num_test=50)
+    images = _image_sets.load(poison.Config(**TOY), num_train=400, num_test=50)
     change = np.rint(16 * (poisons.astype(float) - images.x[where]))
     assert 0 < np.abs(change).max() <= 4  # 64/255 in steps of 1/16
     assert set(images.classes[where]) == {
@@ -81,6 +81,7 @@ def test_other_attacks_stay_in_their_budget_on_the_grid(tmp_path, attack):
         (["--width=0"], 2, "width=0 must be above 0"),
         (["--batch_size=300"], 2, "batch_size=300 is more than the"),
         (["--batch_size=1"], 2, "drops 1 of 1 samples"),
+        (["--num_train=2000"], 2, "num_train=2000 is more than the"),
         (["--num_seeds=x"], 2, "num_seeds"),
         (["--dataset=mnist", "--data_dir=/nowhere"], 1, "/nowhere"),
     ],

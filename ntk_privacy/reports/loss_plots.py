@@ -1,0 +1,66 @@
+"""Figures of losses over steps."""
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Array, Float
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from ntk_privacy import _checks
+from ntk_privacy.reports.plots import _COLOURS, _STYLES, _save
+
+__all__ = ["losses"]
+
+_WINDOW = 50
+
+
+def losses(
+    histories: Mapping[str, Float[Array | np.ndarray, " steps"]],
+    path: str | pathlib.Path,
+    *,
+    title: str,
+) -> None:
+    """Draws losses against steps on logarithmic axes, raw and as a running mean.
+
+    Args:
+      histories: label to the loss before each step; those that are not positive and
+        finite are left out.
+      path: the PNG to write.
+      title: of the figure.
+
+    Raises:
+      ValueError: there is no history.
+    """
+    _checks.at_least(1, num_histories=len(histories))
+    with rc_context(
+        {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for i, (label, history) in enumerate(histories.items()):
+            history = np.asarray(history, np.float64)
+            steps = np.arange(1, len(history) + 1)
+            shown = np.isfinite(history) & (history > 0)
+            steps, history = steps[shown], history[shown]
+            colour, width = _COLOURS[i % len(_COLOURS)], min(_WINDOW, len(history))
+            axes.plot(steps, history, color=colour, alpha=0.25, linewidth=0.8)
+            if width:
+                axes.plot(
+                    steps[width - 1 :],
+                    np.convolve(history, np.full(width, 1 / width), "valid"),
+                    _STYLES[i % len(_STYLES)],
+                    color=colour,
+                    linewidth=1.8,
+                    label=f"{label}, mean of {width} steps",
+                )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss (squared feature distance)")
+        axes.set_title(title, fontsize=12)
+        axes.grid(which="major", color="0.9", linewidth=0.7)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=10)
+        _save(figure, path)

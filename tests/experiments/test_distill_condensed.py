@@ -1,0 +1,182 @@
+"""`experiments.distill` with dm and its kind: files, stages, going on, refusals."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import (
+    _condense_run,
+    _condensed,
+    _distill_config,
+    _flags,
+    _image_sets,
+    distill,
+)
+from ntk_privacy import checkpoint
+from ntk_privacy.condensation import distribution_matching, robust_mean
+
+TOY = {
+    "method": "rdm",
+    "num_images": 300,
+    "num_test": 60,
+    "width": 4,
+    "images_per_class": 2,
+    "num_steps": 6,
+    "batch_size": 8,
+    "num_networks": 2,
+    "num_epochs": 4,
+    "progress": False,
+}
+
+
+@pytest.fixture(autouse=True)
+def compiled_in_haste():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def _run(folder, **changes):
+    return distill.run(distill.Config(**{**TOY, "workdir": str(folder), **changes}))
+
+
+def _arguments(folder, **changes):
+    given = {**TOY, "workdir": folder, **changes}
+    return [f"--{name}={str(value).lower()}" for name, value in given.items()]
+
+
+def test_a_run_writes_every_file_and_is_evaluated_later(tmp_path, capsys):
+    results = _run(tmp_path)
+    for name in ("distilled.png", "losses.png"):
+        assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+    with np.load(tmp_path / "arrays.npz") as stored:
+        arrays = dict(stored)
+    assert arrays["images"].shape == (20, 8, 8, 1)
+    np.testing.assert_array_equal(arrays["labels"], np.repeat(np.arange(10), 2))
+    assert arrays["losses"].shape == (6,)
+    assert results["loss"] == pytest.approx(arrays["losses"].mean())
+    assert "accuracy" not in results
+    # The library's own call gives the same set.
+    config = distill.Config(**TOY)
+    images = _image_sets.load(config, num_train=300, num_test=60)
+    same = distribution_matching.distill(
+        images.normalised(images.x),
+        jax.numpy.asarray(images.classes),
+        model=_condensed.model(config, images),
+        key=jax.random.split(jax.random.key(0), 3)[0],
+        images_per_class=2,
+        num_steps=6,
+        batch_size=8,
+        mean_fn=robust_mean.calibrated(rate=0.1),
+        operations=images.operations,
+        optimizer=_condensed._sgd(50.0),
+        chunk=_condensed._CHUNK,
+    )
+    np.testing.assert_array_equal(arrays["images"], same.images)
+    stamp = (tmp_path / "arrays.npz").stat().st_mtime_ns
+    more = _run(tmp_path, evaluate=True)
+    assert (tmp_path / "arrays.npz").stat().st_mtime_ns == stamp
+    for entry, runs in (("accuracy", "condensed"), ("accuracy_random", "random")):
+        values = more["runs"][runs]
+        assert len(values) == 2
+        assert more[entry]["convnet"] == pytest.approx(np.mean(values))
+        assert more[entry]["convnet_deviation"] == pytest.approx(np.std(values))
+    assert "random real images" in _condense_run.summary(more)
+    assert _run(tmp_path) == more
+    # Flags that make another set are refused.
+    code = _flags.call(distill.main, distill.Config, _arguments(tmp_path, num_steps=7))
+    assert code == 2
+    assert "num_steps: 6 in the folder, 7 asked" in capsys.readouterr().err
+    name = tmp_path / "results.json"
+    name.write_text(name.read_text()[:30])
+    assert _flags.call(distill.main, distill.Config, _arguments(tmp_path)) == 1
+    told = capsys.readouterr().err
+    assert "results.json is damaged" in told
+    assert told.count("\n") == 1
+
+
+class _Killed(BaseException):
+    """Nothing in a run may catch it."""
+
+
+def test_interrupted_at_any_checkpoint_it_ends_with_the_same_bytes(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(_condensed, "_CHUNK", 2)
+    # Chunks of one length: fewer programs to compile.
+    changes = {"evaluate": True, "checkpoint_seconds": 0.0, "num_epochs": 3}
+    whole = _run(tmp_path / "whole", **changes)
+    save, stops = checkpoint.save, []
+
+    def save_and_die(folder, step, state):
+        save(folder, step, state)
+        stops.append((folder.name, step))
+        if stops[-1] in (("distill", 4), ("evaluate_condensed", 2)):
+            raise _Killed
+
+    monkeypatch.setattr(checkpoint, "save", save_and_die)
+    for _ in range(2):
+        with pytest.raises(_Killed):
+            _run(tmp_path / "cut", **changes)
+        assert not (tmp_path / "cut" / "results.json").exists()
+    cut = _run(tmp_path / "cut", **changes)
+    # Nothing is done twice.
+    assert stops == [
+        *(("distill", step) for step in (2, 4, 6)),
+        *(("evaluate_condensed", step) for step in (2, 4)),
+        *(("evaluate_random", step) for step in (2, 4)),
+    ]
+    assert cut["runs"] == whole["runs"]
+    bytes_of = [(tmp_path / n / "arrays.npz").read_bytes() for n in ("whole", "cut")]
+    assert bytes_of[0] == bytes_of[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--diag_reg=0.1"], "method='rdm' takes no diag_reg: leave diag_reg=0.1 out"),
+        (["--attack"], "takes no attack"),
+        (["--table"], "takes no table"),
+        (["--method=dm", "--rate=0.01"], "method='dm' takes no rate"),
+        (["--method=rkip"], "num_test=60 is for dm and its kind"),
+        (["--rate=0.05"], "0.5 of one class, which must lie in [0, 1/3)"),
+        (["--batch_size=300"], "batch_size=300 is more than the"),
+        (["--images_per_class=0"], "images_per_class=0 must be at least 1"),
+        (["--num_epochs=0"], "num_epochs=0 must be at least 1"),
+        (["--train_learning_rate=0"], "train_learning_rate=0.0 must be above 0"),
+        (["--preset=tpu"], "use one of paper, cpu"),
+    ],
+)
+def test_bad_flags_are_one_line_exit_2_and_leave_nothing(
+    tmp_path, capsys, flags, message
+):
+    folder = tmp_path / "new"
+    arguments = [*_arguments(folder), *flags]
+    assert _flags.call(distill.main, distill.Config, arguments) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_none_stands_for_the_preset_or_for_what_kernels_had():
+    paper = distill.Config(method="dm", preset="paper")
+    assert (paper.width, paper.images_per_class, paper.num_steps) == (128, 50, 20_000)
+    assert (paper.rate, paper.num_images) == (None, None)
+    assert distill.Config(method="rdm").preset == "cpu"
+    assert distill.Config(method="rdm", width=7).width == 7
+    kernels = distill.Config(method="kip")
+    assert (kernels.width, kernels.num_steps) == (4096, 50_000)
+    assert (kernels.learning_rate, kernels.num_images) == (1e-3, 500)
+    assert kernels.batch_size is kernels.preset is None
+
+
+def test_the_methods_on_the_command_line_are_those_of_the_table():
+    given = set(distill.Config.__annotations__["method"].__args__)
+    kernels = {"kip", "rkip", "rkip_noise", "rkip_finite", "random", "full"}
+    assert given == kernels | set(_condensed.METHODS)
+    assert set(_distill_config._CONDENSING) >= {"width", "rate", "num_epochs"}
+    config = json.dumps(_condensed.METHODS["rdm"].presets)
+    assert '"rate": 0.01' in config
