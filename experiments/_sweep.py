@@ -16,7 +16,8 @@ import numpy as np
 from experiments._workdir import Workdir
 from ntk_privacy.reports import plots
 
-# The axes of each named study. Ten outputs make every candidate ten rows: N is less.
+# The axes of each named study. Ten outputs make every candidate ten rows, and networks
+# whose features move are trained and searched step by step: there N is less.
 _LINEARIZED, _STANDARD = "linearized", "standard"
 SWEEPS: dict[str, dict[str, tuple]] = {
     "full": {
@@ -27,6 +28,7 @@ SWEEPS: dict[str, dict[str, tuple]] = {
         "dynamics": (_LINEARIZED, _STANDARD),
         "early_stop_losses": (None, 1e-2),
         "most_images_of_all_classes": (500,),
+        "most_images_of_standard": (500,),
     },
     "cpu": {
         "datasets": ("mnist", "cifar10"),
@@ -36,6 +38,7 @@ SWEEPS: dict[str, dict[str, tuple]] = {
         "dynamics": (_LINEARIZED, _STANDARD),
         "early_stop_losses": (None, 1e-2),
         "most_images_of_all_classes": (20,),
+        "most_images_of_standard": (50,),
     },
     "smoke": {
         "datasets": ("digits",),
@@ -45,6 +48,7 @@ SWEEPS: dict[str, dict[str, tuple]] = {
         "dynamics": (_LINEARIZED, _STANDARD),
         "early_stop_losses": (None,),
         "most_images_of_all_classes": (8,),
+        "most_images_of_standard": (8,),
     },
 }
 
@@ -62,8 +66,11 @@ def cells(config: Any) -> list[Any]:
     )
     out = []
     (most,) = axes["most_images_of_all_classes"]
+    (most_standard,) = axes["most_images_of_standard"]
     for dataset, task, n, width, dynamics, early in tasks:
         if task == "all_classes" and n > most:
+            continue
+        if dynamics == _STANDARD and n > most_standard:
             continue
         name = "_".join(
             [

@@ -1,0 +1,59 @@
+"""The limits study: its cells, a row per cell, rows of cells that cannot run."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import _sweep, reconstruct
+
+
+@pytest.mark.parametrize(("name", "count"), [("smoke", 8), ("cpu", 56), ("full", 240)])
+def test_cells_go_from_cheap_to_dear_each_in_its_folder(name, count):
+    cells = _sweep.cells(reconstruct.Config(sweep=name, workdir="x"))
+    assert len(cells) == count == len({cell.workdir for cell in cells})
+    assert all(cell.sweep is None for cell in cells)
+    axes = _sweep.SWEEPS[name]
+    for cell in cells:
+        if cell.dynamics == "standard":
+            assert cell.num_images <= axes["most_images_of_standard"][0]
+        if cell.task == "all_classes":
+            assert cell.num_images <= axes["most_images_of_all_classes"][0]
+    sizes = [cell.num_images * cell.width**2 for cell in cells if cell.task is None]
+    assert sizes == sorted(sizes)
+
+
+def test_a_cell_that_cannot_run_is_a_row_and_the_study_goes_on(tmp_path):
+    ran = []
+
+    def run_cell(cell):
+        ran.append((cell.num_images, cell.width, cell.dynamics))
+        if cell.num_images == 8 and cell.width == 128:
+            raise ValueError("too many for this width.")
+        return {
+            "num_recovered": cell.num_images,
+            "num_certified": None,
+            "mean_error": 0.1,
+            "kernel_distance": 0.02,
+            "squared_distances": [0.01] * cell.num_images,
+        }
+
+    config = reconstruct.Config(sweep="smoke", workdir=str(tmp_path))
+    found = _sweep.run(config, run_cell, reconstruct.NOT_RESULTS)
+    assert len(ran) == len(set(ran)) == len(found["table"]) == 8
+    errors = [row for row in found["table"] if "error" in row]
+    assert [row["error"] for row in errors] == ["too many for this width."] * 2
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored["table"] == found["table"]
+    for name in (
+        "curve_digits_binary_n4_standard_converged",
+        "error_against_kernel_distance",
+    ):
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert np.all(
+        [
+            row["num_recovered"] == row["num_images"]
+            for row in found["table"]
+            if "error" not in row
+        ]
+    )
