@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from ntk_privacy import _checks, _loop
+from ntk_privacy import _checks
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.condensation import robust_mean
 from ntk_privacy.condensation.robust_mean import MeanFn
@@ -152,11 +152,9 @@ class _Step:
                 grads, state.opt_state, state.images
             )
         images: Any = optax.apply_updates(state.images, updates)
-        new = state._replace(images=images, opt_state=opt_state, steps=state.steps + 1)
-        ok = jnp.isfinite(value) & jnp.isfinite(images).all() & ~state.nonfinite
-        last = state._replace(nonfinite=jnp.ones((), bool))
-        kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, last)
-        return kept, {"loss": value}
+        new = state._replace(images=images, opt_state=opt_state)
+        finite = jnp.isfinite(images).all()
+        return distillation.guarded(state, new, value, finite), {"loss": value}
 
 
 @functools.cache
@@ -311,38 +309,10 @@ def distill(
         sizes=jnp.asarray(sizes, jnp.int32),
         key_data=jax.random.key_data(key),
     )
-    losses = []
-
-    def after_chunk(done, state, metrics):
-        losses.append(np.asarray(metrics["loss"]))
-        if callback is not None:
-            callback(done, state, metrics)
-        return bool(state.nonfinite)
-
-    first_step = int(begin.steps)
-    state, _ = _loop.run(
-        _Step(
-            model,
-            mean_fn,
-            operations,
-            optimizer or _sgd(),
-            batch_size,
-            int(sizes.max()),
-        ),
-        begin._replace(nonfinite=jnp.zeros((), bool)),
-        data,
-        num_steps=num_steps,
-        first_step=first_step,
-        chunk=chunk,
-        callback=after_chunk,
+    step = _Step(
+        model, mean_fn, operations, optimizer or _sgd(), batch_size, int(sizes.max())
     )
-    history = np.concatenate(losses) if losses else np.zeros(0, x.dtype)
-    # Up to and with the loss that was not finite.
-    count = int(state.steps) - first_step + int(state.nonfinite)
-    return Distilled(
-        images=state.images,
-        labels=state.labels,
-        losses=jnp.asarray(history[:count]),
-        state=state,
-        nonfinite=state.nonfinite,
+    out = distillation.descend(
+        step, begin, data, num_steps=num_steps, chunk=chunk, callback=callback
     )
+    return Distilled(*out)

@@ -1,4 +1,4 @@
-"""The search for a small image set, whatever its objective: what KIP and RKIP share.
+"""The search for a small image set, whatever its objective: what KIP, RKIP, DM share.
 
 Synthetic images, and their labels if asked, descend an objective over target rows: all
 of them, or a class-balanced random batch at every step.
@@ -10,7 +10,7 @@ pixels: Loo et al., ICLR 2024 (arXiv:2302.01428).
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,11 @@ __all__ = [
     "Objective",
     "balanced_labels",
     "class_order",
+    "descend",
+    "guarded",
     "init",
     "minimize",
+    "resume",
 ]
 
 
@@ -233,20 +236,30 @@ class _Step:
             )
         moved: Any = optax.apply_updates(variables, updates)
         images, labels = (*moved, state.labels)[:2]
-        new = DistillState(
+        finite = jnp.isfinite(images).all() & jnp.isfinite(labels).all()
+        new = state._replace(
             images=jnp.where(state.noise, state.images, images),
             labels=labels,
             opt_state=opt_state,
-            noise=state.noise,
-            steps=state.steps + 1,
-            nonfinite=state.nonfinite,
         )
-        # A finite loss may still have a gradient that is none.
-        finite = jnp.isfinite(images).all() & jnp.isfinite(labels).all()
-        ok = jnp.isfinite(loss) & finite & ~state.nonfinite
-        last = state._replace(nonfinite=jnp.ones((), bool))
-        kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, last)
-        return kept, {"loss": loss}
+        return guarded(state, new, loss, finite), {"loss": loss}
+
+
+def guarded(state: State, new: State, loss: Array, finite: Array) -> State:
+    """Returns the state after a step, or the last good one, marked as such.
+
+    Args:
+      state: before the step, with fields `steps` and `nonfinite`.
+      new: after it, these two as they were.
+      loss: before the step; the step is lost if it is not finite.
+      finite: whether what the step moved is; a finite loss may have a gradient that is
+        none.
+    """
+    before: Any = state
+    ok = jnp.isfinite(loss) & finite & ~before.nonfinite
+    counted = cast(Any, new)._replace(steps=before.steps + 1)
+    last = before._replace(nonfinite=jnp.ones((), bool))
+    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), counted, last)
 
 
 def minimize(
@@ -280,6 +293,37 @@ def minimize(
       chunk: steps between calls of `callback`.
       callback: `(steps, state, metrics)` after each chunk.
     """
+    step = _Step(objective, optimizer or _adam(), learn_labels, batch_size, class_sizes)
+    return descend(
+        step,
+        state,
+        (rows, constants, jax.random.key_data(key)),
+        num_steps=num_steps,
+        chunk=chunk,
+        callback=callback,
+    )
+
+
+def descend(
+    step: Callable[..., Any],
+    state: Any,
+    data: Any,
+    *,
+    num_steps: int,
+    chunk: int,
+    callback: Callback | None,
+) -> Distilled:
+    """Runs any step on images, from `state` to `num_steps` or a loss that is lost.
+
+    Args:
+      step: `(state, number, data) -> (state, metrics)`; the state has images, labels,
+        steps and nonfinite, the metrics `loss`. Equal steps share a compiled program.
+      state: to start from.
+      data: pytree of arrays.
+      num_steps: in all, counting those in `state`.
+      chunk: steps between calls of `callback`.
+      callback: `(steps, state, metrics)` after each chunk.
+    """
     losses = []
 
     def after_chunk(done, state, metrics):
@@ -288,12 +332,11 @@ def minimize(
             callback(done, state, metrics)
         return bool(state.nonfinite)
 
-    step = _Step(objective, optimizer or _adam(), learn_labels, batch_size, class_sizes)
     first_step = int(state.steps)
     state, _ = _loop.run(
         step,
         state._replace(nonfinite=jnp.zeros((), bool)),
-        (rows, constants, jax.random.key_data(key)),
+        data,
         num_steps=num_steps,
         first_step=first_step,
         chunk=chunk,
