@@ -18,21 +18,20 @@ Source: Loo et al., ICLR 2024 (arXiv:2302.01428), section 4. Beyond the paper:
   the smoothed ReLU rises geometrically over the first part of the run.
 """
 
-import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Bool, Float
 
 from ntk_privacy import _checks, _linalg, _loop, _tree
 from ntk_privacy._types import ApplyFn, Callback, Params
 from ntk_privacy.kernels import stationarity
 from ntk_privacy.models.mlp import MLP
+from ntk_privacy.reconstruction.kkt_step import AttackState as AttackState
+from ntk_privacy.reconstruction.kkt_step import Problem, Step
 from ntk_privacy.reconstruction.projection import coordinates, project
 from ntk_privacy.reconstruction.settings import FAST as FAST
 from ntk_privacy.reconstruction.settings import PAPER as PAPER
@@ -59,14 +58,6 @@ __all__ = [
 ]
 
 
-class AttackState(NamedTuple):
-    """What the attack resumes from: variables (latents, duals) and Adam's moments."""
-
-    latents: Float[Array, "m r"]
-    duals: Float[Array, "q m c"]
-    opt_state: Any
-
-
 class Reconstruction(NamedTuple):
     """images: candidates, mean-subtracted like the training set. duals: multipliers,
     one set per point. losses: before every step of this call, without the box penalty.
@@ -80,136 +71,11 @@ class Reconstruction(NamedTuple):
     nonfinite: bool
 
 
-class _Problem(NamedTuple):
-    """Constants of one attack, passed to the jitted loop as data."""
-
-    features: tuple[Params, ...]
-    change: Params
-    squared_norm: Array
-    basis: Array | None
-    bounds: tuple[Array, Array]
-    movable: Array
-    init: tuple[Array, Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """One Adam step; equal steps hash alike, so the loop is traced once per shape."""
-
-    network: Any
-    settings: Settings
-    image_shape: tuple[int, int, int]
-    learning_rate: float
-    solve_duals: bool
-
-    @functools.cached_property
-    def optimizer(self) -> optax.GradientTransformation:
-        """Adam with a rate for latents and one for duals."""
-        s = self.settings
-        if s.decay == "cosine":
-            decay = optax.cosine_decay_schedule(1.0, s.num_steps)
-        else:
-            decay = optax.constant_schedule(1.0)
-        return optax.partition(
-            {
-                "latents": optax.adam(lambda i: self.learning_rate * decay(i)),
-                "duals": optax.adam(lambda i: s.dual_learning_rate * decay(i)),
-            },
-            ("latents", "duals"),
-        )
-
-    def sharpness(self, step: Array, dtype) -> Array:
-        """Of the smoothed ReLU at `step`."""
-        s, i = self.settings, step.astype(dtype)
-        if s.anneal == "paper":
-            return jnp.minimum(10 + 10 ** (i / 20_000), s.max_sharpness)
-        done = jnp.minimum(i / (0.6 * s.num_steps), 1.0)
-        return s.start_sharpness * (s.max_sharpness / s.start_sharpness) ** done
-
-    def pixels(self, latents: Array, problem: _Problem) -> Array:
-        """Images of the latents, flattened."""
-        if problem.basis is None:
-            return latents
-        return _linalg.matmul(latents, problem.basis.T)
-
-    def loss(self, variables, step, problem: _Problem):
-        """Loss with the box penalty; as auxiliary the former alone and the duals."""
-        latents, duals = variables
-        m, c = duals.shape[1:]
-        sharpness = self.sharpness(step, latents.dtype)
-        if self.solve_duals:
-            kernel, projection = stationarity.normal_equations(
-                self.network,
-                problem.features,
-                problem.change,
-                latents,
-                sharpness=sharpness,
-            )
-            # At the minimum the duals' own derivative is zero: they are constants.
-            best = jax.lax.stop_gradient(
-                stationarity.best_duals(kernel, projection, ridge=self.settings.ridge)
-            )
-            explained = 2 * best @ projection - best @ kernel @ best
-            stationary = problem.squared_norm - explained
-            duals = best.reshape(duals.shape) * (m * c)
-        elif self.settings.form == "kernel":
-            stationary = stationarity.kernel_form(
-                self.network,
-                problem.features,
-                problem.change,
-                latents,
-                duals / (m * c),
-                squared_norm=problem.squared_norm,
-                sharpness=sharpness,
-            )
-        else:
-            # Projected or not, the network sees what its first layer expects.
-            smoothed = isinstance(self.network, MLP)
-            stationary = stationarity.parameter_form(
-                self.network.apply_fn if smoothed else self.network,
-                problem.features,
-                problem.change,
-                latents.reshape(m, *self.image_shape),
-                duals / (m * c),
-                sharpness=sharpness if smoothed else None,
-            )
-        low, high = problem.bounds
-        pixels = self.pixels(latents, problem)
-        outside = jax.nn.relu(pixels - high) ** 2 + jax.nn.relu(low - pixels) ** 2
-        box = self.settings.box_weight * m * jnp.mean(outside)
-        return stationary + box, (stationary, duals)
-
-    def __call__(self, state: AttackState, step, problem: _Problem):
-        variables = (state.latents, state.duals)
-        grads, (loss, best) = jax.grad(self.loss, has_aux=True)(
-            variables, step, problem
-        )
-        # optax takes powers of a float by a step count.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = self.optimizer.update(
-                grads, state.opt_state, variables
-            )
-        latents, duals = jax.tree.map(jnp.add, variables, updates)
-        latents = jnp.where(problem.movable[:, None], latents, problem.init[0])
-        if self.solve_duals:
-            duals = best
-        else:
-            duals = jnp.where(problem.movable[None, :, None], duals, problem.init[1])
-        new = AttackState(latents, duals, opt_state)
-        # The last finite state is what a failed run leaves behind.
-        ok = (
-            jnp.isfinite(loss) & jnp.isfinite(latents).all() & jnp.isfinite(duals).all()
-        )
-        return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state), {
-            "loss": loss
-        }
-
-
 class Attack(NamedTuple):
     """A search made ready by `prepare`: its step, its constants, its first state."""
 
-    step: _Step
-    problem: _Problem
+    step: Step
+    problem: Problem
     state: AttackState
     image_shape: tuple[int, int, int]
 
@@ -288,7 +154,7 @@ def prepare(
     # A latent step of the same length as a pixel step in every pixel.
     spread = (pixels / r) ** 0.5
     few = settings.form == "kernel" and q * m * c <= 2048
-    step = _Step(
+    step = Step(
         network=network,
         settings=settings,
         image_shape=(1, 1, r) if settings.project else tuple(image_shape),
@@ -450,7 +316,7 @@ def _constants(params_0, params_t, basis, features, settings, bounds, pixels):
         jnp.asarray(np.tile(bound, pixels // bound.size))[None] for bound in (low, high)
     )
     empty = jnp.zeros(0, dtype)
-    return _Problem(
+    return Problem(
         features=features,
         change=change,
         squared_norm=squared_norm,
