@@ -30,7 +30,8 @@ class CGState(NamedTuple):
     """What the iteration resumes from; rows are those of the padded blocks.
 
     duals, residual, direction: of each column of the targets. energy: residual times
-    preconditioned residual. steps: products taken.
+    preconditioned residual. steps: products taken. last: relative residual where the
+    recursion was last started anew, infinite before that.
     """
 
     duals: Float[Array, "p c"]
@@ -38,6 +39,7 @@ class CGState(NamedTuple):
     direction: Float[Array, "p c"]
     energy: Float[Array, "1 c"]
     steps: Int[Array, ""]
+    last: Float[Array, ""]
 
 
 class Solution(NamedTuple):
@@ -111,18 +113,19 @@ class _Step:
                 z + ratio * state.direction,
                 energy,
                 state.steps + 1,
+                state.last,
             )
 
         running = self.relative(state, system) > system.tolerance
         state = jax.lax.cond(running, advance, lambda s: s, state)
         return state, {"residual": self.relative(state, system)}
 
-    def restart(self, duals, steps, system: _System) -> CGState:
+    def restart(self, duals, steps, last, system: _System) -> CGState:
         """Returns the state with the residual of `duals` computed afresh."""
         residual = system.targets - self.apply(duals, system)
         z = self.precondition(residual, system)
         energy = jnp.sum(residual * z, axis=0, keepdims=True)
-        return CGState(duals, residual, z, energy, steps)
+        return CGState(duals, residual, z, energy, steps, last)
 
 
 def _system(kernel_fn, x, y, diag_reg, rank, tolerance, block_size, mesh) -> _System:
@@ -196,7 +199,7 @@ def solve(
       max_steps: products with K at most.
       block_size: images on either side of a block.
       mesh: devices that share the rows, of `sharding.row_mesh`; None is one device.
-      state: of an earlier call with the same arguments, to continue.
+      state: of an earlier call with the same arguments, to continue to the bit.
       chunk: steps between calls of `callback`.
       callback: `(steps, state, metrics)` after each chunk; `metrics["residual"]`.
 
@@ -213,21 +216,24 @@ def solve(
     restart = jax.jit(step.restart)
     if state is None:
         start = jnp.zeros_like(system.targets)
-        current: CGState = restart(start, jnp.zeros((), jnp.int32), system)
+        last = jnp.full((), jnp.inf, start.dtype)
+        current: CGState = restart(start, jnp.zeros((), jnp.int32), last, system)
     elif state.duals.shape != system.targets.shape:
         raise ValueError(
             f"state has duals of shape {state.duals.shape}, not "
             f"{system.targets.shape}: repeat the arguments of the first call."
         )
     else:
-        current = state
+        # As the state was when a callback saw it, or the same steps are compiled anew.
+        rows = [sharding.shard_rows(jnp.asarray(leaf), mesh) for leaf in state[:3]]
+        rest = [sharding.replicate(jnp.asarray(leaf), mesh) for leaf in state[3:]]
+        current = CGState(*rows, *rest)
 
     def after_chunk(done, state, metrics):
         if callback is not None:
             callback(done, state, metrics)
         return not float(metrics["residual"][-1]) > tolerance
 
-    last = np.inf
     while True:
         before = int(current.steps)
         current, _ = _loop.run(
@@ -240,7 +246,7 @@ def solve(
             callback=after_chunk,
         )
         # The recursion drifts from the residual that it stands for: look, and go on.
-        current = restart(current.duals, current.steps, system)
+        current = restart(current.duals, current.steps, current.last, system)
         residual = float(step.relative(current, system))
         if not np.isfinite(residual):
             raise ValueError(
@@ -249,9 +255,11 @@ def solve(
             )
         steps = int(current.steps)
         # Rounding sets a floor, where starting anew no longer halves the residual.
+        last = float(current.last)
         if residual <= tolerance or steps >= max_steps or residual > 0.5 * last:
             break
-        last = residual
+        # In the state: a run that resumes must stop where one in a piece does.
+        current = current._replace(last=jnp.asarray(residual, current.last.dtype))
     a = current.duals
     explained = system.targets - current.residual
     energy = jnp.sum(a * explained) - system.ridge * jnp.sum(a * a)

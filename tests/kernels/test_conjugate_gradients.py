@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_privacy import rkip, sharding
+from ntk_privacy import data, rkip, sharding
 from ntk_privacy.kernels import blockwise, conjugate_gradients, infinite, regression
 
 KERNEL = infinite.mlp(depth=1)
@@ -80,6 +80,38 @@ def test_it_resumes_where_a_callback_left_it():
     again = conjugate_gradients.solve(KERNEL, X, Y, rank=5, chunk=4, state=state)
     chex.assert_trees_all_equal(again.duals, whole.duals)
     assert again.steps == whole.steps
+
+
+def test_it_resumes_to_the_bit_after_the_recursion_was_started_anew():
+    # Float32 and near-duplicates: the recursion drifts, and is started anew.
+    x = jnp.tile(X[:40].astype(jnp.float32), (5, 1, 1, 1))
+    x += 1e-3 * jax.random.normal(jax.random.key(2), x.shape, jnp.float32)
+    y = jnp.sign(jax.random.normal(jax.random.key(3), (200, 1), jnp.float32))
+    options = {"rank": 50, "tolerance": 1e-5}
+    states = []
+    whole = conjugate_gradients.solve(
+        KERNEL, x, y, callback=lambda *told: states.append(told[1]), **options
+    )
+    starts = {float(state.last) for state in states}
+    assert len(starts) > 1, "no restart: another problem is needed"
+    for state in states:
+        # As from a file: host arrays.
+        held = jax.tree.map(np.asarray, state)
+        again = conjugate_gradients.solve(KERNEL, x, y, state=held, **options)
+        assert again.steps == whole.steps
+        chex.assert_trees_all_equal(again.duals, whole.duals)
+        chex.assert_trees_all_equal(again.energy, whole.energy)
+
+
+def test_float32_defaults_equal_the_dense_path():
+    images = data.load("digits", num_train=400, key=jax.random.key(0))
+    x, y = jnp.asarray(images.x_train), jnp.asarray(images.y_train)
+    kernel_fn = infinite.mlp(depth=2)
+    found = rkip.target_duals(x, y, kernel_fn=kernel_fn)
+    assert found.duals.dtype == jnp.float32
+    dense = regression.duals(kernel_fn, x, y)
+    error = jnp.linalg.norm(found.duals - dense) / jnp.linalg.norm(dense)
+    assert error < 1e-4
 
 
 def test_known_target_duals_change_nothing():
