@@ -1,6 +1,7 @@
 """What a seed of `experiments.poison` fixes, and the poisons made for it, resumable."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -14,11 +15,15 @@ from experiments._image_sets import Images
 from experiments._progress import Progress
 from experiments._victim import Every
 from ntk_privacy import checkpoint
+from ntk_privacy.condensation import robust_mean
+from ntk_privacy.data import augmentation
+from ntk_privacy.models import convnet
 from ntk_privacy.poisoning import direct, gradient_matching, perturbation
 from ntk_privacy.poisoning import distribution_matching as dm_poisoning
 from ntk_privacy.training import classification
 
 _CHUNK = 10
+_NUM_DRAWS = 16
 
 
 class Scene(NamedTuple):
@@ -155,3 +160,73 @@ def _clean_networks(config, images, scene, folder) -> list[Any]:
     )
     checkpoint.save(folder, 0, networks)
     return networks
+
+
+def deviation(
+    config: Any, images: Images, x: jax.Array, scene: Scene, method: str
+) -> dict[str, float]:
+    """Returns what a method's mean does to the poison, in fresh random networks.
+
+    Entries: the shares of poison and of clean images that are dropped, and the norm of
+    what poison adds to the mean of its class before and after, over the root mean
+    square distance of clean features from their mean.
+
+    Args:
+      config: of `experiments.poison`.
+      images: the classes.
+      x: normalised training images with the poison in place.
+      scene: of the seed.
+      method: of `_condensed.METHODS`.
+    """
+    members = np.flatnonzero(images.classes == scene.adversarial_class)
+    is_poison = np.isin(members, scene.where)
+    mean_fn = _condensed.mean_fn(method, config.rate * images.num_classes)
+    keys = jax.random.split(jax.random.fold_in(scene.key, 4), _NUM_DRAWS)
+    sums = _deviations(
+        _condensed.model(config, images),
+        mean_fn,
+        images.operations,
+        config.batch_size,
+        (x[members], jnp.asarray(is_poison)),
+        keys,
+    )
+    poison, poison_dropped, clean, clean_dropped, before, after = map(float, sums)
+    return {
+        "poison_dropped": poison_dropped / max(poison, 1),
+        "clean_dropped": clean_dropped / max(clean, 1),
+        "deviation_of_mean": before / _NUM_DRAWS,
+        "deviation": after / _NUM_DRAWS,
+    }
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _deviations(model, mean_fn, operations, batch_size, data, keys):
+    x, is_poison = data
+
+    def one(key):
+        key_network, key_batch, key_augment = jax.random.split(key, 3)
+        params = model.init_params(key_network, x.shape[1:], x.dtype)
+        rows = jax.random.permutation(key_batch, len(x))[:batch_size]
+        bad = is_poison[rows]
+        batch = augmentation.augment(
+            key_augment, x[rows], operations=operations, siamese=True
+        )
+        features = convnet.embed_constant(model, params, batch)
+        kept = jnp.ones_like(bad)
+        if isinstance(mean_fn, robust_mean.Selection):
+            kept = mean_fn.kept(features)
+        good = (~bad).astype(x.dtype)
+        centre = jnp.sum(good[:, None] * features, axis=0) / jnp.sum(good)
+        features = features - centre[None]
+        squares = jnp.sum(jnp.square(features), axis=1)
+        spread = jnp.sqrt(jnp.sum(good * squares) / jnp.sum(good))
+        return jnp.stack(
+            [
+                *(jnp.sum(a).astype(x.dtype) for a in (bad, bad & ~kept)),
+                *(jnp.sum(a).astype(x.dtype) for a in (~bad, ~bad & ~kept)),
+                robust_mean.poisoned_deviation(features, bad) / spread,
+                robust_mean.poisoned_deviation(features, bad, kept) / spread,
+            ]
+        )
+
+    return jnp.sum(jax.lax.map(one, keys), axis=0)

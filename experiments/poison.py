@@ -198,11 +198,14 @@ def _seed(
         _draw(config, workdir, images, scene, poisons, seed)
     mixed = direct.replace(jnp.asarray(images.x), jnp.asarray(poisons), scene.where)
     x = images.normalised(mixed)
-    return [
-        _cell(config, workdir, images, scene, x, method, seed, run)
-        for method in config.methods
-        for run in range(config.num_runs or 0)
-    ]
+    entries = []
+    for method in config.methods:
+        kept = _poisoning.deviation(config, images, x, scene, method)
+        entries += [
+            _cell(config, workdir, images, scene, x, method, seed, run) | kept
+            for run in range(config.num_runs or 0)
+        ]
+    return entries
 
 
 def _draw(config, workdir, images, scene, poisons, seed) -> None:
@@ -240,6 +243,13 @@ def _row(config: Config, method: str, entries: list[dict[str, Any]]) -> dict[str
         "attack_success": success.mean,
         "attack_success_std": success.deviation,
         "num_decisions": len(hits),
+        **{
+            name: float(np.mean([entry[name] for entry in mine]))
+            for name in (
+                *("poison_dropped", "clean_dropped"),
+                *("deviation_of_mean", "deviation"),
+            )
+        },
     }
 
 

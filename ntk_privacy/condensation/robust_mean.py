@@ -25,6 +25,7 @@ from ntk_privacy._linalg import gram
 
 __all__ = [
     "MeanFn",
+    "Selection",
     "calibrated",
     "class_level",
     "mean",
@@ -99,8 +100,8 @@ def _matvec(a: Array, b: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Selection:
-    """Drops the highest scores and averages the rest.
+class Selection:
+    """A mean that drops the highest scores: what its kinds share.
 
     Attributes:
       rate: share of poison in the class.
@@ -128,7 +129,7 @@ class _Selection:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Calibrated(_Selection):
+class _Calibrated(Selection):
     num_iterations: int
     seed: int
 
@@ -168,7 +169,7 @@ def calibrated(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Truncated(_Selection):
+class _Truncated(Selection):
     def scores(self, features):
         centred = features - jnp.mean(features, axis=0, keepdims=True)
         return jnp.sum(jnp.square(centred), axis=1)
@@ -187,7 +188,7 @@ def truncated(*, rate: float = 0.1) -> _Truncated:
 
 
 @dataclasses.dataclass(frozen=True)
-class _QuantumEntropy(_Selection):
+class _QuantumEntropy(Selection):
     sharpness: float
 
     def scores(self, features):

@@ -31,6 +31,7 @@ _POOLINGS = ("none", "max", "avg")
 _EPSILON = 1e-5
 _GROUPS = 4
 _FEW_CHANNELS = 8
+_MANY_CHANNELS = 64
 # Values of a layer that a core's cache holds with the next layer's beside them.
 _CACHED = 2**19
 
@@ -93,12 +94,59 @@ def _convolve_by_products(
     return functools.reduce(jnp.add, products)
 
 
+def _convolve_tiles(x: Array, kernel: Array, precision: Any) -> Array:
+    """The same with padding 1 and even sides, by Winograd's F(2x2, 3x3).
+
+    16 products per tile of four pixels rather than 36, of sums of pixels and of sums of
+    kernel entries; rounding is that of the plain sum. Source: Lavin & Gray, CVPR 2016
+    (arXiv:1509.09308).
+    """
+    n, h, w, _ = x.shape
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+    def differences(a, b, c, d):
+        return a - c, b + c, c - b, b - d
+
+    tiles = [[x[:, i : i + h - 1 : 2, j : j + w - 1 : 2] for j in range(4)]
+             for i in range(4)]  # fmt: skip
+    tiles = zip(*[differences(*column) for column in zip(*tiles, strict=True)],
+                strict=True)  # fmt: skip
+    tiles = [differences(*row) for row in tiles]
+    half = jnp.asarray(0.5, x.dtype)
+    for axis in (0, 1):
+        a, b, d = (jax.lax.index_in_dim(kernel, i, axis, False) for i in range(3))
+        middle = (half * (a + b + d), half * (a - b + d))
+        kernel = jnp.stack([a, *middle, d], axis)
+    products = [
+        [jnp.matmul(tiles[i][j], kernel[i, j], precision=precision) for j in range(4)]
+        for i in range(4)
+    ]
+
+    def sums(a, b, c, d):
+        return jnp.stack([a + b + c, b - c - d])
+
+    rows = jnp.stack([sums(*column) for column in zip(*products, strict=True)])
+    y = sums(*rows)  # (column, row, n, h / 2, w / 2, k) within and between tiles
+    return y.transpose(2, 3, 1, 4, 0, 5).reshape(n, h, w, -1)
+
+
+def _convolve_forward(x: Array, kernel: Array, padding: int, precision: Any) -> Array:
+    """The fastest of the three on CPU if no gradient is asked for."""
+    _, h, w, c = x.shape
+    if c <= _FEW_CHANNELS:
+        return _convolve_by_products(x, kernel, padding, precision)
+    if c >= _MANY_CHANNELS and padding == 1 and h % 2 == w % 2 == 0:
+        return _convolve_tiles(x, kernel, precision)
+    return _convolve(x, kernel, padding, precision)
+
+
 class _Conv(nn.Module):
     """3x3 convolution of stride 1 with bias."""
 
     features: int
     padding: int
     precision: Any
+    forward_only: bool
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n p q k"]:
@@ -108,8 +156,10 @@ class _Conv(nn.Module):
         bias = self.param("bias", init, (self.features,), x.dtype)
         # Within a loop, XLA's gradient of a convolution on CPU is many times slower
         # than that of the products it stands for.
-        on_cpu = jax.default_backend() == "cpu"
-        convolve = _convolve_by_products if on_cpu else _convolve
+        convolve = _convolve
+        if jax.default_backend() == "cpu":
+            forward = self.forward_only
+            convolve = _convolve_forward if forward else _convolve_by_products
         y = convolve(x, kernel, self.padding, self.precision)
         return y + bias[None, None, None, :]
 
@@ -179,6 +229,7 @@ class ConvNet(nn.Module):
       pooling: "none", "max" or "avg".
       precision: of products, such as `jax.lax.Precision.HIGHEST`; None is the
         backend's default, which an accelerator may take below float32.
+      forward_only: convolve in a way that is faster on CPU, but whose gradient is not.
 
     Raises:
       ValueError: a size below 1, an unknown name, a width that 4 groups do not divide,
@@ -192,6 +243,7 @@ class ConvNet(nn.Module):
     norm: str = "instance"
     pooling: str = "avg"
     precision: Any = None
+    forward_only: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -215,7 +267,9 @@ class ConvNet(nn.Module):
         act = _ACTIVATIONS[self.activation]
         for i in range(self.depth):
             padding = 3 if i == 0 and x.shape[-1] == 1 else 1
-            x = _Conv(self.width, padding, self.precision, name=f"Conv_{i}")(x)
+            x = _Conv(
+                self.width, padding, self.precision, self.forward_only, name=f"Conv_{i}"
+            )(x)
             if self.norm != "none":
                 x = _Norm(self.norm, name=f"Norm_{i}")(x)
             x = _pool(act(x), self.pooling)
@@ -283,9 +337,11 @@ def embed_constant(
       x: images.
     """
     n, h, w, _ = x.shape
+    size = 0
+    if isinstance(model, ConvNet):
+        model = model.clone(forward_only=True)
     # Batch normalisation mixes images; an accelerator wants all of them at once.
     split = isinstance(model, ConvNet) and model.norm != "batch"
-    size = 0
     if split and jax.default_backend() == "cpu":
         fits = max(1, _CACHED // (h * w * model.width))
         size = max(d for d in range(1, min(fits, n) + 1) if n % d == 0)

@@ -50,6 +50,12 @@ def test_a_run_writes_the_table_and_takes_more_methods_later(tmp_path):
     with np.load(tmp_path / "poisons_0.npz") as stored:
         assert stored["poisons"].shape == (4, 8, 8, 1)
         assert (stored["poisons"] == stored["poisons"][:1]).all()
+    # DM drops nothing; the calibration drops ceil(0.3 * 8) of 8.
+    dm, rdm = results["table"]
+    assert dm["poison_dropped"] == dm["clean_dropped"] == 0
+    assert dm["deviation"] == dm["deviation_of_mean"] == rdm["deviation_of_mean"] > 0
+    shares = rdm["poison_dropped"], rdm["clean_dropped"]
+    assert min(shares) <= 3 / 8 <= max(shares)
     cell = (tmp_path / "cell_0_dm_0.json").read_bytes()
     (tmp_path / "cell_0_rdm_0.json").unlink()
     again = _run(tmp_path, methods=("dm", "rdm"))
@@ -133,6 +139,39 @@ def test_a_killed_run_goes_on_within_a_cell_to_the_bit(
         same = [(tmp_path / run / name).read_bytes() for run in ("whole", "killed")]
         assert same[0] == same[1]
     assert not list((tmp_path / "killed" / "checkpoints").iterdir())
+
+
+class _Pixels:
+    """A network whose features are the pixels."""
+
+    def init_params(self, key, image_shape, dtype=None):
+        return ()
+
+    def apply_fn(self, params, x):
+        raise NotImplementedError
+
+    def embed_fn(self, params, x):
+        return x.reshape(len(x), -1)
+
+
+def test_the_calibration_takes_the_deviation_away(monkeypatch):
+    config = poison.Config(**TOY | {"rate": 0.02, "batch_size": 20})
+    images = _image_sets.load(config, num_train=400, num_test=50)
+    images = images._replace(operations=())
+    scene = _poisoning.scene(config, images, 0)
+    x = images.normalised(images.x).at[scene.where].set(9)
+    monkeypatch.setattr(_condensed, "model", lambda config, images: _Pixels())
+    dm, rdm = (_poisoning.deviation(config, images, x, scene, m) for m in ("dm", "rdm"))
+    # 8 of about 40 are alike and far off: of 20, 12 are dropped, all these among them.
+    assert rdm["poison_dropped"] == 1
+    assert 0.4 < rdm["clean_dropped"] < 0.7
+    assert rdm["deviation"] == 0
+    members = images.classes == scene.adversarial_class
+    good = np.asarray(x)[members & ~np.isin(np.arange(400), scene.where)]
+    apart = np.linalg.norm(9 - good.mean(0))
+    spread = np.sqrt(np.square(good - good.mean(0)).sum((1, 2, 3)).mean())
+    expected = 8 / members.sum() * apart / spread
+    assert dm["deviation"] == pytest.approx(expected, rel=0.25)  # 16 batches of 20
 
 
 def test_damaged_files_are_named(tmp_path, capsys):

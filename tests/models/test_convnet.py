@@ -184,6 +184,26 @@ def test_images_too_small_for_the_depth_are_refused():
         ConvNet(2, 4).init_params(KEY, (4, 4, 3))
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 4, 5), (1, 2, 2, 3)])
+def test_convolving_in_tiles_is_convolving(shape):
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=shape))
+    kernel = jnp.asarray(random.normal(size=(3, 3, shape[-1], 4)))
+    found = jax.jit(lambda x, k: convnet._convolve_tiles(x, k, None))(x, kernel)
+    chex.assert_trees_all_close(found, convnet._convolve(x, kernel, 1, None), rtol=1e-9)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 12, 64])
+def test_convolving_forward_only_is_convolving(channels):
+    random = np.random.default_rng(1)
+    kernel = jnp.asarray(random.normal(size=(3, 3, channels, 3)))
+    for side, padding in ((4, 1), (5, 1), (4, 3)):
+        x = jnp.asarray(random.normal(size=(2, side, 4, channels)))
+        found = convnet._convolve_forward(x, kernel, padding, None)
+        expected = convnet._convolve(x, kernel, padding, None)
+        chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("n", [12, 13, 2])
 def test_features_block_by_block_are_the_features(monkeypatch, n, norm):
