@@ -45,7 +45,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {
         **_condensed.DM_PRESETS["cpu"],
         "num_runs": 1,
-        "attack_steps": 40,
+        # As many as a bound of 128/255 needs from anywhere within it.
+        "attack_steps": 150,
         "num_restarts": 1,
         "num_clean": 4,
     },
