@@ -77,7 +77,8 @@ def label_solve(
 ) -> Float[Array, "m c"]:
     r"""Returns the labels of least `loss` for given images.
 
-    Label Solve: $y_S = (K_{TS} (K_{SS} + \lambda \bar k I)^{-1})^+ y_T$.
+    Label Solve: $y_S = (K_{TS} (K_{SS} + \lambda \bar k I)^{-1})^+ y_T$; of fewer
+    targets than images these are the shortest of many.
 
     Args:
       images: synthetic images.
@@ -92,7 +93,12 @@ def label_solve(
     _checks.same_length(x_target=x_target, y_target=y_target)
     k_ss = blockwise.self_kernel(kernel_fn, images)
     regression.check_solvable("The kernel of images", k_ss, diag_reg)
-    duals, *_ = jnp.linalg.lstsq(kernel_fn(x_target, images), y_target)
+    k_ts = kernel_fn(x_target, images)
+    if len(x_target) < len(images):
+        # Many labels are best; the pseudo-inverse has the shortest, in labels.
+        predictor = _linalg.solve_ridge(k_ss, k_ts.T, diag_reg=diag_reg).T
+        return jnp.linalg.lstsq(predictor, y_target)[0]
+    duals, *_ = jnp.linalg.lstsq(k_ts, y_target)
     # The inverse of the ridged kernel has full rank: undo it after the least squares.
     return matmul(_linalg.add_ridge(k_ss, diag_reg), duals)
 
@@ -148,7 +154,6 @@ def distill(
     """
     _checks.at_least(0, diag_reg=diag_reg)
     x, y = jnp.asarray(x_target), jnp.asarray(y_target)
-    regression.check_kernel_fn(kernel_fn, x)
     start = distillation.init(
         x,
         y,
@@ -160,6 +165,7 @@ def distill(
         initial_images=initial_images,
         initial_labels=initial_labels,
     )
+    regression.check_kernel_fn(kernel_fn, x)
     state = distillation.resume(state, start)
     k_ss = blockwise.self_kernel(kernel_fn, state.images)
     regression.check_solvable("The kernel of the synthetic images", k_ss, diag_reg)

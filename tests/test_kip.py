@@ -52,6 +52,16 @@ def test_gradients_agree_with_finite_differences():
     jax.test_util.check_grads(fn, (s, y_s), order=1, modes=["rev"], rtol=1e-4)
 
 
+@pytest.mark.parametrize("n", [3, 4, 9])
+def test_solved_labels_are_the_published_pseudo_inverse(n):
+    (s, _), (t, y_t) = _set(5, 4, 2), _set(6, n, 2)
+    k = np.asarray(KERNEL(s))
+    ridged = k + 1e-2 * np.trace(k) / 4 * np.eye(4)
+    published = np.linalg.pinv(np.asarray(KERNEL(t, s)) @ np.linalg.inv(ridged)) @ y_t
+    labels = kip.label_solve(s, t, y_t, kernel_fn=KERNEL, diag_reg=1e-2)
+    np.testing.assert_allclose(labels, published, rtol=1e-8)
+
+
 def test_solved_labels_are_the_best_ones():
     (s, y_s), (t, y_t) = _set(5, 4, 2), _set(6, 9, 2)
     labels = kip.label_solve(s, t, y_t, kernel_fn=KERNEL, diag_reg=1e-2)
@@ -62,7 +72,3 @@ def test_solved_labels_are_the_best_ones():
     np.testing.assert_allclose(jax.grad(fn)(labels), 0, atol=1e-10)
     assert fn(labels) < fn(y_s)
     assert fn(labels) < fn(labels + 1e-3 * y_s)
-    k = KERNEL(s)
-    inverse = jnp.linalg.inv(k + 1e-2 * jnp.trace(k) / 4 * jnp.eye(4))
-    published = jnp.linalg.pinv(KERNEL(t, s) @ inverse) @ y_t
-    np.testing.assert_allclose(labels, published, rtol=1e-8)
