@@ -68,6 +68,27 @@ def finite(**trees: Any) -> None:
                 )
 
 
+def finite_data(**arrays: Any) -> None:
+    """Raises ValueError if an array of images or targets holds NaN or infinity."""
+    for name, array in arrays.items():
+        flat = np.asarray(array)
+        bad = ~np.isfinite(flat.reshape(len(flat), -1)).all(axis=1)
+        if bad.any():
+            raise ValueError(
+                f"{name} has NaN or infinite values in {int(bad.sum())} rows, first in "
+                f"row {int(bad.argmax())}: repair or remove those rows."
+            )
+
+
+def floating(**arrays: Any) -> None:
+    """Raises ValueError unless every array holds floating-point numbers."""
+    for name, array in arrays.items():
+        if not jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
+            raise ValueError(
+                f"{name} has dtype {array.dtype}: convert it to float32 or float64."
+            )
+
+
 def same_structure(name_a: str, a: Any, name_b: str, b: Any) -> None:
     """Raises ValueError unless two pytrees agree in structure and leaf shapes."""
     if jax.tree.structure(a) != jax.tree.structure(b):

@@ -12,19 +12,25 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from ntk_privacy import _checks, _linalg
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Callback, KernelFn
-from ntk_privacy.kernels import blockwise, conjugate_gradients, regression
+from ntk_privacy.kernels import blockwise, regression
 from ntk_privacy.training import distillation
 from ntk_privacy.training.distillation import Distilled, DistillState
+from ntk_privacy.training.target_duals import (
+    NotConvergedError,
+    TargetDuals,
+    check_targets,
+    target_duals,
+)
 
 __all__ = [
     "DistillState",
     "Distilled",
+    "NotConvergedError",
     "TargetDuals",
     "Terms",
     "distill",
@@ -45,13 +51,6 @@ class Terms(NamedTuple):
 
     label_matching: Float[Array, ""]
     variance: Float[Array, ""]
-
-
-class TargetDuals(NamedTuple):
-    """What the loss needs of the targets: duals a_T, and energy a_T^T K_TT a_T."""
-
-    duals: Float[Array, "n c"]
-    energy: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,62 +156,6 @@ def terms(
     return Terms(0.5 * jnp.sum(inverse * error**2), 0.5 * variance)
 
 
-def target_duals(
-    x_target: Float[Array, "n ..."],
-    y_target: Float[Array, "n c"],
-    *,
-    kernel_fn: KernelFn,
-    diag_reg: float = 1e-5,
-    rank: int = 1000,
-    tolerance: float = 1e-5,
-    max_steps: int = 500,
-    block_size: int = 1000,
-    mesh: Mesh | None = None,
-    state: conjugate_gradients.CGState | None = None,
-    callback: Callback | None = None,
-) -> TargetDuals:
-    """Returns what `distill` needs of many targets, without their whole kernel.
-
-    Args:
-      x_target: images to distil.
-      y_target: their targets.
-      kernel_fn: `(x1, x2) -> (n1, n2)`.
-      diag_reg: as given to `distill`.
-      rank: landmarks of the preconditioner.
-      tolerance: of the residual of the duals, relative to the targets; rounding may
-        leave up to 4000 eps, 5e-4 in float32.
-      max_steps: products with the kernel at most.
-      block_size: images on either side of a block.
-      mesh: devices that share the rows, of `sharding.row_mesh`; None is one device.
-      state: what `callback` had last, to continue after a kill.
-      callback: `(steps, state, metrics)` after every 10 steps.
-
-    Raises:
-      ValueError: the arguments do not fit, the kernel is singular, or the tolerance is
-        not reached.
-    """
-    found = conjugate_gradients.solve(
-        kernel_fn,
-        x_target,
-        y_target,
-        diag_reg=diag_reg,
-        rank=rank,
-        tolerance=tolerance,
-        max_steps=max_steps,
-        block_size=block_size,
-        mesh=mesh,
-        state=state,
-        callback=callback,
-    )
-    rounding = 4000 * float(jnp.finfo(found.duals.dtype).eps)
-    if found.residual > max(tolerance, rounding):
-        raise ValueError(
-            f"The duals have a residual of {found.residual:.1e} after {found.steps} "
-            f"steps, above tolerance={tolerance}: raise max_steps, rank or tolerance."
-        )
-    return TargetDuals(found.duals, found.energy)
-
-
 def label_solve(
     images: Float[Array, "m ..."],
     x_target: Float[Array, "n ..."],
@@ -242,10 +185,11 @@ def label_solve(
     _checks.same_length(x_target=x_target, y_target=y_target)
     k_ss = blockwise.self_kernel(kernel_fn, images)
     # The projection is that of the kernel itself: the ridge is no remedy here.
-    regression.check_solvable("The kernel of images", k_ss, 0.0)
+    regression.check_solvable("The kernel of images", k_ss, 0.0, ridge_helps=False)
     if target is None:
         a_t = regression.duals(kernel_fn, x_target, y_target, diag_reg=diag_reg)
     else:
+        check_targets(target, x_target, y_target, diag_reg=diag_reg)
         a_t = target.duals
     along = matmul(kernel_fn(x_target, images).T, a_t)
     a_s = _linalg.solve_ridge(k_ss, along)
@@ -298,15 +242,14 @@ def distill(
         loss before each of its steps.
 
     Raises:
-      ValueError: lengths differ, a number is out of range, a kernel is singular, or
-        `state` has other shapes.
+      ValueError: lengths differ, a number is out of range or not finite, a kernel is
+        singular, `state` has other shapes, or `target` is of other images.
 
     Example:
       >>> out = ntk_privacy.rkip.distill(x, y, kernel_fn=ntk, key=jax.random.key(0))
     """
     _checks.at_least(0, diag_reg=diag_reg)
     x, y = jnp.asarray(x_target), jnp.asarray(y_target)
-    regression.check_kernel_fn(kernel_fn, x)
     start = distillation.init(
         x,
         y,
@@ -318,17 +261,15 @@ def distill(
         initial_images=initial_images,
         initial_labels=initial_labels,
     )
+    regression.check_kernel_fn(kernel_fn, x)
     state = distillation.resume(state, start)
     k_ss = blockwise.self_kernel(kernel_fn, state.images)
     regression.check_solvable("The kernel of the synthetic images", k_ss, diag_reg)
     if target is None:
         k_tt, target = _dense(kernel_fn, x, y, diag_reg)
         regression.check_solvable("The kernel of x_target", k_tt, diag_reg)
-    elif target.duals.shape != y.shape:
-        raise ValueError(
-            f"target has duals of shape {target.duals.shape}, not {y.shape}: compute "
-            "it from these targets by target_duals."
-        )
+    else:
+        check_targets(target, x, y, diag_reg=diag_reg)
     a_t, sizes = target.duals, ()
     if batch_size is not None:
         order, sizes = distillation.class_order(y, batch_size)

@@ -1,6 +1,8 @@
 """What KIP and RKIP promise alike: options, resuming, kernels, faults."""
 
 import functools
+import subprocess
+import sys
 
 import chex
 import jax
@@ -11,7 +13,13 @@ import optax
 import pytest
 
 from ntk_privacy import checkpoint, kip, rkip
-from ntk_privacy.kernels import empirical, infinite, neural_tangents, structured
+from ntk_privacy.kernels import (
+    empirical,
+    infinite,
+    infinite_conv,
+    neural_tangents,
+    structured,
+)
 from ntk_privacy.models import MLP
 from ntk_privacy.training import distillation
 
@@ -291,6 +299,59 @@ def test_bad_lengths_and_widths_are_told(method):
         _distill(method, x, y[:5])
     with pytest.raises(ValueError, match="Widths differ"):
         method.loss(x[:2], jnp.zeros((2, 3)), x, y, kernel_fn=KERNEL)
+
+
+FAULTS = """
+import jax, jax.numpy as jnp, numpy as np
+from ntk_privacy import kip, rkip
+from ntk_privacy.kernels import infinite
+x = jax.random.normal(jax.random.key(1), (12, 4, 4, 1))
+y = jnp.tile(jnp.array([[-1.0], [1.0]]), (6, 1))
+cases = {
+    "one column per output": (x, y[:, 0]),
+    "y_target has dtype int32": (x, y.astype(jnp.int32)),
+    "x_target has dtype uint8": (x.astype(jnp.uint8), y),
+    "x_target has NaN or infinite values in 1 rows": (x.at[3].set(jnp.nan), y),
+    "y_target has NaN or infinite values in 1 rows": (x, y.at[5].set(jnp.inf)),
+}
+for method in (kip, rkip):
+    for told, (images, targets) in cases.items():
+        for learn_labels in (False, True):
+            try:
+                method.distill(
+                    images, targets, kernel_fn=infinite.mlp(depth=1), num_steps=1,
+                    key=jax.random.key(0), images_per_class=1,
+                    learn_labels=learn_labels,
+                )
+            except ValueError as error:
+                assert told in str(error), (told, error)
+            else:
+                raise AssertionError(told)
+"""
+
+
+def test_targets_that_do_not_fit_are_told_without_type_checks():
+    # In a process of its own: here the shape checks of the tests would see them first.
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@both
+def test_a_conv_kernel_distils(method):
+    x, y = _targets(3)
+    kernel_fn = infinite_conv.convnet(depth=1)
+    out = _distill(method, x, y, kernel_fn=kernel_fn, num_steps=20)
+    first, last = (
+        method.loss(images, labels, x, y, kernel_fn=kernel_fn)
+        for images, labels in (
+            distillation.init(x, y, key=KEY, images_per_class=1)[:2],
+            (out.images, out.labels),
+        )
+    )
+    np.testing.assert_allclose(out.losses[0], first, rtol=1e-6)
+    assert last < first
 
 
 @both

@@ -165,6 +165,15 @@ def test_solved_labels_are_the_best_ones():
     chex.assert_trees_all_close(again, labels, rtol=1e-8)
 
 
+def test_solved_labels_of_duplicates_name_a_remedy_that_helps():
+    t, y_t = _set(11, 9, 1)
+    twice = t[jnp.asarray([0, 0])]
+    with pytest.raises(ValueError, match="images 0 and 1 coincide") as error:
+        rkip.label_solve(twice, t, y_t, kernel_fn=KERNEL, diag_reg=1e-5)
+    assert "remove duplicate images" in str(error.value)
+    assert "raise" not in str(error.value)
+
+
 def test_batches_give_the_loss_of_all_targets_on_average():
     t, _ = _set(13, 10)
     y = jnp.where(jnp.arange(10) < 4, -1.0, 1.0)[:, None]

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from ntk_privacy import _checks, _loop, sharding
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Callback, KernelFn
-from ntk_privacy.kernels import blockwise
+from ntk_privacy.kernels import blockwise, regression
 
 __all__ = ["CGState", "Solution", "solve"]
 
@@ -204,10 +204,11 @@ def solve(
       callback: `(steps, state, metrics)` after each chunk; `metrics["residual"]`.
 
     Raises:
-      ValueError: lengths differ, a number is out of range, or the iteration broke
-        down: the kernel is singular.
+      ValueError: lengths differ, a number is out of range or not finite, or the
+        iteration broke down: the kernel is singular.
     """
     _checks.same_length(x=x, y=y)
+    _checks.finite_data(x=x, y=y)
     _checks.at_least(0, diag_reg=diag_reg)
     _checks.at_least(1, rank=rank, max_steps=max_steps, block_size=block_size)
     _checks.positive(tolerance=tolerance)
@@ -251,7 +252,8 @@ def solve(
         if not np.isfinite(residual):
             raise ValueError(
                 f"Conjugate gradients broke down with diag_reg={diag_reg}: raise "
-                "diag_reg, such as 1e-5, or remove duplicate images."
+                f"diag_reg, such as {regression.larger_ridge(diag_reg)}, or remove "
+                "duplicate images."
             )
         steps = int(current.steps)
         # Rounding sets a floor, where starting anew no longer halves the residual.

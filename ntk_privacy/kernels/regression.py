@@ -12,7 +12,7 @@ from ntk_privacy import _checks, _linalg
 from ntk_privacy._types import KernelFn
 from ntk_privacy.kernels import blockwise
 
-__all__ = ["check_kernel_fn", "check_solvable", "duals", "predict"]
+__all__ = ["check_kernel_fn", "check_solvable", "duals", "larger_ridge", "predict"]
 
 
 def check_kernel_fn(kernel_fn: KernelFn, x: Float[Array, "n ..."]) -> None:
@@ -28,13 +28,20 @@ def check_kernel_fn(kernel_fn: KernelFn, x: Float[Array, "n ..."]) -> None:
         )
 
 
-def check_solvable(name: str, k: Float[Array, "n n"], diag_reg: float) -> None:
+def check_solvable(
+    name: str,
+    k: Float[Array, "n n"],
+    diag_reg: float,
+    *,
+    ridge_helps: bool = True,
+) -> None:
     """Raises ValueError if k with its ridge is singular in its own precision.
 
     Args:
       name: of the kernel, for the message.
       k: concrete, without the ridge.
       diag_reg: ridge relative to the mean diagonal.
+      ridge_helps: whether the message names a greater ridge as remedy.
     """
     ridged = np.asarray(_linalg.add_ridge(k, diag_reg))
     if not np.isfinite(ridged).all():
@@ -55,10 +62,20 @@ def check_solvable(name: str, k: Float[Array, "n n"], diag_reg: float) -> None:
         pivots = np.zeros(1)
     # Cholesky of a singular matrix may pass on rounding alone.
     if why or pivots.min() <= 16 * eps * np.diag(ridged).max():
+        if not ridge_helps:
+            raise ValueError(
+                f"{name} is singular{why}: remove duplicate images; no diag_reg makes "
+                "up for them here."
+            )
         raise ValueError(
             f"{name} is singular with diag_reg={diag_reg}{why}: raise diag_reg, such "
-            "as 1e-5, or remove duplicate images."
+            f"as {larger_ridge(diag_reg)}, or remove duplicate images."
         )
+
+
+def larger_ridge(diag_reg: float) -> str:
+    """Returns a ridge to name as remedy where `diag_reg` is too small."""
+    return "1e-5" if diag_reg < 1e-5 else f"{10 * diag_reg:.1g}"
 
 
 def duals(

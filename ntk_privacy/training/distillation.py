@@ -142,7 +142,14 @@ def init(
     Raises:
       ValueError: sizes do not fit, or a number is out of range.
     """
+    if y_target.ndim != 2:
+        raise ValueError(
+            f"y_target has shape {y_target.shape}: give one row per image and one "
+            "column per output, such as y[:, None]."
+        )
     _checks.same_length(x_target=x_target, y_target=y_target)
+    _checks.floating(x_target=x_target, y_target=y_target)
+    _checks.finite_data(x_target=x_target, y_target=y_target)
     _checks.in_range(0, 1, noise_ratio=noise_ratio)
     n, c = y_target.shape
     dtype = x_target.dtype
@@ -175,7 +182,7 @@ def init(
                 f"initial_labels has shape {labels.shape}, not {(m, c)}: give one row "
                 "per synthetic image, as wide as the targets."
             )
-    _checks.finite(initial_images=images, initial_labels=labels)
+    _checks.finite_data(initial_images=images, initial_labels=labels)
     # The mask is drawn even if unused: the images do not depend on the ratio.
     noise = jax.random.uniform(key_mask, images.shape, dtype) <= noise_ratio
     noise &= noise_ratio > 0

@@ -126,6 +126,52 @@ def test_known_target_duals_change_nothing():
         rkip.distill(X[:48], y[:48], target=target, **options)
 
 
+def test_target_duals_of_a_mesh_distil_alike():
+    y = jnp.sign(Y[:, :1])
+    options = {"kernel_fn": KERNEL, "key": jax.random.key(0), "num_steps": 3}
+    target = rkip.target_duals(X, y, kernel_fn=KERNEL, mesh=sharding.row_mesh())
+    alone = rkip.target_duals(X, y, kernel_fn=KERNEL)
+    for batch_size in (None, 10):
+        shared, one = (
+            rkip.distill(X, y, target=t, batch_size=batch_size, **options)
+            for t in (target, alone)
+        )
+        chex.assert_trees_all_close(shared.images, one.images, atol=1e-8)
+
+
+def test_target_duals_of_others_are_refused():
+    y = jnp.sign(Y[:, :1])
+    options = {"kernel_fn": KERNEL, "key": jax.random.key(0), "num_steps": 1}
+    target = rkip.target_duals(X, y, kernel_fn=KERNEL)
+    for x_other, y_other, more in (
+        (X.at[3, 0, 0, 0].add(1e-6), y, {}),
+        (X[::-1], y, {}),
+        (X, -y, {}),
+        (X, y, {"diag_reg": 1e-4}),
+    ):
+        with pytest.raises(ValueError, match="belongs to other images"):
+            rkip.distill(x_other, y_other, target=target, **options, **more)
+    with pytest.raises(ValueError, match="belongs to other images"):
+        rkip.label_solve(X[:3], X + 1, y, kernel_fn=KERNEL, target=target)
+
+
+def test_images_that_are_not_finite_are_named():
+    bad = X.at[7].set(jnp.nan)
+    with pytest.raises(ValueError, match=r"in 1 rows, first in row 7: repair or"):
+        rkip.target_duals(bad, Y, kernel_fn=KERNEL)
+
+
+@pytest.mark.parametrize("diag_reg", [0.0, 1e-9])
+def test_duplicates_that_contradict_each_other_name_the_ridge(diag_reg):
+    x = X.astype(jnp.float32).at[1].set(X[0].astype(jnp.float32))
+    y = jnp.sign(Y[:, :1]).astype(jnp.float32).at[0].set(-1).at[1].set(1)
+    told = r"raise diag_reg=.*such as 1e-5"
+    with pytest.raises(rkip.NotConvergedError, match=told) as error:
+        rkip.target_duals(x, y, kernel_fn=KERNEL, diag_reg=diag_reg, max_steps=60)
+    assert error.value.residual > 0.01
+    assert "rank" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
