@@ -70,6 +70,10 @@ def target_duals(
       ValueError: the arguments do not fit, or the kernel is singular.
     """
     x, y = jnp.asarray(x_target), jnp.asarray(y_target)
+    eps = float(jnp.finfo(y.dtype).eps)
+    if diag_reg <= eps:
+        # Rounding tells duplicates apart, and conjugate gradients would take its word.
+        _refuse_duplicates(x, diag_reg)
     found = conjugate_gradients.solve(
         kernel_fn,
         x,
@@ -83,10 +87,8 @@ def target_duals(
         state=state,
         callback=callback,
     )
-    eps = float(jnp.finfo(found.duals.dtype).eps)
     if found.residual > max(tolerance, 4000 * eps):
         if diag_reg <= eps:
-            # Conjugate gradients go on for ever where labels contradict each other.
             remedy = (
                 f"raise diag_reg={diag_reg}, such as {regression.larger_ridge(0.0)}, "
                 "or remove duplicate images"
@@ -134,6 +136,18 @@ def check_targets(
             "target belongs to other images, targets, dtype or diag_reg: compute it "
             f"from these and diag_reg={diag_reg} by target_duals."
         )
+
+
+def _refuse_duplicates(x, diag_reg) -> None:
+    seen: dict[bytes, int] = {}
+    for row, image in enumerate(np.asarray(x)):
+        first = seen.setdefault(image.tobytes(), row)
+        if first != row:
+            raise ValueError(
+                f"The kernel of x_target is singular with diag_reg={diag_reg} (images "
+                f"{first} and {row} coincide): raise diag_reg, such as "
+                f"{regression.larger_ridge(diag_reg)}, or remove duplicate images."
+            )
 
 
 def _checksum(x, y, diag_reg) -> UInt32[Array, ""]:

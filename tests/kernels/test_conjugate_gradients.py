@@ -165,6 +165,11 @@ def test_images_that_are_not_finite_are_named():
 def test_duplicates_that_contradict_each_other_name_the_ridge(diag_reg):
     x = X.astype(jnp.float32).at[1].set(X[0].astype(jnp.float32))
     y = jnp.sign(Y[:, :1]).astype(jnp.float32).at[0].set(-1).at[1].set(1)
+    told = r"images 0 and 1 coincide.: raise diag_reg, such as 1e-5"
+    with pytest.raises(ValueError, match=told):
+        rkip.target_duals(x, y, kernel_fn=KERNEL, diag_reg=diag_reg)
+    # Not quite duplicates are seen by what becomes of them.
+    x = x.at[1, 0, 0, 0].add(1e-5)
     told = r"raise diag_reg=.*such as 1e-5"
     with pytest.raises(rkip.NotConvergedError, match=told) as error:
         rkip.target_duals(x, y, kernel_fn=KERNEL, diag_reg=diag_reg, max_steps=60)
