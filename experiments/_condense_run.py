@@ -122,7 +122,8 @@ def _run(config, workdir: Workdir, images: Images) -> dict[str, Any]:
 def _condense(config, workdir, images, x, key, timer) -> Condensed:
     about = workdir.checkpoint_folder / "distilled.json"
     name = str(about.relative_to(workdir.folder))
-    if about.exists():
+    # Both: a set that was deleted, because it was damaged, is made again.
+    if about.exists() and workdir.path("arrays.npz").exists():
         told, stored = workdir.read_json(name), workdir.read_arrays("arrays.npz")
         timer.run, timer.compile = told["seconds"]
         return Condensed(stored["images"], stored["labels"], stored["losses"])

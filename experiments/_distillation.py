@@ -15,9 +15,9 @@ from experiments._progress import Progress
 from experiments._timing import Timer
 from experiments._victim import Every
 from experiments._workdir import Workdir
-from ntk_privacy import checkpoint, data, kip, rkip
+from ntk_privacy import checkpoint, data, kip, rkip, sharding
 from ntk_privacy._types import KernelFn
-from ntk_privacy.kernels import infinite, structured
+from ntk_privacy.kernels import conjugate_gradients, infinite, regression, structured
 from ntk_privacy.reconstruction import kkt
 from ntk_privacy.training import distillation
 
@@ -25,6 +25,8 @@ METHODS = ("kip", "rkip", "rkip_noise", "rkip_finite", "random", "full")
 _CHUNK = 500
 # Targets beyond which their whole kernel is not formed.
 _DENSE = 5000
+# Products with the kernel, at most, for the duals of so many.
+_MAX_PRODUCTS = 500
 
 
 class Distilled(NamedTuple):
@@ -114,7 +116,8 @@ def distill(
     """
     about = workdir.checkpoint_folder / "distilled.json"
     name = str(about.relative_to(workdir.folder))
-    if about.exists():
+    # Both: a set that was deleted, because it was damaged, is made again.
+    if about.exists() and workdir.path("arrays.npz").exists():
         told, stored = workdir.read_json(name), workdir.read_arrays("arrays.npz")
         timer.run, timer.compile = told["seconds"]
         return Distilled(stored["images"], stored["labels"], stored["losses"])
@@ -187,6 +190,10 @@ def _search(config, workdir, dataset, key, timer) -> Distilled:
     kernel = kernel_fn(config)
     method: Any = kip if config.method == "kip" else rkip
     options = {}
+    if method is rkip and len(x) > _DENSE:
+        options["target"] = _target_duals(
+            config, workdir, x, y, kernel, timer, in_timer=first > 0
+        )
 
     def save(state):
         spent = np.asarray([timer.elapsed(), timer.compile])
@@ -210,10 +217,6 @@ def _search(config, workdir, dataset, key, timer) -> Distilled:
             if not bool(state.nonfinite) and every():
                 save(state)
 
-        if method is rkip and len(x) > _DENSE:
-            options["target"] = rkip.target_duals(
-                x, y, kernel_fn=kernel, diag_reg=config.diag_reg
-            )
         result = method.distill(
             x,
             y,
@@ -236,6 +239,74 @@ def _search(config, workdir, dataset, key, timer) -> Distilled:
         workdir.write_arrays("last_good.npz", images=images, labels=labels)
         raise ValueError(_lost(config, workdir, steps))
     return Distilled(images, labels, losses)
+
+
+def _target_duals(
+    config, workdir, x, y, kernel, timer, *, in_timer
+) -> rkip.TargetDuals:
+    """Those of many targets: read back, else solved on from the last checkpoint.
+
+    `in_timer`: whether a later checkpoint has told the time that they took.
+    """
+    folder = workdir.checkpoint_folder
+    state_name, duals_name = (
+        str((folder / f"target_{part}.npz").relative_to(workdir.folder))
+        for part in ("state", "duals")
+    )
+    is_solved, state = workdir.path(duals_name).exists(), None
+    if is_solved or workdir.path(state_name).exists():
+        stored = workdir.read_arrays(duals_name if is_solved else state_name)
+        seconds = stored.pop("seconds")
+        if not in_timer:
+            timer.run, timer.compile = map(float, seconds)
+        if is_solved:
+            return rkip.TargetDuals(**jax.tree.map(jnp.asarray, stored))
+        state = conjugate_gradients.CGState(**stored)
+    folder.mkdir(parents=True, exist_ok=True)
+    every = Every(config.checkpoint_seconds)
+    first = 0 if state is None else int(state.steps)
+    with (
+        timer(),
+        Progress(
+            _MAX_PRODUCTS,
+            description="target duals",
+            first_step=first,
+            loss="residual",
+            show=config.progress,
+        ) as bar,
+    ):
+
+        def callback(step, state, metrics):
+            bar(step, state, metrics)
+            if int(state.steps) > first and every():
+                write(state_name, state._asdict())
+
+        def write(name, entries):
+            seconds = np.asarray([timer.elapsed(), timer.compile])
+            workdir.write_arrays(name, seconds=seconds, **entries)
+
+        try:
+            target = rkip.target_duals(
+                x,
+                y,
+                kernel_fn=kernel,
+                diag_reg=config.diag_reg,
+                max_steps=_MAX_PRODUCTS,
+                mesh=sharding.row_mesh() if jax.device_count() > 1 else None,
+                state=state,
+                callback=callback,
+            )
+        except rkip.NotConvergedError as error:
+            ridge = regression.larger_ridge(config.diag_reg)
+            raise ValueError(
+                f"The duals of the {len(x)} targets have a residual of "
+                f"{error.residual:.1e} after {error.steps} steps: raise diag_reg="
+                f"{config.diag_reg}, such as {ridge}, or use precision=float64."
+            ) from error
+        write(duals_name, target._asdict())
+    workdir.path(state_name).unlink(missing_ok=True)
+    # From the host, as when they are read back: on whatever devices they were.
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), target)
 
 
 def _lost(config, workdir, steps) -> str:
@@ -293,11 +364,14 @@ def _finite(config, workdir, dataset, key, timer) -> Distilled:
             ),
             num_images=config.num_distilled,
         )
-    if bool(result.nonfinite):
-        raise ValueError(
-            "The loss of the attack on the trained network is not finite: try another "
-            "--seed, or --precision=float64."
-        )
-    return Distilled(
+    made = Distilled(
         np.asarray(result.images), np.asarray(result.labels), np.asarray(result.losses)
     )
+    if bool(result.nonfinite):
+        workdir.write_arrays("last_good.npz", images=made.images, labels=made.labels)
+        raise ValueError(
+            "The loss of the attack on the trained network is not finite; the images "
+            f"before it are in {workdir.path('last_good.npz')}: try another seed, or "
+            "precision=float64."
+        )
+    return made

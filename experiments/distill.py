@@ -61,7 +61,7 @@ def run(config: Config) -> dict[str, Any]:
 
 def _is_done(config: Config, workdir: Workdir) -> bool:
     """Whether the results hold all that is asked for."""
-    if not workdir.is_done():
+    if not (workdir.is_done() and workdir.path("arrays.npz").exists()):
         return False
     results = workdir.read_json("results.json")
     if config.attack and "attack" not in results:

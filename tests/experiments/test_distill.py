@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from experiments import _distillation, _flags, _study, _transfer, distill
-from ntk_privacy import checkpoint, data
+from experiments._workdir import Workdir
+from ntk_privacy import checkpoint, data, rkip
+from ntk_privacy.kernels import conjugate_gradients
 from ntk_privacy.training import distillation
 
 TOY = {
@@ -189,6 +191,107 @@ def test_interrupted_at_any_checkpoint_it_ends_with_the_same_bytes(
     assert stops == expected
     bytes_of = [(tmp_path / n / "arrays.npz").read_bytes() for n in ("whole", "cut")]
     assert bytes_of[0] == bytes_of[1]
+
+
+def test_many_targets_are_solved_once_whatever_kills_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(_distillation, "_CHUNK", 10)
+    changes = {"checkpoint_seconds": 0.0, "num_steps": 25}
+    dense = _run(tmp_path / "dense", **changes)
+    monkeypatch.setattr(_distillation, "_DENSE", 5)
+    whole = _run(tmp_path / "whole", **{**changes, "checkpoint_seconds": 1e9})
+    assert whole["loss"] == pytest.approx(dense["loss"], rel=1e-3)
+    solve, starts = conjugate_gradients.solve, []
+    save, write, stops = checkpoint.save, Workdir.write_arrays, []
+
+    def counted(*arguments, state=None, **options):
+        starts.append(0 if state is None else int(state.steps))
+        return solve(*arguments, state=state, **options)
+
+    def save_and_die(folder, step, state):
+        save(folder, step, state)
+        stops.append(folder.name)
+        raise _Killed
+
+    def write_and_die(self, name, **arrays):
+        write(self, name, **arrays)
+        if name.startswith("checkpoints/"):
+            stops.append(name.split("/")[1])
+            raise _Killed
+
+    monkeypatch.setattr(conjugate_gradients, "solve", counted)
+    monkeypatch.setattr(checkpoint, "save", save_and_die)
+    monkeypatch.setattr(Workdir, "write_arrays", write_and_die)
+    for _ in range(20):
+        try:
+            _run(tmp_path / "cut", **changes)
+            break
+        except _Killed:
+            assert not (tmp_path / "cut" / "results.json").exists()
+    # From nothing once; then from its state, until the duals are there.
+    assert starts[0] == 0
+    assert 0 not in starts[1:]
+    assert stops[len(starts) - 1] == "target_duals.npz"
+    assert stops[: len(starts) - 1] == ["target_state.npz"] * (len(starts) - 1)
+    assert stops[len(starts) :] == ["distill"] * 3
+    bytes_of = [(tmp_path / n / "arrays.npz").read_bytes() for n in ("whole", "cut")]
+    assert bytes_of[0] == bytes_of[1]
+
+
+def test_many_targets_that_cannot_be_solved_name_flags(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(_distillation, "_DENSE", 5)
+    load = data.load
+
+    def twice(*arguments, **options):
+        found = load(*arguments, **options)
+        return found._replace(x_train=np.repeat(found.x_train[:1], 12, axis=0))
+
+    monkeypatch.setattr(data, "load", twice)
+    code, told = _call(capsys, *_arguments(tmp_path, diag_reg=0))
+    assert code == 1
+    assert "images 0 and 1 coincide): raise diag_reg" in told
+    assert told.count("\n") == 1
+
+    def lost(*_, **__):
+        raise rkip.NotConvergedError("raise the rank", 0.1, 60)
+
+    monkeypatch.setattr(rkip, "target_duals", lost)
+    code, told = _call(capsys, *_arguments(tmp_path, diag_reg=0))
+    assert code == 1
+    assert "1.0e-01 after 60 steps: raise diag_reg=0.0, such as 1e-5, or use" in told
+    for no_flag in ("rank", "max_steps", "tolerance"):
+        assert no_flag not in told
+
+
+def test_a_damaged_set_is_made_again_once_deleted(tmp_path, capsys):
+    _run(tmp_path)
+    arrays = tmp_path / "arrays.npz"
+    sound = arrays.read_bytes()
+    arrays.write_bytes(sound[:100])
+    code, told = _call(capsys, *_arguments(tmp_path), "--evaluate")
+    assert code == 1
+    assert "delete it to make it again" in told
+    arrays.unlink()
+    code, told = _call(capsys, *_arguments(tmp_path), "--evaluate")
+    assert (code, told) == (0, "")
+    assert arrays.read_bytes() == sound
+    arrays.unlink()
+    _run(tmp_path)
+    assert arrays.read_bytes() == sound
+
+
+def test_a_lost_attack_leaves_the_last_good_set(tmp_path, capsys, monkeypatch):
+    images = jnp.ones((4, 8, 8, 1), jnp.float32)
+
+    def lost(*_, **__):
+        labels = jnp.ones((4, 1), jnp.float32)
+        bad = jnp.full(1, jnp.nan)
+        return distillation.Distilled(images, labels, bad, None, jnp.asarray(True))
+
+    monkeypatch.setattr(rkip, "distill_finite", lost)
+    code, told = _call(capsys, *_arguments(tmp_path, method="rkip_finite"))
+    assert code == 1
+    assert "is not finite; the images before it are in" in told
+    np.testing.assert_array_equal(_arrays(tmp_path, "last_good.npz")["images"], images)
 
 
 def test_table_and_defence_run_cells_that_are_runs_of_their_own(tmp_path, monkeypatch):
