@@ -6,7 +6,8 @@
 siamese augmentation per class. Sides: ours with the plain mean, ours with the
 calibrated one (RDM-DC), and PyTorch with both layouts of memory, where it is installed
 (the extra `bench`). `cpu` is processor time per step, which other processes on the
-machine disturb less than `run`, the time on the clock.
+machine disturb less than `run`, the time on the clock. On a busy machine threads that
+wait for each other say little: `taskset -c 0` and `--threads=1` compare on one core.
 """
 
 import math
@@ -169,6 +170,7 @@ def main() -> None:
     rows = [
         {
             "side": name,
+            "threads": options.threads,
             "run": times[name]["run"],
             "cpu": cpu[name],
             "compile": times[name]["compile"],
