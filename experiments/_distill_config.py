@@ -17,7 +17,15 @@ _KERNEL_DEFAULTS: dict[str, Any] = {
 _KERNEL_ONLY = (
     *("task", "num_distilled", "noise_ratio", "kernel", "diag_reg", "learn_labels"),
     *("num_runs", "num_finite_runs", "attack", "attack_steps", "table", "defence"),
-    *("methods", "depth", "dynamics", "stop_loss", "max_train_steps", "precision"),
+    *(
+        "label_solve",
+        "methods",
+        "depth",
+        "dynamics",
+        "stop_loss",
+        "max_train_steps",
+        "precision",
+    ),
 )
 # What some method of condensation takes.
 _CONDENSING = tuple(
@@ -71,7 +79,8 @@ class Config:
     )
     noise_ratio: float | None = _field(
         None,
-        "Share of entries that stay noise, for rkip_noise and kip; none is 0.05 and 0.",
+        "Share of entries that stay noise, for rkip_noise and kip, in a study for "
+        "rkip_noise alone; none is 0.05 and 0.",
     )
     kernel: Literal["ntk", "standard"] = _field(
         "ntk",
@@ -80,6 +89,9 @@ class Config:
     )
     diag_reg: float = _field(1e-5, "Ridge relative to the kernel's mean diagonal.")
     learn_labels: bool = _field(False, "Let the labels descend too.")
+    label_solve: bool = _field(
+        False, "Put the labels of least loss in place of the last ones, at the end."
+    )
     batch_size: int | None = _field(
         None,
         "Targets that a step sees, none is all of them; with dm and its kind images of "
@@ -186,16 +198,51 @@ class Config:
                     f"noise_ratio={self.noise_ratio} is for rkip_noise and kip: leave "
                     f"it out for method={self.method!r}."
                 )
-        if self.table and self.defence:
-            raise ValueError("table and defence are two studies: ask for one.")
-        for name in self.methods:
-            _checks.one_of(_distillation.METHODS, methods=name)
-        if self.methods and not self.is_study:
+        if self.is_study:
+            self._check_study()
+        elif self.methods:
             raise ValueError("methods is for --table and --defence: use --method.")
+        elif self.method not in (*_distillation.SEARCHED, *_condensed.METHODS):
+            for name in ("batch_size", "learn_labels", "label_solve"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name}={getattr(self, name)} is for kip, rkip and "
+                        f"rkip_noise: leave it out for method={self.method!r}."
+                    )
         if self.method == "full" and self.attack:
             raise ValueError(
                 "method='full' is no distilled set: attack a network trained on all "
                 "images with experiments.reconstruct."
+            )
+
+    def _check_study(self) -> None:
+        """Refuses what a study would pass over in silence."""
+        if self.table and self.defence:
+            raise ValueError("table and defence are two studies: ask for one.")
+        if self.table and self.attack:
+            raise ValueError(
+                "attack is no part of --table: ask for --defence, which may have the "
+                "same workdir."
+            )
+        if self.method != "rkip":
+            raise ValueError(
+                f"method={self.method!r} is not that of a study: use "
+                f"methods={self.method}."
+            )
+        for name in self.methods:
+            _checks.one_of(_distillation.METHODS, methods=name)
+            if self.methods.count(name) > 1:
+                raise ValueError(f"methods names {name} twice: name it once.")
+        if self.defence and "full" in self.methods:
+            raise ValueError(
+                "methods has full, which is no distilled set for --defence to attack: "
+                "leave it out, or use experiments.reconstruct."
+            )
+        noisy = not self.methods or "rkip_noise" in self.methods
+        if self.noise_ratio is not None and not noisy:
+            raise ValueError(
+                f"noise_ratio={self.noise_ratio} is for rkip_noise, which is not among "
+                f"methods={','.join(self.methods)}: leave it out, or add rkip_noise."
             )
 
     def _fill_in(self) -> None:

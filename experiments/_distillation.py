@@ -21,7 +21,8 @@ from ntk_privacy.kernels import conjugate_gradients, infinite, regression, struc
 from ntk_privacy.reconstruction import kkt
 from ntk_privacy.training import distillation
 
-METHODS = ("kip", "rkip", "rkip_noise", "rkip_finite", "random", "full")
+SEARCHED = ("kip", "rkip", "rkip_noise")
+METHODS = (*SEARCHED, "rkip_finite", "random", "full")
 _CHUNK = 500
 # Targets beyond which their whole kernel is not formed.
 _DENSE = 5000
@@ -55,6 +56,17 @@ def images_per_class(config: Any, dataset: data.Dataset) -> int:
             f"a multiple of {classes}."
         )
     return m // classes
+
+
+def check(config: Any, dataset: data.Dataset) -> None:
+    """Raises UsageError where flags do not fit the images, before anything is made."""
+    if config.method != "full":
+        images_per_class(config, dataset)
+    if config.batch_size is not None and config.method in SEARCHED:
+        try:
+            distillation.class_order(jnp.asarray(dataset.y_train), config.batch_size)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
 
 def noise_ratio(config: Any) -> float:
@@ -231,7 +243,18 @@ def _search(config, workdir, dataset, key, timer) -> Distilled:
             **options,
         )
         jax.block_until_ready(result.images)
-    images, labels = np.asarray(result.images), np.asarray(result.labels)
+        labels = result.labels
+        if config.label_solve and not bool(result.nonfinite):
+            # Of RKIP's options only the duals of the targets are known to both.
+            labels = method.label_solve(
+                result.images,
+                x,
+                y,
+                kernel_fn=kernel,
+                diag_reg=config.diag_reg,
+                **options,
+            )
+    images, labels = np.asarray(result.images), np.asarray(labels)
     if bool(result.nonfinite):
         steps = int(result.state.steps)
         if steps and steps != checkpoint.latest_step(folder):

@@ -12,13 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from experiments import _defence, _transfer
+from experiments import _defence, _distillation, _transfer
+from experiments._flags import UsageError
 from experiments._workdir import Workdir
 from ntk_privacy.reports import plots
 
 _TABLE = ("full", "kip", "rkip", "rkip_noise", "rkip_finite", "random")
 # Real images are what an undefended network is trained on.
 _DEFENCE = ("random", "kip", "rkip", "rkip_noise", "rkip_finite")
+
+
+# What the other methods do not take.
+_NOT_SEARCHED = {"batch_size": None, "learn_labels": False, "label_solve": False}
 
 
 def cells(config: Any) -> list[Any]:
@@ -33,6 +38,7 @@ def cells(config: Any) -> list[Any]:
             table=False,
             defence=False,
             noise_ratio=config.noise_ratio if method == "rkip_noise" else None,
+            **({} if method in _distillation.SEARCHED else _NOT_SEARCHED),
             evaluate=config.table or config.evaluate,
             attack=config.defence,
             num_runs=1,
@@ -42,35 +48,87 @@ def cells(config: Any) -> list[Any]:
         )
         for run in range(config.num_runs)
         for method in methods
-        if not (config.defence and method == "full")
     ]
 
 
 def run(
-    config: Any, run_cell: Callable[[Any], dict[str, Any]], ignore: tuple[str, ...]
+    config: Any,
+    run_cell: Callable[[Any], dict[str, Any]],
+    load: Callable[[Any], tuple[Any, Any]],
+    *,
+    ignore: tuple[str, ...],
 ) -> dict[str, Any]:
     """Runs every cell and returns the tables, which are also in results.json.
 
     A cell that cannot be run is an `error` in the table, not the end of the study.
+
+    Args:
+      config: of `experiments.distill`.
+      run_cell: runs the config of a cell.
+      load: `(config) -> (dataset, key)`.
+      ignore: names of config fields that may differ when a study goes on.
+
+    Raises:
+      UsageError: the flags do not fit the image set, or a folder is another's.
+      OSError: a file is missing.
+      ValueError: a file is damaged, or no cell could be run.
     """
-    with Workdir(config.workdir, config, ignore=ignore) as workdir:
+    _check(config, load)
+    name = "table" if config.table else "defence"
+    with Workdir(config.workdir, config, ignore=(*ignore, "studies")) as workdir:
+        # What each study in the folder was asked for last.
+        studies = workdir.read_json("config.json").get("studies", {})
+        options = ("num_runs", "num_finite_runs", "methods", "evaluate")
+        studies[name] = {option: getattr(config, option) for option in options}
+        told = {**dataclasses.asdict(config), "studies": studies}
+        workdir.write_json("config.json", told)
         found: dict[str, list[dict[str, Any]]] = {}
         report: dict[str, Any] = {}
         for cell in cells(config):
             try:
                 results = run_cell(cell)
+            except UsageError:
+                raise
             except (ValueError, FloatingPointError) as error:
                 results = {"error": str(error)}
             found.setdefault(cell.method, []).append({"seed": cell.seed, **results})
             report = _table(found) if config.table else _attacks(found)
-            name = "table" if config.table else "defence"
             workdir.write_json(f"{name}.json", report["rows"])
             workdir.write_text(f"{name}.md", report["markdown"])
             if config.defence:
                 _draw(found, workdir)
+        if not any(_sound(runs) for runs in found.values()):
+            raise ValueError(
+                f"No cell of the study could be run, see {workdir.path(f'{name}.md')}; "
+                f"the first: {next(iter(found.values()))[0]['error']}"
+            )
         # Last: whoever reads it finds the rest.
         workdir.write_json("results.json", report)
         return report
+
+
+def _check(config: Any, load: Callable[[Any], tuple[Any, Any]]) -> None:
+    """Loads the images once, before any folder is made, if any cell needs them."""
+    fresh = [
+        cell
+        for cell in cells(config)
+        if not (pathlib.Path(cell.workdir) / "results.json").exists()
+    ]
+    if fresh:
+        dataset, _ = load(fresh[0])
+        for cell in {cell.method: cell for cell in fresh}.values():
+            _distillation.check(cell, dataset)
+
+
+def _failures(found) -> list[str]:
+    """Returns the lines below a table that tell which cells failed, and why."""
+    told = [
+        f"- {method}, seed {run['seed']}: {' '.join(run['error'].split())}"
+        for method, runs in found.items()
+        for run in runs
+        if "error" in run
+    ]
+    return ["", "Failed:", "", *told] if told else []
 
 
 def _sound(runs) -> list[dict[str, Any]]:
@@ -120,6 +178,7 @@ def _table(found) -> dict[str, Any]:
             told = " | ".join(_cell(row[f"{kind}_values"]) for kind in kinds)
             lines.append(f"| {method} | {told} |")
     lines += ["", "Test accuracy in per cent, mean +- deviation (runs)."]
+    lines += _failures(found)
     return {"rows": rows, "markdown": "\n".join(lines) + "\n"}
 
 
@@ -157,6 +216,7 @@ def _attacks(found) -> dict[str, Any]:
                 f"{sum(row['num_copies'])} of {of} |"
             )
     lines += ["", "Found means a PSNR of at least 25 dB; sums over the seeds."]
+    lines += _failures(found)
     return {"rows": rows, "markdown": "\n".join(lines) + "\n"}
 
 

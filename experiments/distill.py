@@ -52,7 +52,9 @@ def run(config: Config) -> dict[str, Any]:
         return _condense_run.run(config, NOT_RESULTS + STAGES)
     if config.is_study:
         shared = ("methods", "table", "defence")
-        return _study.run(config, run, NOT_RESULTS + STAGES + shared)
+        return _study.run(
+            config, run, _victim.load, ignore=NOT_RESULTS + STAGES + shared
+        )
     if config.precision == "float64" and not jax.config.jax_enable_x64:
         with jax.enable_x64(True):
             return _run(config)
@@ -83,12 +85,8 @@ def _run(config: Config) -> dict[str, Any]:
         if _is_done(config, workdir):
             return workdir.read_json("results.json")
         earlier = workdir.read_json("results.json") if workdir.is_done() else {}
-        told = dataclasses.replace(
-            config,
-            evaluate=config.evaluate or "accuracy" in earlier,
-            attack=config.attack or "attack" in earlier,
-        )
-        workdir.write_json("config.json", told)
+        stored = workdir.read_json("config.json")
+        workdir.write_json("config.json", _asked_for(config, earlier, stored))
         dataset, key = loaded or _load(config)
         key_distill, key_networks, key_attack = jax.random.split(key, 3)
         distilling, evaluating, attacking = Timer(), Timer(), Timer()
@@ -135,10 +133,29 @@ def _run(config: Config) -> dict[str, Any]:
         return workdir.read_json("results.json")
 
 
+def _asked_for(
+    config: Config, earlier: dict[str, Any], stored: dict[str, Any]
+) -> Config:
+    """Returns the config with the stages of earlier starts, which the results keep."""
+    told = dataclasses.replace(config, attack=config.attack or "attack" in earlier)
+    if "accuracy" not in earlier:
+        return told
+    runs, finite = stored["num_runs"], stored["num_finite_runs"]
+    finite = runs if finite is None else finite
+    if config.evaluate:
+        runs = max(runs, config.num_runs)
+        finite = max(finite, _transfer.num_finite_runs(config))
+    return dataclasses.replace(
+        told,
+        evaluate=True,
+        num_runs=runs,
+        num_finite_runs=None if finite == runs else finite,
+    )
+
+
 def _load(config: Config) -> tuple[Any, jax.Array]:
     dataset, key = _victim.load(config)
-    if config.method != "full":
-        _distillation.images_per_class(config, dataset)
+    _distillation.check(config, dataset)
     return dataset, key
 
 
@@ -156,14 +173,15 @@ def _draw(config, workdir, dataset, distilled, nearest) -> None:
         title=f"{config.method}: {config.num_images} images of {config.dataset} "
         f"distilled to {len(labels)}, labels below",
     )
+    alike = dataset.x_train[np.asarray(nearest["psnr_index"])]
     plots.gallery(
-        dataset.x_train[np.asarray(nearest["index"])],
+        alike,
         distilled.images,
         workdir.path("nearest.png"),
         mean=dataset.mean,
-        distances=nearest["distances"],
+        distances=np.sqrt(np.sum((alike - distilled.images) ** 2, axis=(1, 2, 3))),
         psnr=nearest["psnr"],
-        title="Nearest training images above the distilled ones",
+        title="Training images of the greatest PSNR above the distilled ones",
     )
 
 

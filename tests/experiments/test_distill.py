@@ -7,9 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _distillation, _flags, _study, _transfer, distill
+from experiments import (
+    _defence,
+    _distillation,
+    _flags,
+    _study,
+    _transfer,
+    distill,
+)
 from experiments._workdir import Workdir
-from ntk_privacy import checkpoint, data, rkip
+from ntk_privacy import checkpoint, data, kip, rkip
 from ntk_privacy.kernels import conjugate_gradients
 from ntk_privacy.training import distillation
 
@@ -86,6 +93,10 @@ def test_a_run_writes_every_file_and_takes_more_stages_later(tmp_path, capsys):
         found = _arrays(tmp_path, "attack.npz")[f"reconstructions_{name}"]
         assert len(told["squared_distances"]) == min(12, len(found))
     assert (tmp_path / "defence.png").exists()
+    # The config tells of all that is there, not of the last start alone.
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["evaluate"], config["attack"]) == (True, True)
+    assert (config["num_runs"], config["num_finite_runs"]) == (2, None)
     assert (tmp_path / "arrays.npz").stat().st_mtime_ns == stamp
     assert "recovered, kkt" in distill.summary(all_of_it)
     assert "test accuracy, standard" in distill.summary(all_of_it)
@@ -136,6 +147,13 @@ def test_toy_runs_of_every_method(tmp_path, changes):
         outside = results["nearest"]["psnr_outside_noise"]
         masks = _distillation.noise_mask(_config("", **changes), found, _key_distill(0))
         assert 0.1 < masks.mean() < 0.5
+        x, y, options = _distillation._arguments(
+            _config("", **changes), found, _key_distill(0)
+        )
+        start = np.asarray(distillation.init(x, y, **options).images)
+        np.testing.assert_array_equal(arrays["images"][masks], start[masks])
+        assert (arrays["images"][~masks] != start[~masks]).all()
+        assert 0.6 < start[masks].std() < 1.4
         for value, image, noise in zip(outside, arrays["images"], masks, strict=True):
             apart = np.clip(image + found.mean, 0, 1) - found.mean - found.x_train
             errors = np.where(noise, 0, apart**2).sum((1, 2, 3)) / (~noise).sum()
@@ -323,6 +341,12 @@ def test_table_and_defence_run_cells_that_are_runs_of_their_own(tmp_path, monkey
     assert "| random | kkt | " in told["markdown"]
     for name in ("defence_kkt.png", "defence_auto.png", "defence.md", "table.md"):
         assert (tmp_path / "table" / name).exists()
+    studies = json.loads((tmp_path / "table" / "config.json").read_text())["studies"]
+    assert {name: told["num_runs"] for name, told in studies.items()} == {
+        "table": 2,
+        "defence": 1,
+    }
+    assert studies["table"]["num_finite_runs"] == 1
     config = json.loads((tmp_path / "table" / "rkip_0" / "config.json").read_text())
     assert config["evaluate"]
     assert config["attack"]
@@ -334,6 +358,100 @@ def test_a_cell_that_fails_is_told_in_the_table(tmp_path):
     assert rows["rkip"]["infinite"] is None
     assert "loss is not finite" in rows["rkip"]["errors"][0]
     assert rows["random"]["infinite"] > 0.5
+    told = (tmp_path / "table.md").read_text()
+    assert "Failed:\n\n- rkip, seed 0: The loss is not finite after 1 steps" in told
+
+
+def test_a_study_without_a_sound_cell_is_exit_1_with_the_reason(tmp_path, capsys):
+    folder = tmp_path / "new"
+    code, told = _call(
+        capsys, *_arguments(folder, learning_rate=1e30), "--table", "--methods=rkip"
+    )
+    assert code == 1
+    assert "No cell of the study could be run" in told
+    assert "The loss is not finite after 1 steps" in told
+    assert told.count("\n") == 1
+    assert "- rkip, seed 0: The loss is not finite" in (folder / "table.md").read_text()
+    assert not (folder / "results.json").exists()
+
+
+def test_damaged_files_end_a_study_before_it_starts(tmp_path, capsys, monkeypatch):
+    def damaged(*_, **__):
+        raise ValueError("train-images is truncated: fetch it again.")
+
+    monkeypatch.setattr(data, "load", damaged)
+    folder = tmp_path / "new"
+    code, told = _call(capsys, *_arguments(folder), "--table")
+    assert code == 1
+    assert told == "error: train-images is truncated: fetch it again.\n"
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--table", "--num_distilled=5"], "num_distilled=5 does not split evenly"),
+        (["--table", "--task=bogus"], "task='bogus' does not exist for digits"),
+        (["--defence", "--batch_size=5"], "batch_size=5 must be a positive multiple"),
+        (["--defence", "--methods=full"], "methods has full, which is no distilled"),
+        (["--table", "--attack"], "attack is no part of --table: ask for --defence"),
+        (["--table", "--methods=kip", "--noise_ratio=0.1"],
+         "noise_ratio=0.1 is for rkip_noise, which is not among methods=kip"),
+        (["--table", "--methods=rkip,kip,rkip"], "methods names rkip twice"),
+        (["--table", "--method=kip"], "use methods=kip"),
+    ],
+    ids=lambda case: " ".join(case) if isinstance(case, list) else "",
+)  # fmt: skip
+def test_bad_flags_of_a_study_are_one_line_exit_2_and_leave_nothing(
+    tmp_path, capsys, flags, message
+):
+    folder = tmp_path / "new"
+    code, told = _call(capsys, *_arguments(folder), *flags)
+    assert code == 2
+    assert message in told
+    assert told.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_cells_take_only_their_own_flags(tmp_path):
+    changes = {"batch_size": 4, "label_solve": True, "noise_ratio": 0.2}
+    cells = _study.cells(_config(tmp_path, table=True, **changes))
+    told = {c.method: (c.batch_size, c.label_solve, c.noise_ratio) for c in cells}
+    assert told["rkip_noise"] == (4, True, 0.2)
+    assert told["kip"] == (4, True, None)
+    assert told["random"] == told["full"] == (None, False, None)
+
+
+@pytest.mark.parametrize("method", [kip, rkip], ids=["kip", "rkip"])
+def test_label_solve_ends_with_the_labels_of_least_loss(tmp_path, method):
+    name = method.__name__.rpartition(".")[2]
+    config = _config(tmp_path, method=name, label_solve=True, precision="float64")
+    distill.run(config)
+    arrays = _arrays(tmp_path)
+    found = data.load("digits", num_train=12, key=_key(0))
+    x, y = (jnp.asarray(a, jnp.float64) for a in (found.x_train, found.y_train))
+    kernel_fn = _distillation.kernel_fn(config)
+    images, labels = (jnp.asarray(arrays[part]) for part in ("images", "labels"))
+    best = method.label_solve(images, x, y, kernel_fn=kernel_fn)
+    np.testing.assert_allclose(labels, best, rtol=1e-6)
+    reached = method.loss(images, labels, x, y, kernel_fn=kernel_fn)
+    assert reached < arrays["losses"][-1]
+
+
+def test_the_nearest_image_need_not_be_the_one_of_the_best_psnr():
+    # Beyond 1 the distance to bright pixels counts more than clipping leaves of it.
+    train = np.asarray([[1.0, 0.3], [0.8, 0.0], [0.0, 1.0]], np.float32)
+    dataset = data.Dataset(
+        train.reshape(3, 1, 2, 1), *(None,) * 5, mean=np.zeros(1, np.float32)
+    )
+    image = np.asarray([1.8, 0.0], np.float32).reshape(1, 1, 2, 1)
+    told = _defence.nearest(dataset, image, None)
+    assert told["index"] == [0]
+    assert told["distances"] == pytest.approx([0.73**0.5])
+    assert told["psnr_index"] == [1]
+    assert told["psnr"] == pytest.approx([-10 * np.log10(0.02)])
+    copy = _defence.nearest(dataset, dataset.x_train[2:], None)
+    assert (copy["psnr_index"], copy["psnr"], copy["num_copies"]) == ([2], [np.inf], 1)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_state(
@@ -381,7 +499,10 @@ def test_duplicate_images_name_the_ridge(tmp_path, capsys, monkeypatch):
         ("--noise_ratio=0.1", "noise_ratio=0.1 is for rkip_noise and kip"),
         ("--noise_ratio=2", "noise_ratio=2.0 must lie in [0, 1]"),
         ("--num_finite_runs=2", "num_finite_runs=2 must lie in [0, 1]"),
+        ("--batch_size=5", "batch_size=5 must be a positive multiple of the 2"),
+        ("--batch_size=1000", "batch_size=1000 must be a positive multiple of the 2"),
         ("--methods=kip", "methods is for --table and --defence"),
+        ("--method=random --label_solve", "label_solve=True is for kip, rkip and"),
         ("--method=magic", "use one of kip, rkip"),
         ("--task=animal_vehicle", "task='animal_vehicle' does not exist for digits"),
     ],
@@ -390,7 +511,7 @@ def test_bad_flags_are_one_line_exit_2_and_leave_nothing(
     tmp_path, capsys, flag, message
 ):
     folder = tmp_path / "new"
-    code, told = _call(capsys, *_arguments(folder), flag)
+    code, told = _call(capsys, *_arguments(folder), *flag.split())
     assert code == 2
     assert message in told
     assert told.startswith("error: ")
