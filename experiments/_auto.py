@@ -23,13 +23,13 @@ from experiments._attacks import (
 from experiments._timing import Timer
 from experiments._victim import Victim
 from experiments._workdir import Workdir
-from ntk_privacy.reconstruction import kkt, replay
+from ntk_privacy.reconstruction import algebraic, kkt, replay
 
 REPLAY_POINTS = 8
 """Points of a replayed training at which features are taken."""
 
-MAX_REPLAY_MISS = 0.3
-"""Of a replay that is followed: the line from theta_0 to theta_T is no farther off."""
+MAX_REPLAY_MISS = 0.7
+"""Of a replay that is followed: images farther off explain nothing."""
 
 SAME_IMAGE = 0.9
 """Cosine above which two candidates show the same image."""
@@ -181,11 +181,12 @@ def distinct(
 
 
 def _searched_and_refined(
-    config: Any, workdir: Workdir, victim: Victim, timer: Timer, count: int
+    config: Any, workdir: Workdir, victim: Victim, timer: Timer, count: int | None
 ) -> Attacked:
     """Searches from noise; refines as many images as there are, where features move."""
     found = run_kkt(config, workdir, victim, timer)
-    if found.extra["nonfinite"] or config.dynamics != "standard":
+    unknown = count is None or found.extra["nonfinite"]
+    if unknown or config.dynamics != "standard":
         return found
     kept, duals, rest = distinct(found.images, found.duals, count)
     result, losses, misses = _refined(
@@ -217,8 +218,13 @@ def run(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked
     try:
         decoded = decode(config, workdir, victim, timer)
     except UndecodableError as error:
+        count = algebraic.count_images(
+            victim.params_0, victim.params_t, key=jax.random.key(config.seed)
+        )
         return _searched_only(
-            run_kkt(config, workdir, victim, timer), f"not decoded ({error})"
+            _searched_and_refined(config, workdir, victim, timer, count),
+            f"not decoded ({error})",
+            count,
         )
     settings, points = kkt_settings(config)
     linear = decoded["rank_gap"] > _LINEAR_GAP

@@ -19,10 +19,8 @@ from ntk_privacy._types import Params
 from ntk_privacy.reconstruction import gates as gates_lib
 from ntk_privacy.reconstruction import layer_inversion, several_outputs
 
-__all__ = ["AlgebraicReconstruction", "reconstruct"]
+__all__ = ["AlgebraicReconstruction", "count_images", "reconstruct"]
 
-# Linearized dynamics leave gaps above it; features that move while they train, below.
-_CLEAR_GAP = 50.0
 
 _OTHER = "use reconstruction.kkt.reconstruct, which optimises images and needs no rank"
 
@@ -218,6 +216,22 @@ def reconstruct(
     )
 
 
+def count_images(params_0: Params, params_t: Params, *, key: Array) -> int | None:
+    """Returns the size of the training set, read from the first layer's change.
+
+    Its gradients are sums of outer products with the images, under any dynamics of
+    full-batch training: its rank is their number. None where the rank is not clear:
+    more images than pixels or units, or images that depend on each other.
+
+    Args:
+      params_0: of `models.MLP` before training.
+      params_t: after training.
+      key: typed key.
+    """
+    change = params_t["Dense_0"]["kernel"] - params_0["Dense_0"]["kernel"]
+    return gates_lib.count_inputs(change, key=key)
+
+
 def _one_output(
     layers, key, image_shape, num_images, auxiliary, num_starts, max_rounds
 ) -> AlgebraicReconstruction:
@@ -241,8 +255,21 @@ def _one_output(
             key=key_rank,
             num_images=num_images,
         )
-        if factors.gap > _CLEAR_GAP:
+        if factors.gap > gates_lib.CLEAR_GAP:
             break
+    first_change = jnp.asarray(layers.kernel_changes[0], dtype)
+    if num_images is None and factors.gap <= gates_lib.CLEAR_GAP:
+        # Moving features blur the rank of the gates, not that of the first layer.
+        num_images = gates_lib.count_inputs(
+            first_change, key=jax.random.fold_in(key_rank, 1)
+        )
+        if num_images is not None:
+            _usable(out, num_images)
+            factors = gates_lib.factorize(
+                jnp.asarray(change / out[columns], dtype),
+                key=key_rank,
+                num_images=num_images,
+            )
     rank = factors.right.shape[0]
     if num_images is None and factors.gap < 2.0:
         raise ValueError(
@@ -263,7 +290,6 @@ def _one_output(
     flat = None
     if auxiliary is not None:
         flat = jnp.asarray(auxiliary, dtype).reshape(len(auxiliary), -1)
-    first_change = jnp.asarray(layers.kernel_changes[0], dtype)
     rows = gates_lib.find_gate_rows(
         factors,
         functools.partial(layer_inversion.activations_of, kernels, biases),
@@ -284,7 +310,7 @@ def _one_output(
     # gates averaged over the path. Without movement nothing changes.
     right = np.asarray(factors.right, np.float64)
     soft = rows.rows.astype(np.float64)
-    if factors.gap < _CLEAR_GAP:
+    if factors.gap < gates_lib.CLEAR_GAP:
         soft = (soft @ right.T) @ right
     decoded = layer_inversion.peel(
         layers, soft * out[columns], columns, span=span, dtype=dtype
@@ -336,7 +362,7 @@ def _result(
     if count < found:
         message += f", {found - count} decoded but not certified"
     if gap < 20.0:
-        message += f"; N={rank} rests on a faint gap of {gap:.1f}"
+        message += f"; the gates' rank has a faint gap of {gap:.1f}"
     return AlgebraicReconstruction(
         images=jnp.asarray(images, dtype),
         duals=jnp.asarray(decoded.duals[order], dtype),

@@ -16,7 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-__all__ = ["Factors", "GateRows", "factorize", "find_gate_rows", "leftover"]
+__all__ = [
+    "CLEAR_GAP",
+    "Factors",
+    "GateRows",
+    "count_inputs",
+    "factorize",
+    "find_gate_rows",
+    "leftover",
+]
+
+CLEAR_GAP = 50.0
+"""Linearized dynamics leave gaps above it, moving features gaps below."""
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -140,6 +151,17 @@ def factorize(
     left = _mm(q, jnp.asarray(vectors[:, :rank], g.dtype))
     right = (vectors[:, :rank] / values[:rank]).T @ small
     return Factors(left, values, jnp.asarray(right, g.dtype), gap)
+
+
+def count_inputs(change: Float[Array, "d units"], *, key: Array) -> int | None:
+    """Returns how many images span the change of the first layer's kernel.
+
+    Its gradients are outer products with the images, whatever the features do, so its
+    rank is their number even where that of the gates is lost. None if the rank is not
+    clear: more images than pixels or units, or images that depend on each other.
+    """
+    factors = factorize(change, key=key)
+    return factors.right.shape[0] if factors.gap > CLEAR_GAP else None
 
 
 class _Columns(NamedTuple):

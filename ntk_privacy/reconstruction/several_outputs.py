@@ -59,6 +59,15 @@ def decode(
     factors = gates_lib.factorize(
         jnp.asarray(change, dtype), key=key_rank, num_images=num_images
     )
+    first_change = jnp.asarray(layers.kernel_changes[0], dtype)
+    if num_images is None and factors.gap <= gates_lib.CLEAR_GAP:
+        num_images = gates_lib.count_inputs(
+            first_change, key=jax.random.fold_in(key_rank, 1)
+        )
+        if num_images is not None:
+            factors = gates_lib.factorize(
+                jnp.asarray(change, dtype), key=key_rank, num_images=num_images
+            )
     rank = factors.right.shape[0]
     if num_images is None and factors.gap < 2.0:
         raise ValueError(
@@ -72,7 +81,6 @@ def decode(
     flat = None
     if auxiliary is not None:
         flat = jnp.asarray(auxiliary, dtype).reshape(len(auxiliary), -1)
-    first_change = jnp.asarray(layers.kernel_changes[0], dtype)
     found = gated_rows.find_gated_rows(
         factors,
         functools.partial(layer_inversion.activations_of, kernels[:-1], biases[:-1]),
