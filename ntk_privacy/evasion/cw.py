@@ -1,0 +1,259 @@
+"""The attack of Carlini and Wagner in l_2: a short form and the original.
+
+Source: Carlini & Wagner, IEEE S&P 2017 (arXiv:1608.04644). The short form, of
+torchattacks, has no search over the constant; it is what GUARD (arXiv:2403.10045)
+reports.
+"""
+
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ntk_privacy import _checks
+from ntk_privacy.evasion import losses
+from ntk_privacy.evasion.task import (
+    Found,
+    LogitsFn,
+    Task,
+    evaluate,
+    finish,
+    prepare,
+)
+from ntk_privacy.evasion.threat_model import (
+    Adversarial,
+    ThreatModel,
+    distance,
+    per_sample,
+)
+
+__all__ = ["attack"]
+
+# tanh reaches the ends of the box only at infinity.
+_EDGE = 1 - 1e-6
+_UNBOUNDED = 1e10
+_DEFAULTS = {"short": (1e-4, 50), "original": (1e-3, 10000)}
+
+
+class _Best(NamedTuple):
+    """The nearest misread images so far, and whether this constant found any."""
+
+    images: Float[Array, "n h w c"]
+    distance: Float[Array, " n"]
+    hit: Bool[Array, " n"]
+
+
+class _Descent(NamedTuple):
+    w: Float[Array, "n h w c"]
+    mean: Float[Array, "n h w c"]
+    square: Float[Array, "n h w c"]
+    best: _Best
+    last_cost: Float[Array, ""]
+    stop: Bool[Array, ""]
+    i: Int[Array, ""]
+
+
+def _excess(logits: Array, y: Array, kappa: Array, form: str) -> Array:
+    """Returns max(z_y - greatest other logit, -kappa)."""
+    if form == "short":
+        # The true class stands among the others with a 0, as in torchattacks.
+        own = jnp.arange(logits.shape[1], dtype=y.dtype)[None, :] == y[:, None]
+        other = jnp.max(jnp.where(own, 0, logits), axis=1)
+        ahead = jnp.sum(jnp.where(own, logits, 0), axis=1) - other
+    else:
+        ahead = losses.margin(logits, y)
+    return jnp.maximum(ahead, -kappa)
+
+
+def _descend(
+    task: Task,
+    best: _Best,
+    constant: Float[Array, " n"],
+    rate: Float[Array, ""],
+    kappa: Float[Array, ""],
+    key: Array,
+    *,
+    form: str,
+    num_steps: int,
+) -> tuple[_Best, Int[Array, ""]]:
+    """Minimises ||x' - x||^2 + c excess by Adam, c one per image."""
+    low, width = task.limits.low, task.limits.high - task.limits.low
+    every = max(num_steps // 10, 1)
+    slack = 1.0 if form == "short" else 0.9999
+
+    def image(w):
+        inside = low + width * (jnp.tanh(w) + 1) / 2
+        return jnp.clip(inside, low, task.limits.high)
+
+    def body(state):
+        images, pull = jax.vjp(image, state.w)
+
+        def cost(logits, y, target):
+            del target
+            return constant * _excess(logits, y, kappa, form)
+
+        values, logits, gradient = evaluate(
+            task.model, cost, images, task.y, task.y, jax.random.fold_in(key, state.i)
+        )
+        move = images - task.x
+        squares = jnp.sum(move**2, axis=(1, 2, 3))
+        (gradient,) = pull(gradient + 2 * move)
+        # Adam, with the usual constants.
+        mean = 0.9 * state.mean + 0.1 * gradient
+        square = 0.999 * state.square + 0.001 * gradient**2
+        count = (state.i + 1).astype(rate.dtype)
+        unbiased = jnp.sqrt(square / (1 - 0.999**count)) + 1e-8
+        update = mean / (1 - 0.9**count) / unbiased
+
+        wrong = losses.misread(logits, task.y)
+        if form == "original":
+            wrong &= losses.margin(logits, task.y) <= -kappa
+        far = distance(move, norm="l2")
+        closer = wrong & (far < state.best.distance)
+        found = _Best(
+            jnp.where(per_sample(closer), images, state.best.images),
+            jnp.where(closer, far, state.best.distance),
+            state.best.hit | wrong,
+        )
+        total = jnp.sum(jnp.where(task.active, squares + values, 0))
+        check = state.i % every == 0
+        return _Descent(
+            state.w - rate * update,
+            mean,
+            square,
+            found,
+            jnp.where(check, total, state.last_cost),
+            check & (total > slack * state.last_cost),
+            state.i + 1,
+        )
+
+    scaled = 2 * (task.x - low) / width - 1
+    w = jnp.arctanh(jnp.clip(scaled, -_EDGE, _EDGE))
+    start = _Descent(
+        w,
+        jnp.zeros_like(w),
+        jnp.zeros_like(w),
+        best._replace(hit=jnp.zeros_like(best.hit)),
+        jnp.asarray(jnp.inf, w.dtype),
+        jnp.asarray(False),
+        jnp.asarray(0, jnp.int32),
+    )
+    end = jax.lax.while_loop(lambda s: (s.i < num_steps) & ~s.stop, body, start)
+    return end.best, end.i
+
+
+@functools.partial(jax.jit, static_argnames=("form", "num_steps", "num_constants"))
+def _search(
+    task: Task,
+    constant: Float[Array, ""],
+    rate: Float[Array, ""],
+    kappa: Float[Array, ""],
+    key: Array,
+    *,
+    form: str,
+    num_steps: int,
+    num_constants: int,
+) -> Found:
+    """Bisects the constant of each image: down where it is misread, else up."""
+    per_image = jnp.ones_like(task.x[:, 0, 0, 0])
+    best = _Best(task.x, per_image * jnp.inf, jnp.zeros(task.y.shape, bool))
+
+    def attempt(carry, i):
+        best, constant, lower, upper, steps = carry
+        if num_constants >= 10:  # the last try is for sure large enough
+            constant = jnp.where(i == num_constants - 1, upper, constant)
+        best, taken = _descend(
+            task,
+            best,
+            constant,
+            rate,
+            kappa,
+            jax.random.fold_in(key, i),
+            form=form,
+            num_steps=num_steps,
+        )
+        upper = jnp.where(best.hit, jnp.minimum(upper, constant), upper)
+        lower = jnp.where(best.hit, lower, jnp.maximum(lower, constant))
+        bounded = upper < _UNBOUNDED / 10
+        constant = jnp.where(
+            bounded, (lower + upper) / 2, jnp.where(best.hit, constant, constant * 10)
+        )
+        return (best, constant, lower, upper, steps + taken), None
+
+    carry = (
+        best,
+        constant * per_image,
+        jnp.zeros_like(per_image),
+        _UNBOUNDED * per_image,
+        jnp.asarray(0, jnp.int32),
+    )
+    carry, _ = jax.lax.scan(attempt, carry, jnp.arange(num_constants, dtype=jnp.int32))
+    best, steps = carry[0], carry[-1]
+    reached = jnp.isfinite(best.distance) & (best.distance <= task.limits.eps)
+    success = task.active & reached
+    images = jnp.where(per_sample(success), best.images, task.x)
+    return Found(images, success, jnp.broadcast_to(steps, task.y.shape))
+
+
+def attack(
+    logits_fn: LogitsFn,
+    x: Float[Array, "n h w c"],
+    y: Int[Array, " m"],
+    *,
+    key: Array,
+    threat_model: ThreatModel | None = None,
+    form: Literal["short", "original"] = "short",
+    constant: _checks.Number | None = None,
+    kappa: _checks.Number = 0.0,
+    num_steps: int | None = None,
+    num_constants: int = 9,
+    rate: _checks.Number = 0.01,
+) -> Adversarial:
+    """Looks for the nearest misread image by Adam in w, where x' = (tanh(w) + 1) / 2.
+
+    The cost ||x' - x||^2 + c max(z_y - max_(j != y) z_j, -kappa) is looked at ten times
+    in a run; once it did not fall the whole batch stops, as in the sources. Images
+    already misread do not count in it. What was not found within eps stays x.
+
+    Args:
+      logits_fn: see `task.LogitsFn`.
+      x: images in the box.
+      y: labels.
+      key: typed key, for a random model only.
+      threat_model: of norm l_2; eps is infinite if None.
+      form: "short" for one constant, "original" for a search over it.
+      constant: c, or where its search starts; 1e-4 or 1e-3 if None.
+      kappa: how far ahead the wrong class should be.
+      num_steps: steps of Adam, per constant; 50 or at most 10000 if None.
+      num_constants: tries of the original form.
+      rate: of Adam.
+
+    Raises:
+      ValueError: see `task.prepare`; another norm, or a setting out of range.
+    """
+    threat_model = threat_model or ThreatModel(norm="l2", eps=float("inf"))
+    if threat_model.norm != "l2":
+        raise ValueError(
+            f"norm={threat_model.norm!r} is not minimised by this attack: use l2, or "
+            "another attack."
+        )
+    _checks.one_of(tuple(_DEFAULTS), form=form)
+    default_constant, default_steps = _DEFAULTS[form]
+    constant = default_constant if constant is None else constant
+    num_steps = default_steps if num_steps is None else num_steps
+    _checks.at_least(1, num_steps=num_steps, num_constants=num_constants)
+    _checks.at_least(0, kappa=kappa)
+    _checks.positive(constant=constant, rate=rate)
+    task = prepare(logits_fn, x, y, key=key, threat_model=threat_model)
+    numbers = (jnp.asarray(v, x.dtype) for v in (constant, rate, kappa))
+    found = _search(
+        task,
+        *numbers,
+        key,
+        form=form,
+        num_steps=num_steps,
+        num_constants=1 if form == "short" else num_constants,
+    )
+    return finish(task, found, norm="l2")

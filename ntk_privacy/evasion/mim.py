@@ -1,0 +1,66 @@
+"""The momentum iterative method: ascent along the sum of normalised gradients.
+
+Source: Dong et al., CVPR 2018 (arXiv:1710.06081); defaults of GUARD's evaluation
+(arXiv:2403.10045), which divides by the l_1 norm of the whole batch's gradient.
+"""
+
+from typing import Literal
+
+from jaxtyping import Array, Float, Int
+
+from ntk_privacy import _checks
+from ntk_privacy.evasion import pgd
+from ntk_privacy.evasion.task import LogitsFn, finish, prepare
+from ntk_privacy.evasion.threat_model import Adversarial, ThreatModel
+
+__all__ = ["attack"]
+
+
+def attack(
+    logits_fn: LogitsFn,
+    x: Float[Array, "n h w c"],
+    y: Int[Array, " m"],
+    *,
+    key: Array,
+    threat_model: ThreatModel,
+    num_steps: int = 20,
+    step: _checks.Number | None = None,
+    decay: _checks.Number = 1.0,
+    over: Literal["sample", "batch"] = "sample",
+) -> Adversarial:
+    """Ascends the cross-entropy from x with momentum; returns the last iterate.
+
+    Args:
+      logits_fn: see `task.LogitsFn`.
+      x: images in the box.
+      y: labels.
+      key: typed key, for a random model only.
+      threat_model: what the attacker may do.
+      num_steps: steps.
+      step: length of a step in the norm; eps if None.
+      decay: of the sum of gradients.
+      over: whether a gradient is divided by its own l_1 norm, or by that of the whole
+        batch, as in GUARD's code, where images then depend on one another.
+
+    Raises:
+      ValueError: see `task.prepare`; or a setting out of range.
+    """
+    _checks.at_least(1, num_steps=num_steps)
+    _checks.one_of(("sample", "batch"), over=over)
+    pgd.bounded(threat_model)
+    step = threat_model.eps if step is None else step
+    _checks.at_least(0, step=step, decay=decay)
+    task = prepare(logits_fn, x, y, key=key, threat_model=threat_model)
+    norm = threat_model.norm
+    found = pgd.run(
+        task,
+        step=step,
+        decay=decay,
+        key=key,
+        norm=norm,
+        num_steps=num_steps,
+        start=False,
+        remember=True,
+        over=over,
+    )
+    return finish(task, found, norm=norm)

@@ -1,0 +1,218 @@
+"""What every attack starts from and ends with: checked input, and what was read."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ntk_privacy import _checks
+from ntk_privacy.evasion import losses
+from ntk_privacy.evasion.threat_model import (
+    Adversarial,
+    Limits,
+    ThreatModel,
+    distance,
+    per_sample,
+)
+
+__all__ = ["Found", "LogitsFn", "Task", "evaluate", "finish", "prepare", "takes_key"]
+
+LogitsFn = Callable[..., Any]
+"""`images -> logits`, pure, or `(images, key=...) -> logits` for a random model.
+
+It must be one object for all calls with the same shapes, else it is traced again. With
+`jax.tree_util.Partial(apply_fn, params)` the parameters are arguments of the compiled
+program: other parameters of the same shapes do not trace again.
+"""
+
+
+class Task(NamedTuple):
+    """Checked input on the device.
+
+    Attributes:
+      model: `(images, key) -> logits` in the dtype of the images, a pytree.
+      x, y: images and labels.
+      logits: of the model on x.
+      active: what shall be attacked: what is read correctly.
+      limits: numbers of the threat model.
+    """
+
+    model: Any
+    x: Float[Array, "n h w c"]
+    y: Int[Array, " n"]
+    logits: Float[Array, "n k"]
+    active: Bool[Array, " n"]
+    limits: Limits
+
+
+class Found(NamedTuple):
+    """What the compiled part of an attack returns: images to show, and their cost."""
+
+    images: Float[Array, "n h w c"]
+    success: Bool[Array, " n"]
+    queries: Int[Array, " n"]
+
+
+def takes_key(logits_fn: LogitsFn) -> bool:
+    """Returns whether a model is random: whether it has an argument `key`."""
+    try:
+        return "key" in inspect.signature(logits_fn).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _plain(logits_fn: Any, x: Array, key: Array) -> Any:
+    del key
+    return logits_fn(x)
+
+
+def _random(logits_fn: Any, x: Array, key: Array) -> Any:
+    return logits_fn(x, key=key)
+
+
+def _cast(model: Any, x: Array, key: Array) -> Array:
+    return model(x, key).astype(x.dtype)
+
+
+@jax.jit
+def _read(model: Any, x: Array, key: Array) -> Any:
+    return model(x, key)
+
+
+def prepare(
+    logits_fn: LogitsFn,
+    x: Float[Array, "n h w c"],
+    y: Int[Array, " m"],
+    *,
+    key: Array,
+    threat_model: ThreatModel,
+) -> Task:
+    """Checks the input and reads the clean images.
+
+    Args:
+      logits_fn: see `LogitsFn`.
+      x: images in the box of the threat model.
+      y: their labels, 0 .. k - 1.
+      key: typed key, for a random model.
+      threat_model: what the attacker may do.
+
+    Raises:
+      ValueError: no images, images outside the box, labels out of range, logits of the
+        wrong shape, NaN logits.
+    """
+    _checks.same_length(x=x, y=y)
+    if not x.size:
+        raise ValueError(f"x has shape {x.shape}: give at least one image.")
+    least, most = float(jnp.min(x)), float(jnp.max(x))
+    if not (threat_model.low <= least and most <= threat_model.high):
+        raise ValueError(
+            f"x spans [{least:.6g}, {most:.6g}], outside the box [{threat_model.low}, "
+            f"{threat_model.high}]: scale the images to it, and normalise inside the "
+            "model."
+        )
+    partial = jax.tree_util.Partial
+    inner = logits_fn if isinstance(logits_fn, partial) else partial(logits_fn)
+    raw = partial(_random if takes_key(logits_fn) else _plain, inner)
+    logits = _read(raw, x, key)
+    shape = getattr(logits, "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] != len(x) or shape[1] < 2:
+        raise ValueError(
+            f"logits_fn returned {shape or type(logits).__name__}: return an array "
+            f"({len(x)}, classes) with at least two classes."
+        )
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(
+            f"logits_fn returned {logits.dtype}: return floating-point logits."
+        )
+    bad = int(jnp.sum(jnp.any(jnp.isnan(logits), axis=1)))
+    if bad:
+        raise ValueError(
+            f"logits_fn returned NaN for {bad} of {len(x)} images: nothing can be said "
+            "of its robustness; use parameters that are finite."
+        )
+    labels = np.asarray(y)
+    if labels.min() < 0 or labels.max() >= shape[1]:
+        raise ValueError(
+            f"y spans [{labels.min()}, {labels.max()}] but the model has {shape[1]} "
+            f"classes: labels must lie in [0, {shape[1] - 1}]."
+        )
+    logits = logits.astype(x.dtype)
+    return Task(
+        partial(_cast, raw),
+        x,
+        y,
+        logits,
+        ~losses.misread(logits, y),
+        threat_model.limits(x.dtype),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="norm")
+def finish(task: Task, found: Found, *, norm: str) -> Adversarial:
+    """Returns the result: what was misread before is returned as it was.
+
+    Args:
+      task: of `prepare`.
+      found: of the attack.
+      norm: of the threat model.
+    """
+    images = jnp.where(per_sample(task.active), found.images, task.x)
+    return Adversarial(
+        images,
+        jnp.where(task.active, found.success, losses.misread(task.logits, task.y)),
+        jnp.where(task.active, found.queries, 0),
+        distance(images - task.x, norm=norm),
+    )
+
+
+def evaluate(
+    model: Any,
+    loss: Callable[..., Array],
+    images: Float[Array, "n h w c"],
+    y: Int[Array, " n"],
+    target: Int[Array, " n"],
+    key: Array,
+    *,
+    eot: int = 1,
+) -> tuple[Float[Array, " n"], Float[Array, "n k"], Float[Array, "n h w c"]]:
+    """Returns losses, logits and gradients, each image's of its own loss.
+
+    Args:
+      model: of a task.
+      loss: of `losses.LOSSES`.
+      images: where.
+      y: labels.
+      target: classes, for a targeted loss.
+      key: typed key.
+      eot: draws of a random model; gradients are their mean, losses and logits are of
+        the last.
+    """
+
+    def total(images, key):
+        logits = model(images, key)
+        values = loss(logits, y, target)
+        return jnp.sum(values), (values, logits)
+
+    def once(key):
+        (_, (values, logits)), gradient = jax.value_and_grad(total, has_aux=True)(
+            images, key
+        )
+        # A NaN in one place would move the pixel out of every bound.
+        return values, logits, jnp.where(jnp.isnan(gradient), 0, gradient)
+
+    if eot == 1:
+        return once(key)
+
+    def add(carry, key):
+        values, logits, gradient = once(key)
+        return (values, logits, carry[2] + gradient / eot), None
+
+    keys = jax.random.split(key, eot)
+    shapes = jax.eval_shape(once, key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, zeros, keys)[0]
