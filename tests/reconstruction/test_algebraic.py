@@ -151,6 +151,26 @@ def test_what_is_certified_is_true_whatever_was_done_to_the_weights(layer, damag
     assert f"{sure.sum()} of {len(x)} images certified" in out.message
 
 
+def test_the_size_of_the_training_set_is_known_where_features_moved():
+    x, _, params_0, _ = problem("float64", widths=(64, 64), n=6)
+    y = jnp.where(jnp.arange(6) < 3, -1.0, 1.0)[:, None]
+    model = MLP(widths=(64, 64))
+
+    def step(params, _):
+        grads = jax.grad(lambda p: jnp.mean((model.apply_fn(p, x) - y) ** 2))(params)
+        return jax.tree.map(lambda p, g: p - 0.3 * g, params, grads), None
+
+    params_t, _ = jax.lax.scan(step, params_0, length=400)
+    key = jax.random.key(3)
+    assert algebraic.count_images(params_0, params_t, key=key) == 6
+    found = decode(params_0, params_t)
+    assert found.rank_gap < gates.CLEAR_GAP
+    assert found.estimated_num_images == 6
+    # More images than pixels: the rank says nothing.
+    wide = noisy(params_0, 0.1)
+    assert algebraic.count_images(params_0, wide, key=key) is None
+
+
 def test_a_failed_search_says_what_is_missing():
     _, _, params_0, params_t = problem()
     out = decode(params_0, params_t, num_starts=2, max_rounds=1)
