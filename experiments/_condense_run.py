@@ -4,6 +4,7 @@ What a run leaves is as for the methods with kernels, but the accuracy is that o
 ConvNets trained on the set, beside that of as many random real images.
 """
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -42,8 +43,11 @@ def run(config: Any, ignore: tuple[str, ...]) -> dict[str, Any]:
     with Workdir(config.workdir, config, ignore=ignore) as workdir:
         if workdir.is_done():
             known = workdir.read_json("results.json")
-            if "accuracy" in known or not config.evaluate:
+            there = workdir.path("arrays.npz").exists()
+            if there and ("accuracy" in known or not config.evaluate):
                 return known
+            evaluate = config.evaluate or "accuracy" in known
+            config = dataclasses.replace(config, evaluate=evaluate)
         workdir.write_json("config.json", config)
         images = images or _load(config)
         return _run(config, workdir, images)

@@ -85,6 +85,11 @@ def test_a_run_writes_every_file_and_is_evaluated_later(tmp_path, capsys):
         assert more[entry]["convnet_deviation"] == pytest.approx(np.std(values))
     assert "random real images" in _condense_run.summary(more)
     assert _run(tmp_path) == more
+    # A set that was damaged and deleted is made again, and what is known of it kept.
+    sound = (tmp_path / "arrays.npz").read_bytes()
+    (tmp_path / "arrays.npz").unlink()
+    assert _run(tmp_path)["accuracy"] == more["accuracy"]
+    assert (tmp_path / "arrays.npz").read_bytes() == sound
     # Flags that make another set are refused.
     code = _flags.call(distill.main, distill.Config, _arguments(tmp_path, num_steps=7))
     assert code == 2
