@@ -212,7 +212,14 @@ shapes = {shard.data.shape for shard in k.addressable_shards}
 assert shapes == {(7, 50)}, shapes
 options = dict(kernel_fn=kernel_fn, diag_reg=1e-3, rank=20, block_size=4)
 one = rkip.target_duals(x, y, tolerance=1e-11, **options)
-eight = rkip.target_duals(x, y, tolerance=1e-11, mesh=mesh, **options)
+states = []
+eight = rkip.target_duals(
+    x, y, tolerance=1e-11, mesh=mesh, **options,
+    callback=lambda step, state, metrics: states.append(jax.tree.map(np.asarray, state)),
+)
+for state in states:
+    again = rkip.target_duals(x, y, tolerance=1e-11, mesh=mesh, state=state, **options)
+    np.testing.assert_array_equal(again.duals, eight.duals)
 np.testing.assert_allclose(eight.duals, one.duals, atol=1e-9)
 np.testing.assert_allclose(eight.energy, one.energy, rtol=1e-9)
 """
