@@ -215,7 +215,7 @@ one = rkip.target_duals(x, y, tolerance=1e-11, **options)
 states = []
 eight = rkip.target_duals(
     x, y, tolerance=1e-11, mesh=mesh, **options,
-    callback=lambda step, state, metrics: states.append(jax.tree.map(np.asarray, state)),
+    callback=lambda step, state, _: states.append(jax.tree.map(np.asarray, state)),
 )
 for state in states:
     again = rkip.target_duals(x, y, tolerance=1e-11, mesh=mesh, state=state, **options)
