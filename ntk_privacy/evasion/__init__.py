@@ -4,7 +4,17 @@ Every module but `threat_model` and `losses` has `attack(logits_fn, x, y, *, key
 threat_model, ...)`.
 """
 
-from ntk_privacy.evasion import apgd, cw, losses, mim, pgd, threat_model
+from ntk_privacy.evasion import (
+    apgd,
+    autoattack,
+    cw,
+    fab,
+    losses,
+    mim,
+    pgd,
+    square,
+    threat_model,
+)
 from ntk_privacy.evasion.task import LogitsFn
 from ntk_privacy.evasion.threat_model import Adversarial, ThreatModel
 
@@ -13,9 +23,12 @@ __all__ = [
     "LogitsFn",
     "ThreatModel",
     "apgd",
+    "autoattack",
     "cw",
+    "fab",
     "losses",
     "mim",
     "pgd",
+    "square",
     "threat_model",
 ]

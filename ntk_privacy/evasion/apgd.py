@@ -7,7 +7,7 @@ details of the released code.
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,6 @@ from ntk_privacy.evasion.threat_model import (
 
 __all__ = ["attack", "ranked", "run", "targets", "windows"]
 
-Loss = Literal["ce", "dlr", "targeted-dlr"]
 _CLASSES = {"ce": 2, "dlr": 3, "targeted-dlr": 4}
 _MOMENTUM = 0.75
 
@@ -302,7 +301,7 @@ def attack(
     *,
     key: Array,
     threat_model: ThreatModel,
-    loss: Loss = "ce",
+    loss: str = "ce",
     num_steps: int = 100,
     rho: _checks.Number = 0.75,
     eot: int = 1,

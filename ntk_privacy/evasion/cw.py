@@ -6,7 +6,7 @@ reports.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -204,7 +204,7 @@ def attack(
     *,
     key: Array,
     threat_model: ThreatModel | None = None,
-    form: Literal["short", "original"] = "short",
+    form: str = "short",
     constant: _checks.Number | None = None,
     kappa: _checks.Number = 0.0,
     num_steps: int | None = None,

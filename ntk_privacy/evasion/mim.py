@@ -4,8 +4,6 @@ Source: Dong et al., CVPR 2018 (arXiv:1710.06081); defaults of GUARD's evaluatio
 (arXiv:2403.10045), which divides by the l_1 norm of the whole batch's gradient.
 """
 
-from typing import Literal
-
 from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _checks
@@ -26,7 +24,7 @@ def attack(
     num_steps: int = 20,
     step: _checks.Number | None = None,
     decay: _checks.Number = 1.0,
-    over: Literal["sample", "batch"] = "sample",
+    over: str = "sample",
 ) -> Adversarial:
     """Ascends the cross-entropy from x with momentum; returns the last iterate.
 

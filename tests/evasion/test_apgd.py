@@ -194,3 +194,26 @@ def test_too_few_classes_for_a_ratio(toy, model, loss, classes):
             threat_model=model["linf"],
             loss=loss,
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"loss": "hinge"},
+            "loss='hinge' is unknown: use one of ce, dlr, targeted-dlr",
+        ),
+        ({"num_steps": 0}, "num_steps=0 must be at least 1"),
+        ({"rho": 1.5}, r"rho=1.5 must lie in \[0, 1\]"),
+    ],
+)
+def test_bad_settings_are_refused(toy, options, text):
+    with pytest.raises(ValueError, match=text):
+        apgd.attack(
+            toy.logits_fn,
+            toy.x,
+            toy.y,
+            key=jax.random.key(0),
+            threat_model=ThreatModel(),
+            **options,
+        )

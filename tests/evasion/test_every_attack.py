@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_privacy.evasion import ThreatModel, apgd, cw, mim, pgd
+from ntk_privacy.evasion import ThreatModel, apgd, cw, fab, mim, pgd, square
 
 ATTACKS = {
     "pgd": (functools.partial(pgd.attack, num_steps=10), ("linf", "l2")),
@@ -29,6 +29,15 @@ ATTACKS = {
         functools.partial(
             apgd.attack, num_steps=10, loss="targeted-dlr", num_targets=3
         ),
+        ("linf",),
+    ),
+    "square": (functools.partial(square.attack, num_queries=60), ("linf", "l2")),
+    "fab": (
+        functools.partial(fab.attack, num_steps=10, num_targets=4),
+        ("linf", "l2"),
+    ),
+    "fab-any": (
+        functools.partial(fab.attack, num_steps=10, num_targets=None, num_restarts=2),
         ("linf",),
     ),
 }
@@ -168,7 +177,7 @@ def test_bad_input_is_refused_in_a_sentence(toy, name, fault):
         attack(logits_fn, x, y, key=KEY, threat_model=ThreatModel(norms[0]))
 
 
-@pytest.mark.parametrize("name", ["pgd", "mim", "apgd"])
+@pytest.mark.parametrize("name", ["pgd", "mim", "apgd", "square"])
 def test_an_unbounded_ball_is_refused(toy, name):
     free = ThreatModel("linf", float("inf"))
     with pytest.raises(ValueError, match="eps=inf bounds nothing"):

@@ -1,0 +1,229 @@
+"""AutoAttack: complementary attacks in turn, each on what the others left.
+
+Source: Croce & Hein, ICML 2020 (arXiv:2003.01690), and the released code, whose checks
+for models that only seem robust are warnings here.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ntk_privacy import _checks
+from ntk_privacy.evasion import apgd, fab, losses, pgd, square
+from ntk_privacy.evasion.task import (
+    Found,
+    LogitsFn,
+    Task,
+    evaluate,
+    finish,
+    prepare,
+    takes_key,
+)
+from ntk_privacy.evasion.threat_model import Adversarial, ThreatModel
+
+__all__ = ["VERSIONS", "attack", "stages"]
+
+VERSIONS = ("standard", "plus", "rand", "torchattacks10")
+_TARGETS = 9
+_RESTARTS = 5
+_DRAWS = 20
+_SUSPECT_SHARE = 0.002
+_REPEATED = 8
+_SMALLEST = 16
+
+
+def stages(
+    version: str,
+    num_classes: int,
+    *,
+    num_steps: int | None = None,
+    num_queries: int = 5000,
+) -> Mapping[str, Callable[..., Found]]:
+    """Returns the attacks of a version in order, as `(task, *, key, norm) -> Found`.
+
+    Args:
+      version: "standard"; "plus", with restarts and untargeted attacks besides; "rand",
+        for random models; "torchattacks10", with the 10 steps and the stretched
+        schedule of squares that torchattacks has by default.
+      num_classes: of the model. Two leave APGD with cross-entropy and Square, three
+        leave out the targeted ratio.
+      num_steps: of APGD and FAB; 100, or 10 for "torchattacks10", if None.
+      num_queries: of Square.
+    """
+    _checks.one_of(VERSIONS, version=version)
+    if num_steps is None:
+        num_steps = 10 if version == "torchattacks10" else 100
+    targets = min(_TARGETS, num_classes - 1)
+    many = _RESTARTS if version == "plus" else 1
+    climb = functools.partial(apgd.run, num_steps=num_steps)
+    near = functools.partial(fab.run, num_steps=num_steps, stop_early=True)
+    every = {
+        "apgd-ce": functools.partial(climb, loss="ce", num_restarts=many),
+        "apgd-dlr": functools.partial(climb, loss="dlr", num_restarts=many),
+        "apgd-t": functools.partial(climb, loss="targeted-dlr", num_targets=targets),
+        "fab": functools.partial(near, num_targets=None, num_restarts=many),
+        "fab-t": functools.partial(near, num_targets=targets),
+        "square": functools.partial(
+            square.run, num_queries=num_queries, rescale=version == "torchattacks10"
+        ),
+    }
+    standard = ("apgd-ce", "apgd-t", "fab-t", "square")
+    order = {
+        "standard": standard,
+        "torchattacks10": standard,
+        "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+        "rand": ("apgd-ce", "apgd-dlr"),
+    }[version]
+    if version == "rand":
+        every = {name: functools.partial(f, eot=_DRAWS) for name, f in every.items()}
+    possible = {
+        2: {"apgd-ce", "square"},
+        3: set(every) - {"apgd-t"},
+    }.get(num_classes, set(every))
+    return {name: every[name] for name in order if name in possible}
+
+
+@functools.partial(jax.jit, static_argnames="loss")
+def _flat(task: Task, key: Array, *, loss: str) -> Int[Array, ""]:
+    """Returns how many gradients of images under attack vanish altogether."""
+    _, _, gradient = evaluate(
+        task.model, losses.LOSSES[loss], task.x, task.y, task.y, key
+    )
+    zero = jnp.all(gradient == 0, axis=(1, 2, 3))
+    return jnp.sum(zero & task.active)
+
+
+def _warn_of_the_model(
+    logits_fn: LogitsFn, task: Task, key: Array, version: str
+) -> None:
+    """Warns if outputs look like probabilities, are random, or have no gradient."""
+    logits = np.asarray(task.logits, np.float64)
+    if logits.min() >= 0 and np.all(np.abs(logits.sum(1) - 1) < 1e-4):
+        warnings.warn(
+            "The outputs look like probabilities: return logits, else gradients vanish "
+            "and the result is too good.",
+            stacklevel=3,
+        )
+    random = takes_key(logits_fn)
+    if not random:
+        few = task.x[:_REPEATED]
+        random = not np.array_equal(logits_fn(few), logits_fn(few))
+    if random and version != "rand":
+        warnings.warn(
+            "The model is random: use version='rand', else the result is too good.",
+            stacklevel=3,
+        )
+    if not random and version == "rand":
+        warnings.warn(
+            "The model is not random: use version='standard', which is stronger.",
+            stacklevel=3,
+        )
+    loss = "dlr" if logits.shape[1] > 2 else "ce"
+    flat = int(_flat(task, key, loss=loss))
+    if flat:
+        warnings.warn(
+            f"The gradient ({loss}) vanishes for {flat} of {len(logits)} images: "
+            "attacks by gradients are blind there, the result may be too good.",
+            stacklevel=3,
+        )
+
+
+def _on_what_is_left(
+    stage: Callable[..., Found], task: Task, *, key: Array, norm: str
+) -> Found:
+    """Runs a stage on the rows that are left, in a batch of half as many or fewer.
+
+    Sizes are halves of the first one, so that few programs are compiled.
+    """
+    rows = np.flatnonzero(np.asarray(task.active))
+    total = size = len(task.y)
+    while (size + 1) // 2 >= max(len(rows), _SMALLEST):
+        size = (size + 1) // 2
+    if size == total:
+        return stage(task, key=key, norm=norm)
+    pick = np.concatenate([rows, np.zeros(size - len(rows), rows.dtype)])
+    part = task._replace(
+        x=task.x[pick],
+        y=task.y[pick],
+        logits=task.logits[pick],
+        active=jnp.asarray(np.arange(size) < len(rows)),
+    )
+    found = stage(part, key=key, norm=norm)
+    return jax.tree.map(
+        lambda whole, some: whole.at[rows].set(some[: len(rows)]),
+        apgd.nothing(task),
+        found,
+    )
+
+
+def attack(
+    logits_fn: LogitsFn,
+    x: Float[Array, "n h w c"],
+    y: Int[Array, " m"],
+    *,
+    key: Array,
+    threat_model: ThreatModel,
+    version: str = "standard",
+    num_steps: int | None = None,
+    num_queries: int = 5000,
+) -> Adversarial:
+    """Runs the attacks of a version, each on what is not broken yet.
+
+    Robust accuracy is `1 - mean(success)`; images misread from the start count against
+    it. Warns, with `UserWarning`, if the result is likely to be too good: outputs that
+    look like probabilities, random models, vanishing gradients, or a Square attack that
+    breaks what attacks by gradients could not; and if the model has fewer classes than
+    the attacks need.
+
+    Args:
+      logits_fn: see `task.LogitsFn`.
+      x: images in the box.
+      y: labels.
+      key: typed key.
+      threat_model: what the attacker may do.
+      version: see `stages`.
+      num_steps: see `stages`.
+      num_queries: see `stages`.
+
+    Raises:
+      ValueError: see `task.prepare`; an unknown version, or a setting out of range.
+    """
+    _checks.one_of(VERSIONS, version=version)
+    _checks.at_least(1, num_queries=num_queries)
+    if num_steps is not None:
+        _checks.at_least(1, num_steps=num_steps)
+    pgd.bounded(threat_model)
+    norm = threat_model.norm
+    task = prepare(logits_fn, x, y, key=key, threat_model=threat_model)
+    _warn_of_the_model(logits_fn, task, key, version)
+    classes = task.logits.shape[1]
+    if classes <= _TARGETS and version != "rand":
+        warnings.warn(
+            f"The model has {classes} classes, fewer than {_TARGETS + 1}: "
+            f"{classes - 1} of {_TARGETS} targets are used, and attacks that need "
+            "more classes are left out.",
+            stacklevel=2,
+        )
+    options: dict[str, Any] = {"num_steps": num_steps, "num_queries": num_queries}
+    left, total = task, apgd.nothing(task)
+    for name, stage in stages(version, classes, **options).items():
+        if not bool(jnp.any(left.active)):
+            break
+        key, one = jax.random.split(key)
+        found = _on_what_is_left(stage, left, key=one, norm=norm)
+        before = int(jnp.sum(left.active))
+        left, total = apgd.merge(left, total, found)
+        broken = before - int(jnp.sum(left.active))
+        if name == "square" and broken > _SUSPECT_SHARE * len(y):
+            warnings.warn(
+                f"Square broke {broken} of {len(y)} images that attacks by gradients "
+                "had left: gradients may be masked; attack this model by hand.",
+                stacklevel=2,
+            )
+    return finish(task, total, norm=norm)

@@ -1,0 +1,337 @@
+"""Fast adaptive boundary: the nearest misread image, by projections on hyperplanes.
+
+Source: Croce & Hein, ICML 2020 (FAB, arXiv:1907.02044), algorithm 1; targets as in
+AutoAttack (arXiv:2003.01690).
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ntk_privacy import _checks
+from ntk_privacy.evasion import apgd, losses, pgd
+from ntk_privacy.evasion.task import (
+    Found,
+    LogitsFn,
+    Task,
+    evaluate,
+    finish,
+    prepare,
+)
+from ntk_privacy.evasion.threat_model import (
+    Adversarial,
+    Limits,
+    ThreatModel,
+    distance,
+    per_sample,
+    region,
+)
+
+__all__ = ["attack", "onto_plane", "run"]
+
+_FLOOR = 1e-8
+_MAX_ROUNDS = 50
+
+
+def onto_plane(
+    p: Float[Array, "n h w c"],
+    w: Float[Array, "n h w c"],
+    height: Float[Array, " n"],
+    limits: Limits,
+    *,
+    norm: str,
+) -> Float[Array, "n h w c"]:
+    """Returns the least moves within the box that take p to the plane.
+
+    The plane is {u: w . (u - p) + height = 0}. Pixel i moves by min(L g_i, c_i) against
+    the slope, where c_i is its room in the box and g_i is 1 for l_inf and |w_i| for
+    l_2; L is the least with sum |w_i| min(L g_i, c_i) >= |height|. That sum is concave
+    in L, so that Newton's method from 0 rises to L and ends after a few rounds. Where
+    the plane is out of reach, every pixel with a slope goes to its end of the box.
+
+    Args:
+      p: points in the box.
+      w: normals of the planes.
+      height: of the affine function at p.
+      limits: of the threat model.
+      norm: "linf" or "l2".
+    """
+    axes = (1, 2, 3)
+    steepest = distance(w, norm="linf")
+    unit = jnp.where(steepest > 0, steepest, 1)
+    down = jnp.where(height < 0, -1, 1).astype(w.dtype)
+    w = w * per_sample(down / unit)
+    wanted = jnp.abs(height) / unit
+    slope = jnp.abs(w)
+    room = jnp.where(w > 0, p - limits.low, limits.high - p)
+    room = jnp.where(w == 0, 0, room)
+    rate = jnp.ones_like(slope) if norm == "linf" else slope
+
+    def newton(state):
+        level, _, count = state
+        full = per_sample(level) * rate >= room
+        fixed = jnp.sum(jnp.where(full, slope * room, 0), axis=axes)
+        free = jnp.sum(jnp.where(full, 0, slope * rate), axis=axes)
+        reach = (wanted - fixed) / jnp.where(free > 0, free, 1)
+        # Nothing is free and more is wanted: the plane is out of reach.
+        most = jnp.finfo(level.dtype).max / 4
+        new = jnp.where(free > 0, reach, jnp.where(fixed < wanted, most, level))
+        new = jnp.maximum(new, level)
+        grown = jnp.any(new > level * (1 + 8 * jnp.finfo(level.dtype).eps))
+        return new, grown, count + 1
+
+    level, _, _ = jax.lax.while_loop(
+        lambda state: state[1] & (state[2] < _MAX_ROUNDS),
+        newton,
+        (jnp.zeros_like(wanted), jnp.asarray(True), jnp.asarray(0, jnp.int32)),
+    )
+    return -jnp.sign(w) * jnp.minimum(per_sample(level) * rate, room)
+
+
+class State(NamedTuple):
+    """Before the i-th step."""
+
+    point: Float[Array, "n h w c"]
+    best: Float[Array, "n h w c"]
+    nearest: Float[Array, " n"]
+    queries: Int[Array, " n"]
+    i: Int[Array, ""]
+
+
+def _aimed(task: Task, point: Array, target: Array, key: Array) -> tuple[Array, Array]:
+    """Returns z_t - z_y and its gradient."""
+
+    def ahead(logits, y, target):
+        rows = jnp.arange(len(y), dtype=y.dtype)
+        return logits[rows, target] - logits[rows, y]
+
+    height, _, w = evaluate(task.model, ahead, point, task.y, target, key)
+    return height, w
+
+
+def _nearest_plane(
+    task: Task, point: Array, key: Array, *, norm: str
+) -> tuple[Array, Array]:
+    """Returns the same for the class whose plane is nearest, box aside."""
+    logits, pull = jax.vjp(lambda u: task.model(u, key), point)
+    classes = jnp.arange(logits.shape[1], dtype=task.y.dtype)
+    own = (classes[None, :] == task.y[:, None]).astype(logits.dtype)
+    rows = jnp.arange(len(task.y), dtype=task.y.dtype)
+
+    def closer(carry, j):
+        ratio, height, w = carry
+        aim = (classes == j).astype(logits.dtype)[None, :] - own
+        (slope,) = pull(aim)
+        slope = jnp.where(jnp.isnan(slope), 0, slope)
+        rise = logits[:, j] - logits[rows, task.y]
+        dual = (
+            jnp.sum(jnp.abs(slope), axis=(1, 2, 3))
+            if norm == "linf"
+            else distance(slope, norm="l2")
+        )
+        far = jnp.abs(rise) / (dual + 1e-12)
+        take = (far < ratio) & (task.y != j)
+        chosen = (
+            jnp.where(take, far, ratio),
+            jnp.where(take, rise, height),
+            jnp.where(per_sample(take), slope, w),
+        )
+        return chosen, None
+
+    zero = jnp.zeros_like(logits[:, 0])
+    first = (zero + jnp.inf, zero - 1, jnp.zeros_like(point))
+    (_, height, w), _ = jax.lax.scan(closer, first, classes)
+    return height, w
+
+
+def _within(task: Task, images: Array, nearest: Array, *, norm: str) -> Array:
+    """Returns whether the nearest misread images lie in the region, to the last bit."""
+    if norm == "l2":
+        return jnp.isfinite(nearest) & (nearest <= task.limits.eps)
+    allowed = region(task.x, task.limits, norm=norm)
+    inside = (images >= allowed.lower) & (images <= allowed.upper)
+    return jnp.isfinite(nearest) & jnp.all(inside, axis=(1, 2, 3))
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("norm", "num_steps", "aim", "start_at_random", "stop_early"),
+)
+def _approach(
+    task: Task,
+    target: Int[Array, " n"],
+    best: Float[Array, "n h w c"],
+    nearest: Float[Array, " n"],
+    constants: tuple[Array, Array, Array],
+    key: Array,
+    *,
+    norm: str,
+    num_steps: int,
+    aim: bool,
+    start_at_random: bool,
+    stop_early: bool,
+) -> tuple[Array, Array, Array]:
+    """Runs once; returns the nearest misread images, distances and queries."""
+    alpha_max, eta, beta = constants
+    x, limits = task.x, task.limits
+    start_key, keys = jax.random.split(key)
+
+    def left(state) -> Bool[Array, " n"]:
+        if not stop_early:
+            return task.active
+        return task.active & ~_within(task, state.best, state.nearest, norm=norm)
+
+    def advance(state):
+        one, two = jax.random.split(jax.random.fold_in(keys, state.i))
+        if aim:
+            height, w = _aimed(task, state.point, target, one)
+        else:
+            height, w = _nearest_plane(task, state.point, one, norm=norm)
+        # The same plane seen from x.
+        from_x = height + jnp.sum(w * (x - state.point), axis=(1, 2, 3))
+        d1 = onto_plane(state.point, w, height, limits, norm=norm)
+        d2 = onto_plane(x, w, from_x, limits, norm=norm)
+        a1, a2 = (jnp.maximum(distance(d, norm=norm), _FLOOR) for d in (d1, d2))
+        alpha = per_sample(jnp.minimum(a1 / (a1 + a2), alpha_max))
+        new = (1 - alpha) * (state.point + eta * d1) + alpha * (x + eta * d2)
+        new = jnp.clip(new, limits.low, limits.high)
+
+        wrong = losses.misread(task.model(new, two), task.y)
+        far = distance(new - x, norm=norm)
+        open_ = left(state)
+        closer = open_ & wrong & (far < state.nearest)
+        back = jnp.clip(x + beta * (new - x), limits.low, limits.high)
+        return State(
+            jnp.where(per_sample(wrong), back, new),
+            jnp.where(per_sample(closer), new, state.best),
+            jnp.where(closer, far, state.nearest),
+            state.queries + 2 * open_.astype(state.queries.dtype),
+            state.i + 1,
+        )
+
+    point = x
+    if start_at_random:
+        if norm == "linf":
+            noise = jax.random.uniform(start_key, x.shape, x.dtype, -1, 1)
+            noise = noise / per_sample(distance(noise, norm=norm))
+        else:
+            noise = jax.random.normal(start_key, x.shape, x.dtype)
+            noise = pgd.direction(noise, norm=norm)
+        most = jnp.minimum(limits.eps, limits.high - limits.low)
+        radius = jnp.minimum(nearest, most) / 2
+        point = jnp.clip(x + per_sample(radius) * noise, limits.low, limits.high)
+    first = State(
+        point,
+        best,
+        nearest,
+        jnp.zeros(task.y.shape, jnp.int32),
+        jnp.asarray(0, jnp.int32),
+    )
+    state = jax.lax.while_loop(
+        lambda s: (s.i < num_steps) & jnp.any(left(s)), advance, first
+    )
+    return state.best, state.nearest, state.queries
+
+
+def run(
+    task: Task,
+    *,
+    key: Array,
+    norm: str,
+    num_steps: int = 100,
+    num_targets: int | None = 9,
+    num_restarts: int = 1,
+    alpha_max: _checks.Number = 0.1,
+    eta: _checks.Number = 1.05,
+    beta: _checks.Number = 0.9,
+    stop_early: bool = False,
+) -> Found:
+    """Runs restarts of every target; the nearest of all is kept."""
+    aim = num_targets is not None
+    aims = [task.y] if num_targets is None else apgd.targets(task, num_targets)
+    constants = tuple(jnp.asarray(v, task.x.dtype) for v in (alpha_max, eta, beta))
+    best = task.x
+    nearest = jnp.full(task.y.shape, jnp.inf, task.x.dtype)
+    queries = jnp.zeros(task.y.shape, jnp.int32)
+    runs = [(target, r) for target in aims for r in range(num_restarts)]
+    for (target, r), one in zip(runs, jax.random.split(key, len(runs)), strict=True):
+        best, nearest, spent = _approach(
+            task,
+            target,
+            best,
+            nearest,
+            constants,
+            one,
+            norm=norm,
+            num_steps=num_steps,
+            aim=aim,
+            start_at_random=r > 0,
+            stop_early=stop_early,
+        )
+        queries = queries + spent
+    success = _within(task, best, nearest, norm=norm)
+    return Found(jnp.where(per_sample(success), best, task.x), success, queries)
+
+
+def attack(
+    logits_fn: LogitsFn,
+    x: Float[Array, "n h w c"],
+    y: Int[Array, " m"],
+    *,
+    key: Array,
+    threat_model: ThreatModel,
+    num_steps: int = 100,
+    num_targets: int | None = 9,
+    num_restarts: int = 1,
+    alpha_max: _checks.Number = 0.1,
+    eta: _checks.Number = 1.05,
+    beta: _checks.Number = 0.9,
+    stop_early: bool = False,
+) -> Adversarial:
+    """Looks for the nearest misread image; what is not found within eps stays x.
+
+    Args:
+      logits_fn: see `task.LogitsFn`.
+      x: images in the box.
+      y: labels.
+      key: typed key, for restarts after the first and for random models.
+      threat_model: what the attacker may do; eps may be infinite.
+      num_steps: steps of each run.
+      num_targets: the likeliest wrong classes, one run each, fewer if there are fewer;
+        None for one run towards whatever class is nearest at each step.
+      num_restarts: runs for each target; those after the first start at random.
+      alpha_max: greatest weight of the projection of x in a step.
+      eta: overshoot of projections.
+      beta: how far a misread image stays from x when it is drawn back to it.
+      stop_early: whether an image is done once it is found within eps. Else the nearest
+        is sought to the end.
+
+    Raises:
+      ValueError: see `task.prepare`; or a setting out of range.
+    """
+    targets = 1 if num_targets is None else num_targets
+    _checks.at_least(
+        1,
+        num_steps=num_steps,
+        num_targets=targets,
+        num_restarts=num_restarts,
+        eta=eta,
+    )
+    _checks.in_range(0, 1, alpha_max=alpha_max, beta=beta)
+    task = prepare(logits_fn, x, y, key=key, threat_model=threat_model)
+    found = run(
+        task,
+        key=key,
+        norm=threat_model.norm,
+        num_steps=num_steps,
+        num_targets=num_targets,
+        num_restarts=num_restarts,
+        alpha_max=alpha_max,
+        eta=eta,
+        beta=beta,
+        stop_early=stop_early,
+    )
+    return finish(task, found, norm=threat_model.norm)

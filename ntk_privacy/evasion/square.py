@@ -1,0 +1,323 @@
+"""The Square attack: random search by squares, without gradients.
+
+Source: Andriushchenko et al., ECCV 2020 (arXiv:1912.00049), algorithms 1 to 3, with the
+schedule and the margin loss of the released code.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ntk_privacy import _checks
+from ntk_privacy.evasion import losses, pgd
+from ntk_privacy.evasion.task import Found, LogitsFn, Task, finish, prepare
+from ntk_privacy.evasion.threat_model import (
+    Adversarial,
+    Region,
+    ThreatModel,
+    distance,
+    per_sample,
+    project,
+    region,
+)
+
+__all__ = ["attack", "bump", "run", "sides"]
+
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_SCHEDULE = 10000
+_TINY = 1e-12
+_TILES = 5
+
+
+def sides(
+    num_queries: int,
+    shape: tuple[int, int],
+    *,
+    p_init: _checks.Number = 0.8,
+    rescale: bool = False,
+    norm: str = "linf",
+) -> np.ndarray:
+    """Returns the side of the square at each query, in pixels.
+
+    The share of pixels is p_init, halved after queries 10, 50, 200, 500, 1000, 2000,
+    4000, 6000 and 8000.
+
+    Args:
+      num_queries: queries after the first.
+      shape: height and width of images.
+      p_init: share of pixels at first.
+      rescale: whether the schedule of 10000 queries is stretched onto `num_queries`.
+      norm: for l_2 a side is odd and at least 3.
+    """
+    h, w = shape
+    steps = np.arange(num_queries)
+    if rescale:
+        steps = (steps / num_queries * _SCHEDULE).astype(int)
+    halved = np.searchsorted(np.asarray(_HALVINGS), steps, side="left")
+    found = np.round(np.sqrt(p_init / 2.0**halved * h * w)).astype(np.int32)
+    found = np.maximum(found, 1)
+    if norm == "l2":
+        found = np.maximum(found, 3)
+        found = found + (found % 2 == 0)
+        least = min(h, w)
+        found = np.minimum(found, least - (least % 2 == 0))
+    return np.minimum(found, min(h, w)).astype(np.int32)
+
+
+def _pyramid(h: int, w: int) -> np.ndarray:
+    """Returns concentric rectangles, each 1/k^2 higher than the k-th around it."""
+    found = np.zeros((h, w))
+    row, column = h // 2, w // 2
+    for k in range(max(row, column) + 1):
+        top, left = max(row - k, 0), max(column - k, 0)
+        found[top : row + k + 1, left : column + k + 1] += 1 / (k + 1) ** 2
+    return found / np.linalg.norm(found)
+
+
+def bump(side: int) -> np.ndarray:
+    """Returns two pyramids of opposite sign that fill a square, of norm 1."""
+    half = side // 2
+    found = np.zeros((side, side))
+    if half:
+        found[:half] = _pyramid(half, side)
+    found[half:] = -_pyramid(side - half, side)
+    return found / np.linalg.norm(found)
+
+
+class State(NamedTuple):
+    """Of the search, before `point` is evaluated for the i-th time."""
+
+    point: Float[Array, "n h w c"]
+    best: Float[Array, "n h w c"]
+    margin: Float[Array, " n"]
+    success: Bool[Array, " n"]
+    queries: Int[Array, " n"]
+    i: Int[Array, ""]
+
+
+def _signs(key: Array, shape: tuple[int, ...], dtype) -> Array:
+    return jax.random.rademacher(key, shape).astype(dtype)
+
+
+def _window(key: Array, side: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
+    """Returns the first row and column: floor(u (h - side)), u uniform."""
+    u = jax.random.uniform(key, (2,), jnp.float32)
+    room = jnp.asarray(shape, jnp.int32) - side
+    row, column = jnp.floor(u * room.astype(jnp.float32)).astype(jnp.int32)
+    return row, column
+
+
+def _inside(corner: tuple[Array, Array], side: Array, shape: tuple[int, int]) -> Array:
+    """Returns 1 within the window, (1, h, w, 1)."""
+    rows, columns = (jnp.arange(n, dtype=jnp.int32) - a for n, a in zip(shape, corner,
+                     strict=True))  # fmt: skip
+    down, right = ((u >= 0) & (u < side) for u in (rows, columns))
+    return (down[:, None] & right[None, :])[None, :, :, None]
+
+
+def _stripes(key: Array, allowed: Region) -> Array:
+    n, _, w, c = allowed.centre.shape
+    noise = _signs(key, (n, 1, w, c), allowed.centre.dtype)
+    return project(allowed.centre + allowed.eps * noise, allowed, norm="linf")
+
+
+def _squares(
+    key: Array, best: Array, allowed: Region, side: Array, bumps: Array
+) -> Array:
+    """Returns images with one square moved by 2 eps, a sign for each channel."""
+    del bumps
+    one, two = jax.random.split(key)
+    shape = best.shape[1:3]
+    inside = _inside(_window(one, side, shape), side, shape)
+    move = 2 * allowed.eps * _signs(two, (1, 1, 1, best.shape[3]), best.dtype)
+    return project(best + jnp.where(inside, move, 0), allowed, norm="linf")
+
+
+def _onto_sphere(move: Array, allowed: Region) -> Array:
+    size = per_sample(distance(move, norm="l2"))
+    return project(
+        allowed.centre + allowed.eps * move / (size + _TINY), allowed, norm="l2"
+    )
+
+
+def _tiles(key: Array, allowed: Region) -> Array:
+    n, h, w, c = allowed.centre.shape
+    side = max(min(h, w) // _TILES, 1)
+    down, right = h // side, w // side
+    tile = jnp.asarray(bump(side) if side > 1 else np.ones((1, 1)))
+    tile = tile.astype(allowed.centre.dtype)
+    signs = _signs(key, (n, down, right, c), tile.dtype)
+    grid = signs[:, :, None, :, None, :] * tile[None, None, :, None, :, None]
+    grid = grid.reshape(n, down * side, right * side, c)
+    top, left = (h - down * side) // 2, (w - right * side) // 2
+    move = jnp.zeros((n, h, w, c), tile.dtype)
+    move = jax.lax.dynamic_update_slice(move, grid, (0, top, left, 0))
+    return _onto_sphere(move, allowed)
+
+
+def _bumps(
+    key: Array, best: Array, allowed: Region, side: Array, bumps: Array
+) -> Array:
+    """Returns images where one window takes the length of another, as a bump."""
+    n, h, w, c = best.shape
+    first, second, turn, sign = jax.random.split(key, 4)
+    corner = _window(first, side, (h, w))
+    inside = _inside(corner, side, (h, w))
+    emptied = _inside(_window(second, side, (h, w)), side, (h, w))
+
+    def lengths(move, where):
+        kept = jnp.where(where, move, 0) ** 2
+        return jnp.sqrt(jnp.sum(kept, axis=(1, 2), keepdims=True))  # (n, 1, 1, c)
+
+    move = best - allowed.centre
+    both = lengths(move, inside | emptied)
+    left = jnp.maximum(allowed.eps**2 - distance(move, norm="l2") ** 2, 0)
+    # bumps[side] fills the top left corner of an image: turned, then moved in place.
+    found = jax.lax.dynamic_index_in_dim(bumps, side, keepdims=False)
+    found = jnp.where(jax.random.bernoulli(turn), found.T, found)[:h, :w]
+    found = jnp.roll(found, corner, axis=(0, 1))[None, :, :, None]
+    found = found * _signs(sign, (n, 1, 1, c), best.dtype)
+    old = jnp.where(inside, move, 0)
+    found = found + old / (lengths(old, inside) + _TINY)
+    size = jnp.sqrt(per_sample(left) / c + both**2)
+    found = found / (lengths(found, inside) + _TINY) * size
+    move = jnp.where(inside, found, jnp.where(emptied, 0, move))
+    return _onto_sphere(move, allowed)
+
+
+def program(
+    task: Task, lengths: Int[Array, " q"], bumps: Array, key: Array, *, norm: str
+) -> tuple[State, Callable[[State], State]]:
+    """Returns the first state and the function to the next one.
+
+    Args:
+      task: of `prepare`; only what is active is attacked.
+      lengths: of `sides`.
+      bumps: of every side, (side, m, m), for l_2.
+      key: typed key.
+      norm: of the threat model.
+    """
+    allowed = region(task.x, task.limits, norm=norm)
+    start_key, keys = jax.random.split(key)
+    start, propose = (_stripes, _squares) if norm == "linf" else (_tiles, _bumps)
+
+    def advance(state: State) -> State:
+        draw, read = jax.random.split(jax.random.fold_in(keys, state.i))
+        logits = task.model(state.point, read)
+        margin = losses.margin(logits, task.y)
+        wrong = losses.misread(logits, task.y)
+        open_ = task.active & ~state.success
+        take = open_ & ((margin < state.margin) | wrong | (state.i == 0))
+        best = jnp.where(per_sample(take), state.point, state.best)
+        side = lengths[jnp.minimum(state.i, len(lengths) - 1)]
+        return State(
+            point=propose(draw, best, allowed, side, bumps),
+            best=best,
+            margin=jnp.where(take, margin, state.margin),
+            success=state.success | (open_ & wrong),
+            queries=state.queries + open_.astype(state.queries.dtype),
+            i=state.i + 1,
+        )
+
+    none = jnp.zeros(task.y.shape, jnp.int32)
+    first = State(
+        point=start(start_key, allowed),
+        best=task.x,
+        margin=jnp.full(task.y.shape, jnp.inf, task.x.dtype),
+        success=jnp.zeros(task.y.shape, bool),
+        queries=none,
+        i=jnp.asarray(0, jnp.int32),
+    )
+    return first, advance
+
+
+@functools.partial(jax.jit, static_argnames="norm")
+def _walk(task: Task, lengths: Array, bumps: Array, key: Array, *, norm: str) -> Found:
+    state, advance = program(task, lengths, bumps, key, norm=norm)
+
+    def more(state):
+        # One evaluation of the start, then one for each query.
+        return (state.i <= len(lengths)) & jnp.any(task.active & ~state.success)
+
+    state = jax.lax.while_loop(more, advance, state)
+    images = jnp.where(per_sample(state.success), state.best, task.x)
+    return Found(images, state.success, state.queries)
+
+
+def table(shape: tuple[int, int], norm: str, dtype) -> np.ndarray:
+    """Returns the bump of each odd side in the corner of a square, by side."""
+    if norm == "linf":
+        return np.zeros((1, 1, 1), dtype)
+    least, most = min(shape), max(shape)
+    found = np.zeros((least + 1, most, most), dtype)
+    for side in range(1, least + 1, 2):
+        found[side, :side, :side] = bump(side)
+    return found
+
+
+def run(
+    task: Task,
+    *,
+    key: Array,
+    norm: str,
+    num_queries: int = 5000,
+    p_init: _checks.Number = 0.8,
+    rescale: bool = False,
+) -> Found:
+    """Walks from one start on what is active."""
+    shape = task.x.shape[1:3]
+    lengths = sides(num_queries, shape, p_init=p_init, rescale=rescale, norm=norm)
+    bumps = table(shape, norm, task.x.dtype)
+    return _walk(task, jnp.asarray(lengths), jnp.asarray(bumps), key, norm=norm)
+
+
+def attack(
+    logits_fn: LogitsFn,
+    x: Float[Array, "n h w c"],
+    y: Int[Array, " m"],
+    *,
+    key: Array,
+    threat_model: ThreatModel,
+    num_queries: int = 5000,
+    p_init: _checks.Number = 0.8,
+    rescale: bool = False,
+) -> Adversarial:
+    """Moves random squares and keeps what lowers the margin; else x is returned.
+
+    Window and signs are drawn once per query for the whole batch in l_inf; in l_2 the
+    signs are each image's own.
+
+    Args:
+      logits_fn: see `task.LogitsFn`.
+      x: images in the box.
+      y: labels.
+      key: typed key.
+      threat_model: what the attacker may do.
+      num_queries: squares to try; the start is one query more.
+      p_init: share of pixels in a square at first.
+      rescale: whether the schedule for 10000 queries is stretched onto `num_queries`,
+        as GUARD's evaluation does and AutoAttack does not.
+
+    Raises:
+      ValueError: see `task.prepare`; or a setting out of range.
+    """
+    _checks.at_least(1, num_queries=num_queries)
+    _checks.positive(p_init=p_init)
+    _checks.in_range(0, 1, p_init=p_init)
+    pgd.bounded(threat_model)
+    task = prepare(logits_fn, x, y, key=key, threat_model=threat_model)
+    norm = threat_model.norm
+    found = run(
+        task,
+        key=key,
+        norm=norm,
+        num_queries=num_queries,
+        p_init=p_init,
+        rescale=rescale,
+    )
+    return finish(task, found, norm=norm)

@@ -1,0 +1,155 @@
+"""The ensemble: order, survivors, few classes, and its warnings."""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntk_privacy.evasion import ThreatModel, autoattack, task
+
+KEY = jax.random.key(11)
+quick = functools.partial(
+    autoattack.attack,
+    key=KEY,
+    threat_model=ThreatModel("linf", 8 / 255),
+    num_steps=5,
+    num_queries=20,
+)
+
+
+def test_orders_and_settings():
+    def names(version, classes=10):
+        return list(autoattack.stages(version, classes))
+
+    standard = ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert names("standard") == names("torchattacks10") == standard
+    assert names("plus") == ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
+    assert names("rand") == ["apgd-ce", "apgd-dlr"]
+    assert names("standard", 3) == ["apgd-ce", "fab-t", "square"]
+    assert names("standard", 2) == ["apgd-ce", "square"]
+    assert names("rand", 2) == ["apgd-ce"]
+
+    def options(version, name, classes=10):
+        return autoattack.stages(version, classes)[name].keywords
+
+    for name in ("apgd-ce", "apgd-t", "fab-t"):
+        assert options("standard", name)["num_steps"] == 100
+        assert options("torchattacks10", name)["num_steps"] == 10
+    assert options("standard", "apgd-t")["num_targets"] == 9
+    assert options("standard", "fab-t", 4)["num_targets"] == 3
+    assert options("standard", "square")["num_queries"] == 5000
+    assert not options("standard", "square")["rescale"]
+    assert options("plus", "fab")["num_restarts"] == 5
+    assert options("plus", "fab")["num_targets"] is None
+    assert options("rand", "apgd-dlr")["eot"] == 20
+
+
+@pytest.fixture(scope="module")
+def broken(toy):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return quick(toy.logits_fn, toy.x, toy.y)
+
+
+def test_the_ensemble_breaks_and_keeps_the_rules(toy, broken):
+    read = np.argmax(np.asarray(toy.logits_fn(broken.images)), 1)
+    np.testing.assert_array_equal(broken.success, read != np.asarray(toy.y))
+    assert 4 < int(jnp.sum(broken.success)) < 12
+    move = np.asarray(broken.images, np.longdouble) - np.asarray(toy.x)
+    assert np.abs(move).max() <= 8 / 255
+    assert np.all(move[~np.asarray(broken.success)] == 0)
+    for i in (0, 7):
+        np.testing.assert_array_equal(broken.images[i], toy.x[i])
+        assert int(broken.queries[i]) == 0
+    # 6 evaluations of APGD, 6 for each of 4 targets, 2 x 5 for each in FAB, 21.
+    lasting = ~np.asarray(broken.success)
+    assert np.all(np.asarray(broken.queries)[lasting] == 6 + 4 * 6 + 4 * 10 + 21)
+
+
+@pytest.fixture(scope="module")
+def two(toy):
+    """Two classes, which leave APGD with cross-entropy and Square: quick to compile."""
+    return jax.tree_util.Partial(lambda f, x: f(x)[:, :2], toy.logits_fn)
+
+
+def _said(logits_fn, toy, two, *, eps=1 / 255, **options):
+    """Returns the warnings of an attack on all images, with the labels of `two`."""
+    y = jnp.argmax(two(toy.x), axis=1).astype(jnp.int32)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quick(logits_fn, toy.x, y, threat_model=ThreatModel("linf", eps), **options)
+    return " ".join(str(w.message) for w in caught)
+
+
+def test_few_classes_are_said(toy, two):
+    said = _said(two, toy, two)
+    assert "The model has 2 classes, fewer than 10: 1 of 9 targets are used" in said
+    for absent in ("random", "probabilities", "vanishes"):
+        assert absent not in said
+
+
+def test_survivors_go_on_in_smaller_batches_of_few_sizes(toy):
+    seen = []
+
+    def stage(part, *, key, norm):
+        seen.append(len(part.y))
+        assert bool(jnp.all(part.active == (jnp.arange(len(part.y)) < 3)))
+        return task.Found(part.x / 2, part.active & (part.y == 4), 7 * part.y // part.y)
+
+    x = jnp.tile(toy.x, (6, 1, 1, 1))
+    y = jnp.tile(toy.y, 6)
+    whole = task.prepare(
+        toy.logits_fn, x, y, key=KEY, threat_model=ThreatModel("linf", 0.1)
+    )
+    rows = np.array([2, 5, 70])
+    active = jnp.zeros(72, bool).at[rows].set(True)
+    y = y.at[rows].set(jnp.array([4, 3, 4], jnp.int32))
+    found = autoattack._on_what_is_left(
+        stage, whole._replace(active=active, y=y), key=KEY, norm="linf"
+    )
+    assert seen == [18]
+    np.testing.assert_array_equal(np.flatnonzero(found.success), [2, 70])
+    np.testing.assert_array_equal(found.images[rows], x[rows] / 2)
+    np.testing.assert_array_equal(found.images[3], x[3])
+    np.testing.assert_array_equal(np.flatnonzero(found.queries), rows)
+
+
+def test_models_that_only_seem_robust_are_told(toy, two):
+    plain = _said(two, toy, two, version="rand")
+    assert "The model is not random" in plain
+
+    soft = _said(lambda x: jax.nn.softmax(two(x)), toy, two, version="rand")
+    assert "look like probabilities" in soft
+
+
+def test_a_random_model_is_told_and_attacked_by_its_mean_gradient(toy, two):
+    def noisy(x, key):
+        logits = two(x)
+        return logits + 0.01 * jax.random.normal(key, logits.shape, logits.dtype)
+
+    assert "use version='rand'" in _said(noisy, toy, two)
+    assert "random" not in _said(noisy, toy, two, version="rand")
+
+
+def test_square_that_lowers_the_result_is_told(toy, two):
+    # Stairs: right where the model is, and flat, so that gradients lead nowhere.
+    def masked(x):
+        return jnp.round(two(x) * 64) / 64
+
+    said = _said(masked, toy, two, eps=16 / 255, num_queries=200)
+    assert "The gradient (ce) vanishes for 12 of 12 images" in said
+    assert "Square broke" in said
+
+
+def test_bad_settings_are_refused(toy):
+    for options, text in (
+        ({"version": "best"}, "version='best' is unknown: use one of standard, plus"),
+        ({"num_queries": 0}, "num_queries=0 must be at least 1"),
+        ({"num_steps": 0}, "num_steps=0 must be at least 1"),
+        ({"threat_model": ThreatModel("l2", float("inf"))}, "eps=inf bounds nothing"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            quick(toy.logits_fn, toy.x, toy.y, **options)
