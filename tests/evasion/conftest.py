@@ -12,14 +12,19 @@ from ntk_privacy.evasion import ThreatModel
 CLASSES = 5
 
 
-def logits_of(params, x):
-    hidden = jnp.tanh(x.reshape(len(x), -1) @ params[0] + params[1][None])
-    return hidden @ params[2]
-
-
 @pytest.fixture(scope="session")
 def toy():
-    """A network on 12 images of 5 x 5 x 2, of which 0 and 7 are misread."""
+    """A network on 12 images of 5 x 5 x 2, of which 0 and 7 are misread.
+
+    One function for all tests, so that they share compiled programs; it counts traces.
+    """
+    traces = []
+
+    def logits_of(params, x):
+        traces.append(1)
+        hidden = jnp.tanh(x.reshape(len(x), -1) @ params[0] + params[1][None])
+        return hidden @ params[2]
+
     rng = np.random.default_rng(0)
     sizes = ((50, 16), (16,), (16, CLASSES))
     params = tuple(jnp.asarray(rng.normal(size=s), jnp.float32) for s in sizes)
@@ -29,7 +34,7 @@ def toy():
     logits_fn = jax.tree_util.Partial(logits_of, params)
     y = jnp.argmax(logits_fn(x), axis=1).astype(jnp.int32)
     y = y.at[jnp.array([0, 7])].add(1) % CLASSES
-    return SimpleNamespace(params=params, logits_fn=logits_fn, x=x, y=y)
+    return SimpleNamespace(params=params, logits_fn=logits_fn, x=x, y=y, traces=traces)
 
 
 @pytest.fixture(scope="session")
