@@ -131,11 +131,14 @@ def scatter(
         for i, (label, pairs) in enumerate(series.items()):
             points = np.asarray(pairs, np.float64).reshape(-1, 2)
             points = points[np.isfinite(points).all(1) & (points > 0).all(1)]
+            colour = _COLOURS[i % len(_COLOURS)]
             axes.scatter(
                 points[:, 0],
                 points[:, 1],
                 s=28,
-                color=_COLOURS[i % len(_COLOURS)],
+                edgecolor=colour,
+                # Hollow once the colours have all been used.
+                facecolor=colour if i < len(_COLOURS) else "none",
                 marker="os^Dv*"[i % 6],
                 label=label,
             )
