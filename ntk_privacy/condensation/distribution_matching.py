@@ -9,51 +9,25 @@ algorithm 3.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _checks
 from ntk_privacy._types import Callback, Params
-from ntk_privacy.condensation import robust_mean
+from ntk_privacy.condensation import robust_mean, synthetic_set
 from ntk_privacy.condensation.robust_mean import MeanFn
+from ntk_privacy.condensation.synthetic_set import ClassData, MatchState
 from ntk_privacy.data import augmentation
 from ntk_privacy.models import convnet
 from ntk_privacy.models.convnet import Network
 from ntk_privacy.training import distillation
+from ntk_privacy.training.distillation import Distilled
 
 __all__ = ["Distilled", "MatchState", "distill", "init", "loss"]
-
-
-class MatchState(NamedTuple):
-    """What a distillation resumes from.
-
-    images, labels: the synthetic set, sorted by class. opt_state: of the optimizer.
-    steps: done so far, one of a non-finite loss left out. nonfinite: the loss or the
-    images became NaN or infinite and the rest is the last good state.
-    """
-
-    images: Float[Array, "m h w d"]
-    labels: Int[Array, " m"]
-    opt_state: Any
-    steps: Int[Array, ""]
-    nonfinite: Bool[Array, ""]
-
-
-class Distilled(NamedTuple):
-    """images: in the units of x_target. labels: their classes. losses: before each
-    step of this call. state: pass it on to continue. nonfinite: stopped early.
-    """  # noqa: D205
-
-    images: Float[Array, "m h w d"]
-    labels: Int[Array, " m"]
-    losses: Float[Array, " steps"]
-    state: MatchState
-    nonfinite: Bool[Array, ""]
 
 
 def loss(
@@ -99,13 +73,6 @@ def loss(
     return jnp.sum(jnp.square(jax.lax.stop_gradient(target) - found))
 
 
-class _Data(NamedTuple):
-    x: Any
-    offsets: Any
-    sizes: Any
-    key_data: Any
-
-
 @dataclasses.dataclass(frozen=True)
 class _Step:
     """The step of one problem; equal ones share a compiled program."""
@@ -117,22 +84,16 @@ class _Step:
     batch_size: int
     largest: int
 
-    def batch(self, data: _Data, key):
-        """Returns images of each class, (c, b, ...), without replacement."""
-        shape = (len(data.sizes), self.largest)
-        order = jax.random.uniform(key, shape, jnp.float32)
-        absent = jnp.arange(self.largest, dtype=jnp.int32)[None] >= data.sizes[:, None]
-        _, chosen = jax.lax.top_k(jnp.where(absent, -1, order), self.batch_size)
-        return data.x[data.offsets[:, None] + chosen]
-
-    def __call__(self, state: MatchState, step, data: _Data):
+    def __call__(self, state: MatchState, step, data: ClassData):
         key = jax.random.fold_in(jax.random.wrap_key_data(data.key_data), step)
         key_network, key_batch, key_augment = jax.random.split(key, 3)
         c = len(data.sizes)
         image_shape = data.x.shape[1:]
         params = self.model.init_params(key_network, image_shape, data.x.dtype)
         keys = jax.random.split(key_augment, c)
-        real = self.batch(data, key_batch)
+        real = synthetic_set.class_batch(
+            data, key_batch, batch_size=self.batch_size, largest=self.largest
+        )
 
         def loss_fn(images):
             return loss(
@@ -163,27 +124,6 @@ def _sgd() -> optax.GradientTransformation:
     return optax.sgd(1.0, momentum=0.5)
 
 
-def _sizes(class_target: np.ndarray, num_classes: int) -> np.ndarray:
-    if class_target.min() < 0 or class_target.max() >= num_classes:
-        raise ValueError(
-            f"class_target lies in [{class_target.min()}, {class_target.max()}]: with "
-            f"num_classes={num_classes} give classes in [0, {num_classes - 1}]."
-        )
-    sizes = np.bincount(class_target, minlength=num_classes)
-    if not sizes.all():
-        raise ValueError(
-            f"Class {int(np.argmin(sizes))} of {num_classes} has no images: leave the "
-            "class out and number the others from 0, or give images of it."
-        )
-    return sizes
-
-
-def _check_data(x_target, class_target) -> None:
-    _checks.same_length(x_target=x_target, class_target=class_target)
-    if len(x_target) == 0:
-        raise ValueError("x_target has no images: give some of each class.")
-
-
 def init(
     x_target: Float[Array, "n h w d"],
     class_target: Int[Array, " n"],
@@ -199,33 +139,14 @@ def init(
     Raises:
       ValueError: a class without images, or too few of them for `initial="real"`.
     """
-    _check_data(x_target, class_target)
-    _checks.at_least(1, images_per_class=images_per_class)
-    _checks.one_of(("noise", "real"), initial=initial)
-    classes = np.asarray(class_target)
-    c = int(classes.max()) + 1 if num_classes is None else num_classes
-    sizes = _sizes(classes, c)
-    x = jnp.asarray(x_target)
-    key = jax.random.fold_in(key, 2**31 - 1)  # no step has this number
-    if initial == "noise":
-        shape = (c * images_per_class, *x.shape[1:])
-        images = jax.random.normal(key, shape, x.dtype)
-    else:
-        if images_per_class > sizes.min():
-            raise ValueError(
-                f"images_per_class={images_per_class} is more than the {sizes.min()} "
-                f"images of class {int(np.argmin(sizes))}: use fewer, or "
-                "initial='noise'."
-            )
-        order = np.asarray(jax.random.permutation(key, len(x)))
-        first = [order[classes[order] == k][:images_per_class] for k in range(c)]
-        images = x[np.concatenate(first)]
-    return MatchState(
-        images=images,
-        labels=jnp.repeat(jnp.arange(c, dtype=jnp.int32), images_per_class),
-        opt_state=(optimizer or _sgd()).init(images),
-        steps=jnp.zeros((), jnp.int32),
-        nonfinite=jnp.zeros((), bool),
+    return synthetic_set.init(
+        x_target,
+        class_target,
+        key=key,
+        num_classes=num_classes,
+        images_per_class=images_per_class,
+        initial=initial,
+        optimizer=optimizer or _sgd(),
     )
 
 
@@ -293,26 +214,16 @@ def distill(
         optimizer=optimizer,
     )
     begin = distillation.resume(state, start)
-    classes = np.asarray(class_target)
-    sizes = _sizes(classes, len(start.labels) // images_per_class)
-    if batch_size > sizes.min():
-        raise ValueError(
-            f"batch_size={batch_size} is more than the {sizes.min()} images of class "
-            f"{int(np.argmin(sizes))}: use at most {sizes.min()}."
-        )
-    x = jnp.asarray(x_target)
+    data, largest = synthetic_set.class_data(
+        x_target,
+        class_target,
+        key=key,
+        num_classes=len(start.labels) // images_per_class,
+        batch_size=batch_size,
+    )
     # Too few samples for the mean are told here rather than from inside a trace.
-    jax.eval_shape(mean_fn, jax.ShapeDtypeStruct((batch_size, 1), x.dtype))
-    data = _Data(
-        x=x[np.argsort(classes, kind="stable")],
-        offsets=jnp.asarray(np.cumsum(sizes) - sizes, jnp.int32),
-        sizes=jnp.asarray(sizes, jnp.int32),
-        key_data=jax.random.key_data(key),
-    )
-    step = _Step(
-        model, mean_fn, operations, optimizer or _sgd(), batch_size, int(sizes.max())
-    )
-    out = distillation.descend(
+    jax.eval_shape(mean_fn, jax.ShapeDtypeStruct((batch_size, 1), data.x.dtype))
+    step = _Step(model, mean_fn, operations, optimizer or _sgd(), batch_size, largest)
+    return distillation.descend(
         step, begin, data, num_steps=num_steps, chunk=chunk, callback=callback
     )
-    return Distilled(*out)

@@ -52,12 +52,15 @@ class DistillState(NamedTuple):
 
 
 class Distilled(NamedTuple):
-    """images, labels: in the units of the targets. losses: before each step of this
-    call. state: pass it on to continue. nonfinite: stopped early on NaN or infinity.
-    """  # noqa: D205
+    """The result of every `distill` of this project.
+
+    images: in the units of the targets. labels: theirs too, or the class of each.
+    losses: before each step of this call. state: pass it on to continue. nonfinite:
+    stopped early on NaN or infinity.
+    """
 
     images: Float[Array, "m ..."]
-    labels: Float[Array, "m c"]
+    labels: Float[Array, "m c"] | Int[Array, " m"]
     losses: Float[Array, " steps"]
     state: Any
     nonfinite: Bool[Array, ""]

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from ntk_privacy.condensation import distribution_matching as dm
-from ntk_privacy.condensation import robust_mean
+from ntk_privacy.condensation import robust_mean, synthetic_set
 from ntk_privacy.data import augmentation
 from ntk_privacy.models import ConvNet
 
@@ -164,11 +164,11 @@ def test_a_batch_has_each_image_of_its_class_once_at_most():
     names = jnp.arange(len(x), dtype=x.dtype).reshape(-1, 1, 1, 1)
     order = np.argsort(np.asarray(classes), kind="stable")
     sizes = jnp.asarray(SIZES, jnp.int32)
-    step = dm._Step(MODEL, robust_mean.mean, (), optax.sgd(1.0), 7, 12)
-    data = dm._Data(names[order], jnp.cumsum(sizes) - sizes, sizes, None)
+    data = synthetic_set.ClassData(names[order], jnp.cumsum(sizes) - sizes, sizes, None)
     seen = np.zeros(len(x))
     for key in jax.random.split(KEY, 20):
-        batch = np.asarray(step.batch(data, key)).reshape(3, 7).astype(int)
+        batch = synthetic_set.class_batch(data, key, batch_size=7, largest=12)
+        batch = np.asarray(batch).reshape(3, 7).astype(int)
         for c, row in enumerate(batch):
             assert len(set(row)) == 7
             assert (np.asarray(classes)[row] == c).all()

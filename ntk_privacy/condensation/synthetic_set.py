@@ -1,0 +1,177 @@
+"""What all methods of condensation share: the set, its start, batches of each class."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from ntk_privacy import _checks
+
+__all__ = [
+    "ClassData",
+    "MatchState",
+    "class_batch",
+    "class_data",
+    "class_sizes",
+    "init",
+]
+
+
+class MatchState(NamedTuple):
+    """What a condensation resumes from.
+
+    images, labels: the synthetic set, sorted by class. opt_state: of the optimizer.
+    steps: done so far, one of a non-finite loss left out. nonfinite: the loss or the
+    images became NaN or infinite and the rest is the last good state.
+    """
+
+    images: Float[Array, "m h w d"]
+    labels: Int[Array, " m"]
+    opt_state: Any
+    steps: Int[Array, ""]
+    nonfinite: Bool[Array, ""]
+
+
+class ClassData(NamedTuple):
+    """x: images sorted by class. offsets, sizes: of each class. key_data: of draws."""
+
+    x: Any
+    offsets: Any
+    sizes: Any
+    key_data: Any
+
+
+def class_sizes(class_target: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns the number of images of each class.
+
+    Args:
+      class_target: classes from 0.
+      num_classes: all of which must be there.
+
+    Raises:
+      ValueError: a class is out of range or has no images.
+    """
+    if class_target.min() < 0 or class_target.max() >= num_classes:
+        raise ValueError(
+            f"class_target lies in [{class_target.min()}, {class_target.max()}]: with "
+            f"num_classes={num_classes} give classes in [0, {num_classes - 1}]."
+        )
+    sizes = np.bincount(class_target, minlength=num_classes)
+    if not sizes.all():
+        raise ValueError(
+            f"Class {int(np.argmin(sizes))} of {num_classes} has no images: leave the "
+            "class out and number the others from 0, or give images of it."
+        )
+    return sizes
+
+
+def class_data(
+    x_target: Float[Array, "n h w d"],
+    class_target: Int[Array, " n"],
+    *,
+    key: Array,
+    num_classes: int,
+    batch_size: int,
+) -> tuple[ClassData, int]:
+    """Returns images sorted by class, and the size of the largest class.
+
+    Args:
+      x_target: images.
+      class_target: their classes.
+      key: of all draws.
+      num_classes: all of which must be there.
+      batch_size: that `class_batch` will ask for.
+
+    Raises:
+      ValueError: a class has fewer images than the batch.
+    """
+    classes = np.asarray(class_target)
+    sizes = class_sizes(classes, num_classes)
+    if batch_size > sizes.min():
+        raise ValueError(
+            f"batch_size={batch_size} is more than the {sizes.min()} images of class "
+            f"{int(np.argmin(sizes))}: use at most {sizes.min()}."
+        )
+    data = ClassData(
+        x=jnp.asarray(x_target)[np.argsort(classes, kind="stable")],
+        offsets=jnp.asarray(np.cumsum(sizes) - sizes, jnp.int32),
+        sizes=jnp.asarray(sizes, jnp.int32),
+        key_data=jax.random.key_data(key),
+    )
+    return data, int(sizes.max())
+
+
+def class_batch(
+    data: ClassData, key: Array, *, batch_size: int, largest: int
+) -> Float[Array, "c b h w d"]:
+    """Returns random images of each class, without replacement.
+
+    Args:
+      data: of `class_data`.
+      key: typed key.
+      batch_size: images of each class.
+      largest: size of the largest class.
+    """
+    order = jax.random.uniform(key, (len(data.sizes), largest), jnp.float32)
+    absent = jnp.arange(largest, dtype=jnp.int32)[None] >= data.sizes[:, None]
+    _, chosen = jax.lax.top_k(jnp.where(absent, -1, order), batch_size)
+    return data.x[data.offsets[:, None] + chosen]
+
+
+def init(
+    x_target: Float[Array, "n h w d"],
+    class_target: Int[Array, " n"],
+    *,
+    key: Array,
+    num_classes: int | None,
+    images_per_class: int,
+    initial: str,
+    optimizer: optax.GradientTransformation,
+) -> MatchState:
+    """Returns the state before the first step.
+
+    Args:
+      x_target: images.
+      class_target: their classes.
+      key: fixes the images.
+      num_classes: one more than the largest class if None.
+      images_per_class: synthetic images of each class.
+      initial: "noise" is N(0, 1), "real" copies images.
+      optimizer: of the images.
+
+    Raises:
+      ValueError: a class without images, or too few of them for `initial="real"`.
+    """
+    _checks.same_length(x_target=x_target, class_target=class_target)
+    if len(x_target) == 0:
+        raise ValueError("x_target has no images: give some of each class.")
+    _checks.at_least(1, images_per_class=images_per_class)
+    _checks.one_of(("noise", "real"), initial=initial)
+    classes = np.asarray(class_target)
+    c = int(classes.max()) + 1 if num_classes is None else num_classes
+    sizes = class_sizes(classes, c)
+    x = jnp.asarray(x_target)
+    key = jax.random.fold_in(key, 2**31 - 1)  # no step has this number
+    if initial == "noise":
+        shape = (c * images_per_class, *x.shape[1:])
+        images = jax.random.normal(key, shape, x.dtype)
+    else:
+        if images_per_class > sizes.min():
+            raise ValueError(
+                f"images_per_class={images_per_class} is more than the {sizes.min()} "
+                f"images of class {int(np.argmin(sizes))}: use fewer, or "
+                "initial='noise'."
+            )
+        order = np.asarray(jax.random.permutation(key, len(x)))
+        first = [order[classes[order] == k][:images_per_class] for k in range(c)]
+        images = x[np.concatenate(first)]
+    return MatchState(
+        images=images,
+        labels=jnp.repeat(jnp.arange(c, dtype=jnp.int32), images_per_class),
+        opt_state=optimizer.init(images),
+        steps=jnp.zeros((), jnp.int32),
+        nonfinite=jnp.zeros((), bool),
+    )
