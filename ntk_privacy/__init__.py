@@ -3,6 +3,7 @@
 from ntk_privacy import (
     checkpoint,
     condensation,
+    curvature,
     data,
     evaluation,
     evasion,
@@ -19,6 +20,7 @@ from ntk_privacy import (
 __all__ = [
     "checkpoint",
     "condensation",
+    "curvature",
     "data",
     "evaluation",
     "evasion",

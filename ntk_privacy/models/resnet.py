@@ -145,6 +145,7 @@ def _max_pool(x: Array) -> Array:
 
 
 Normalise = Callable[[Array, Params], Array]
+Layer = Callable[..., Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,25 +259,47 @@ class ResNet18:
         )
 
     def _features(
-        self, params: Params, x: Float[Array, "n h w d"], normalise: Normalise
+        self, params: Params, x: Float[Array, "n h w d"], layer: Layer
     ) -> Float[Array, "n k"]:
-        convolve = functools.partial(_convolve, precision=self.precision)
-        stem, at = _STEMS[self.stem], params["stem"]
-        x = convolve(x, at["conv_0"], stride=stem.stride, padding=stem.padding)
-        x = jax.nn.relu(normalise(x, at["norm_0"]))
+        stem = _STEMS[self.stem]
+        x = layer(x, params["stem"], "0", stride=stem.stride, padding=stem.padding)
+        x = jax.nn.relu(x)
         if stem.pools:
             x = _max_pool(x)
         for name, _, _, stride in self._plan():
             at, before = params[name], x
-            x = convolve(x, at["conv_0"], stride=stride, padding=1)
-            x = jax.nn.relu(normalise(x, at["norm_0"]))
-            x = convolve(x, at["conv_1"], stride=1, padding=1)
-            x = normalise(x, at["norm_1"])
+            x = jax.nn.relu(layer(x, at, "0", stride=stride, padding=1))
+            x = layer(x, at, "1", stride=1, padding=1)
             if "conv_shortcut" in at:
-                before = convolve(before, at["conv_shortcut"], stride=stride, padding=0)
-                before = normalise(before, at["norm_shortcut"])
+                before = layer(before, at, "shortcut", stride=stride, padding=0)
             x = jax.nn.relu(x + before)
         return jnp.mean(x, axis=(1, 2))
+
+    def _normalising(self, normalise: Normalise) -> Layer:
+        """Returns a layer that convolves, then normalises."""
+
+        def layer(x, at, name, **geometry):
+            kernel = at[f"conv_{name}"]
+            x = _convolve(x, kernel, precision=self.precision, **geometry)
+            return normalise(x, at[f"norm_{name}"])
+
+        return layer
+
+    def _folding(self, stats: Stats) -> Layer:
+        """Returns a layer whose kernel bears the norm's gain: one pass over images.
+
+        Most of all in derivatives, where the gain's own need no images any more.
+        """
+        layers = iter(stats)
+
+        def layer(x, at, name, **geometry):
+            affine, moments = at[f"norm_{name}"], next(layers)
+            gain = affine["scale"] * jax.lax.rsqrt(moments.variance + _EPSILON)
+            kernel = at[f"conv_{name}"] * gain[None, None, None]
+            x = _convolve(x, kernel, precision=self.precision, **geometry)
+            return x + (affine["bias"] - moments.mean * gain)[None, None, None]
+
+        return layer
 
     def _logits(self, params: Params, features: Float[Array, "n k"]) -> Array:
         at = params["linear"]
@@ -317,7 +340,7 @@ class ResNet18:
             )
             return _normalised(x, moments, affine)
 
-        features = self._features(params, x, normalise)
+        features = self._features(params, x, self._normalising(normalise))
         return self._logits(params, features), tuple(after)
 
     def eval_fn(
@@ -329,12 +352,8 @@ class ResNet18:
           ValueError: `stats` is of another network.
         """
         self._check(stats)
-        layers = iter(stats)
-
-        def normalise(x, affine):
-            return _normalised(x, next(layers), affine)
-
-        return self._logits(params, self._features(params, x, normalise))
+        features = self._features(params, x, self._folding(stats))
+        return self._logits(params, features)
 
     def moments_fn(
         self, params: Params, stats: Stats, x: Float[Array, "n h w d"]
@@ -354,8 +373,8 @@ class ResNet18:
             found.append(_moments(x))
             return _normalised(x, stats[len(found) - 1], affine)
 
-        logits = self._logits(params, self._features(params, x, normalise))
-        return logits, tuple(found)
+        features = self._features(params, x, self._normalising(normalise))
+        return self._logits(params, features), tuple(found)
 
     def embed_fn(
         self, params: Params, x: Float[Array, "n h w d"]
@@ -368,7 +387,7 @@ class ResNet18:
         def normalise(x, affine):
             return _normalised(x, _moments(x), affine)
 
-        return self._features(params, x, normalise)
+        return self._features(params, x, self._normalising(normalise))
 
     def apply_fn(
         self, params: Params, x: Float[Array, "n h w d"]

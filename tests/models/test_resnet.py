@@ -39,6 +39,7 @@ class Twin(nn.Module):
                 momentum=0.9,
                 epsilon=1e-5,
                 use_fast_variance=False,
+                force_float32_reductions=False,
                 name=name,
                 param_dtype=x.dtype,
             )(x)
@@ -104,7 +105,7 @@ def setting(model, size=8, n=4):
         ]
     )
     x = jax.random.normal(keys[2], (n, size, size, 3), jnp.float64)
-    _, stats = model.train_fn(params, model.init_stats(jnp.float64), x + 0.3)
+    _, stats = jax.jit(model.train_fn)(params, model.init_stats(jnp.float64), x + 0.3)
     return params, stats, x
 
 
@@ -115,10 +116,13 @@ def test_equals_the_same_network_of_flax_layers(stem, size):
     model = ResNet18(num_outputs=3, width=4, stem=stem, blocks=(1, 2))
     params, stats, x = setting(model, size)
     variables = translated(model, params, stats)
-    evaluated, seen = Twin(model, False).apply(variables, x, mutable=["intermediates"])
-    logits, moments = model.moments_fn(params, stats, x)
+    evaluated, seen = jax.jit(
+        lambda v: Twin(model, False).apply(v, x, mutable=["intermediates"])
+    )(variables)
+    logits, moments = jax.jit(model.moments_fn)(params, stats, x)
     chex.assert_trees_all_close(logits, evaluated, rtol=1e-10, atol=1e-12)
-    chex.assert_trees_all_close(model.eval_fn(params, stats, x), logits)
+    alone = jax.jit(model.eval_fn)(params, stats, x)
+    chex.assert_trees_all_close(alone, logits, rtol=1e-10, atol=1e-12)
     assert len(moments) == len(names(model)) == model.num_norms
     for (_, form), found in zip(names(model), moments, strict=True):
         norm = form.format("norm") if "stem" in form else form.format("n")
@@ -126,8 +130,10 @@ def test_equals_the_same_network_of_flax_layers(stem, size):
         chex.assert_trees_all_close(
             found, Moments(entered.mean((0, 1, 2)), entered.var((0, 1, 2))), rtol=1e-9
         )
-    trained, after = Twin(model, True).apply(variables, x, mutable=["batch_stats"])
-    logits, new = model.train_fn(params, stats, x)
+    trained, after = jax.jit(
+        lambda v: Twin(model, True).apply(v, x, mutable=["batch_stats"])
+    )(variables)
+    logits, new = jax.jit(model.train_fn)(params, stats, x)
     chex.assert_trees_all_close(logits, trained, rtol=1e-9, atol=1e-12)
     chex.assert_trees_all_close(model.apply_fn(params, x), logits, rtol=1e-12)
     for (_, form), old, now in zip(names(model), stats, new, strict=True):

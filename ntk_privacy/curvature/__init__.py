@@ -1,0 +1,8 @@
+"""Curvature of the loss at the data: a regulariser of any loss, and its measure."""
+
+from ntk_privacy.curvature.hessian import top_eigenvalues as top_eigenvalues
+from ntk_privacy.curvature.regularizer import MODES as MODES
+from ntk_privacy.curvature.regularizer import penalty as penalty
+from ntk_privacy.curvature.regularizer import regularize as regularize
+
+__all__ = ["MODES", "penalty", "regularize", "top_eigenvalues"]
