@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from ntk_privacy import _checks
 from ntk_privacy._types import Callback
 from ntk_privacy.data import augmentation
-from ntk_privacy.models.convnet import Network
+from ntk_privacy.models.convnet import Classifier
 from ntk_privacy.training import classification
 
 __all__ = [
@@ -46,7 +46,7 @@ class Rate(NamedTuple):
 def init(
     images: Float[Array, "m h w d"],
     *,
-    model: Network,
+    model: Classifier,
     key: Array,
     num_networks: int = 5,
 ) -> classification.ClassifierState:
@@ -68,7 +68,7 @@ def evaluate(
     x_test: Float[Array, "n h w d"],
     class_test: Int[Array, " n"],
     *,
-    model: Network,
+    model: Classifier,
     key: Array,
     num_networks: int = 5,
     num_epochs: int = 1000,

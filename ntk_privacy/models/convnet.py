@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from ntk_privacy import _checks
 from ntk_privacy._types import Params
 
-__all__ = ["ConvNet", "Network", "embed_constant", "named"]
+__all__ = ["Classifier", "ConvNet", "Network", "embed_constant", "named"]
 
 _ACTIVATIONS: Mapping[str, Callable[[Any], Any]] = {
     "sigmoid": nn.sigmoid,
@@ -37,8 +37,8 @@ _CACHED = 2**19
 
 
 @runtime_checkable
-class Network(Protocol):
-    """A classifier with features: what condensation and poisoning ask of a model."""
+class Classifier(Protocol):
+    """What training and the matching of gradients ask of a model."""
 
     def init_params(
         self, key: Array, image_shape: Sequence[int], dtype: Any = None
@@ -49,6 +49,11 @@ class Network(Protocol):
     def apply_fn(self, params: Params, x: Float[Array, "n ..."]) -> Any:
         """Returns one row of logits per image."""
         ...
+
+
+@runtime_checkable
+class Network(Classifier, Protocol):
+    """A classifier with features: what the matching of features and poisoning ask."""
 
     def embed_fn(self, params: Params, x: Float[Array, "n ..."]) -> Any:
         """Returns one row of features per image."""

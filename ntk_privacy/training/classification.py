@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from ntk_privacy import _checks, _loop
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
-from ntk_privacy.models.convnet import Network
+from ntk_privacy.models.convnet import Classifier
 
 __all__ = ["ClassifierState", "init", "predict", "staggered", "train"]
 
@@ -38,7 +38,7 @@ class _Data(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    model: Network
+    model: Classifier
     operations: tuple[str, ...]
     batch_size: int
     steps_per_epoch: int
@@ -101,7 +101,7 @@ class _Step:
 
 
 def init(
-    x_train: Float[Array, "n h w d"], *, model: Network, keys: Array
+    x_train: Float[Array, "n h w d"], *, model: Classifier, keys: Array
 ) -> ClassifierState:
     """Returns the state before the first step of `train` with these arguments.
 
@@ -123,7 +123,7 @@ def train(
     x_train: Float[Array, "n h w d"],
     labels: Int[Array, " n"],
     *,
-    model: Network,
+    model: Classifier,
     keys: Array,
     num_epochs: int,
     learning_rate: float = 0.01,
@@ -202,7 +202,7 @@ def staggered(
     x_train: Float[Array, "n h w d"],
     labels: Int[Array, " n"],
     *,
-    model: Network,
+    model: Classifier,
     key: Array,
     num_networks: int = 16,
     **options: Any,
@@ -242,7 +242,7 @@ def predict(
     params: Params,
     x: Float[Array, "n h w d"],
     *,
-    model: Network,
+    model: Classifier,
     batch_size: int = 500,
 ) -> np.ndarray:
     """Returns the class that each of k networks takes each image for, (k, n).
@@ -261,7 +261,7 @@ def predict(
     return np.concatenate(chunks, axis=1)
 
 
-def _predict_untraced(model: Network, params: Params, x: Array) -> Array:
+def _predict_untraced(model: Classifier, params: Params, x: Array) -> Array:
     def one(p):
         return jnp.argmax(model.apply_fn(p, x), axis=1).astype(jnp.int32)
 
