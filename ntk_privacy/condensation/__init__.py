@@ -1,5 +1,9 @@
 """Condensation: few synthetic images that train a network as many real ones do."""
 
-from ntk_privacy.condensation import distribution_matching, robust_mean
+from ntk_privacy.condensation import (
+    distribution_matching,
+    gradient_matching,
+    robust_mean,
+)
 
-__all__ = ["distribution_matching", "robust_mean"]
+__all__ = ["distribution_matching", "gradient_matching", "robust_mean"]

@@ -1,0 +1,467 @@
+"""DC and DSA: match the gradients of real and of synthetic images, class by class.
+
+DC is the default; DSA is `distill(..., operations=augmentation.OPERATIONS,
+initial="real")`: both batches of a class pass one siamese augmentation, and networks
+are trained on augmented images.
+
+Source: Zhao, Mopuri & Bilen, ICLR 2021 (DC, arXiv:2006.05929); Zhao & Bilen, ICML 2021
+(DSA, arXiv:2102.08259); released code. A loss of the real side that is regularised by
+curvature: GUARD (arXiv:2403.10045), appendix C.
+"""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from ntk_privacy import _checks
+from ntk_privacy._types import Callback, Params
+from ntk_privacy.condensation import synthetic_set
+from ntk_privacy.condensation.synthetic_set import ClassData, MatchState
+from ntk_privacy.data import augmentation
+from ntk_privacy.models.convnet import Classifier
+from ntk_privacy.training import distillation
+from ntk_privacy.training.distillation import Distilled
+
+__all__ = [
+    "LOOPS",
+    "METRICS",
+    "Distilled",
+    "LossFn",
+    "MatchState",
+    "distance",
+    "distill",
+    "init",
+    "loops",
+    "loss",
+]
+
+LossFn = Callable[[Params, Float[Array, "n h w d"], Int[Array, " n"]], Any]
+"""`(params, images, labels) -> scalar`, a mean over images; hashable."""
+
+LOOPS: Mapping[int, tuple[int, int]] = {
+    1: (1, 1),
+    10: (10, 50),
+    20: (20, 25),
+    30: (30, 20),
+    40: (40, 15),
+    50: (50, 10),
+}
+"""Images per class to moves of the images per network and epochs between two moves."""
+
+METRICS = ("layerwise", "mse", "cos")
+_TINY = 1e-6
+
+
+def loops(images_per_class: int) -> tuple[int, int]:
+    """Returns the published loops, of the nearest images per class if there are none.
+
+    Args:
+      images_per_class: of the synthetic set; a warning says if it has no entry.
+    """
+    nearest = min(LOOPS, key=lambda known: abs(known - images_per_class))
+    if nearest != images_per_class:
+        outer, inner = LOOPS[nearest]
+        warnings.warn(
+            f"images_per_class={images_per_class} has no published loops: taking "
+            f"outer_steps={outer} and inner_epochs={inner} of {nearest}; give both to "
+            "choose them.",
+            stacklevel=3,
+        )
+    return LOOPS[nearest]
+
+
+def _norm(squared: Array) -> Array:
+    """The root, with slope 0 at 0: units without a gradient have none to match."""
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
+
+
+def _cosine_gap(a: Array, b: Array) -> Array:
+    """1 - cosine of the rows of two matrices."""
+    product = jnp.sum(a * b, axis=1)
+    norms = [_norm(jnp.sum(jnp.square(m), axis=1)) for m in (a, b)]
+    return 1 - product / (norms[0] * norms[1] + _TINY)
+
+
+def _is_vector(leaf: Array) -> bool:
+    """Biases and scales: those of a normalisation are (1, 1, c) here."""
+    return leaf.ndim == 1 or (leaf.ndim == 3 and leaf.shape[:2] == (1, 1))
+
+
+def distance(
+    real: Params, synthetic: Params, *, metric: str = "layerwise"
+) -> Float[Array, ""]:
+    r"""Distance of two gradients.
+
+    "layerwise" is the paper's: over all tensors but vectors, with one row per output
+    unit (the last axis of a Flax kernel),
+    $$\sum_{\text{rows}} 1 - \frac{\langle g_R, g_S \rangle}
+      {\|g_R\| \|g_S\| + 10^{-6}}$$
+    Biases and the scales of normalisations contribute 0. "mse" is the squared distance
+    of all entries; "cos" 1 less their cosine, as one row.
+
+    Args:
+      real: gradient of the parameters, a pytree.
+      synthetic: another.
+      metric: one of `METRICS`.
+
+    Raises:
+      ValueError: an unknown metric, or pytrees that differ in structure or shapes.
+    """
+    _checks.one_of(METRICS, metric=metric)
+    _checks.same_structure("real", real, "synthetic", synthetic)
+    pairs = list(zip(jax.tree.leaves(real), jax.tree.leaves(synthetic), strict=True))
+    if metric == "layerwise":
+        rows = [
+            (a.reshape(-1, a.shape[-1]).T, b.reshape(-1, b.shape[-1]).T)
+            for a, b in pairs
+            if not _is_vector(a)
+        ]
+        parts = [jnp.sum(_cosine_gap(a, b)) for a, b in rows]
+        return functools.reduce(jnp.add, parts, jnp.zeros((), pairs[0][0].dtype))
+    flat = [jnp.concatenate([leaf.ravel() for leaf in side]) for side in zip(*pairs)]  # noqa: B905
+    if metric == "mse":
+        return jnp.sum(jnp.square(flat[0] - flat[1]))
+    return _cosine_gap(flat[0][None], flat[1][None])[0]
+
+
+@functools.lru_cache(maxsize=64)
+def _cross_entropy(model: Classifier) -> LossFn:
+    def mean(params, images, labels):
+        logits = model.apply_fn(params, images)
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.mean(each)
+
+    return mean
+
+
+def loss(
+    real: Float[Array, "c b h w d"],
+    synthetic: Float[Array, "c m h w d"],
+    *,
+    model: Classifier,
+    params: Params,
+    keys: Array,
+    labels: Int[Array, " c"] | None = None,
+    real_loss: LossFn | None = None,
+    metric: str = "layerwise",
+    operations: tuple[str, ...] = (),
+    parallel: bool = True,
+) -> Float[Array, ""]:
+    r"""Distance of the gradients of real and synthetic images, summed over classes.
+
+    $$\sum_c D(\nabla_\theta L_R(A_{w_c}(x^c)), \nabla_\theta L(A_{w_c}(s^c)))$$
+
+    Args:
+      real: a batch of each class; a constant for the gradient.
+      synthetic: the synthetic images of each class.
+      model: the network; $L$ is its cross-entropy.
+      params: its parameters.
+      keys: one per class, of the augmentation that both batches share.
+      labels: of the classes; 0, 1, ... if None.
+      real_loss: $L_R$, if not the cross-entropy; such as one regularised by curvature.
+      metric: of `distance`.
+      operations: of `data.augmentation`; none for DC.
+      parallel: all classes in one pass rather than one after the other.
+    """
+    c = len(real)
+    labels = jnp.arange(c, dtype=jnp.int32) if labels is None else labels
+    own = _cross_entropy(model)
+    target_loss = real_loss or own
+
+    def augmented(images):
+        # A loop over classes: each takes its own operation, and runs it alone.
+        return jax.lax.map(
+            lambda pair: augmentation.augment(
+                pair[0], pair[1], operations=operations, siamese=True
+            ),
+            (keys, images),
+        )
+
+    if operations:
+        real, synthetic = augmented(real), augmented(synthetic)
+
+    def one(real, synthetic, label):
+        def gradient(loss_fn, images):
+            repeated = jnp.broadcast_to(label, (len(images),))
+            return jax.grad(loss_fn)(params, images, repeated)
+
+        target = jax.lax.stop_gradient(gradient(target_loss, real))
+        return distance(target, gradient(own, synthetic), metric=metric)
+
+    parts = (jax.lax.stop_gradient(real), synthetic, labels)
+    if parallel:
+        return jnp.sum(jax.vmap(one)(*parts))
+    return jnp.sum(jax.lax.map(lambda part: one(*part), parts))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """One random network; equal steps share a compiled program."""
+
+    model: Classifier
+    real_loss: LossFn | None
+    metric: str
+    operations: tuple[str, ...]
+    optimizer: optax.GradientTransformation
+    batch_size: int
+    largest: int
+    outer_steps: int
+    inner_epochs: int
+    inner_learning_rate: float
+    inner_batch_size: int
+    parallel: bool
+
+    def slope(self, images, params, key, data: ClassData):
+        """Returns the loss and its gradient in the images."""
+        key_batch, key_augment = jax.random.split(key)
+        real = synthetic_set.class_batch(
+            data, key_batch, batch_size=self.batch_size, largest=self.largest
+        )
+        c = len(data.sizes)
+        keys = jax.random.split(key_augment, c)
+        labels = jnp.arange(c, dtype=jnp.int32)
+
+        def value(images, real, keys, labels):
+            return loss(
+                real,
+                images,
+                model=self.model,
+                params=params,
+                keys=keys,
+                labels=labels,
+                real_loss=self.real_loss,
+                metric=self.metric,
+                operations=self.operations,
+                parallel=self.parallel,
+            )
+
+        both = jax.value_and_grad(value)
+        each = images.reshape(c, -1, *images.shape[1:])
+        if self.parallel:
+            total, grads = both(each, real, keys, labels)
+        else:
+            # Class by class: only one has its intermediate values in memory.
+            values, grads = jax.lax.map(
+                lambda part: both(*(leaf[None] for leaf in part)),
+                (each, real, keys, labels),
+            )
+            total = jnp.sum(values)
+        return total, grads.reshape(images.shape)
+
+    def train(self, params, images, labels, key):
+        """Returns the network after some epochs of SGD on the synthetic set."""
+        m = len(images)
+        size = min(self.inner_batch_size, m)
+        per_epoch = -(-m // size)
+        rate = jnp.asarray(self.inner_learning_rate, images.dtype)
+        key_order, key_augment = jax.random.split(key)
+
+        def mean(params, chosen, weights, key):
+            seen = augmentation.augment(key, chosen[0], operations=self.operations)
+            logits = self.model.apply_fn(params, seen)
+            each = optax.softmax_cross_entropy_with_integer_labels(logits, chosen[1])
+            return jnp.sum(weights * each) / jnp.sum(weights)
+
+        def step(params, i):
+            chosen, weights = (images, labels), jnp.ones((m,), images.dtype)
+            if size < m:
+                epoch, place = i // per_epoch, i % per_epoch * size
+                order = jax.random.permutation(jax.random.fold_in(key_order, epoch), m)
+                order = jnp.pad(order, (0, per_epoch * size - m))
+                rows = jax.lax.dynamic_slice_in_dim(order, place, size)
+                chosen = (images[rows], labels[rows])
+                # The last batch of an epoch is smaller: its rest counts nothing.
+                there = place + jnp.arange(size, dtype=place.dtype) < m
+                weights = there.astype(images.dtype)
+            grads = jax.grad(mean)(
+                params, chosen, weights, jax.random.fold_in(key_augment, i)
+            )
+            return jax.tree.map(lambda p, g: p - rate * g, params, grads), None
+
+        count = self.inner_epochs * per_epoch
+        return jax.lax.scan(step, params, jnp.arange(count, dtype=jnp.int32))[0]
+
+    def __call__(self, state: MatchState, step, data: ClassData):
+        key = jax.random.fold_in(jax.random.wrap_key_data(data.key_data), step)
+        key_network, key_loop = jax.random.split(key)
+        params = self.model.init_params(key_network, data.x.shape[1:], data.x.dtype)
+
+        def move(images, opt_state, params, number):
+            key = jax.random.fold_in(key_loop, number)
+            key_match, key_train = jax.random.split(key)
+            value, grads = self.slope(images, params, key_match, data)
+            # optax raises decay rates to an integer count.
+            with jax.numpy_dtype_promotion("standard"):
+                updates, opt_state = self.optimizer.update(grads, opt_state, images)
+            moved: Any = optax.apply_updates(images, updates)
+            return moved, opt_state, value, key_train
+
+        def outer(carry, number):
+            images, opt_state, params = carry
+            images, opt_state, value, key_train = move(*carry, number)
+            params = self.train(params, images, state.labels, key_train)
+            return (images, opt_state, params), value
+
+        carry = (state.images, state.opt_state, params)
+        numbers = jnp.arange(self.outer_steps - 1, dtype=jnp.int32)
+        values = jnp.zeros((0,), state.images.dtype)
+        if self.outer_steps > 1:
+            carry, values = jax.lax.scan(outer, carry, numbers)
+        # After the last move the network has nothing left to be trained for.
+        images, opt_state, value, _ = move(*carry, self.outer_steps - 1)
+        value = jnp.mean(jnp.append(values, value))
+        new = state._replace(images=images, opt_state=opt_state)
+        finite = jnp.isfinite(images).all()
+        return distillation.guarded(state, new, value, finite), {"loss": value}
+
+
+@functools.cache
+def _sgd() -> optax.GradientTransformation:
+    # One object for all calls: the compiled loop is looked up by it.
+    return optax.sgd(0.1, momentum=0.5)
+
+
+def init(
+    x_target: Float[Array, "n h w d"],
+    class_target: Int[Array, " n"],
+    *,
+    key: Array,
+    num_classes: int | None = None,
+    images_per_class: int = 10,
+    initial: str = "noise",
+    optimizer: optax.GradientTransformation | None = None,
+) -> MatchState:
+    """Returns the state before the first step; the arguments are `distill`'s.
+
+    Raises:
+      ValueError: a class without images, or too few of them for `initial="real"`.
+    """
+    return synthetic_set.init(
+        x_target,
+        class_target,
+        key=key,
+        num_classes=num_classes,
+        images_per_class=images_per_class,
+        initial=initial,
+        optimizer=optimizer or _sgd(),
+    )
+
+
+def distill(
+    x_target: Float[Array, "n h w d"],
+    class_target: Int[Array, " n"],
+    *,
+    model: Classifier,
+    key: Array,
+    num_classes: int | None = None,
+    images_per_class: int = 10,
+    num_steps: int = 1000,
+    batch_size: int = 256,
+    outer_steps: int | None = None,
+    inner_epochs: int | None = None,
+    inner_learning_rate: float = 0.01,
+    inner_batch_size: int = 256,
+    real_loss: LossFn | None = None,
+    metric: str = "layerwise",
+    operations: tuple[str, ...] = (),
+    initial: str = "noise",
+    optimizer: optax.GradientTransformation | None = None,
+    parallel: bool | None = None,
+    state: MatchState | None = None,
+    chunk: int = 10,
+    callback: Callback | None = None,
+) -> Distilled:
+    """Moves synthetic images until they train networks in the direction of real ones.
+
+    Each step draws a network, then alternates `outer_steps` moves of the images with
+    training the network on them; after the last move it is thrown away, so that with a
+    single move no network is ever trained. The released code sets the statistics of
+    batch normalisation by real images; here each batch has its own.
+
+    Args:
+      x_target: images, normalised: each channel less its mean, over its deviation.
+      class_target: the class of each, an integer from 0.
+      model: a network that is drawn anew at every step, such as `models.ConvNet()`.
+      key: typed key; fixes the initial images and, with the step, all later draws.
+      num_classes: one more than the largest class if None.
+      images_per_class: synthetic images of each class.
+      num_steps: networks in all, counting those in `state`.
+      batch_size: real images of each class and move, drawn without replacement.
+      outer_steps: moves of the images per network; None is that of `loops`.
+      inner_epochs: epochs of training between two moves; None likewise.
+      inner_learning_rate: of that training, by SGD without momentum.
+      inner_batch_size: of that training.
+      real_loss: of the real side; None is the cross-entropy, which the synthetic side
+        always has.
+      metric: of `distance`.
+      operations: of `data.augmentation`; none is DC.
+      initial: "noise" is N(0, 1); "real" copies real images.
+      optimizer: default SGD, step 0.1, momentum 0.5 over all moves.
+      parallel: all classes in one pass rather than one after the other; None does so
+        on accelerators.
+      state: of an earlier call with the same arguments, to continue to the bit.
+      chunk: steps between calls of `callback`, in one compiled scan.
+      callback: `(steps, state, metrics)` after each chunk; `metrics["loss"]` has the
+        mean loss over the moves of each of its steps.
+
+    Raises:
+      ValueError: lengths differ, a class has no images or fewer than `batch_size`, a
+        number is out of range, or `state` has other shapes.
+
+    Example:
+      >>> out = gradient_matching.distill(
+      ...     x, classes, model=ConvNet(), key=jax.random.key(0), images_per_class=1
+      ... )
+    """
+    _checks.at_least(1, batch_size=batch_size, inner_batch_size=inner_batch_size)
+    _checks.positive(inner_learning_rate=inner_learning_rate)
+    _checks.one_of(METRICS, metric=metric)
+    for name in operations:
+        _checks.one_of(augmentation.OPERATIONS, operations=name)
+    start = init(
+        x_target,
+        class_target,
+        key=key,
+        num_classes=num_classes,
+        images_per_class=images_per_class,
+        initial=initial,
+        optimizer=optimizer,
+    )
+    if outer_steps is None or inner_epochs is None:
+        outer, inner = loops(images_per_class)
+        outer_steps = outer if outer_steps is None else outer_steps
+        inner_epochs = inner if inner_epochs is None else inner_epochs
+    _checks.at_least(1, outer_steps=outer_steps, inner_epochs=inner_epochs)
+    begin = distillation.resume(state, start)
+    data, largest = synthetic_set.class_data(
+        x_target,
+        class_target,
+        key=key,
+        num_classes=len(start.labels) // images_per_class,
+        batch_size=batch_size,
+    )
+    step = _Step(
+        model=model,
+        real_loss=real_loss,
+        metric=metric,
+        operations=operations,
+        optimizer=optimizer or _sgd(),
+        batch_size=batch_size,
+        largest=largest,
+        outer_steps=outer_steps,
+        inner_epochs=inner_epochs,
+        inner_learning_rate=inner_learning_rate,
+        inner_batch_size=inner_batch_size,
+        parallel=jax.default_backend() != "cpu" if parallel is None else parallel,
+    )
+    return distillation.descend(
+        step, begin, data, num_steps=num_steps, chunk=chunk, callback=callback
+    )
