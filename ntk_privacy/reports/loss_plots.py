@@ -13,7 +13,7 @@ from ntk_privacy.reports.plots import _COLOURS, _STYLES, _save
 
 __all__ = ["losses"]
 
-_WINDOW = 50
+_WINDOW, _FEWEST = 50, 5
 
 
 def losses(
@@ -21,6 +21,7 @@ def losses(
     path: str | pathlib.Path,
     *,
     title: str,
+    every: int = 1,
 ) -> None:
     """Draws losses against steps on logarithmic axes, raw and as a running mean.
 
@@ -29,11 +30,13 @@ def losses(
         finite are left out.
       path: the PNG to write.
       title: of the figure.
+      every: steps from one loss of a history to the next.
 
     Raises:
       ValueError: there is no history.
     """
-    _checks.at_least(1, num_histories=len(histories))
+    _checks.at_least(1, num_histories=len(histories), every=every)
+    unit = "steps" if every == 1 else f"losses, one in {every} steps"
     with rc_context(
         {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
     ):
@@ -41,10 +44,11 @@ def losses(
         axes = figure.add_subplot()
         for i, (label, history) in enumerate(histories.items()):
             history = np.asarray(history, np.float64)
-            steps = np.arange(1, len(history) + 1)
+            steps = 1 + every * np.arange(len(history))
             shown = np.isfinite(history) & (history > 0)
             steps, history = steps[shown], history[shown]
-            colour, width = _COLOURS[i % len(_COLOURS)], min(_WINDOW, len(history))
+            colour = _COLOURS[i % len(_COLOURS)]
+            width = min(max(_FEWEST, _WINDOW // every), len(history))
             axes.plot(steps, history, color=colour, alpha=0.25, linewidth=0.8)
             if width:
                 axes.plot(
@@ -53,7 +57,7 @@ def losses(
                     _STYLES[i % len(_STYLES)],
                     color=colour,
                     linewidth=1.8,
-                    label=f"{label}, mean of {width} steps",
+                    label=f"{label}, mean of {width} {unit}",
                 )
         axes.set_xscale("log")
         axes.set_yscale("log")

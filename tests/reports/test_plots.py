@@ -6,7 +6,7 @@ import pytest
 from matplotlib import image as mpl_image
 from matplotlib.figure import Figure
 
-from ntk_privacy.reports import plots
+from ntk_privacy.reports import loss_plots, plots
 
 
 def _pairs(n, shape=(8, 8, 1), seed=0):
@@ -115,6 +115,18 @@ def test_the_line_stands_where_the_formula_says(tmp_path, monkeypatch):
     np.testing.assert_allclose(line.get_ydata(), 784 * 10**-2.5)
     np.testing.assert_array_equal(curve.get_ydata(), [1.0, 3.0])
     assert axes[0].get_yscale() == "log"
+
+
+def test_losses_that_were_thinned_out_stand_at_their_steps(tmp_path, monkeypatch):
+    axes = []
+    monkeypatch.setattr(loss_plots, "_save", lambda f, path: axes.extend(f.axes))
+    history = np.array([8.0, np.nan, 4.0, 2.0, 2.0, 2.0, 6.0])
+    loss_plots.losses({"a": history}, tmp_path / "x", title="", every=25)
+    raw, smooth = axes[0].get_lines()
+    np.testing.assert_array_equal(raw.get_xdata(), [1, 51, 76, 101, 126, 151])
+    np.testing.assert_array_equal(raw.get_ydata(), [8, 4, 2, 2, 2, 6])
+    np.testing.assert_allclose(smooth.get_ydata(), [3.6, 3.2])
+    assert smooth.get_label() == "a, mean of 5 losses, one in 25 steps"
 
 
 def test_equal_figures_give_equal_bytes_and_a_failure_leaves_nothing(
