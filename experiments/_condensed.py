@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import _gradient_methods
 from experiments._flags import UsageError
 from experiments._image_sets import Images
 from experiments._progress import Progress
@@ -118,7 +119,7 @@ def _condense_dm(method, config, images, x, key, **loop) -> Any:
         images_per_class=config.images_per_class,
         num_steps=config.num_steps,
         batch_size=config.batch_size,
-        mean_fn=mean_fn(method, (config.rate or 0) * images.num_classes),
+        mean_fn=mean_fn(method, (config.rate or 0.0) * images.num_classes),
         operations=images.operations,
         optimizer=_sgd(config.learning_rate),
         **loop,
@@ -138,6 +139,9 @@ def _dm_presets(method: str) -> dict[str, dict[str, Any]]:
 METHODS: dict[str, Method] = {
     name: Method(_dm_presets(name), _start_dm, functools.partial(_condense_dm, name))
     for name in DM_METHODS
+}
+METHODS |= {
+    name: Method(*entry) for name, entry in _gradient_methods.ENTRIES.items()
 }
 
 
@@ -159,7 +163,11 @@ def resolved(config: Any, flags: tuple[str, ...]) -> dict[str, Any]:
                 f"{name}={getattr(config, name)} out."
             )
     given = {"preset": config.preset or "cpu"}
-    return given | {n: v for n, v in known.items() if getattr(config, n) is None}
+    each = config.images_per_class or known["images_per_class"]
+    for name, value in known.items():
+        if getattr(config, name) is None:
+            given[name] = value(each) if callable(value) else value
+    return given
 
 
 def check(config: Any, methods: tuple[str, ...], images: Images) -> None:
@@ -171,15 +179,21 @@ def check(config: Any, methods: tuple[str, ...], images: Images) -> None:
       images: to condense.
 
     Raises:
-      UsageError: the rate is too high, or a batch larger than a class or too small.
+      UsageError: a class has no images, the rate is too high, or a batch larger than a
+        class or too small.
     """
     sizes = np.bincount(images.classes, minlength=images.num_classes)
+    if not sizes.all():
+        raise UsageError(
+            f"Class {int(np.argmin(sizes))} of {images.num_classes} has no training "
+            f"images among {len(images.classes)}: use more images, or all."
+        )
     if config.batch_size > sizes.min():
         raise UsageError(
             f"batch_size={config.batch_size} is more than the {sizes.min()} training "
             f"images of class {int(np.argmin(sizes))}: use at most {sizes.min()}."
         )
-    in_class = (config.rate or 0) * images.num_classes
+    in_class = (config.rate or 0.0) * images.num_classes
     if not 0 <= in_class < 1 / 3:
         raise UsageError(
             f"rate={config.rate} of all images is {in_class:g} of one class, which "

@@ -40,12 +40,13 @@ def scene(config: Any, images: Images, seed: int) -> Scene:
     """Draws a target, a class that is not its own, and images of it to poison.
 
     Args:
-      config: has rate.
+      config: has rate and attack.
       images: to draw from.
       seed: fixes all of it.
 
     Raises:
-      UsageError: the class has fewer images than the rate asks for.
+      UsageError: the class has fewer images than the rate asks for, or the rate asks
+        for none.
     """
     key = jax.random.key(seed)
     draw = np.random.default_rng(seed)
@@ -53,7 +54,13 @@ def scene(config: Any, images: Images, seed: int) -> Scene:
     target_class = int(images.class_test[target])
     others = [c for c in range(images.num_classes) if c != target_class]
     adversarial = int(draw.choice(others))
-    count = max(1, round(config.rate * len(images.x)))
+    count = round(config.rate * len(images.x))
+    if count < 1 and config.attack != "none":
+        raise UsageError(
+            f"rate={config.rate} of {len(images.x)} images is no poison at all: use a "
+            f"rate of at least {1 / len(images.x):.4g}, or attack=none."
+        )
+    count = max(1, count)
     members = int(np.sum(images.classes == adversarial))
     if count > members:
         raise UsageError(
@@ -68,6 +75,25 @@ def scene(config: Any, images: Images, seed: int) -> Scene:
         num_poisons=count,
     )
     return Scene(target, target_class, adversarial, where, key)
+
+
+def bound_in_steps(config: Any, images: Images) -> int:
+    """Returns the bound in whole steps of the grid, which is coarser for digits.
+
+    Args:
+      config: has bound, in 1/255.
+      images: have levels.
+
+    Raises:
+      UsageError: it is below one step.
+    """
+    steps = config.bound * images.levels // 255
+    if steps < 1:
+        raise UsageError(
+            f"bound={config.bound}/255 is below one step of {config.dataset}, which is "
+            f"1/{images.levels}: use at least {-(-255 // images.levels)}."
+        )
+    return steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +148,7 @@ def poisons(
             "model": model,
             "operations": images.operations,
             "key": jax.random.fold_in(scene.key, 2),
-            # In whole steps of the grid, which is coarser for digits.
-            "bound": max(1, round(config.bound * images.levels / 255)) / images.levels,
+            "bound": bound_in_steps(config, images) / images.levels,
             "step": 1 / images.levels,
             "levels": images.levels,
             "num_steps": config.attack_steps,
@@ -164,12 +189,13 @@ def _clean_networks(config, images, scene, folder) -> list[Any]:
 
 def deviation(
     config: Any, images: Images, x: jax.Array, scene: Scene, method: str
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Returns what a method's mean does to the poison, in fresh random networks.
 
     Entries: the shares of poison and of clean images that are dropped, and the norm of
     what poison adds to the mean of its class before and after, over the root mean
-    square distance of clean features from their mean.
+    square distance of clean features from their mean. None where it has no meaning: a
+    median and a trimmed mean drop values, not images.
 
     Args:
       config: of `experiments.poison`.
@@ -191,12 +217,15 @@ def deviation(
         keys,
     )
     poison, poison_dropped, clean, clean_dropped, before, after = map(float, sums)
-    return {
+    found: dict[str, Any] = {
         "poison_dropped": poison_dropped / max(poison, 1),
         "clean_dropped": clean_dropped / max(clean, 1),
         "deviation_of_mean": before / _NUM_DRAWS,
         "deviation": after / _NUM_DRAWS,
     }
+    if isinstance(mean_fn, robust_mean.Selection) or mean_fn is robust_mean.mean:
+        return found
+    return dict.fromkeys(found) | {"deviation_of_mean": found["deviation_of_mean"]}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

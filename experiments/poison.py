@@ -4,9 +4,10 @@
         --methods=dm,rdm --num_seeds=5 --workdir=DIR
 
 Each seed draws a target among the test images, an adversarial class and the training
-images of that class that become poison. Writes config.json, results.json, and for each
-seed poisons.png and the condensed sets to --workdir. Killed and started again with the
-same --workdir it goes on with the first seed and method that is not done.
+images of that class that become poison. Writes config.json, results.json, losses.png
+and, for each seed, pictures of its poisons and condensed sets to --workdir. Killed and
+started again with the same --workdir it goes on with the first seed and method that is
+not done.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from experiments._workdir import Workdir, versions
 from ntk_privacy import _checks
 from ntk_privacy.evaluation import protocol
 from ntk_privacy.poisoning import direct
-from ntk_privacy.reports import plots
+from ntk_privacy.reports import loss_plots, plots
 
 NOT_RESULTS = (
     *("workdir", "progress", "checkpoint_seconds", "data_dir", "download"),
@@ -62,7 +63,9 @@ class Config:
     """Poisons a training set, condenses it, trains on that and asks about a target."""
 
     preset: Literal["paper", "cpu"] = _field(
-        "cpu", "Sizes that are none below: of the paper, or for two cores."
+        "cpu",
+        "Sizes that are none below: of the paper, with its normalisation, or for two "
+        "cores.",
     )
     dataset: Literal["digits", "mnist", "cifar10"] = _field("cifar10", "Image set.")
     attack: Literal["none", "direct", "dm", "gradient"] = _field(
@@ -75,7 +78,11 @@ class Config:
     )
     num_seeds: int = _field(5, "Targets, one per seed.")
     rate: float = _field(0.01, "Poison, as a share of the training set.")
-    bound: int = _field(64, "Largest change of an intensity by dm and gradient, /255.")
+    bound: int = _field(
+        64,
+        "Largest change of an intensity by dm and gradient, /255; rounded down to the "
+        "grid of digits.",
+    )
     num_runs: int | None = _field(None, "Condensations per seed and method.")
     width: int | None = _field(None, "Channels of the ConvNet.")
     images_per_class: int | None = _field(None, "Condensed images of each class.")
@@ -104,6 +111,8 @@ class Config:
     def __post_init__(self):
         for name in self.methods:
             _checks.one_of(DM_METHODS, methods=name)
+            if self.methods.count(name) > 1:
+                raise ValueError(f"methods names {name} twice: name it once.")
         _checks.at_least(1, num_seeds=self.num_seeds, num_methods=len(self.methods))
         _checks.at_least(
             0, first_seed=self.first_seed, checkpoint_seconds=self.checkpoint_seconds
@@ -171,7 +180,7 @@ def _cell(
         "adversarial_class": scene.adversarial_class,
         "accuracies": found.accuracy,
         "target_classes": found.target_classes[:, 0],
-        "losses": condensed.losses[:: max(1, len(condensed.losses) // 100)],
+        "losses": condensed.losses[:: _stride(len(condensed.losses))],
         "seconds": {
             "condense": condensing.run,
             "evaluate": evaluating.run,
@@ -184,10 +193,9 @@ def _cell(
 
 
 def _seed(
-    config: Config, workdir: Workdir, images: Images, seed: int
+    config: Config, workdir: Workdir, images: Images, seed: int, scene: Scene
 ) -> list[dict[str, Any]]:
     """Returns one entry per method and run of a seed; what is on disk is kept."""
-    scene = _poisoning.scene(config, images, seed)
     name = f"poisons_{seed}.npz"
     if workdir.path(name).exists():
         poisons = workdir.read_arrays(name)["poisons"]
@@ -245,13 +253,37 @@ def _row(config: Config, method: str, entries: list[dict[str, Any]]) -> dict[str
         "attack_success_std": success.deviation,
         "num_decisions": len(hits),
         **{
-            name: float(np.mean([entry[name] for entry in mine]))
+            name: None
+            if mine[0][name] is None
+            else float(np.mean([entry[name] for entry in mine]))
             for name in (
                 *("poison_dropped", "clean_dropped"),
                 *("deviation_of_mean", "deviation"),
             )
         },
     }
+
+
+def _draw_losses(
+    workdir: Workdir, entries: list[dict[str, Any]], num_steps: int
+) -> None:
+    """The loss of every method at the first seed, its first condensation."""
+    first = min(entry["seed"] for entry in entries)
+    loss_plots.losses(
+        {
+            entry["method"]: np.asarray(entry["losses"], np.float64)
+            for entry in entries
+            if (entry["seed"], entry["run"]) == (first, 0)
+        },
+        workdir.path("losses.png"),
+        title=f"Condensation of poisoned images, seed {first}",
+        every=_stride(num_steps),
+    )
+
+
+def _stride(num_steps: int) -> int:
+    """Returns how many steps stand between the losses that are kept."""
+    return max(1, num_steps // 100)
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -267,11 +299,17 @@ def run(config: Config) -> dict[str, Any]:
         config, num_train=config.num_train, num_test=config.num_test
     )
     _condensed.check(config, config.methods, images)
+    if config.attack in ("dm", "gradient"):
+        _poisoning.bound_in_steps(config, images)
+    # All before the folder is touched: a seed that cannot be is told at once.
+    seeds = range(config.first_seed, config.first_seed + config.num_seeds)
+    scenes = {seed: _poisoning.scene(config, images, seed) for seed in seeds}
     with Workdir(config.workdir, config, ignore=NOT_RESULTS) as workdir:
         workdir.write_json("config.json", config)
         entries = []
-        for seed in range(config.first_seed, config.first_seed + config.num_seeds):
-            entries += _seed(config, workdir, images, seed)
+        for seed, scene in scenes.items():
+            entries += _seed(config, workdir, images, seed, scene)
+        _draw_losses(workdir, entries, int(config.num_steps or 0))
         results = {
             "dataset": config.dataset,
             "attack": config.attack,
@@ -290,8 +328,9 @@ def run(config: Config) -> dict[str, Any]:
 
 def main(config: Config) -> None:
     """Runs and prints the table."""
+    table = run(config)["table"]
     print("method        accuracy %      attack success %")
-    for row in run(config)["table"]:
+    for row in table:
         accuracy = f"{100 * row['accuracy']:.2f} +- {100 * row['accuracy_std']:.2f}"
         success = 100 * row["attack_success"], 100 * row["attack_success_std"]
         print(

@@ -1,6 +1,7 @@
 """`experiments.poison` at toy size: files, the table, going on, exit codes."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from experiments import _condensed, _flags, _image_sets, _poisoning, poison
 from ntk_privacy import checkpoint
+from ntk_privacy.evaluation import protocol
 
 TOY = {
     "dataset": "digits",
@@ -45,7 +47,7 @@ def test_a_run_writes_the_table_and_takes_more_methods_later(tmp_path):
         assert set(row) >= {"method", "attack", "accuracy", "accuracy_std"}
         assert set(row) >= {"attack_success", "attack_success_std"}
         assert 0 <= row["accuracy"] <= 1
-    for name in ("poisons_0.png", "condensed_0_dm.png", "condensed_0_rdm.png"):
+    for name in ("poisons_0.png", "condensed_0_rdm.png", "losses.png"):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
     with np.load(tmp_path / "poisons_0.npz") as stored:
         assert stored["poisons"].shape == (4, 8, 8, 1)
@@ -88,6 +90,11 @@ def test_other_attacks_stay_in_their_budget_on_the_grid(tmp_path, attack):
         (["--batch_size=300"], 2, "batch_size=300 is more than the"),
         (["--batch_size=1"], 2, "drops 1 of 1 samples"),
         (["--num_train=2000"], 2, "num_train=2000 is more than the"),
+        (["--num_train=5"], 2, "Class 0 of 10 has no training images among 5"),
+        (["--methods=dm,dm"], 2, "methods names dm twice"),
+        (["--rate=0"], 2, "is no poison at all: use a rate of at least 0.0025"),
+        (["--rate=0.001"], 2, "is no poison at all: use a rate of at least 0.0025"),
+        (["--attack=dm", "--bound=15"], 2, "below one step of digits, which is 1/16"),
         (["--num_seeds=x"], 2, "num_seeds"),
         (["--dataset=mnist", "--data_dir=/nowhere"], 1, "/nowhere"),
     ],
@@ -96,9 +103,116 @@ def test_faults_are_one_line(tmp_path, capsys, flags, code, message):
     given = [f"--{k}={str(v).lower()}" for k, v in TOY.items()]
     given = [*given, f"--workdir={tmp_path}", *flags]
     assert _flags.call(poison.main, poison.Config, given) == code
-    error = capsys.readouterr().err
+    out, error = capsys.readouterr()
     assert message in error
     assert error.count("\n") == 1
+    assert not out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_seed_without_enough_images_is_told_before_any_is_run(tmp_path, capsys):
+    given = [f"--{k}={str(v).lower()}" for k, v in TOY.items()]
+    given += [f"--workdir={tmp_path}", "--num_seeds=40", "--rate=0.03"]
+    images = _image_sets.load(poison.Config(**TOY), num_train=400, num_test=50)
+    assert np.bincount(images.classes).min() > 12  # what 3% of 400 asks for
+    few = images._replace(
+        classes=np.where(np.arange(400) < 4, 0, images.classes % 9 + 1)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_image_sets, "load", lambda *args, **kwargs: few)
+        patch.setattr(_condensed, "check", lambda *args: None)
+        assert _flags.call(poison.main, poison.Config, given) == 2
+    assert "asks for 12 poisons, class 0 has 4 images" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_scene_poisons_another_class_than_the_target_s():
+    config = poison.Config(**TOY)
+    images = _image_sets.load(config, num_train=400, num_test=50)
+    scenes = [_poisoning.scene(config, images, seed) for seed in range(30)]
+    for scene in scenes:
+        assert scene.target_class == images.class_test[scene.target]
+        assert scene.adversarial_class != scene.target_class
+        assert set(images.classes[scene.where]) == {scene.adversarial_class}
+        assert len(set(scene.where)) == 4
+    assert len({(s.target, s.adversarial_class) for s in scenes}) > 20
+
+
+@pytest.mark.parametrize(("bound", "steps"), [(64, 4), (73, 4), (80, 5), (255, 16)])
+def test_the_bound_is_never_passed_on_a_coarser_grid(bound, steps):
+    config = poison.Config(**TOY | {"bound": bound})
+    images = _image_sets.load(config, num_train=400, num_test=50)
+    assert _poisoning.bound_in_steps(config, images) == steps
+    assert steps / images.levels <= bound / 255
+    assert _poisoning.bound_in_steps(config, images._replace(levels=255)) == bound
+
+
+def test_each_cell_condenses_poisoned_images_and_is_asked_about_the_target(
+    tmp_path, monkeypatch
+):
+    seen = []
+
+    def condense(method, config, images, x, key, **rest):
+        seen.append([method, x, key, None])
+        return _condensed.Condensed(np.zeros((10, 8, 8, 1)), np.arange(10), np.ones(4))
+
+    def evaluate(images, condensed, config, key, *, targets, **rest):
+        seen[-1][3] = targets
+        wanted = [6, 6] if seen[-1][0] == "dm" else [6, 1]
+        return protocol.Evaluated(np.array([0.2, 0.4]), np.array(wanted)[:, None], None)
+
+    monkeypatch.setattr(_condensed, "condense", condense)
+    monkeypatch.setattr(_condensed, "evaluate", evaluate)
+    config = poison.Config(**TOY)
+    images = _image_sets.load(config, num_train=400, num_test=50)
+    scene = _poisoning.scene(config, images, 0)
+    monkeypatch.setattr(
+        _poisoning, "scene", lambda *args: scene._replace(adversarial_class=6)
+    )
+    monkeypatch.setattr(_poisoning, "deviation", lambda *args: dict.fromkeys(
+        ("poison_dropped", "clean_dropped", "deviation_of_mean", "deviation"), 0.5
+    ))  # fmt: skip
+    rows = _run(tmp_path, num_runs=2)["table"]
+    target = images.normalised(images.x_test[scene.target][None])
+    want = np.array(images.normalised(images.x))
+    want[scene.where] = target
+    assert [method for method, *_ in seen] == ["dm", "dm", "rdm", "rdm"]
+    for _, x, _, asked in seen:
+        np.testing.assert_array_equal(x, want)
+        np.testing.assert_array_equal(asked, target)
+    keys = [tuple(np.asarray(jax.random.key_data(key))) for _, _, key, _ in seen]
+    assert keys[0] == keys[2] != keys[1] == keys[3]  # by run, alike for all methods
+    dm, rdm = rows
+    assert (dm["attack_success"], dm["attack_success_std"]) == (1, 0)
+    assert (rdm["attack_success"], rdm["attack_success_std"]) == (0.5, 0.5)
+    assert dm["num_decisions"] == rdm["num_decisions"] == 4
+    assert rdm["accuracy"] == pytest.approx(0.3)
+    assert rdm["accuracy_std"] == pytest.approx(0.1)
+
+
+def test_a_row_takes_the_entries_of_its_method_alone():
+    entry = {"adversarial_class": 2, "target_classes": [2, 2, 1, 0]}
+    entry |= dict.fromkeys(("poison_dropped", "clean_dropped"), 0.25)
+    entry |= dict.fromkeys(("deviation_of_mean", "deviation"), 1.0)
+    other = entry | {"method": "rdm", "accuracies": [0.9] * 4, "deviation": 9.0}
+    entry |= {"method": "dm", "accuracies": [0.1, 0.2, 0.3, 0.2]}
+    row = poison._row(poison.Config(**TOY), "dm", [entry, other])
+    assert row["accuracy"] == pytest.approx(0.2)
+    assert row["accuracy_std"] == pytest.approx(np.std([0.1, 0.2, 0.3, 0.2]))
+    assert (row["attack_success"], row["attack_success_std"]) == (0.5, 0.5)
+    assert (row["deviation"], row["num_decisions"]) == (1.0, 4)
+    told = entry | dict.fromkeys(("poison_dropped", "clean_dropped", "deviation"))
+    row = poison._row(poison.Config(**TOY), "dm", [told, told])
+    assert (row["deviation"], row["deviation_of_mean"]) == (None, 1.0)
+
+
+def test_condensation_descends_with_the_published_momentum():
+    sgd = _condensed._sgd(2.0)
+    state, moved = sgd.init(np.zeros(1)), 0.0
+    for _ in range(2):
+        update, state = sgd.update(np.ones(1), state)
+        moved += float(update[0])
+    assert moved == -2 - 2 * 1.5
 
 
 class Killed(BaseException):
@@ -172,6 +286,10 @@ def test_the_calibration_takes_the_deviation_away(monkeypatch):
     spread = np.sqrt(np.square(good - good.mean(0)).sum((1, 2, 3)).mean())
     expected = 8 / members.sum() * apart / spread
     assert dm["deviation"] == pytest.approx(expected, rel=0.25)  # 16 batches of 20
+    # A median drops values, not images: how much of the poison is left has no meaning.
+    median = _poisoning.deviation(config, images, x, scene, "dm_median")
+    assert median["deviation_of_mean"] == dm["deviation"]
+    assert median["deviation"] is median["poison_dropped"] is None
 
 
 def test_damaged_files_are_named(tmp_path, capsys):
@@ -190,6 +308,27 @@ def test_damaged_files_are_named(tmp_path, capsys):
         path.write_bytes(whole)
     assert _flags.call(poison.main, poison.Config, [*given, "--rate=0.02"]) == 2
     assert "rate: 0.01 in the folder, 0.02 asked" in capsys.readouterr().err
+
+
+def test_the_paper_s_preset_normalises_by_the_published_constants(monkeypatch):
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (20, 2, 2, 3)).astype(np.uint8)
+    raw = SimpleNamespace(
+        images_train=images,
+        labels_train=np.arange(20) % 10,
+        images_test=images[:5],
+        labels_test=np.arange(5),
+        max_intensity=255,
+        class_names=tuple("abcdefghij"),
+    )
+    monkeypatch.setattr(_image_sets.data, "load_raw", lambda *args: raw)
+    paper = _image_sets.load(poison.Config(preset="paper"))
+    np.testing.assert_allclose(paper.mean, [0.4914, 0.4822, 0.4465])
+    np.testing.assert_allclose(paper.deviation, [0.2023, 0.1994, 0.2010])
+    cpu = _image_sets.load(poison.Config())
+    x = cpu.normalised(cpu.x)
+    np.testing.assert_allclose(x.mean((0, 1, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(x.std((0, 1, 2)), 1, rtol=1e-5)
 
 
 def test_presets_fill_in_what_is_not_given():
