@@ -146,6 +146,36 @@ def test_the_protocol_learns_tests_and_asks_about_targets():
     np.testing.assert_allclose((predicted == labels[None]).mean(1), out.accuracy)
 
 
+def test_the_protocol_trains_as_published(monkeypatch):
+    x, labels = _data()
+    told = {}
+    train = classification.train
+
+    def watched(images, labels, **options):
+        told.update(options)
+        return train(images, labels, **options)
+
+    monkeypatch.setattr(classification, "train", watched)
+    options = {"model": MODEL, "key": KEY, "num_networks": 1, "num_epochs": 6}
+    found = protocol.evaluate(x, labels, x, labels, operations=("flip",), **options)
+    # Epochs 0 to 6; after that of index 6 // 2 + 1 the step is a tenth.
+    assert (told["num_epochs"], told["drop_after"]) == (7, 4)
+    state = train(
+        x,
+        labels,
+        model=MODEL,
+        keys=jax.random.split(KEY, 1),
+        num_epochs=7,
+        learning_rate=0.01,
+        momentum=0.9,
+        weight_decay=5e-4,
+        batch_size=256,
+        drop_after=4,
+        operations=("flip",),
+    )
+    chex.assert_trees_all_equal(found.state, state)
+
+
 def test_success_is_printed_as_in_the_papers():
     runs = np.array([3] * 15 + [1] * 10)
     rate = protocol.attack_success(runs, 3)
