@@ -1,0 +1,265 @@
+"""Trained networks in a folder: model.json and params.npz, no pickle.
+
+model.json holds `format` (1), `architecture` ("ConvNet" or "MLP"), `fields` of it,
+`image_shape`, `mean` and `deviation` per channel, `class_names`, `dtype` and `about`;
+params.npz one array per parameter, named by its path, such as "Conv_0/kernel".
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ntk_privacy import _checks
+from ntk_privacy._types import Params
+from ntk_privacy.models.convnet import ConvNet
+from ntk_privacy.models.mlp import MLP
+
+__all__ = ["SavedModel", "is_saved", "load", "logits_fn", "save"]
+
+_ABOUT, _PARAMS = "model.json", "params.npz"
+_ARCHITECTURES = {"ConvNet": ConvNet, "MLP": MLP}
+# Flax's own, and what matters to the start of a training alone.
+_NO_FIELDS = ("parent", "name", "kernel_inits")
+
+
+class SavedModel(NamedTuple):
+    """A network with what surrounds it.
+
+    Attributes:
+      logits_fn: `images -> logits`, images with intensities in [0, 1]; a pytree.
+      model: the network.
+      params: of it.
+      image_shape: (height, width, channels).
+      mean, deviation: of intensities per channel, by which images are normalised.
+      class_names: in the order of the logits.
+      about: whatever was noted beside.
+    """
+
+    logits_fn: Any
+    model: Any
+    params: Params
+    image_shape: tuple[int, int, int]
+    mean: Float[Array, " c"]
+    deviation: Float[Array, " c"]
+    class_names: tuple[str, ...]
+    about: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Normalised:
+    model: Any
+
+    def __call__(self, params: Params, mean: Array, deviation: Array, x: Array) -> Any:
+        mean, deviation = (v.astype(x.dtype) for v in (mean, deviation))
+        params = jax.tree.map(lambda leaf: leaf.astype(x.dtype), params)
+        shift = mean[None, None, None, :]
+        return self.model.apply_fn(params, (x - shift) / deviation[None, None, None, :])
+
+
+def logits_fn(
+    model: Any,
+    params: Params,
+    *,
+    mean: Float[Array | np.ndarray, " c"],
+    deviation: Float[Array | np.ndarray, " c"],
+) -> Any:
+    """Returns `images -> logits` that normalises inside, for `evasion`.
+
+    Args:
+      model: has `apply_fn`.
+      params: of it.
+      mean: of intensities per channel.
+      deviation: theirs.
+    """
+    constants = (jnp.asarray(mean), jnp.asarray(deviation))
+    return jax.tree_util.Partial(_Normalised(model), params, *constants)
+
+
+def _flat(params: Params) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    told = {}
+    for field in dataclasses.fields(model):
+        if field.name in _NO_FIELDS:
+            continue
+        value = getattr(model, field.name)
+        if isinstance(value, jax.lax.Precision):
+            value = value.name
+        told[field.name] = list(value) if isinstance(value, tuple | list) else value
+    return told
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(
+    folder: str | pathlib.Path,
+    model: Any,
+    params: Params,
+    *,
+    image_shape: Sequence[int],
+    mean: Float[Array | np.ndarray, " c"] | Sequence[float] | None = None,
+    deviation: Float[Array | np.ndarray, " c"] | Sequence[float] | None = None,
+    class_names: Sequence[str] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Saves a network; model.json appears last.
+
+    Args:
+      folder: made if it is missing.
+      model: a ConvNet or an MLP with at least two outputs.
+      params: of it.
+      image_shape: (height, width, channels).
+      mean: of intensities per channel; 0 if None.
+      deviation: theirs; 1 if None.
+      class_names: in the order of the logits; numbers if None.
+      about: what else to note, as JSON holds it.
+
+    Raises:
+      ValueError: another network, params that are not its own or not finite, or
+        numbers that do not fit its channels and classes.
+    """
+    kind = type(model).__name__
+    _checks.one_of(tuple(_ARCHITECTURES), architecture=kind)
+    _checks.at_least(2, num_outputs=model.num_outputs)
+    channels, classes = int(image_shape[-1]), model.num_outputs
+    mean = np.zeros(channels) if mean is None else np.asarray(mean)
+    deviation = np.ones(channels) if deviation is None else np.asarray(deviation)
+    names = [str(i) for i in range(classes)] if class_names is None else class_names
+    for name, has, wants in (
+        ("mean", mean.shape, (channels,)),
+        ("deviation", deviation.shape, (channels,)),
+        ("class_names", (len(names),), (classes,)),
+    ):
+        if has != wants:
+            raise ValueError(f"{name} has shape {has}: give {wants}.")
+    _checks.positive(least_deviation=deviation.min())
+    _checks.finite(params=params)
+    arrays = {name: np.asarray(leaf) for name, leaf in _flat(params).items()}
+    dtype = str(next(iter(arrays.values())).dtype)
+    wanted = _shapes(model, image_shape, dtype)
+    _agree({name: leaf.shape for name, leaf in arrays.items()}, wanted, "params")
+    told = {
+        "format": 1,
+        "architecture": kind,
+        "fields": _fields(model),
+        "image_shape": [int(v) for v in image_shape],
+        "mean": [float(v) for v in mean],
+        "deviation": [float(v) for v in deviation],
+        "class_names": [str(v) for v in names],
+        "dtype": dtype,
+        "about": dict(about or {}),
+    }
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{_PARAMS}.{os.getpid()}.npz"
+    try:
+        np.savez(temporary, **arrays)
+        temporary.replace(folder / _PARAMS)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _replace(folder / _ABOUT, (json.dumps(told, indent=2) + "\n").encode())
+
+
+def _shapes(
+    model: Any, image_shape: Sequence[int], dtype: str
+) -> dict[str, tuple[int, ...]]:
+    shapes = jax.eval_shape(
+        lambda: model.init_params(jax.random.key(0), tuple(image_shape), dtype)
+    )
+    return {name: leaf.shape for name, leaf in _flat(shapes).items()}
+
+
+def _agree(has: Mapping[str, Any], wants: Mapping[str, Any], what: str) -> None:
+    for name in sorted(has.keys() | wants.keys()):
+        if has.get(name) != wants.get(name):
+            raise ValueError(
+                f"{what} has {has.get(name, 'nothing')} at {name}, not "
+                f"{wants.get(name, 'nothing')}: give the parameters of this network."
+            )
+
+
+def is_saved(folder: str | pathlib.Path) -> bool:
+    """Returns whether `save` has written to a folder."""
+    return (pathlib.Path(folder) / _ABOUT).is_file()
+
+
+def load(folder: str | pathlib.Path) -> SavedModel:
+    """Returns a network that `save` wrote.
+
+    Args:
+      folder: that was given to `save`.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: a file is damaged or of another format.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / _ABOUT
+    text = path.read_text()
+    try:
+        told = json.loads(text)
+        version, kind = told["format"], told["architecture"]
+        _checks.one_of((1,), format=version)
+        _checks.one_of(tuple(_ARCHITECTURES), architecture=kind)
+        fields = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in told["fields"].items()
+        }
+        if isinstance(fields.get("precision"), str):
+            fields["precision"] = jax.lax.Precision[fields["precision"]]
+        model = _ARCHITECTURES[kind](**fields)
+        shape = tuple(int(v) for v in told["image_shape"])
+        mean, deviation = (
+            jnp.asarray(told[name], jnp.float32) for name in ("mean", "deviation")
+        )
+        names, dtype = tuple(told["class_names"]), told["dtype"]
+        about, wanted = told["about"], _shapes(model, shape, dtype)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged or of another format ({error}): save the model again."
+        ) from error
+    path = folder / _PARAMS
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        _agree({k: v.shape for k, v in arrays.items()}, wanted, "it")
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} is damaged or of another model ({error}): save the model again."
+        ) from error
+    params: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, leaf = name.split("/")
+        place = params
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[leaf] = jnp.asarray(array)
+    _checks.finite(params=params)
+    function = logits_fn(model, params, mean=mean, deviation=deviation)
+    return SavedModel(function, model, params, shape, mean, deviation, names, about)

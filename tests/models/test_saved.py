@@ -1,0 +1,102 @@
+"""Saved networks: the same logits, no pickle, and faults in one sentence."""
+
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntk_privacy.models import MLP, ConvNet, saved
+
+SHAPE = (8, 8, 2)
+X = np.random.default_rng(0).uniform(size=(5, *SHAPE)).astype(np.float32)
+NETWORKS = [
+    ConvNet(3, 4, depth=2, norm="group", precision=jax.lax.Precision.HIGHEST),
+    MLP((6, 5), 3, use_bias=(True, False, True)),
+]
+
+
+def _save(folder, model, **changes):
+    params = model.init_params(jax.random.key(0), SHAPE)
+    given = {"image_shape": SHAPE, "mean": (0.4, 0.5), "deviation": (0.2, 0.3)}
+    saved.save(folder, model, params, **{**given, **changes})
+    return params
+
+
+@pytest.mark.parametrize("model", NETWORKS, ids=["ConvNet", "MLP"])
+def test_what_comes_back_is_what_went(tmp_path, model):
+    params = _save(tmp_path, model, class_names="abc", about={"width": 4})
+    found = saved.load(tmp_path)
+    assert found.model == model
+    chex.assert_trees_all_equal(found.params, params)
+    assert found.class_names == ("a", "b", "c")
+    assert (found.image_shape, found.about) == (SHAPE, {"width": 4})
+    normalised = (X - np.float32([0.4, 0.5])) / np.float32([0.2, 0.3])
+    expected = model.apply_fn(params, jnp.asarray(normalised))
+    chex.assert_trees_all_close(found.logits_fn(jnp.asarray(X)), expected, atol=1e-5)
+    # Of the dtype of the images.
+    assert found.logits_fn(jnp.asarray(X, jnp.float64)).dtype == jnp.float64
+
+
+def test_defaults_and_a_second_save(tmp_path):
+    _save(tmp_path, NETWORKS[1], mean=None, deviation=None)
+    found = saved.load(tmp_path)
+    assert found.class_names == ("0", "1", "2")
+    np.testing.assert_array_equal(found.mean, [0, 0])
+    np.testing.assert_array_equal(found.deviation, [1, 1])
+    _save(tmp_path, NETWORKS[0])
+    assert saved.load(tmp_path).model == NETWORKS[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "params.npz"]
+    assert saved.is_saved(tmp_path)
+    assert not saved.is_saved(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"mean": (0.1,)}, r"mean has shape \(1,\): give \(2,\)"),
+        ({"deviation": (0.1, 0)}, "least_deviation=0.0 must be above 0"),
+        ({"class_names": "ab"}, r"class_names has shape \(2,\): give \(3,\)"),
+        ({"image_shape": (4, 8, 2)}, "params has .* at Dense_0/kernel, not"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, change, text):
+    with pytest.raises(ValueError, match=text):
+        _save(tmp_path, NETWORKS[1], **change)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_networks_and_parameters_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="architecture='dict' is unknown"):
+        saved.save(tmp_path, {}, {}, image_shape=SHAPE)
+    with pytest.raises(ValueError, match="num_outputs=1 must be at least 2"):
+        _save(tmp_path, MLP((4,), 1))
+    params = NETWORKS[1].init_params(jax.random.key(0), SHAPE)
+    params = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        saved.save(tmp_path, NETWORKS[1], params, image_shape=SHAPE)
+
+
+def test_damaged_files_are_named(tmp_path):
+    _save(tmp_path, NETWORKS[0])
+    for name in ("model.json", "params.npz"):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match=f"{name} is damaged .* save the model"):
+            saved.load(tmp_path)
+        path.write_bytes(whole)
+    path = tmp_path / "model.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {"format": 2}))
+    with pytest.raises(ValueError, match="format=2 is unknown"):
+        saved.load(tmp_path)
+    path.write_text(json.dumps(told | {"fields": told["fields"] | {"width": 8}}))
+    with pytest.raises(ValueError, match="of another model"):
+        saved.load(tmp_path)
+    (tmp_path / "params.npz").unlink()
+    path.write_text(json.dumps(told))
+    with pytest.raises(FileNotFoundError):
+        saved.load(tmp_path)
