@@ -105,6 +105,33 @@ def test_it_is_the_published_loop_and_keeps_the_best_restart(sign):
     assert out.losses.shape == (12,)
 
 
+def test_the_sign_comes_after_by_default_and_a_lost_restart_is_not_taken():
+    images = _images()
+    out = _craft(images, 1 - images)
+    chex.assert_trees_all_equal(out, _craft(images, 1 - images, sign="after"))
+    first = int(np.argmin(out.scores))
+
+    def lost(images, key, data):
+        """NaN where the best restart would end."""
+        gap = jnp.mean(jnp.square(images - out.images))
+        return jnp.where(gap < 1e-9, jnp.nan, _goal(images, key, data))
+
+    again = perturbation.craft(
+        images,
+        lost,
+        1 - images,
+        key=KEY,
+        bound=16 / 255,
+        num_steps=6,
+        num_restarts=2,
+        num_draws=3,
+        chunk=4,
+    )
+    assert jnp.isinf(again.scores[first])
+    assert again.scores[1 - first] == out.scores[1 - first]
+    assert (again.images != out.images).any()
+
+
 def test_with_time_it_reaches_what_the_bound_allows():
     images = _images(dtype=np.float64)
     target = jnp.where(images < 0.5, 1.0, 0.0)  # farther than the noise reaches

@@ -89,6 +89,27 @@ def test_gradient_matching_is_one_less_the_cosine_over_all_parameters():
     assert abs(float(jax.jit(Alignment(MODEL, ()))(copies, KEY, ensemble))) < 1e-12
 
 
+def test_gradient_matching_augments_each_poison_on_its_own(monkeypatch):
+    target, seen, augment = _target(), [], augmentation.augment
+    ensemble = gradient_matching.Ensemble(
+        jax.tree.map(lambda a: a[None], _networks(1)[0]),
+        jax.tree.map(lambda a: a[None], _networks(1)[0]),
+        jnp.int32(1),
+        target.mean,
+        target.deviation,
+    )
+
+    def watched(*args, **options):
+        seen.append(options)
+        return augment(*args, **options)
+
+    monkeypatch.setattr(augmentation, "augment", watched)
+    copies = direct.poison(target.image, num_poisons=6)
+    jax.eval_shape(Alignment(MODEL, OPERATIONS), copies, KEY, ensemble)
+    assert seen[0]["operations"] == OPERATIONS
+    assert not seen[0].get("siamese", False)
+
+
 @pytest.mark.parametrize("attack", ["dm", "gradient"])
 def test_the_attacks_lower_their_objective_within_the_bound(attack):
     images = _bytes(2, 4, np.float32)
