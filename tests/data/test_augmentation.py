@@ -137,6 +137,42 @@ def test_parameters_stay_in_the_published_ranges():
     assert float(area.max()) == 64 - 4
 
 
+def test_saturation_and_contrast_stay_in_the_published_ranges():
+    grey = jnp.full((2000, 2, 2, 3), 2.0)
+    tint = grey + jnp.array([-1.0, 0.0, 1.0]).reshape(1, 1, 1, 3)
+    # What brightness adds leaves the gap of two channels alone.
+    out = jitted(KEY, tint, operations=("color",))
+    gap = np.asarray(out[:, 0, 0, 2] - out[:, 0, 0, 1])  # 2 u (v + 0.5)
+    assert 0 <= gap.min() < 0.01
+    assert 2.8 < gap.max() <= 3
+    half = grey.at[:, 0].add(2)
+    out = jitted(KEY, half, operations=("color",))
+    gap = np.asarray(out[:, 0, 0, 0] - out[:, 1, 0, 0]) / 2  # v + 0.5
+    assert 0.5 <= gap.min() < 0.51
+    assert 1.49 < gap.max() <= 1.5
+
+
+def test_scales_and_angles_stay_in_the_published_ranges(monkeypatch):
+    monkeypatch.setattr(augmentation, "warp", lambda x, matrix: matrix[..., None])
+    x = jnp.ones((2000, 2, 2, 1))
+    scale, rotate = (
+        np.asarray(draw(KEY, x, 2000))[..., 0]
+        for draw in (augmentation._scale, augmentation._rotate)
+    )
+    factors = scale[:, [0, 1], [0, 1]]
+    assert not scale[:, [0, 1], [1, 0]].any()
+    assert 1 / 1.2 <= factors.min() < 1 / 1.2 + 0.002
+    assert 1.198 < factors.max() <= 1.2
+    assert abs(np.corrcoef(factors.T)[0, 1]) < 0.1  # independent of each other
+    square = rotate @ rotate.transpose(0, 2, 1)
+    np.testing.assert_allclose(
+        square, np.broadcast_to(np.eye(2), (2000, 2, 2)), atol=1e-9
+    )
+    degrees = np.degrees(np.arctan2(rotate[:, 1, 0], rotate[:, 0, 0]))
+    assert -15 <= degrees.min() < -14.9
+    assert 14.9 < degrees.max() <= 15
+
+
 def test_float32_stays_and_no_operation_is_the_identity(x):
     small = x.astype(jnp.float32)
     assert jitted(KEY, small, operations=augmentation.OPERATIONS).dtype == jnp.float32
