@@ -130,7 +130,7 @@ def _condense(config, workdir, images, x, key, timer) -> Condensed:
     if about.exists() and workdir.path("arrays.npz").exists():
         told, stored = workdir.read_json(name), workdir.read_arrays("arrays.npz")
         timer.run, timer.compile = told["seconds"]
-        return Condensed(stored["images"], stored["labels"], stored["losses"])
+        return Condensed(*(stored.get(name) for name in Condensed._fields))
     made = _condensed.condense(
         config.method,
         config,
@@ -141,8 +141,9 @@ def _condense(config, workdir, images, x, key, timer) -> Condensed:
         timer=timer,
         description=config.method,
     )
+    arrays = {k: v for k, v in made._asdict().items() if v is not None}
     workdir.write_arrays(
-        "arrays.npz", mean=images.mean, deviation=images.deviation, **made._asdict()
+        "arrays.npz", mean=images.mean, deviation=images.deviation, **arrays
     )
     about.parent.mkdir(parents=True, exist_ok=True)
     workdir.write_json(name, {"seconds": [timer.run, timer.compile]})

@@ -188,10 +188,19 @@ def check(config: Any, methods: tuple[str, ...], images: Images) -> None:
             f"Class {int(np.argmin(sizes))} of {images.num_classes} has no training "
             f"images among {len(images.classes)}: use more images, or all."
         )
-    if config.batch_size > sizes.min():
+    # Experts of trajectory matching see batches of all classes.
+    by_class = methods[0] not in _gradient_methods.WITH_EXPERTS
+    if by_class and config.batch_size > sizes.min():
         raise UsageError(
             f"batch_size={config.batch_size} is more than the {sizes.min()} training "
             f"images of class {int(np.argmin(sizes))}: use at most {sizes.min()}."
+        )
+    each = config.images_per_class
+    if methods[0] in _gradient_methods.START_REAL and each > sizes.min():
+        raise UsageError(
+            f"images_per_class={each} is more than the {sizes.min()} training images "
+            f"of class {int(np.argmin(sizes))}, which are where {methods[0]} starts: "
+            "use fewer."
         )
     in_class = (config.rate or 0.0) * images.num_classes
     if not 0 <= in_class < 1 / 3:
@@ -200,7 +209,7 @@ def check(config: Any, methods: tuple[str, ...], images: Images) -> None:
             f"must lie in [0, 1/3): use a rate below {1 / 3 / images.num_classes:.4f}."
         )
     shape = jax.ShapeDtypeStruct((config.batch_size, 1), jnp.float32)
-    for name in methods:
+    for name in set(methods) & set(DM_METHODS):
         try:
             jax.eval_shape(mean_fn(name, in_class), shape)
         except ValueError as error:
@@ -208,11 +217,14 @@ def check(config: Any, methods: tuple[str, ...], images: Images) -> None:
 
 
 class Condensed(NamedTuple):
-    """images: normalised. labels: classes. losses: of every step."""
+    """images: normalised. labels: classes. losses: of every step. step_size: to train
+    on them with, where it was learnt.
+    """  # noqa: D205
 
     images: np.ndarray
     labels: np.ndarray
     losses: np.ndarray
+    step_size: np.ndarray | None = None
 
 
 def condense(
@@ -286,7 +298,13 @@ def condense(
         )
     if first < config.num_steps:
         save(out.state)
-    return Condensed(np.asarray(out.images), np.asarray(out.labels), losses)
+    learnt = getattr(out.state, "step_size", None)
+    return Condensed(
+        np.asarray(out.images),
+        np.asarray(out.labels),
+        losses,
+        None if learnt is None else np.asarray(learnt),
+    )
 
 
 def evaluate(
@@ -298,6 +316,7 @@ def evaluate(
     folder: pathlib.Path,
     timer: Timer,
     targets: jax.Array | None = None,
+    network: Any = None,
 ) -> protocol.Evaluated:
     """Trains networks on a set and tests them, from the last checkpoint in a folder.
 
@@ -310,15 +329,20 @@ def evaluate(
       folder: of the checkpoints.
       timer: of the evaluation.
       targets: normalised images to classify besides.
+      network: of another architecture than the one that condensed.
 
     Raises:
       ValueError: a checkpoint is damaged.
     """
+    rate = config.train_learning_rate
+    if rate is None:
+        learnt = getattr(condensed, "step_size", None)
+        rate = 0.01 if learnt is None else float(learnt)
     options: dict[str, Any] = {
-        "model": model(config, images),
+        "model": network or model(config, images),
         "key": key,
         "num_networks": config.num_networks,
-        "learning_rate": config.train_learning_rate,
+        "learning_rate": rate,
         "operations": images.operations,
         "targets": targets,
     }

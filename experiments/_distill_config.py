@@ -36,7 +36,11 @@ _CONDENSING = tuple(
         for name in flags
     )
 )
-_NOT_COUNTS = ("rate", "learning_rate", "train_learning_rate")
+_RATES = (
+    *("learning_rate", "train_learning_rate", "step_size", "step_size_rate"),
+    "expert_learning_rate",
+)
+_NOT_COUNTS = ("rate", "experts", *_RATES)
 
 
 def _field(default: Any, text: str) -> Any:
@@ -50,12 +54,14 @@ class Config:
     method: Literal[
         *("kip", "rkip", "rkip_noise", "rkip_finite", "random", "full"),
         *("dm", "rdm", "dm_truncated", "dm_trimmed", "dm_median", "dm_entropy"),
+        *("dc", "dsa", "mtt", "tesla"),
     ] = _field(
         "rkip",
         "kip matches predictions, rkip regressors, rkip_noise with pixels that stay "
         "noise, rkip_finite attacks a trained network; random and full are real "
-        "images, some or all. dm matches mean features in random ConvNets; rdm and "
-        "the others with a mean that some poison does not move.",
+        "images, some or all. dm matches mean features in random ConvNets, rdm and "
+        "the others with a mean that some poison does not move; dc gradients, dsa of "
+        "augmented images; mtt and tesla trajectories of networks in training.",
     )
     dataset: Literal["digits", "mnist", "cifar10", "tiny_imagenet"] = _field(
         "digits", "Image set; digits is embedded, the others are read from files."
@@ -142,6 +148,34 @@ class Config:
     images_per_class: int | None = _field(
         None, "Condensed images of each class (dm and its kind)."
     )
+    outer_steps: int | None = _field(
+        None, "Moves of the images per network (dc, dsa)."
+    )
+    inner_epochs: int | None = _field(
+        None, "Of training a network on the images between two moves (dc, dsa)."
+    )
+    student_steps: int | None = _field(
+        None, "Steps on the condensed set that follow an expert (mtt, tesla)."
+    )
+    expert_epochs: int | None = _field(
+        None, "Epochs of the expert that a student is to catch up with (mtt, tesla)."
+    )
+    max_start_epoch: int | None = _field(
+        None, "Students start at an epoch below it (mtt, tesla)."
+    )
+    step_size: float | None = _field(
+        None, "Of the student at first; it is learnt (mtt, tesla)."
+    )
+    step_size_rate: float | None = _field(
+        None, "Step at which it is learnt (mtt, tesla)."
+    )
+    num_experts: int | None = _field(
+        None, "Networks trained on the real images (mtt, tesla)."
+    )
+    expert_learning_rate: float | None = _field(None, "Of their training.")
+    experts: str | None = _field(
+        None, "Folder of experts to use, or to make; none is in the workdir."
+    )
     rate: float | None = _field(
         None, "Poison to expect, as a share of all images (robust means)."
     )
@@ -183,9 +217,10 @@ class Config:
             seed=self.seed,
             checkpoint_seconds=self.checkpoint_seconds,
         )
-        _checks.positive(stop_loss=self.stop_loss, learning_rate=self.learning_rate)
-        if self.train_learning_rate is not None:
-            _checks.positive(train_learning_rate=self.train_learning_rate)
+        _checks.positive(stop_loss=self.stop_loss)
+        for name in _RATES:
+            if getattr(self, name) is not None:
+                _checks.positive(**{name: getattr(self, name)})
         for name, least in (("attack_steps", 1), ("batch_size", 1)):
             if getattr(self, name) is not None:
                 _checks.at_least(least, **{name: getattr(self, name)})

@@ -4,6 +4,14 @@ from ntk_privacy.condensation import (
     distribution_matching,
     gradient_matching,
     robust_mean,
+    tesla,
+    trajectory_matching,
 )
 
-__all__ = ["distribution_matching", "gradient_matching", "robust_mean"]
+__all__ = [
+    "distribution_matching",
+    "gradient_matching",
+    "robust_mean",
+    "tesla",
+    "trajectory_matching",
+]

@@ -1,0 +1,240 @@
+"""DC, DSA, MTT and TESLA for `experiments.distill`: presets, start, search."""
+
+import functools
+import pathlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments._image_sets import Images
+from ntk_privacy.condensation import gradient_matching, tesla, trajectory_matching
+from ntk_privacy.models import ConvNet
+from ntk_privacy.training import trajectories
+
+_EVALUATION: Mapping[str, Mapping[str, Any]] = {
+    "paper": {"num_networks": 5, "num_epochs": 1000, "train_learning_rate": 0.01},
+    # A tenth of the epochs, ten times the step.
+    "cpu": {"num_networks": 3, "num_epochs": 100, "train_learning_rate": 0.1},
+}
+
+
+def _short(images_per_class: int) -> int:
+    """What two cores finish of the published loops."""
+    return 1 if images_per_class == 1 else 5
+
+
+# None: of the published table, by images per class.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {
+        "width": 128,
+        "images_per_class": 10,
+        "num_steps": 1000,
+        "batch_size": 256,
+        "learning_rate": 0.1,
+        "outer_steps": None,
+        "inner_epochs": None,
+        **_EVALUATION["paper"],
+    },
+    "cpu": {
+        "width": 32,
+        "images_per_class": 10,
+        "num_steps": lambda each: 400 if each == 1 else 60,
+        "batch_size": 64,
+        "learning_rate": lambda each: 0.2 if each == 1 else 0.5,
+        "outer_steps": _short,
+        "inner_epochs": _short,
+        **_EVALUATION["cpu"],
+    },
+}
+
+# Of MTT on CIFAR-10, by images per class: student_steps, max_start_epoch,
+# learning_rate, step_size_rate, step_size.
+_MTT_TABLE = {
+    1: (50, 2, 100.0, 1e-7, 0.01),
+    10: (30, 20, 100.0, 1e-5, 0.001),
+    50: (30, 40, 1000.0, 1e-5, 0.001),
+}
+_TESLA_TABLE = {**_MTT_TABLE, 1: (50, 5, 500.0, 1e-7, 0.01)}
+_COLUMNS = (
+    *("student_steps", "max_start_epoch", "learning_rate"),
+    *("step_size_rate", "step_size"),
+)
+
+
+def _entry(table: Mapping[int, tuple], column: int, each: int) -> Any:
+    nearest = min(table, key=lambda known: abs(known - each))
+    if nearest != each and column == 0:
+        warnings.warn(
+            f"images_per_class={each} has no published sizes: taking those of "
+            f"{nearest}.",
+            stacklevel=2,
+        )
+    return table[nearest][column]
+
+
+def _trajectory_presets(table: Mapping[int, tuple], num_steps: int) -> dict[str, Any]:
+    columns: dict[str, Callable[[int], Any]] = {
+        name: functools.partial(_entry, table, column)
+        for column, name in enumerate(_COLUMNS)
+    }
+    return {
+        "paper": {
+            "width": 128,
+            "images_per_class": 10,
+            "num_steps": num_steps,
+            "batch_size": 256,
+            "expert_epochs": 2,
+            "expert_learning_rate": 0.01,
+            "num_experts": 100,
+            "experts": None,
+            **columns,
+            **_EVALUATION["paper"],
+            # The step size that was learnt.
+            "train_learning_rate": None,
+        },
+        "cpu": {
+            "width": 32,
+            "images_per_class": 10,
+            "num_steps": lambda each: 400 if each == 1 else 100,
+            "batch_size": 64,
+            "expert_epochs": 1,
+            "expert_learning_rate": 0.02,
+            "num_experts": 4,
+            "experts": None,
+            "student_steps": 10,
+            "max_start_epoch": 2,
+            "learning_rate": lambda each: 30.0 if each == 1 else 100.0,
+            "step_size_rate": 1e-4,
+            "step_size": 0.03,
+            **_EVALUATION["cpu"],
+        },
+    }
+
+
+@functools.cache
+def _sgd(learning_rate: float) -> optax.GradientTransformation:
+    # One object for all calls: compiled programs are looked up by it.
+    return optax.sgd(learning_rate, momentum=0.5)
+
+
+def _start(initial: str, config: Any, images: Images, x, key) -> Any:
+    return gradient_matching.init(
+        x,
+        jnp.asarray(images.classes),
+        key=key,
+        num_classes=images.num_classes,
+        images_per_class=config.images_per_class,
+        initial=initial,
+        optimizer=_sgd(config.learning_rate),
+    )
+
+
+def _condense(initial: str, config: Any, images: Images, x, key, **loop) -> Any:
+    return gradient_matching.distill(
+        x,
+        jnp.asarray(images.classes),
+        model=ConvNet(images.num_classes, config.width),
+        key=key,
+        num_classes=images.num_classes,
+        images_per_class=config.images_per_class,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        outer_steps=config.outer_steps,
+        inner_epochs=config.inner_epochs,
+        operations=images.operations if initial == "real" else (),
+        initial=initial,
+        optimizer=_sgd(config.learning_rate),
+        **loop,
+    )
+
+
+ENTRIES = {
+    name: (
+        PRESETS,
+        functools.partial(_start, initial),
+        functools.partial(_condense, initial),
+    )
+    for name, initial in (("dc", "noise"), ("dsa", "real"))
+}
+
+
+def _start_trajectory(config: Any, images: Images, x, key) -> Any:
+    return trajectory_matching.init(
+        x,
+        jnp.asarray(images.classes),
+        key=key,
+        num_classes=images.num_classes,
+        images_per_class=config.images_per_class,
+        step_size=config.step_size,
+        optimizer=_sgd(config.learning_rate),
+        step_size_optimizer=_sgd(config.step_size_rate),
+    )
+
+
+def _experts(config: Any, images: Images, x, key) -> Any:
+    """Returns experts of a folder that was given, else those made in the workdir."""
+    model = ConvNet(images.num_classes, config.width)
+    # No later epoch is looked at, and the step is constant: none is trained.
+    needed = config.max_start_epoch - 1 + config.expert_epochs
+    folder = pathlib.Path(config.experts or pathlib.Path(config.workdir) / "experts")
+    if config.experts is None or not (folder / "manifest.json").exists():
+        trajectories.record(
+            folder,
+            x,
+            jnp.asarray(images.classes),
+            model=model,
+            key=jax.random.fold_in(key, 1),
+            num_experts=config.num_experts,
+            num_epochs=needed,
+            learning_rate=config.expert_learning_rate,
+            batch_size=config.batch_size,
+            operations=images.operations,
+        )
+    return trajectories.load(
+        folder,
+        model=model,
+        image_shape=x.shape[1:],
+        num_epochs=needed,
+        at_least=max(1, config.num_experts // 2),
+    ).params
+
+
+def _condense_trajectory(distill: Any, config: Any, images: Images, x, key, **loop):
+    return distill(
+        x,
+        jnp.asarray(images.classes),
+        experts=_experts(config, images, x, key),
+        model=ConvNet(images.num_classes, config.width),
+        key=key,
+        num_classes=images.num_classes,
+        images_per_class=config.images_per_class,
+        num_steps=config.num_steps,
+        student_steps=config.student_steps,
+        expert_epochs=config.expert_epochs,
+        max_start_epoch=config.max_start_epoch,
+        step_size=config.step_size,
+        operations=images.operations,
+        optimizer=_sgd(config.learning_rate),
+        step_size_optimizer=_sgd(config.step_size_rate),
+        **loop,
+    )
+
+
+ENTRIES |= {
+    name: (
+        _trajectory_presets(table, num_steps),
+        _start_trajectory,
+        functools.partial(_condense_trajectory, module.distill),
+    )
+    for name, module, table, num_steps in (
+        ("mtt", trajectory_matching, _MTT_TABLE, 5000),
+        ("tesla", tesla, _TESLA_TABLE, 10_000),
+    )
+}
+# Their first images are real ones.
+START_REAL = ("dsa", "mtt", "tesla")
+WITH_EXPERTS = ("mtt", "tesla")

@@ -1,0 +1,405 @@
+"""MTT: a student trained on the synthetic set shall end where an expert does.
+
+Experts are an argument: `training.trajectories.load(...).params`. The gradient in the
+images passes through every step of the student; `tesla` has one that needs no more
+memory for many steps than for few.
+
+Source: Cazenavette et al., CVPR 2022 (MTT, arXiv:2203.11932), released code.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from ntk_privacy import _checks, _tree
+from ntk_privacy._types import Callback, Params
+from ntk_privacy.condensation import synthetic_set
+from ntk_privacy.condensation.student import student_batches, student_loss
+from ntk_privacy.data import augmentation
+from ntk_privacy.models.convnet import Classifier
+from ntk_privacy.training import distillation
+from ntk_privacy.training.distillation import Distilled
+
+__all__ = [
+    "Distilled",
+    "Slope",
+    "TrajectoryState",
+    "distill",
+    "init",
+    "loss",
+    "match",
+]
+
+
+class TrajectoryState(NamedTuple):
+    """What a distillation resumes from.
+
+    images, labels: the synthetic set; classes, or with a teacher's labels one row of
+    probabilities each. step_size: of the student, in parameter units. opt_state: of
+    both optimizers. steps, nonfinite: as `synthetic_set.MatchState`.
+    """
+
+    images: Float[Array, "m h w d"]
+    labels: Int[Array, " m"] | Float[Array, "m c"]
+    step_size: Float[Array, ""]
+    opt_state: Any
+    steps: Int[Array, ""]
+    nonfinite: Bool[Array, ""]
+
+
+Slope = Callable[..., tuple[Array, tuple[Array, Array]]]
+"""`(images, targets, step_size, start, end, *, model, key, student_steps,
+student_batch_size, operations)` to the loss and its gradient in images and step_size.
+"""
+
+
+def loss(
+    images: Float[Array, "m h w d"],
+    targets: Float[Array, "m c"],
+    step_size: Float[Array, ""],
+    start: Params,
+    end: Params,
+    *,
+    model: Classifier,
+    key: Array,
+    student_steps: int = 50,
+    student_batch_size: int | None = None,
+    operations: tuple[str, ...] = augmentation.OPERATIONS,
+) -> Float[Array, ""]:
+    r"""Distance from a student to where the expert went, over how far it went.
+
+    $$\|\hat\theta_N - \theta^*_{t+M}\|^2 / \|\theta^*_t - \theta^*_{t+M}\|^2, \quad
+      \hat\theta_0 = \theta^*_t, \;
+      \hat\theta_{i+1} = \hat\theta_i - a \nabla L(A(S_i); \hat\theta_i)$$
+    Its gradient recomputes each step of the student, so that the parameters are all
+    that is kept of it.
+
+    Args:
+      images: the synthetic set.
+      targets: a row of probabilities for each, such as one-hot rows.
+      step_size: $a$.
+      start: $\theta^*_t$, parameters of the expert.
+      end: $\theta^*_{t+M}$, some epochs later.
+      model: of expert and student.
+      key: of batches and augmentation.
+      student_steps: $N$.
+      student_batch_size: images of a step; None is all.
+      operations: of `data.augmentation`.
+    """
+    key_order, key_augment = jax.random.split(key)
+    size = min(student_batch_size or len(images), len(images))
+    batches = student_batches(
+        key_order, len(images), student_steps=student_steps, batch_size=size
+    )
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def step(params, part):
+        rows, weights, i = part
+        grads = jax.grad(student_loss)(
+            params,
+            images,
+            targets,
+            rows,
+            weights,
+            jax.random.fold_in(key_augment, i),
+            model=model,
+            operations=operations,
+        )
+        return jax.tree.map(lambda p, g: p - step_size * g, params, grads), None
+
+    numbers = jnp.arange(student_steps, dtype=jnp.int32)
+    params, _ = jax.lax.scan(step, start, (*batches, numbers))
+    gap = _tree.squared_norm(_tree.sub(params, end))
+    return gap / _tree.squared_norm(_tree.sub(start, end))
+
+
+def _slope(images, targets, step_size, start, end, **options):
+    return jax.value_and_grad(loss, argnums=(0, 2))(
+        images, targets, step_size, start, end, **options
+    )
+
+
+class _Data(NamedTuple):
+    experts: Any
+    key_data: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """One student; equal steps share a compiled program."""
+
+    slope: Slope
+    model: Classifier
+    num_classes: int
+    student_steps: int
+    student_batch_size: int | None
+    expert_epochs: int
+    max_start_epoch: int
+    teacher_labels: bool
+    operations: tuple[str, ...]
+    optimizer: optax.GradientTransformation
+    step_size_optimizer: optax.GradientTransformation
+
+    def __call__(self, state: TrajectoryState, step, data: _Data):
+        key = jax.random.fold_in(jax.random.wrap_key_data(data.key_data), step)
+        key_expert, key_epoch, key_student = jax.random.split(key, 3)
+        k = len(jax.tree.leaves(data.experts)[0])
+        expert = jax.random.randint(key_expert, (), 0, k)
+        epoch = jax.random.randint(key_epoch, (), 0, self.max_start_epoch)
+        start, end = (
+            jax.tree.map(lambda leaf, at=at: leaf[expert, at], data.experts)
+            for at in (epoch, epoch + self.expert_epochs)
+        )
+        labels: Any = state.labels
+        dtype = state.images.dtype
+        if self.teacher_labels:
+            labels = jax.nn.softmax(self.model.apply_fn(end, state.images))
+        soft = labels.ndim == 2
+        targets = labels if soft else jax.nn.one_hot(labels, self.num_classes)
+        value, grads = self.slope(
+            state.images,
+            targets.astype(dtype),
+            state.step_size,
+            start,
+            end,
+            model=self.model,
+            key=key_student,
+            student_steps=self.student_steps,
+            student_batch_size=self.student_batch_size,
+            operations=self.operations,
+        )
+        both = (self.optimizer, self.step_size_optimizer)
+        moved, opt_state = [], []
+        for i, variable in enumerate((state.images, state.step_size)):
+            # optax raises decay rates to an integer count.
+            with jax.numpy_dtype_promotion("standard"):
+                update, memory = both[i].update(grads[i], state.opt_state[i], variable)
+            moved.append(optax.apply_updates(variable, update))
+            opt_state.append(memory)
+        new = state._replace(
+            images=moved[0],
+            labels=labels,
+            step_size=moved[1],
+            opt_state=tuple(opt_state),
+        )
+        finite = jnp.isfinite(moved[0]).all() & jnp.isfinite(moved[1])
+        metrics = {"loss": value, "step_size": state.step_size}
+        return distillation.guarded(state, new, value, finite), metrics
+
+
+@functools.cache
+def _sgd(learning_rate: float) -> optax.GradientTransformation:
+    # One object for all calls: the compiled loop is looked up by it.
+    return optax.sgd(learning_rate, momentum=0.5)
+
+
+def init(
+    x_target: Float[Array, "n h w d"],
+    class_target: Int[Array, " n"],
+    *,
+    key: Array,
+    num_classes: int | None = None,
+    images_per_class: int = 10,
+    step_size: float = 0.01,
+    teacher_labels: bool = False,
+    initial: str = "real",
+    optimizer: optax.GradientTransformation | None = None,
+    step_size_optimizer: optax.GradientTransformation | None = None,
+) -> TrajectoryState:
+    """Returns the state before the first step; the arguments are those of `distill`.
+
+    Raises:
+      ValueError: a class without images, or too few of them for `initial="real"`.
+    """
+    _checks.positive(step_size=step_size)
+    optimizer = optimizer or _sgd(100.0)
+    first = synthetic_set.init(
+        x_target,
+        class_target,
+        key=key,
+        num_classes=num_classes,
+        images_per_class=images_per_class,
+        initial=initial,
+        optimizer=optimizer,
+    )
+    size, dtype = jnp.asarray(step_size, first.images.dtype), first.images.dtype
+    labels: Any = first.labels
+    if teacher_labels:
+        c = len(labels) // images_per_class
+        labels = jax.nn.one_hot(labels, c, dtype=dtype)
+    memory = (step_size_optimizer or _sgd(1e-7)).init(size)
+    return TrajectoryState(
+        images=first.images,
+        labels=labels,
+        step_size=size,
+        opt_state=(first.opt_state, memory),
+        steps=first.steps,
+        nonfinite=first.nonfinite,
+    )
+
+
+def _check_experts(experts, model, image_shape, dtype, epochs_needed) -> None:
+    like = jax.eval_shape(
+        lambda: model.init_params(jax.random.key(0), image_shape, dtype)
+    )
+    first = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), experts
+    )
+    _checks.same_structure("experts", first, "the model's parameters", like)
+    there = jax.tree.leaves(experts)[0].shape[1] - 1
+    if there < epochs_needed:
+        raise ValueError(
+            f"experts have {there} epochs, but max_start_epoch and expert_epochs ask "
+            f"for {epochs_needed}: lower either, or train experts for longer."
+        )
+
+
+def match(
+    x_target: Float[Array, "n h w d"],
+    class_target: Int[Array, " n"],
+    *,
+    slope: Slope,
+    experts: Params,
+    model: Classifier,
+    key: Array,
+    num_classes: int | None,
+    images_per_class: int,
+    num_steps: int,
+    student_steps: int,
+    student_batch_size: int | None,
+    expert_epochs: int,
+    max_start_epoch: int,
+    step_size: float,
+    teacher_labels: bool,
+    operations: tuple[str, ...],
+    initial: str,
+    optimizer: optax.GradientTransformation | None,
+    step_size_optimizer: optax.GradientTransformation | None,
+    state: TrajectoryState | None,
+    chunk: int,
+    callback: Callback | None,
+) -> Distilled:
+    """What MTT and TESLA share: `tesla.distill` with any `Slope`."""
+    _checks.at_least(
+        1,
+        student_steps=student_steps,
+        expert_epochs=expert_epochs,
+        max_start_epoch=max_start_epoch,
+    )
+    if student_batch_size is not None:
+        _checks.at_least(1, student_batch_size=student_batch_size)
+    for name in operations:
+        _checks.one_of(augmentation.OPERATIONS, operations=name)
+    start = init(
+        x_target,
+        class_target,
+        key=key,
+        num_classes=num_classes,
+        images_per_class=images_per_class,
+        step_size=step_size,
+        teacher_labels=teacher_labels,
+        initial=initial,
+        optimizer=optimizer,
+        step_size_optimizer=step_size_optimizer,
+    )
+    needed = max_start_epoch - 1 + expert_epochs
+    _check_experts(experts, model, x_target.shape[1:], start.images.dtype, needed)
+    begin = distillation.resume(state, start)
+    # Later epochs would only take room.
+    seen = jax.tree.map(lambda leaf: jnp.asarray(leaf[:, : needed + 1]), experts)
+    step = _Step(
+        slope=slope,
+        model=model,
+        num_classes=len(start.labels) // images_per_class,
+        student_steps=student_steps,
+        student_batch_size=student_batch_size,
+        expert_epochs=expert_epochs,
+        max_start_epoch=max_start_epoch,
+        teacher_labels=teacher_labels,
+        operations=operations,
+        optimizer=optimizer or _sgd(100.0),
+        step_size_optimizer=step_size_optimizer or _sgd(1e-7),
+    )
+    return distillation.descend(
+        step,
+        begin,
+        _Data(seen, jax.random.key_data(key)),
+        num_steps=num_steps,
+        chunk=chunk,
+        callback=callback,
+    )
+
+
+def distill(
+    x_target: Float[Array, "n h w d"],
+    class_target: Int[Array, " n"],
+    *,
+    experts: Params,
+    model: Classifier,
+    key: Array,
+    num_classes: int | None = None,
+    images_per_class: int = 10,
+    num_steps: int = 5000,
+    student_steps: int = 50,
+    student_batch_size: int | None = None,
+    expert_epochs: int = 2,
+    max_start_epoch: int = 2,
+    step_size: float = 0.01,
+    operations: tuple[str, ...] = augmentation.OPERATIONS,
+    initial: str = "real",
+    optimizer: optax.GradientTransformation | None = None,
+    step_size_optimizer: optax.GradientTransformation | None = None,
+    state: TrajectoryState | None = None,
+    chunk: int = 50,
+    callback: Callback | None = None,
+) -> Distilled:
+    """Moves images and a step size until students follow experts.
+
+    Each step draws an expert and an epoch, starts a student there, trains it on the
+    synthetic set and moves the set so that the student ends nearer to the expert some
+    epochs later. The best size of a move grows with the images per class.
+
+    Args:
+      x_target: normalised images, of which the first synthetic ones are copies.
+      class_target: the class of each, an integer from 0.
+      experts: parameters of k experts after each epoch, leaves (k, epochs + 1, ...),
+        such as `trajectories.load(...).params`.
+      model: of experts and students.
+      key: typed key; fixes the initial images and, with the step, all later draws.
+      num_classes: one more than the largest class if None.
+      images_per_class: synthetic images of each class.
+      num_steps: students in all, counting those in `state`.
+      student_steps: of each student.
+      student_batch_size: synthetic images of each of these; None is all.
+      expert_epochs: that the student is to catch up with.
+      max_start_epoch: students start at an epoch below it.
+      step_size: of the student at first; it is learnt.
+      operations: of `data.augmentation`, in the student's training.
+      initial: "real" copies real images; "noise" is N(0, 1).
+      optimizer: of the images; default SGD, step 100, momentum 0.5.
+      step_size_optimizer: default SGD, step 1e-7, momentum 0.5.
+      state: of an earlier call with the same arguments, to continue to the bit; it has
+        the step size that was learnt.
+      chunk: steps between calls of `callback`, in one compiled scan.
+      callback: `(steps, state, metrics)` after each chunk; metrics has `loss` and
+        `step_size` before each of its steps.
+
+    Raises:
+      ValueError: lengths differ, a class has no images, experts are of another network
+        or have too few epochs, a number is out of range, or `state` has other shapes.
+
+    Example:
+      >>> experts = trajectories.load(folder, model=model, image_shape=(28, 28, 1))
+      >>> out = trajectory_matching.distill(
+      ...     x, classes, experts=experts.params, model=model, key=jax.random.key(0)
+      ... )
+    """
+    options = dict(locals())
+    x, classes = options.pop("x_target"), options.pop("class_target")
+    return match(x, classes, slope=_slope, teacher_labels=False, **options)
