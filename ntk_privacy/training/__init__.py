@@ -21,4 +21,5 @@ __all__ = [
     "squeeze",
     "subspace",
     "train",
+    "trajectories",
 ]
