@@ -1,9 +1,11 @@
-"""Measures of what was read back, and of how far the kernel moved."""
+"""Measures of what was read back, how far the kernel moved, and what attacks break."""
 
 from ntk_privacy.evaluation import kernel_distance as kernel_distance
 from ntk_privacy.evaluation import max_margin_ranking as max_margin_ranking
+from ntk_privacy.evaluation import named_attacks as named_attacks
 from ntk_privacy.evaluation import protocol as protocol
 from ntk_privacy.evaluation import reconstruction_curve as reconstruction_curve
+from ntk_privacy.evaluation import robust_accuracy as robust_accuracy
 from ntk_privacy.evaluation.reconstruction_curve import Evaluation as Evaluation
 from ntk_privacy.evaluation.reconstruction_curve import Matching as Matching
 from ntk_privacy.evaluation.reconstruction_curve import evaluate as evaluate
@@ -16,6 +18,8 @@ __all__ = [
     "kernel_distance",
     "match",
     "max_margin_ranking",
+    "named_attacks",
     "protocol",
     "reconstruction_curve",
+    "robust_accuracy",
 ]

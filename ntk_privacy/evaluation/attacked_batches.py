@@ -1,0 +1,177 @@
+"""Batches of one shape for attacks, on any number of devices, and NaN told of."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from ntk_privacy import sharding
+from ntk_privacy.evaluation.named_attacks import Stage
+from ntk_privacy.evasion import LogitsFn
+from ntk_privacy.evasion import task as tasks
+
+__all__ = ["Batches", "attack", "num_classes_of", "read_clean"]
+
+
+# What `_note` heard from programs on the device; read and cleared after each batch.
+_NAN: list[int] = []
+
+
+def _note(count: Any) -> None:
+    if count > 0:
+        _NAN.append(int(count))
+
+
+def _nothing(count: Array) -> None:
+    del count
+
+
+def _spread(x: Array, mesh: Mesh | None) -> Array:
+    """Gives each device its share of the images, if they can be shared evenly."""
+    if mesh is None or x.shape[0] % mesh.size:
+        return x
+    return jax.lax.with_sharding_constraint(
+        x, NamedSharding(mesh, PartitionSpec(sharding.ROWS))
+    )
+
+
+def _told(logits: Array) -> Array:
+    """Returns logits; the host hears of it if some are NaN."""
+    count = jnp.sum(jnp.any(jnp.isnan(logits), axis=1), dtype=jnp.int32)
+    tell = functools.partial(jax.debug.callback, _note)
+    jax.lax.cond(count > 0, tell, _nothing, jax.lax.stop_gradient(count))
+    return logits
+
+
+@dataclasses.dataclass(frozen=True)
+class _Watched:
+    """A model that tells of NaN logits, on all devices."""
+
+    mesh: Mesh | None
+
+    def __call__(self, inner: Any, x: Array) -> Array:
+        return _told(inner(_spread(x, self.mesh)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _WatchedRandom:
+    """The same for random models."""
+
+    mesh: Mesh | None
+
+    def __call__(self, inner: Any, x: Array, *, key: Array) -> Array:
+        return _told(inner(_spread(x, self.mesh), key=key))
+
+
+@jax.jit
+def _call(inner: Any, x: Array) -> Any:
+    return inner(x)
+
+
+@jax.jit
+def _call_random(inner: Any, x: Array, key: Array) -> Any:
+    return inner(x, key=key)
+
+
+class Batches(NamedTuple):
+    """The data on the host, and how a batch of it gets to the devices."""
+
+    inner: Any
+    random: bool
+    x: np.ndarray
+    y: np.ndarray
+    size: int
+    mesh: Mesh | None
+
+    @property
+    def rows(self) -> int:
+        """Rows of every batch: a multiple of the number of devices."""
+        devices = 1 if self.mesh is None else self.mesh.size
+        return -(-self.size // devices) * devices
+
+    def place(self, array: np.ndarray) -> Array:
+        """Returns an array on the devices."""
+        return sharding.shard_rows(jnp.asarray(array), self.mesh)
+
+    def chosen(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the rows of a batch, filled up with its first."""
+        return np.concatenate([rows, np.repeat(rows[:1], self.rows - len(rows))])
+
+    def logits(self, images: Array, key: Array) -> Any:
+        """Returns the logits of a batch."""
+        if self.random:
+            return _call_random(self.inner, images, key)
+        return _call(self.inner, images)
+
+
+def num_classes_of(logits_fn: LogitsFn, shape: Sequence[int], dtype: Any = None) -> int:
+    """Returns the number of columns of the logits, without evaluating the model.
+
+    Args:
+      logits_fn: see `evasion.LogitsFn`.
+      shape: of a batch of images, (n, height, width, channels).
+      dtype: of images, float32 unless given.
+
+    Raises:
+      ValueError: the logits are no matrix of n rows and at least two columns.
+    """
+    x = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype or jnp.float32))
+    if tasks.takes_key(logits_fn):
+        found = jax.eval_shape(lambda x: logits_fn(x, key=jax.random.key(0)), x)
+    else:
+        found = jax.eval_shape(lambda x: logits_fn(x), x)
+    has = getattr(found, "shape", None)
+    if has is None or len(has) != 2 or has[0] != x.shape[0] or has[1] < 2:
+        raise ValueError(
+            f"logits_fn returned {has or type(found).__name__}: return an array "
+            f"({x.shape[0]}, classes) with at least two classes."
+        )
+    return has[1]
+
+
+def _not_a_number(count: int, where: str) -> ValueError:
+    return ValueError(
+        f"logits_fn returned NaN for {count} images {where}: nothing can be said of "
+        "its robustness; repair the model where it is not finite."
+    )
+
+
+def read_clean(batches: Batches, key: Array) -> np.ndarray:
+    """Returns the class that each image is read as."""
+    found = []
+    for first in range(0, len(batches.x), batches.size):
+        rows = np.arange(first, min(first + batches.size, len(batches.x)))
+        images = batches.place(batches.x[batches.chosen(rows)])
+        logits = batches.logits(images, jax.random.fold_in(key, first))
+        bad = int(np.isnan(np.asarray(logits)[: len(rows)]).any(axis=1).sum())
+        if bad:
+            raise _not_a_number(bad, "of the data set")
+        found.append(np.argmax(np.asarray(logits)[: len(rows)], axis=1))
+    return np.concatenate(found)
+
+
+def attack(
+    stage: Stage, batches: Batches, rows: np.ndarray, read: np.ndarray, key: Array
+) -> tuple[np.ndarray, ...]:
+    """Returns images, success, queries and distance of one batch of rows."""
+    chosen = batches.chosen(rows)
+    y = batches.y[chosen]
+    # What fills the batch up bears a wrong label: it is misread, so not attacked.
+    y[len(rows) :] = np.where(read[chosen] == 0, 1, 0)[len(rows) :]
+    images, labels = batches.place(batches.x[chosen]), batches.place(y)
+    watch = (_WatchedRandom if batches.random else _Watched)(batches.mesh)
+    watched = jax.tree_util.Partial(watch, batches.inner)
+    _NAN.clear()
+    found = stage.run(watched, images, labels, key=key, threat_model=stage.threat_model)
+    parts = tuple(np.asarray(part)[: len(rows)] for part in found)
+    jax.effects_barrier()
+    if _NAN:
+        where = f"at points that {stage.label} reached"
+        raise _not_a_number(max(_NAN), where)
+    return parts

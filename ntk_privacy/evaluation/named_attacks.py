@@ -1,0 +1,181 @@
+"""Attacks by name, with the settings of published evaluations.
+
+Sources: the evaluation of GUARD (arXiv:2403.10045) for pgd100, mim, cw,
+square_rescaled and autoattack_torchattacks10; AutoAttack (arXiv:2003.01690) for the
+others but pgd, which is that of Madry et al. (arXiv:1706.06083).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ntk_privacy import _checks
+from ntk_privacy.evasion import (
+    Adversarial,
+    ThreatModel,
+    apgd,
+    autoattack,
+    cw,
+    fab,
+    mim,
+    pgd,
+    square,
+)
+from ntk_privacy.evasion import task as tasks
+
+__all__ = ["ATTACKS", "AttackFn", "Stage", "plan", "version_of"]
+
+AttackFn = Callable[..., Adversarial]
+"""`(logits_fn, x, y, *, key, threat_model) -> Adversarial`."""
+
+ATTACKS: Mapping[str, str] = {
+    "pgd": "20 steps of eps / 4 from a random start",
+    "pgd100": "100 steps of eps / 4 from a random start",
+    "mim": "20 steps of eps with momentum 1, from the image itself",
+    "cw": "l_2, constant 1e-4, 50 steps of Adam at 0.01; no bound unless norm is l2",
+    "cw_binary": "l_2, 9 constants, up to 10000 steps each; no bound unless norm is l2",
+    "apgd_ce": "100 steps on the cross-entropy",
+    "apgd_dlr": "100 steps on the difference of logits ratio; needs 3 classes",
+    "apgd_t": "100 steps towards each of 9 classes; needs 4 classes",
+    "fab": "100 steps towards the nearest boundary",
+    "fab_t": "100 steps towards the boundary of each of 9 classes",
+    "square": "5000 queries, no gradients",
+    "square_rescaled": "the same, the schedule of 10000 queries squeezed into them",
+    "autoattack": "apgd_ce, apgd_t, fab_t and square in turn: the standard",
+    "autoattack_plus": "with 5 restarts, apgd_dlr and fab besides",
+    "autoattack_rand": "for random models: apgd_ce and apgd_dlr over 20 draws",
+    "autoattack_torchattacks10": "with the 10 steps that torchattacks has by default",
+}
+"""What each name stands for."""
+
+_TARGETS = 9
+_FEWEST = {"apgd_dlr": 3, "apgd_t": 4}
+
+
+class Stage(NamedTuple):
+    """One attack over the data set.
+
+    name: what was asked for. part: of it, such as "fab-t" of "autoattack", or "".
+    run: an `AttackFn`. threat_model: that it keeps. within: whether that is the one
+    asked for, so that it counts for the ensemble.
+    """
+
+    name: str
+    part: str
+    run: AttackFn
+    threat_model: ThreatModel
+    within: bool
+
+    @property
+    def label(self) -> str:
+        """The name, and the part if there is one."""
+        return f"{self.name}/{self.part}" if self.part else self.name
+
+
+def version_of(name: str) -> str | None:
+    """Returns the version of AutoAttack that a name stands for, None for others."""
+    if name == "autoattack":
+        return "standard"
+    prefix = "autoattack_"
+    return name.removeprefix(prefix) if name.startswith(prefix) else None
+
+
+def _staged(logits_fn, x, y, *, key, threat_model, stage) -> Adversarial:
+    task = tasks.prepare(logits_fn, x, y, key=key, threat_model=threat_model)
+    found = stage(task, key=key, norm=threat_model.norm)
+    return tasks.finish(task, found, norm=threat_model.norm)
+
+
+def _attack(name: str, classes: int, num_steps: int | None, queries: int) -> AttackFn:
+    steps = {} if num_steps is None else {"num_steps": num_steps}
+    targets = min(_TARGETS, classes - 1)
+    made: dict[str, tuple[AttackFn, dict[str, Any]]] = {
+        "pgd": (pgd.attack, {"num_steps": 20, **steps}),
+        "pgd100": (pgd.attack, {"num_steps": 100, **steps}),
+        "mim": (mim.attack, {"num_steps": 20, **steps}),
+        "cw": (cw.attack, {"form": "short", **steps}),
+        "cw_binary": (cw.attack, {"form": "original", **steps}),
+        "apgd_ce": (apgd.attack, {"loss": "ce", **steps}),
+        "apgd_dlr": (apgd.attack, {"loss": "dlr", **steps}),
+        "apgd_t": (
+            apgd.attack,
+            {"loss": "targeted-dlr", "num_targets": targets, **steps},
+        ),
+        "fab": (fab.attack, {"num_targets": None, "stop_early": True, **steps}),
+        "fab_t": (fab.attack, {"num_targets": targets, "stop_early": True, **steps}),
+        "square": (square.attack, {"num_queries": queries}),
+        "square_rescaled": (square.attack, {"num_queries": queries, "rescale": True}),
+    }
+    function, options = made[name]
+    return functools.partial(function, **options)
+
+
+def plan(
+    attacks: Sequence[str] | Mapping[str, AttackFn],
+    *,
+    threat_model: ThreatModel,
+    num_classes: int,
+    num_steps: int | None = None,
+    num_queries: int = 5000,
+) -> tuple[list[Stage], list[str]]:
+    """Returns the stages of attacks in order, and what there is to be said of them.
+
+    Args:
+      attacks: names of `ATTACKS`, or functions of your own by name.
+      threat_model: what the attacker may do. CW minimises the l_2 norm: under an l_inf
+        bound it runs without one, and does not count for the ensemble.
+      num_classes: of the model: with fewer than ten, fewer targets are used.
+      num_steps: of every attack by steps, instead of its own.
+      num_queries: of Square.
+
+    Raises:
+      ValueError: no attack, an unknown or repeated name, a number out of range, or too
+        few classes for a loss.
+    """
+    _checks.at_least(1, num_attacks=len(attacks), num_queries=num_queries)
+    if num_steps is not None:
+        _checks.at_least(1, num_steps=num_steps)
+    if isinstance(attacks, Mapping):
+        for name in attacks:
+            if "/" in name or not name:
+                raise ValueError(f"attacks has the name {name!r}: use one without '/'.")
+        own = [Stage(n, "", f, threat_model, True) for n, f in attacks.items()]
+        return own, []
+    stages: list[Stage] = []
+    fewer: list[str] = []
+    for name in attacks:
+        _checks.one_of(tuple(ATTACKS), attacks=name)
+        if list(attacks).count(name) > 1:
+            raise ValueError(f"attacks names {name} twice: name it once.")
+        if num_classes < _FEWEST.get(name, 2):
+            raise ValueError(
+                f"{name} needs {_FEWEST[name]} classes but the model has "
+                f"{num_classes}: use apgd_ce."
+            )
+        version = version_of(name)
+        if version is not None:
+            parts = autoattack.stages(
+                version, num_classes, num_steps=num_steps, num_queries=num_queries
+            )
+            stages += [
+                Stage(name, p, functools.partial(_staged, stage=f), threat_model, True)
+                for p, f in parts.items()
+            ]
+        else:
+            run = _attack(name, num_classes, num_steps, num_queries)
+            apart = name.startswith("cw") and threat_model.norm != "l2"
+            allowed = threat_model
+            if apart:
+                allowed = dataclasses.replace(threat_model, norm="l2", eps=float("inf"))
+            stages.append(Stage(name, "", run, allowed, not apart))
+        aims = name in ("apgd_t", "fab_t") or version not in (None, "rand")
+        if aims and num_classes <= _TARGETS:
+            fewer.append(name)
+    if not fewer:
+        return stages, []
+    return stages, [
+        f"The model has {num_classes} classes, fewer than {_TARGETS + 1}: "
+        f"{', '.join(fewer)} with {num_classes - 1} of {_TARGETS} targets, and without "
+        "attacks that need more classes."
+    ]
