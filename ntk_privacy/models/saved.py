@@ -1,8 +1,9 @@
 """Trained networks in a folder: model.json and params.npz, no pickle.
 
-model.json holds `format` (1), `architecture` ("ConvNet" or "MLP"), `fields` of it,
-`image_shape`, `mean` and `deviation` per channel, `class_names`, `dtype` and `about`;
-params.npz one array per parameter, named by its path, such as "Conv_0/kernel".
+model.json holds `format` (1), `architecture` ("ConvNet", "MLP" or "ResNet18"), `fields`
+of it, `image_shape`, `mean` and `deviation` per channel, `class_names`, `dtype` and
+`about`; params.npz one array per parameter, named by its path, such as
+"params/Conv_0/kernel", and per running statistic, such as "stats/0/mean".
 """
 
 import dataclasses
@@ -23,11 +24,12 @@ from ntk_privacy import _checks
 from ntk_privacy._types import Params
 from ntk_privacy.models.convnet import ConvNet
 from ntk_privacy.models.mlp import MLP
+from ntk_privacy.models.resnet import ResNet18
 
 __all__ = ["SavedModel", "is_saved", "load", "logits_fn", "save"]
 
 _ABOUT, _PARAMS = "model.json", "params.npz"
-_ARCHITECTURES = {"ConvNet": ConvNet, "MLP": MLP}
+_ARCHITECTURES = {"ConvNet": ConvNet, "MLP": MLP, "ResNet18": ResNet18}
 # Flax's own, and what matters to the start of a training alone.
 _NO_FIELDS = ("parent", "name", "kernel_inits")
 
@@ -39,6 +41,7 @@ class SavedModel(NamedTuple):
       logits_fn: `images -> logits`, images with intensities in [0, 1]; a pytree.
       model: the network.
       params: of it.
+      stats: running statistics of a ResNet18, else None.
       image_shape: (height, width, channels).
       mean, deviation: of intensities per channel, by which images are normalised.
       class_names: in the order of the logits.
@@ -48,6 +51,7 @@ class SavedModel(NamedTuple):
     logits_fn: Any
     model: Any
     params: Params
+    stats: Any
     image_shape: tuple[int, int, int]
     mean: Float[Array, " c"]
     deviation: Float[Array, " c"]
@@ -59,11 +63,15 @@ class SavedModel(NamedTuple):
 class _Normalised:
     model: Any
 
-    def __call__(self, params: Params, mean: Array, deviation: Array, x: Array) -> Any:
-        mean, deviation = (v.astype(x.dtype) for v in (mean, deviation))
-        params = jax.tree.map(lambda leaf: leaf.astype(x.dtype), params)
-        shift = mean[None, None, None, :]
-        return self.model.apply_fn(params, (x - shift) / deviation[None, None, None, :])
+    def __call__(
+        self, params: Params, stats: Any, mean: Array, deviation: Array, x: Array
+    ) -> Any:
+        cast = [v.astype(x.dtype)[None, None, None, :] for v in (mean, deviation)]
+        x = (x - cast[0]) / cast[1]
+        params, stats = jax.tree.map(lambda v: v.astype(x.dtype), (params, stats))
+        if stats is None:
+            return self.model.apply_fn(params, x)
+        return self.model.eval_fn(params, stats, x)
 
 
 def logits_fn(
@@ -72,23 +80,26 @@ def logits_fn(
     *,
     mean: Float[Array | np.ndarray, " c"],
     deviation: Float[Array | np.ndarray, " c"],
+    stats: Any = None,
 ) -> Any:
     """Returns `images -> logits` that normalises inside, for `evasion`.
 
     Args:
-      model: has `apply_fn`.
+      model: has `apply_fn`, or `eval_fn` if there are statistics.
       params: of it.
       mean: of intensities per channel.
       deviation: theirs.
+      stats: running statistics.
     """
     constants = (jnp.asarray(mean), jnp.asarray(deviation))
-    return jax.tree_util.Partial(_Normalised(model), params, *constants)
+    return jax.tree_util.Partial(_Normalised(model), params, stats, *constants)
 
 
-def _flat(params: Params) -> dict[str, Any]:
+def _flat(params: Params, stats: Any) -> dict[str, Any]:
+    tree = {"params": params, "stats": stats}
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 
@@ -126,18 +137,20 @@ def save(
     mean: Float[Array | np.ndarray, " c"] | Sequence[float] | None = None,
     deviation: Float[Array | np.ndarray, " c"] | Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
+    stats: Any = None,
     about: Mapping[str, Any] | None = None,
 ) -> None:
     """Saves a network; model.json appears last.
 
     Args:
       folder: made if it is missing.
-      model: a ConvNet or an MLP with at least two outputs.
+      model: a ConvNet, MLP or ResNet18 with at least two outputs.
       params: of it.
       image_shape: (height, width, channels).
       mean: of intensities per channel; 0 if None.
       deviation: theirs; 1 if None.
       class_names: in the order of the logits; numbers if None.
+      stats: running statistics, of a ResNet18.
       about: what else to note, as JSON holds it.
 
     Raises:
@@ -159,11 +172,10 @@ def save(
         if has != wants:
             raise ValueError(f"{name} has shape {has}: give {wants}.")
     _checks.positive(least_deviation=deviation.min())
-    _checks.finite(params=params)
-    arrays = {name: np.asarray(leaf) for name, leaf in _flat(params).items()}
+    _checks.finite(params=params, stats=stats)
+    arrays = {name: np.asarray(leaf) for name, leaf in _flat(params, stats).items()}
     dtype = str(next(iter(arrays.values())).dtype)
-    wanted = _shapes(model, image_shape, dtype)
-    _agree({name: leaf.shape for name, leaf in arrays.items()}, wanted, "params")
+    _agree(arrays, _flat(*_like(model, image_shape, dtype)), "params")
     told = {
         "format": 1,
         "architecture": kind,
@@ -186,16 +198,20 @@ def save(
     _replace(folder / _ABOUT, (json.dumps(told, indent=2) + "\n").encode())
 
 
-def _shapes(
-    model: Any, image_shape: Sequence[int], dtype: str
-) -> dict[str, tuple[int, ...]]:
-    shapes = jax.eval_shape(
-        lambda: model.init_params(jax.random.key(0), tuple(image_shape), dtype)
-    )
-    return {name: leaf.shape for name, leaf in _flat(shapes).items()}
+def _like(model: Any, image_shape: Sequence[int], dtype: str) -> tuple[Any, Any]:
+    """Returns parameters and statistics as shapes."""
+
+    def start():
+        key = jax.random.key(0)
+        params = model.init_params(key, tuple(image_shape), jnp.dtype(dtype))
+        has = hasattr(model, "init_stats")
+        return params, model.init_stats(jnp.dtype(dtype)) if has else None
+
+    return jax.eval_shape(start)
 
 
-def _agree(has: Mapping[str, Any], wants: Mapping[str, Any], what: str) -> None:
+def _agree(arrays: Mapping[str, Any], like: Mapping[str, Any], what: str) -> None:
+    has, wants = ({k: v.shape for k, v in t.items()} for t in (arrays, like))
     for name in sorted(has.keys() | wants.keys()):
         if has.get(name) != wants.get(name):
             raise ValueError(
@@ -239,7 +255,7 @@ def load(folder: str | pathlib.Path) -> SavedModel:
             jnp.asarray(told[name], jnp.float32) for name in ("mean", "deviation")
         )
         names, dtype = tuple(told["class_names"]), told["dtype"]
-        about, wanted = told["about"], _shapes(model, shape, dtype)
+        about, like = told["about"], _like(model, shape, dtype)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged or of another format ({error}): save the model again."
@@ -248,18 +264,17 @@ def load(folder: str | pathlib.Path) -> SavedModel:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
-        _agree({k: v.shape for k, v in arrays.items()}, wanted, "it")
+        _agree(arrays, _flat(*like), "it")
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path} is damaged or of another model ({error}): save the model again."
         ) from error
-    params: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *parents, leaf = name.split("/")
-        place = params
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[leaf] = jnp.asarray(array)
-    _checks.finite(params=params)
-    function = logits_fn(model, params, mean=mean, deviation=deviation)
-    return SavedModel(function, model, params, shape, mean, deviation, names, about)
+    leaves = [jnp.asarray(arrays[name]) for name in _flat(*like)]
+    tree = {"params": like[0], "stats": like[1]}
+    tree = jax.tree.unflatten(jax.tree.structure(tree), leaves)
+    params, stats = tree["params"], tree["stats"]
+    _checks.finite(params=params, stats=stats)
+    function = logits_fn(model, params, mean=mean, deviation=deviation, stats=stats)
+    return SavedModel(
+        function, model, params, stats, shape, mean, deviation, names, about
+    )

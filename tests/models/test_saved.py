@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_privacy.models import MLP, ConvNet, saved
+from ntk_privacy.models import MLP, ConvNet, ResNet18, saved
 
 SHAPE = (8, 8, 2)
 X = np.random.default_rng(0).uniform(size=(5, *SHAPE)).astype(np.float32)
@@ -40,6 +40,19 @@ def test_what_comes_back_is_what_went(tmp_path, model):
     assert found.logits_fn(jnp.asarray(X, jnp.float64)).dtype == jnp.float64
 
 
+def test_running_statistics_are_kept(tmp_path):
+    net = ResNet18(3, width=2, blocks=(1, 1))
+    stats = jax.tree.map(lambda v: v + 0.5, net.init_stats())
+    params = _save(tmp_path, net, stats=stats, mean=None, deviation=None)
+    found = saved.load(tmp_path)
+    assert found.model == net
+    chex.assert_trees_all_equal(found.stats, stats)
+    expected = net.eval_fn(params, stats, jnp.asarray(X))
+    chex.assert_trees_all_close(found.logits_fn(jnp.asarray(X)), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="params has nothing at stats/0/mean, not"):
+        _save(tmp_path, net)
+
+
 def test_defaults_and_a_second_save(tmp_path):
     _save(tmp_path, NETWORKS[1], mean=None, deviation=None)
     found = saved.load(tmp_path)
@@ -57,9 +70,9 @@ def test_defaults_and_a_second_save(tmp_path):
     ("change", "text"),
     [
         ({"mean": (0.1,)}, r"mean has shape \(1,\): give \(2,\)"),
-        ({"deviation": (0.1, 0)}, "least_deviation=0.0 must be above 0"),
+        ({"deviation": (0.1, 0.0)}, "least_deviation=0.0 must be above 0"),
         ({"class_names": "ab"}, r"class_names has shape \(2,\): give \(3,\)"),
-        ({"image_shape": (4, 8, 2)}, "params has .* at Dense_0/kernel, not"),
+        ({"image_shape": (4, 8, 2)}, "params has .* at params/Dense_0/kernel, not"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, change, text):
