@@ -13,6 +13,13 @@ from ntk_privacy.models.resnet import BatchNormNetwork, Moments
 SMALL = ResNet18(num_outputs=3, width=4, blocks=(1, 2))
 
 
+@pytest.fixture(autouse=True)
+def compiled_in_haste():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 class Twin(nn.Module):
     """The same network of Flax's layers, stem and blocks spelled out."""
 
