@@ -1,17 +1,21 @@
 """Condensation: few synthetic images that train a network as many real ones do."""
 
 from ntk_privacy.condensation import (
+    cda,
     distribution_matching,
     gradient_matching,
     robust_mean,
+    sre2l,
     tesla,
     trajectory_matching,
 )
 
 __all__ = [
+    "cda",
     "distribution_matching",
     "gradient_matching",
     "robust_mean",
+    "sre2l",
     "tesla",
     "trajectory_matching",
 ]
