@@ -1,7 +1,8 @@
 """`experiments.distill` with a method that matches real data in random networks.
 
 What a run leaves is as for the methods with kernels, but the accuracy is that of
-ConvNets trained on the set, beside that of as many random real images.
+ConvNets trained on the set, beside that of as many random real images; the first of
+them is kept in model/.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from experiments._timing import Timer
 from experiments._workdir import Workdir, versions
 from ntk_privacy.condensation import distribution_matching
 from ntk_privacy.evaluation import protocol
+from ntk_privacy.models import ConvNet, saved
 from ntk_privacy.reports import loss_plots, plots
 
 _STAGES = ("condensed", "random")
@@ -160,10 +162,33 @@ def _accuracies(config, workdir, images, made, key, name, timer) -> list[float]:
         return told["accuracy"]
     folder = workdir.checkpoint_folder / f"evaluate_{name}"
     found = _condensed.evaluate(images, made, config, key, folder=folder, timer=timer)
+    if name == "condensed":
+        _keep_first(config, workdir, images, found)
     told = {"accuracy": found.accuracy, "seconds": [timer.run, timer.compile]}
     workdir.write_json(path, told)
     _condensed.remove(folder)
     return workdir.read_json(path)["accuracy"]
+
+
+def _keep_first(config, workdir, images, found) -> None:
+    """Saves the first network in model/, for `experiments.evade`."""
+    model = _condensed.model(config, images)
+    if not isinstance(model, ConvNet):
+        return
+    first = jax.tree.map(lambda leaf: leaf[0], found.state.params)
+    saved.save(
+        workdir.path("model"),
+        model,
+        first,
+        image_shape=images.x.shape[1:],
+        mean=images.mean,
+        deviation=images.deviation,
+        about={
+            "dataset": config.dataset,
+            "trained_on": config.method,
+            "accuracy": float(found.accuracy[0]),
+        },
+    )
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -1,0 +1,115 @@
+"""The model that `experiments.evade` attacks: saved, made by a function, or trained."""
+
+import importlib
+import inspect
+import pathlib
+from typing import Any, NamedTuple
+
+from flax.errors import FlaxError
+
+from experiments import _robust_training
+from experiments._flags import UsageError
+from experiments._image_sets import Images
+from experiments._timing import Timer
+from experiments._workdir import Workdir
+from ntk_privacy.evaluation import attacked_batches
+from ntk_privacy.models import saved
+
+
+class Model(NamedTuple):
+    """logits_fn: of images in [0, 1]. about: for results.json."""
+
+    logits_fn: Any
+    about: dict[str, Any]
+
+
+def find(name: str, images: Images) -> Model:
+    """Returns the model of `--model`.
+
+    Args:
+      name: a folder, its parent, or "module:function".
+      images: whose shape and classes are given to a function that takes
+        `image_shape` or `num_classes`.
+
+    Raises:
+      UsageError: there is no such folder, module or function, or it returns no
+        function.
+      ValueError: a file is damaged.
+    """
+    for folder in (pathlib.Path(name), pathlib.Path(name) / "model"):
+        if saved.is_saved(folder):
+            return _loaded(folder)
+    module_name, colon, function_name = name.partition(":")
+    if not colon:
+        raise UsageError(
+            f"model={name!r} holds no model.json: give a folder that models.saved.save "
+            "wrote, or module:function."
+        )
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"model={name!r} cannot be imported ({error}): give module:function with "
+            "the module on the path."
+        ) from error
+    known = {"image_shape": images.x_test.shape[1:], "num_classes": images.num_classes}
+    taken = inspect.signature(function).parameters
+    logits_fn = function(**{k: v for k, v in known.items() if k in taken})
+    if not callable(logits_fn):
+        raise UsageError(
+            f"model={name!r} returned {type(logits_fn).__name__}: return a function of "
+            "images in [0, 1] that returns logits."
+        )
+    return Model(logits_fn, {"function": name})
+
+
+def _loaded(folder: pathlib.Path) -> Model:
+    network = saved.load(folder)
+    about = {"folder": str(folder), "network": type(network.model).__name__}
+    return Model(network.logits_fn, about | network.about)
+
+
+def trained(
+    config: Any,
+    workdir: Workdir,
+    images: Images,
+    class_names: tuple[str, ...],
+    timer: Timer,
+) -> Model:
+    """Trains the network of `--train`; what is in the folder's model/ is read back."""
+    folder = workdir.path("model")
+    if not saved.is_saved(folder):
+        _robust_training.train(
+            config,
+            images,
+            config.threat_model,
+            folder=folder,
+            checkpoints=workdir.checkpoint_folder / "train",
+            timer=timer,
+            class_names=class_names,
+        )
+    model = _loaded(folder)
+    timer.run, timer.compile = map(float, model.about.pop("seconds"))
+    return model
+
+
+def check(model: Model, images: Images, batch_size: int) -> None:
+    """Refuses a model that does not fit the images.
+
+    Raises:
+      UsageError: it takes images of another shape, or has fewer classes.
+    """
+    shape = (min(batch_size, len(images.x_test)), *images.x_test.shape[1:])
+    try:
+        classes = attacked_batches.num_classes_of(model.logits_fn, shape)
+    except (TypeError, ValueError, FlaxError) as error:
+        told = str(error).splitlines()[0][:200]
+        raise UsageError(
+            f"the model does not take images of shape {shape} ({told}): give the "
+            "dataset that it was trained on."
+        ) from error
+    if classes < images.num_classes:
+        raise UsageError(
+            f"the model has {classes} classes but the image set {images.num_classes}: "
+            "give the dataset that it was trained on."
+        )

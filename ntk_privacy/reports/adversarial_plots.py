@@ -1,0 +1,80 @@
+"""Figures of adversarial images: clean, attacked, and what was changed."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Array, Float
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from ntk_privacy import _checks
+from ntk_privacy.reports.plots import _save, _show
+
+__all__ = ["adversarial"]
+
+_ROWS = ("clean", "attacked", "change")
+
+
+def adversarial(
+    x: Float[Array | np.ndarray, "k h w c"],
+    images: Float[Array | np.ndarray, "k h w c"],
+    path: str | pathlib.Path,
+    *,
+    clean_notes: Sequence[str],
+    attacked_notes: Sequence[str],
+    title: str,
+) -> None:
+    """Draws a column per image: clean, attacked, and the change, scaled around grey.
+
+    The change of each image is scaled so that its largest entry is black or white; the
+    factor stands below it.
+
+    Args:
+      x: clean images, intensities in [0, 1].
+      images: the same under attack.
+      path: the PNG to write.
+      clean_notes: above each clean image, such as its class.
+      attacked_notes: above each attacked one.
+      title: above the figure.
+
+    Raises:
+      ValueError: lengths differ, or there is no image.
+    """
+    _checks.same_length(
+        x=x, images=images, clean_notes=clean_notes, attacked_notes=attacked_notes
+    )
+    _checks.at_least(1, num_images=len(x))
+    clean, found = (np.asarray(v, np.float64) for v in (x, images))
+    change = found - clean
+    most = np.abs(change).max(axis=(1, 2, 3), keepdims=True)
+    factor = 0.5 / np.where(most > 0, most, 0.5)
+    cell, note, gap, head, side = 0.9, 0.17, 0.05, 0.36, 0.5
+    width = max(len(clean) * cell + side + 0.1, 4.8)
+    height = head + 3 * (cell + note)
+    figure = Figure(figsize=(width, height))
+    scales = [
+        f"x {f:.3g}" if m > 0 else "none"
+        for f, m in zip(factor.flat, most.flat, strict=True)
+    ]
+    notes = (clean_notes, attacked_notes, scales)
+    with rc_context({"font.size": 7}):
+        figure.text(0.5, 1 - 0.07 / height, title, ha="center", va="top", fontsize=9)
+        rows = (clean, found, 0.5 + factor * change)
+        for row, (name, pictures) in enumerate(zip(_ROWS, rows, strict=True)):
+            y = height - head - row * (cell + note) - note - cell
+            middle = (y + cell / 2) / height
+            figure.text(0.05 / width, middle, name, ha="left", va="center")
+            for k, picture in enumerate(pictures):
+                left = side + k * cell
+                place = ((left + gap / 2) / width, (y + gap / 2) / height)
+                size = ((cell - gap) / width, (cell - gap) / height)
+                _show(figure.add_axes((*place, *size)), picture)
+                figure.text(
+                    (left + cell / 2) / width,
+                    (y + cell) / height,
+                    notes[row][k],
+                    ha="center",
+                    va="bottom",
+                )
+        _save(figure, path)
