@@ -5,6 +5,10 @@
 
     python -m experiments.distill --method=rdm --dataset=cifar10 --evaluate
 
+    python -m experiments.distill --method=sre2l --regularizer=curvature --evaluate
+
+sre2l and cda have flags of their own: --method=sre2l --help lists them.
+
 Writes config.json, results.json, arrays.npz (images, labels) and distilled.png to
 --workdir; with --attack also defence.png and attack.npz; with dm and its kind
 losses.png. Killed at any moment and started again with the same --workdir, it goes on.
@@ -13,6 +17,8 @@ losses.png. Killed at any moment and started again with the same --workdir, it g
 
 import dataclasses
 import pathlib
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,6 +30,8 @@ from experiments import (
     _defence,
     _distillation,
     _flags,
+    _sre2l,
+    _sre2l_config,
     _study,
     _transfer,
     _victim,
@@ -39,7 +47,7 @@ NOT_RESULTS = ("workdir", "progress", "checkpoint_seconds", "data_dir", "downloa
 STAGES = ("evaluate", "num_runs", "num_finite_runs", "attack")
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: Config | _sre2l_config.Config) -> dict[str, Any]:
     """Runs one configuration, or a study of them; returns what results.json holds.
 
     Raises:
@@ -48,6 +56,8 @@ def run(config: Config) -> dict[str, Any]:
       OSError: a file is missing.
       ValueError: a file is damaged, a kernel is singular, or a loss is not finite.
     """
+    if isinstance(config, _sre2l_config.Config):
+        return _sre2l.run(config)
     if config.method in _condensed.METHODS:
         return _condense_run.run(config, NOT_RESULTS + STAGES)
     if config.is_study:
@@ -208,8 +218,11 @@ def summary(results: dict[str, Any]) -> str:
     return "\n".join(f"{name:<{size}}  {value}" for name, value in rows)
 
 
-def main(config: Config) -> None:
+def main(config: Config | _sre2l_config.Config) -> None:
     """Runs and prints the summary."""
+    if isinstance(config, _sre2l_config.Config):
+        _sre2l.main(config)
+        return
     results = run(config)
     if config.is_study:
         print(results["markdown"])
@@ -219,5 +232,19 @@ def main(config: Config) -> None:
     print(f"distilled.png and results.json are in {config.workdir}")
 
 
+def config_class(arguments: Sequence[str]) -> type[Any]:
+    """Returns the config of a command line: methods in stages have their own.
+
+    Args:
+      arguments: without the program's name.
+    """
+    for i, argument in enumerate(arguments):
+        name, _, value = argument.lstrip("-").partition("=")
+        following = "".join(arguments[i + 1 : i + 2])
+        if name == "method" and (value or following) in _sre2l_config.METHODS:
+            return _sre2l_config.Config
+    return Config
+
+
 if __name__ == "__main__":
-    _flags.run(main, Config)
+    _flags.run(main, config_class(sys.argv[1:]))

@@ -1,0 +1,183 @@
+"""Flags of `experiments.distill` with sre2l and cda, and what their presets say."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ntk_privacy import _checks
+
+METHODS = ("sre2l", "cda")
+
+# Of the papers, CIFAR-10 and others; and what two cores finish.
+_PAPER: Mapping[str, Any] = {
+    "width": 64,
+    "squeeze_epochs": 200,
+    "squeeze_learning_rate": 0.1,
+    "squeeze_batch_size": 128,
+    "squeeze_weight_decay": 5e-4,
+    "penalty_share": 1.0,
+    "num_steps": 1000,
+    "learning_rate": 0.25,
+    "bn_weight": 0.01,
+    "jitter": 4,
+    "num_epochs": 400,
+    "batch_size": 128,
+    "temperature": 30.0,
+    "num_queries": 5000,
+}
+_PAPER_TINY: Mapping[str, Any] = {
+    "squeeze_epochs": 50,
+    "squeeze_learning_rate": 0.2,
+    "squeeze_batch_size": 256,
+    "squeeze_weight_decay": 1e-4,
+    "num_steps": 4000,
+    "learning_rate": 0.1,
+    "bn_weight": 1.0,
+    "num_epochs": 300,
+    "batch_size": 100,
+    "temperature": 20.0,
+}
+_CPU: Mapping[str, Any] = {
+    "width": 16,
+    "num_images": 2000,
+    "num_test": 200,
+    "squeeze_epochs": 8,
+    "squeeze_learning_rate": 0.1,
+    "squeeze_batch_size": 64,
+    "squeeze_weight_decay": 5e-4,
+    "penalty_share": 0.5,
+    "num_steps": 120,
+    "learning_rate": 0.25,
+    "bn_weight": 0.01,
+    "jitter": 4,
+    "num_epochs": 100,
+    "batch_size": 50,
+    "temperature": 20.0,
+    "attack_steps": 20,
+    "num_queries": 300,
+}
+# CDA's own where they differ.
+_CDA_TINY: Mapping[str, Any] = {"learning_rate": 0.4, "bn_weight": 0.05}
+
+# Weights: the paper's and the released code's; on few images the paper's starves the
+# network, so that of two cores is less.
+_WEIGHTS: Mapping[str, Mapping[str, float]] = {
+    "paper": {"curvature": 100.0, "loss_difference": 1.0, "gradient": 1.0},
+    "cpu": {"curvature": 10.0, "loss_difference": 1.0, "gradient": 1.0},
+}
+
+
+def _field(default: Any, text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Distils by SRe2L or CDA, from a network trained with or without a regulariser."""
+
+    method: Literal["sre2l", "cda"] = _field(
+        "sre2l", "cda recovers with crops that grow smaller; all else is the same."
+    )
+    regularizer: Literal[
+        "none", "curvature", "loss_difference", "gradient", "adversarial"
+    ] = _field(
+        "none",
+        "Of the network that is squeezed: the curvature of its loss at the data, two "
+        "cheaper penalties, or training on attacked images.",
+    )
+    preset: Literal["paper", "cpu"] | None = _field(
+        None, "Sizes of the papers, or for two cores (none)."
+    )
+    dataset: Literal["cifar10", "tiny_imagenet", "digits", "mnist"] = _field(
+        "cifar10", "Image set."
+    )
+    num_images: int | None = _field(
+        None, "Training images, a random part; none is what the preset says, else all."
+    )
+    num_test: int | None = _field(None, "Test images, likewise.")
+    images_per_class: int = _field(10, "Distilled images of each class.")
+    width: int | None = _field(None, "Channels of ResNet18's first stage; 64 is whole.")
+    penalty_weight: float | None = _field(
+        None, "Of the regulariser in the loss; none is what the preset says."
+    )
+    penalty_step: float = _field(
+        3.0, "Length of the step that tells the curvature, in normalised units."
+    )
+    penalty_share: float | None = _field(
+        None, "Part of each batch that the regulariser sees."
+    )
+    squeeze_epochs: int | None = _field(None, "Of the network that is squeezed.")
+    squeeze_learning_rate: float | None = _field(None, "Of its SGD.")
+    squeeze_batch_size: int | None = _field(None, "Of its training.")
+    squeeze_weight_decay: float | None = _field(None, "Of its training.")
+    num_steps: int | None = _field(None, "Of the recovery.")
+    learning_rate: float | None = _field(None, "Of the recovery's Adam.")
+    bn_weight: float | None = _field(None, "Of the match of batch statistics.")
+    jitter: int | None = _field(None, "Pixels that images are rolled by at most.")
+    num_epochs: int | None = _field(None, "Of training on the distilled set.")
+    batch_size: int | None = _field(None, "Of training on the distilled set.")
+    temperature: float | None = _field(None, "Of the soft labels.")
+    evaluate: bool = _field(
+        False, "Test accuracy, clean and under six attacks, and the top eigenvalue."
+    )
+    eps: float = _field(1 / 255, "Bound of the attacks, l_inf, in intensity.")
+    attack_steps: int | None = _field(
+        None, "Of the attacks, but pgd100; none is their own."
+    )
+    num_queries: int | None = _field(None, "Of Square.")
+    baseline: str | None = _field(
+        None, "Folder of an evaluated run, whose eigenvalues are drawn beside."
+    )
+    seed: int = _field(0, "Fixes all draws.")
+    data_dir: str | None = _field(
+        None, "Folder of the image sets; none: NTK_PRIVACY_DATA, else the cache."
+    )
+    download: bool = _field(False, "Fetch the image set if it is not there.")
+    workdir: str = _field("runs/sre2l", "Folder of the results.")
+    checkpoint_seconds: float = _field(60.0, "Time between checkpoints.")
+    progress: bool = _field(True, "Show a progress bar.")
+
+    def __post_init__(self):
+        for name, value in self._known().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.regularizer in ("none", "adversarial"):
+            if self.penalty_weight is not None:
+                raise ValueError(
+                    f"penalty_weight={self.penalty_weight} is for a penalty: leave it "
+                    f"out for regularizer={self.regularizer!r}."
+                )
+        elif self.penalty_weight is None:
+            weights = _WEIGHTS[self.preset or "cpu"]
+            object.__setattr__(self, "penalty_weight", weights[self.regularizer])
+        for name in (
+            *("width", "squeeze_epochs", "squeeze_batch_size", "num_steps"),
+            *("num_epochs", "batch_size", "images_per_class", "num_queries"),
+            *("num_images", "num_test", "attack_steps"),
+        ):
+            if getattr(self, name) is not None:
+                _checks.at_least(1, **{name: getattr(self, name)})
+        for name in (
+            *("squeeze_learning_rate", "learning_rate", "temperature", "eps"),
+            *("penalty_weight", "penalty_step", "penalty_share"),
+        ):
+            if getattr(self, name) is not None:
+                _checks.positive(**{name: getattr(self, name)})
+        _checks.in_range(0, 1, penalty_share=self.penalty_share, eps=self.eps)
+        _checks.at_least(
+            0,
+            seed=self.seed,
+            jitter=self.jitter,
+            bn_weight=self.bn_weight,
+            squeeze_weight_decay=self.squeeze_weight_decay,
+            checkpoint_seconds=self.checkpoint_seconds,
+        )
+
+    def _known(self) -> dict[str, Any]:
+        preset = self.preset or "cpu"
+        known: dict[str, Any] = {"preset": preset}
+        known |= _PAPER if preset == "paper" else _CPU
+        if preset == "paper" and self.dataset == "tiny_imagenet":
+            known |= _PAPER_TINY
+            known |= _CDA_TINY if self.method == "cda" else {}
+        return known

@@ -1,0 +1,130 @@
+"""What a network trained on a distilled set is worth: accuracy, attacks, curvature."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments._image_sets import Images
+from experiments._workdir import Workdir
+from ntk_privacy import curvature
+from ntk_privacy.evaluation import robust_accuracy as robust
+from ntk_privacy.evasion import ThreatModel
+from ntk_privacy.models import ResNet18, saved
+from ntk_privacy.reports import curvature_plots
+from ntk_privacy.training import squeeze
+
+# Column of the results and the attack it is.
+ATTACKS = {
+    "pgd100": "pgd100",
+    "square": "square",
+    "autoattack": "autoattack",
+    "cw": "cw",
+    "mim": "mim",
+}
+_ATTACK_BATCH = 50
+_NUM_EIGENVALUES = 128
+# More than the classes, of which a network of ReLUs has at most as many eigenvalues.
+_EXTRA_MATVECS = 2
+
+
+def _losses(model: ResNet18, network: Any, x: Any, labels: Any) -> Any:
+    return squeeze.cross_entropies(model.eval_fn(*network, x), labels)
+
+
+@functools.cache
+def _losses_of(model: ResNet18) -> Callable[..., Any]:
+    return functools.partial(_losses, model)
+
+
+def accuracy(images: Images, model: ResNet18, network: tuple[Any, Any]) -> float:
+    """Returns the share of test images that a network reads rightly."""
+    read = squeeze.predict(*network, images.normalised(images.x_test), model=model)
+    return float(np.mean(read == images.class_test))
+
+
+def eigenvalues(
+    images: Images, model: ResNet18, network: tuple[Any, Any], key: Any
+) -> np.ndarray:
+    """Returns the top eigenvalue of the loss's Hessian at real training images."""
+    few = slice(0, _NUM_EIGENVALUES)
+    x, classes = images.normalised(images.x[few]), jnp.asarray(images.classes[few])
+    found = curvature.top_eigenvalues(
+        _losses_of(model),
+        network,
+        x,
+        classes,
+        key=key,
+        num_matvecs=min(images.num_classes + _EXTRA_MATVECS, x[0].size),
+    )
+    return np.asarray(found)
+
+
+def attack(
+    config: Any,
+    workdir: Workdir,
+    images: Images,
+    model: ResNet18,
+    network: tuple[Any, Any],
+    key: Any,
+) -> tuple[dict[str, float], dict]:
+    """Returns accuracy by attack, and what AutoAttack's stages left."""
+    params, stats = network
+    logits_fn = saved.logits_fn(
+        model, params, stats=stats, mean=images.mean, deviation=images.deviation
+    )
+    accuracy: dict[str, float] = {}
+    left: dict[str, Any] = {}
+    # One at a time: what is known of a killed run is read back.
+    for name, attack in ATTACKS.items():
+        about = workdir.checkpoint_folder / f"attack_{name}.json"
+        path = str(about.relative_to(workdir.folder))
+        given = [config.eps, config.attack_steps, config.num_queries]
+        if about.exists():
+            told = workdir.read_json(path)
+            if told["given"] == given:
+                accuracy |= told["accuracy"]
+                left |= told["left"]
+                continue
+        steps = None if attack == "pgd100" else config.attack_steps
+        found = robust.robust_accuracy(
+            logits_fn,
+            images.x_test,
+            images.class_test,
+            key=key,
+            attacks=(attack,),
+            threat_model=ThreatModel(eps=config.eps),
+            batch_size=_ATTACK_BATCH,
+            num_steps=steps,
+            num_queries=config.num_queries,
+        )
+        told = {
+            "given": given,
+            "accuracy": {"clean": found.clean, name: found.accuracy[attack]},
+            "left": {n: v for n, v in found.left.items() if v},
+        }
+        about.parent.mkdir(parents=True, exist_ok=True)
+        workdir.write_json(path, told)
+        accuracy |= told["accuracy"]
+        left |= told["left"]
+    return accuracy, left
+
+
+def draw(
+    config: Any, path: pathlib.Path, found: dict[str, np.ndarray], title: str
+) -> None:
+    """Draws those of the squeezed network, beside the student's or a baseline's."""
+    shown = {f"{name} network": values for name, values in found.items()}
+    if config.baseline is not None:
+        stored_at = pathlib.Path(config.baseline) / "eigenvalues.npz"
+        with np.load(stored_at, allow_pickle=False) as stored:
+            shown = {"baseline": stored["squeezed"]}
+        shown[f"regularizer {config.regularizer}"] = found["squeezed"]
+    curvature_plots.eigenvalues(
+        shown,
+        path,
+        title=title,
+    )

@@ -1,0 +1,147 @@
+"""`experiments.distill` with sre2l and cda: files, stages, going on, refusals."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import _flags, _sre2l, _sre2l_config, _sre2l_evaluation, distill
+from ntk_privacy import checkpoint
+from ntk_privacy.evaluation import robust_accuracy as robust
+
+TOY = {
+    "method": "sre2l",
+    "dataset": "digits",
+    "num_images": 100,
+    "num_test": 30,
+    "width": 2,
+    "images_per_class": 1,
+    "squeeze_epochs": 2,
+    "squeeze_batch_size": 50,
+    "num_steps": 4,
+    "num_epochs": 4,
+    "batch_size": 10,
+    "attack_steps": 2,
+    "num_queries": 5,
+    "progress": False,
+}
+
+
+@pytest.fixture(autouse=True)
+def compiled_in_haste():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch):
+    real = _sre2l.ResNet18
+    monkeypatch.setattr(
+        _sre2l, "ResNet18", lambda outputs, width: real(outputs, width, blocks=(1,))
+    )
+
+
+def _config(folder, **changes):
+    return _sre2l_config.Config(**{**TOY, "workdir": str(folder), **changes})
+
+
+def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, capsys):
+    results = distill.run(_config(tmp_path, regularizer="loss_difference"))
+    assert (tmp_path / "distilled.png").read_bytes()[:4] == b"\x89PNG"
+    with np.load(tmp_path / "arrays.npz") as stored:
+        assert stored["images"].shape == (10, 8, 8, 1)
+        np.testing.assert_array_equal(stored["labels"], np.arange(10))
+        assert stored["losses_squeeze"].shape == (4,)
+        assert stored["losses_recover"].shape == (4,)
+    assert "accuracy" not in results
+    assert results["penalty_weight"] == 1.0
+
+    class Told:
+        clean, left = 0.5, {"autoattack": {"square": 0.2}}
+
+        def __init__(self, attacks):
+            self.accuracy = {attacks[0]: 0.25}
+
+    asked = []
+
+    def attacked(logits_fn, x, y, *, attacks, num_steps, **options):
+        asked.append((attacks[0], num_steps, float(options["threat_model"].eps)))
+        # Images are intensities; the network normalises by itself.
+        assert 0 <= x.min() < x.max() <= 1
+        assert logits_fn(jax.numpy.asarray(x)).shape == (30, 10)
+        return Told(attacks)
+
+    monkeypatch.setattr(robust, "robust_accuracy", attacked)
+    later = {"regularizer": "loss_difference", "evaluate": True}
+    results = distill.run(_config(tmp_path, **later))
+    assert set(results["accuracy"]) == {
+        *("clean", "pgd100", "square", "autoattack", "cw", "mim")
+    }
+    assert asked == [
+        (name, None if name == "pgd100" else 2, 1 / 255)
+        for name in _sre2l_evaluation.ATTACKS
+    ]
+    assert results["top_hessian_eigenvalue"] > 0
+    assert results["top_hessian_eigenvalue_student"] >= 0
+    assert (tmp_path / "eigenvalues.png").read_bytes()[:4] == b"\x89PNG"
+    assert distill.run(_config(tmp_path, **later)) == results
+    assert "student, pgd100" in _sre2l.summary(results)
+    # Another regulariser is another set.
+    arguments = [
+        f"--{name}={str(value).lower()}"
+        for name, value in {**TOY, "workdir": tmp_path}.items()
+    ]
+    kind = distill.config_class(arguments)
+    assert kind is _sre2l_config.Config
+    assert _flags.call(distill.main, kind, arguments) == 2
+    assert 'regularizer: "loss_difference" in the folder' in capsys.readouterr().err
+
+
+class _Killed(BaseException):
+    """Nothing in a run may catch it."""
+
+
+def test_killed_in_any_stage_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(_sre2l, "_CHUNK", 2)
+    changes = {"checkpoint_seconds": 0.0, "method": "cda"}
+    whole = distill.run(_config(tmp_path / "whole", **changes))
+    save, stops = checkpoint.save, []
+
+    def save_and_die(folder, step, state):
+        save(folder, step, state)
+        stops.append((folder.name, step))
+        raise _Killed
+
+    monkeypatch.setattr(checkpoint, "save", save_and_die)
+    while True:
+        try:
+            found = distill.run(_config(tmp_path / "parts", **changes))
+            break
+        except _Killed:
+            continue
+    assert {name for name, _ in stops} == set(_sre2l.STAGES)
+    assert len(stops) == len(set(stops)) == 8
+    one, two = (
+        (tmp_path / name / "arrays.npz").read_bytes() for name in ("whole", "parts")
+    )
+    assert one == two
+    assert found["accuracy_squeezed"] == whole["accuracy_squeezed"]
+
+
+def test_config_class_and_refusals():
+    assert distill.config_class(["--method", "cda"]) is _sre2l_config.Config
+    assert distill.config_class(["--method=rkip"]) is distill.Config
+    assert distill.config_class([]) is distill.Config
+    with pytest.raises(ValueError, match="penalty_weight=3 is for a penalty"):
+        _sre2l_config.Config(penalty_weight=3, regularizer="none")
+    with pytest.raises(ValueError, match="penalty_weight=0 must be above 0"):
+        _sre2l_config.Config(penalty_weight=0, regularizer="curvature")
+    with pytest.raises(ValueError, match=r"penalty_share=2 must lie in \[0, 1\]"):
+        _sre2l_config.Config(penalty_share=2, regularizer="curvature")
+    paper = _sre2l_config.Config(preset="paper", regularizer="curvature")
+    assert (paper.width, paper.penalty_weight, paper.penalty_step) == (64, 100.0, 3.0)
+    assert json.dumps(paper.num_images) == "null"
+    tiny = _sre2l_config.Config(preset="paper", dataset="tiny_imagenet", method="cda")
+    assert (tiny.num_steps, tiny.learning_rate, tiny.bn_weight) == (4000, 0.4, 0.05)
