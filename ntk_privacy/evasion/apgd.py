@@ -6,8 +6,7 @@ details of the released code.
 
 import functools
 import warnings
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,25 +14,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ntk_privacy import _checks
-from ntk_privacy.evasion import losses, pgd
-from ntk_privacy.evasion.task import (
-    Found,
-    LogitsFn,
-    Task,
-    evaluate,
-    finish,
-    prepare,
-)
+from ntk_privacy.evasion import losses, pgd, pool
+from ntk_privacy.evasion.task import Found, LogitsFn, Task, carry_out, evaluate
 from ntk_privacy.evasion.threat_model import (
     Adversarial,
     ThreatModel,
-    distance,
     per_sample,
     project,
     region,
 )
 
-__all__ = ["attack", "ranked", "run", "targets", "windows"]
+__all__ = ["attack", "run", "targets", "walk", "windows"]
 
 _CLASSES = {"ce": 2, "dlr": 3, "targeted-dlr": 4}
 _MOMENTUM = 0.75
@@ -53,7 +44,7 @@ class State(NamedTuple):
     reduced: Bool[Array, " n"]
     checked_loss: Float[Array, " n"]
     found: Found
-    i: Int[Array, ""]
+    i: Int[Array, " n"]
 
 
 def windows(num_steps: int) -> np.ndarray:
@@ -73,20 +64,7 @@ def windows(num_steps: int) -> np.ndarray:
     return closes
 
 
-def _start(key: Array, allowed, *, norm: str) -> Array:
-    """Returns images on the sphere around x, cut to the box."""
-    shape, dtype = allowed.centre.shape, allowed.centre.dtype
-    if norm == "linf":
-        noise = jax.random.uniform(key, shape, dtype, -1, 1)
-        noise = noise / per_sample(distance(noise, norm=norm))
-    else:
-        noise = pgd.direction(jax.random.normal(key, shape, dtype), norm=norm)
-    return project(allowed.centre + allowed.eps * noise, allowed, norm=norm)
-
-
-def program(
-    task: Task,
-    target: Int[Array, " n"],
+def walk(
     closes: Int[Array, " m"],
     rho: Float[Array, ""],
     key: Array,
@@ -95,40 +73,59 @@ def program(
     loss: str,
     eot: int,
     stop_early: bool,
-) -> tuple[State, Callable[[State], State]]:
-    """Returns the first state and the function to the next one.
+) -> pool.Walk:
+    """Returns the ascent of images that each count their own evaluations.
 
     One evaluation is one call, that of the start included, so that the compiled program
     holds the model once.
 
     Args:
-      task: of `prepare`; only what is active is attacked.
-      target: classes, for the targeted loss.
       closes: of `windows`.
       rho: share of a window's steps that must increase the loss.
-      key: typed key.
+      key: typed key, for the starts.
       norm: of the threat model.
       loss: name in `losses.LOSSES`.
       eot: draws of a random model per evaluation.
       stop_early: whether the first misread image is kept, rather than the last.
     """
-    allowed = region(task.x, task.limits, norm=norm)
-    start_key, keys = jax.random.split(key)
 
-    def advance(state: State) -> State:
+    def begin(spot: pool.Spot, score: Array) -> State:
+        allowed = region(spot.task.x, spot.task.limits, norm=norm)
+        noise = pgd.unit_noise(pool.keys(key, spot), spot.task.x, norm=norm)
+        point = project(spot.task.x + allowed.eps * noise, allowed, norm=norm)
+        flat = jnp.zeros_like(score)
+        no = jnp.zeros(score.shape, bool)
+        none = jnp.zeros(score.shape, jnp.int32)
+        return State(
+            point=point,
+            previous=point,
+            best=point,
+            best_gradient=jnp.zeros_like(point),
+            best_loss=flat - jnp.inf,
+            last_loss=flat,
+            increases=none,
+            step=flat + 2 * spot.task.limits.eps,
+            reduced=~no,
+            checked_loss=flat - jnp.inf,
+            found=Found(spot.task.x, no, none),
+            i=none,
+        )
+
+    def advance(spot: pool.Spot, state: State, key: Array) -> State:
+        task = spot.task
+        allowed = region(task.x, task.limits, norm=norm)
         values, logits, gradient = evaluate(
             task.model,
             losses.LOSSES[loss],
             state.point,
             task.y,
-            target,
-            jax.random.fold_in(keys, state.i),
+            spot.target,
+            key,
             eot=eot,
         )
         images, success, queries = state.found
-        open_ = task.active & ~success
-        hit = losses.misread(logits, task.y) & (open_ if stop_early else task.active)
-        spent = open_ if stop_early else task.active
+        spent = task.active & ~success if stop_early else task.active
+        hit = losses.misread(logits, task.y) & spent
         found = Found(
             jnp.where(per_sample(hit), state.point, images),
             success | hit,
@@ -143,7 +140,7 @@ def program(
         rises = (values > state.last_loss) & ~begins
         increases = state.increases + rises.astype(state.increases.dtype)
 
-        length = closes[state.i]
+        length = closes[jnp.minimum(state.i, len(closes) - 1)]
         closing = length > 0
         swings = increases.astype(rho.dtype) <= rho * length.astype(rho.dtype)
         stalls = ~state.reduced & (state.checked_loss >= best_loss)
@@ -152,8 +149,8 @@ def program(
         point = jnp.where(per_sample(reduce), best, state.point)
         gradient = jnp.where(per_sample(reduce), best_gradient, gradient)
 
-        share = jnp.where(begins, 1, _MOMENTUM).astype(point.dtype)
-        inertia = jnp.where(begins, 0, point - state.previous)
+        share = per_sample(jnp.where(begins, 1, _MOMENTUM).astype(point.dtype))
+        inertia = jnp.where(per_sample(begins), 0, point - state.previous)
         ahead = point + per_sample(step) * pgd.direction(gradient, norm=norm)
         ahead = project(ahead, allowed, norm=norm)
         ahead = point + share * (ahead - point) + (1 - share) * inertia
@@ -173,66 +170,37 @@ def program(
             i=state.i + 1,
         )
 
-    point = _start(start_key, allowed, norm=norm)
-    flat = jnp.zeros_like(point[:, 0, 0, 0])
-    no = jnp.zeros(task.y.shape, bool)
-    none = jnp.zeros(task.y.shape, jnp.int32)
-    first = State(
-        point=point,
-        previous=point,
-        best=point,
-        best_gradient=jnp.zeros_like(point),
-        best_loss=flat - jnp.inf,
-        last_loss=flat,
-        increases=none,
-        step=flat + 2 * task.limits.eps,
-        reduced=~no,
-        checked_loss=flat - jnp.inf,
-        found=Found(task.x, no, none),
-        i=jnp.asarray(0, jnp.int32),
-    )
-    return first, advance
+    def outcome(spot: pool.Spot, state: State) -> pool.Outcome:
+        del spot
+        images, success, queries = state.found
+        score = jnp.where(success, 0, jnp.inf).astype(images.dtype)
+        over = state.i >= len(closes)
+        done = over | success if stop_early else over
+        return pool.Outcome(images, score, queries, done, success)
+
+    return pool.Walk(begin, advance, outcome)
 
 
-@functools.partial(jax.jit, static_argnames=("norm", "loss", "eot", "stop_early"))
+@functools.partial(
+    jax.jit, static_argnames=("norm", "loss", "eot", "stop_early", "num_places")
+)
 def _ascend(
     task: Task,
-    target: Int[Array, " n"],
+    aims: Int[Array, "r n"],
     closes: Int[Array, " m"],
     rho: Float[Array, ""],
     key: Array,
+    carry: pool.Carry | None,
     *,
-    norm: str,
-    loss: str,
-    eot: int,
-    stop_early: bool,
-) -> Found:
-    state, advance = program(
-        task,
-        target,
-        closes,
-        rho,
-        key,
-        norm=norm,
-        loss=loss,
-        eot=eot,
-        stop_early=stop_early,
-    )
-
-    def more(state):
-        left = task.active & ~state.found.success if stop_early else task.active
-        return (state.i < len(closes)) & jnp.any(left)
-
-    return jax.lax.while_loop(more, advance, state).found
+    num_places: int,
+    **options: Any,
+) -> pool.Carry:
+    start, model = jax.random.split(key)
+    ascent = walk(closes, rho, start, **options)
+    return pool.run(task, aims, ascent, model, carry, num_places=num_places)
 
 
-def ranked(task: Task, rank: int) -> Int[Array, " n"]:
-    """Returns the class of the rank-th greatest clean logit, 1 for the greatest."""
-    order = jnp.argsort(-task.logits, axis=1)
-    return order[:, rank - 1].astype(task.y.dtype)
-
-
-def targets(task: Task, num_targets: int) -> list[Int[Array, " n"]]:
+def targets(task: Task, num_targets: int) -> Int[Array, "t n"]:
     """Returns the likeliest wrong classes, best first; warns if there are fewer."""
     wrong = task.logits.shape[1] - 1
     if num_targets > wrong:
@@ -241,22 +209,8 @@ def targets(task: Task, num_targets: int) -> list[Int[Array, " n"]]:
             f"{wrong} targets are used.",
             stacklevel=3,
         )
-    return [ranked(task, rank) for rank in range(2, 2 + min(num_targets, wrong))]
-
-
-def merge(task: Task, total: Found, found: Found) -> tuple[Task, Found]:
-    """Returns what is left, and all that was found, after one more run."""
-    hit = task.active & found.success
-    images = jnp.where(per_sample(hit), found.images, total.images)
-    spent = jnp.where(task.active, found.queries, 0)
-    total = Found(images, total.success | hit, total.queries + spent)
-    return task._replace(active=task.active & ~hit), total
-
-
-def nothing(task: Task) -> Found:
-    """Returns what is found before the first run."""
-    zeros = jnp.zeros(task.y.shape, jnp.int32)
-    return Found(task.x, jnp.zeros(task.y.shape, bool), zeros)
+    order = jnp.argsort(-task.logits, axis=1).astype(task.y.dtype)
+    return order[:, 1 : 1 + num_targets].T
 
 
 def run(
@@ -271,27 +225,31 @@ def run(
     num_restarts: int = 1,
     num_targets: int = 9,
     stop_early: bool = True,
+    num_active: int | None = None,
 ) -> Found:
     """Runs restarts, and targets if the loss has any, each on what is left."""
-    closes = jnp.asarray(windows(num_steps))
-    share = jnp.asarray(rho, task.x.dtype)
-    aims = targets(task, num_targets) if loss == "targeted-dlr" else [task.y]
-    total = nothing(task)
-    runs = [target for target in aims for _ in range(num_restarts)]
-    for target, one in zip(runs, jax.random.split(key, len(runs)), strict=True):
-        found = _ascend(
-            task,
-            target,
-            closes,
-            share,
-            one,
-            norm=norm,
-            loss=loss,
-            eot=eot,
-            stop_early=stop_early,
+    classes = task.logits.shape[1]
+    if classes < _CLASSES[loss]:
+        raise ValueError(
+            f"loss={loss!r} needs {_CLASSES[loss]} classes but the model has "
+            f"{classes}: use ce."
         )
-        task, total = merge(task, total, found)
-    return total
+    aims = targets(task, num_targets) if loss == "targeted-dlr" else task.y[None]
+    aims = jnp.repeat(aims, num_restarts, axis=0)
+    best = pool.drive(
+        _ascend,
+        pool.places(task, len(aims), num_active),
+        task,
+        aims,
+        jnp.asarray(windows(num_steps)),
+        jnp.asarray(rho, task.x.dtype),
+        key,
+        norm=norm,
+        loss=loss,
+        eot=eot,
+        stop_early=stop_early,
+    )
+    return pool.found(task, best, jnp.isfinite(best.score))
 
 
 def attack(
@@ -341,17 +299,13 @@ def attack(
     )
     _checks.in_range(0, 1, rho=rho)
     pgd.bounded(threat_model)
-    task = prepare(logits_fn, x, y, key=key, threat_model=threat_model)
-    classes = task.logits.shape[1]
-    if classes < _CLASSES[loss]:
-        raise ValueError(
-            f"loss={loss!r} needs {_CLASSES[loss]} classes but the model has "
-            f"{classes}: use ce."
-        )
-    found = run(
-        task,
+    return carry_out(
+        run,
+        logits_fn,
+        x,
+        y,
         key=key,
-        norm=threat_model.norm,
+        threat_model=threat_model,
         loss=loss,
         num_steps=num_steps,
         rho=rho,
@@ -360,4 +314,3 @@ def attack(
         num_targets=num_targets,
         stop_early=stop_early,
     )
-    return finish(task, found, norm=threat_model.norm)

@@ -25,7 +25,7 @@ from ntk_privacy.evasion.task import (
     prepare,
     takes_key,
 )
-from ntk_privacy.evasion.threat_model import Adversarial, ThreatModel
+from ntk_privacy.evasion.threat_model import Adversarial, ThreatModel, per_sample
 
 __all__ = ["VERSIONS", "attack", "stages"]
 
@@ -35,7 +35,6 @@ _RESTARTS = 5
 _DRAWS = 20
 _SUSPECT_SHARE = 0.002
 _REPEATED = 8
-_SMALLEST = 16
 
 
 def stages(
@@ -134,34 +133,6 @@ def _warn_of_the_model(
         )
 
 
-def _on_what_is_left(
-    stage: Callable[..., Found], task: Task, *, key: Array, norm: str
-) -> Found:
-    """Runs a stage on the rows that are left, in a batch of half as many or fewer.
-
-    Sizes are halves of the first one, so that few programs are compiled.
-    """
-    rows = np.flatnonzero(np.asarray(task.active))
-    total = size = len(task.y)
-    while (size + 1) // 2 >= max(len(rows), _SMALLEST):
-        size = (size + 1) // 2
-    if size == total:
-        return stage(task, key=key, norm=norm)
-    pick = np.concatenate([rows, np.zeros(size - len(rows), rows.dtype)])
-    part = task._replace(
-        x=task.x[pick],
-        y=task.y[pick],
-        logits=task.logits[pick],
-        active=jnp.asarray(np.arange(size) < len(rows)),
-    )
-    found = stage(part, key=key, norm=norm)
-    return jax.tree.map(
-        lambda whole, some: whole.at[rows].set(some[: len(rows)]),
-        apgd.nothing(task),
-        found,
-    )
-
-
 def attack(
     logits_fn: LogitsFn,
     x: Float[Array, "n h w c"],
@@ -211,19 +182,23 @@ def attack(
             stacklevel=2,
         )
     options: dict[str, Any] = {"num_steps": num_steps, "num_queries": num_queries}
-    left, total = task, apgd.nothing(task)
+    left = task
+    images, success = task.x, jnp.zeros_like(task.active)
+    queries = jnp.zeros(task.y.shape, jnp.int32)
     for name, stage in stages(version, classes, **options).items():
-        if not bool(jnp.any(left.active)):
+        count = int(jnp.sum(left.active))
+        if not count:
             break
         key, one = jax.random.split(key)
-        found = _on_what_is_left(stage, left, key=one, norm=norm)
-        before = int(jnp.sum(left.active))
-        left, total = apgd.merge(left, total, found)
-        broken = before - int(jnp.sum(left.active))
+        found = stage(left, key=one, norm=norm, num_active=count)
+        images = jnp.where(per_sample(found.success), found.images, images)
+        success, queries = success | found.success, queries + found.queries
+        left = left._replace(active=left.active & ~found.success)
+        broken = count - int(jnp.sum(left.active))
         if name == "square" and broken > _SUSPECT_SHARE * len(y):
             warnings.warn(
                 f"Square broke {broken} of {len(y)} images that attacks by gradients "
                 "had left: gradients may be masked; attack this model by hand.",
                 stacklevel=2,
             )
-    return finish(task, total, norm=norm)
+    return finish(task, Found(images, success, queries), norm=norm)

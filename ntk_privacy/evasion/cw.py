@@ -6,7 +6,7 @@ reports.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ntk_privacy import _checks
 from ntk_privacy.evasion import losses
-from ntk_privacy.evasion.task import (
-    Found,
-    LogitsFn,
-    Task,
-    evaluate,
-    finish,
-    prepare,
-)
+from ntk_privacy.evasion.task import Found, LogitsFn, Task, carry_out, evaluate
 from ntk_privacy.evasion.threat_model import (
     Adversarial,
     ThreatModel,
@@ -92,11 +85,12 @@ def _descend(
 
         def cost(logits, y, target):
             del target
-            return constant * _excess(logits, y, kappa, form)
+            return _excess(logits, y, kappa, form)
 
         values, logits, gradient = evaluate(
             task.model, cost, images, task.y, task.y, jax.random.fold_in(key, state.i)
         )
+        values, gradient = constant * values, per_sample(constant) * gradient
         move = images - task.x
         squares = jnp.sum(move**2, axis=(1, 2, 3))
         (gradient,) = pull(gradient + 2 * move)
@@ -197,6 +191,22 @@ def _search(
     return Found(images, success, jnp.broadcast_to(steps, task.y.shape))
 
 
+def run(
+    task: Task,
+    *,
+    key: Array,
+    norm: str,
+    constant: _checks.Number,
+    rate: _checks.Number,
+    kappa: _checks.Number,
+    **options: Any,
+) -> Found:
+    """Calls `_search` with numbers in the dtype of the images."""
+    del norm
+    numbers = (jnp.asarray(v, task.x.dtype) for v in (constant, rate, kappa))
+    return _search(task, *numbers, key, **options)
+
+
 def attack(
     logits_fn: LogitsFn,
     x: Float[Array, "n h w c"],
@@ -246,14 +256,17 @@ def attack(
     _checks.at_least(1, num_steps=num_steps, num_constants=num_constants)
     _checks.at_least(0, kappa=kappa)
     _checks.positive(constant=constant, rate=rate)
-    task = prepare(logits_fn, x, y, key=key, threat_model=threat_model)
-    numbers = (jnp.asarray(v, x.dtype) for v in (constant, rate, kappa))
-    found = _search(
-        task,
-        *numbers,
-        key,
+    return carry_out(
+        run,
+        logits_fn,
+        x,
+        y,
+        key=key,
+        threat_model=threat_model,
+        constant=constant,
+        rate=rate,
+        kappa=kappa,
         form=form,
         num_steps=num_steps,
         num_constants=1 if form == "short" else num_constants,
     )
-    return finish(task, found, norm="l2")

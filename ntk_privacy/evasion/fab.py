@@ -5,22 +5,15 @@ AutoAttack (arXiv:2003.01690).
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _checks
-from ntk_privacy.evasion import apgd, losses, pgd
-from ntk_privacy.evasion.task import (
-    Found,
-    LogitsFn,
-    Task,
-    evaluate,
-    finish,
-    prepare,
-)
+from ntk_privacy.evasion import apgd, losses, pgd, pool
+from ntk_privacy.evasion.task import Found, LogitsFn, Task, carry_out, evaluate
 from ntk_privacy.evasion.threat_model import (
     Adversarial,
     Limits,
@@ -30,7 +23,7 @@ from ntk_privacy.evasion.threat_model import (
     region,
 )
 
-__all__ = ["attack", "onto_plane", "run"]
+__all__ = ["attack", "onto_plane", "run", "walk"]
 
 _FLOOR = 1e-8
 _MAX_ROUNDS = 50
@@ -98,7 +91,7 @@ class State(NamedTuple):
     best: Float[Array, "n h w c"]
     nearest: Float[Array, " n"]
     queries: Int[Array, " n"]
-    i: Int[Array, ""]
+    i: Int[Array, " n"]
 
 
 def _aimed(task: Task, point: Array, target: Array, key: Array) -> tuple[Array, Array]:
@@ -156,38 +149,48 @@ def _within(task: Task, images: Array, nearest: Array, *, norm: str) -> Array:
     return jnp.isfinite(nearest) & jnp.all(inside, axis=(1, 2, 3))
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("norm", "num_steps", "aim", "start_at_random", "stop_early"),
-)
-def _approach(
-    task: Task,
-    target: Int[Array, " n"],
-    best: Float[Array, "n h w c"],
-    nearest: Float[Array, " n"],
+def walk(
     constants: tuple[Array, Array, Array],
     key: Array,
     *,
     norm: str,
     num_steps: int,
+    num_restarts: int,
     aim: bool,
-    start_at_random: bool,
     stop_early: bool,
-) -> tuple[Array, Array, Array]:
-    """Runs once; returns the nearest misread images, distances and queries."""
+) -> pool.Walk:
+    """Returns the approach to the boundary, as what each image does for itself.
+
+    Args:
+      constants: alpha_max, eta and beta.
+      key: typed key, for restarts.
+      norm: of the threat model.
+      num_steps: of each run.
+      num_restarts: runs of each target; all but the first start at random.
+      aim: whether at a target, else at the nearest class.
+      stop_early: whether an image is done once it is found within eps.
+    """
     alpha_max, eta, beta = constants
-    x, limits = task.x, task.limits
-    start_key, keys = jax.random.split(key)
 
-    def left(state) -> Bool[Array, " n"]:
-        if not stop_early:
-            return task.active
-        return task.active & ~_within(task, state.best, state.nearest, norm=norm)
+    def begin(spot: pool.Spot, score: Array) -> State:
+        x, limits = spot.task.x, spot.task.limits
+        point = x
+        if num_restarts > 1:
+            most = jnp.minimum(limits.eps, limits.high - limits.low)
+            radius = jnp.where(
+                spot.run % num_restarts > 0, jnp.minimum(score, most) / 2, 0
+            )
+            noise = pgd.unit_noise(pool.keys(key, spot), x, norm=norm)
+            point = jnp.clip(x + per_sample(radius) * noise, limits.low, limits.high)
+        none = jnp.zeros(score.shape, jnp.int32)
+        return State(point, x, jnp.full_like(score, jnp.inf), none, none)
 
-    def advance(state):
-        one, two = jax.random.split(jax.random.fold_in(keys, state.i))
+    def advance(spot: pool.Spot, state: State, key: Array) -> State:
+        task = spot.task
+        x, limits = task.x, task.limits
+        one, two = jax.random.split(key)
         if aim:
-            height, w = _aimed(task, state.point, target, one)
+            height, w = _aimed(task, state.point, spot.target, one)
         else:
             height, w = _nearest_plane(task, state.point, one, norm=norm)
         # The same plane seen from x.
@@ -201,39 +204,48 @@ def _approach(
 
         wrong = losses.misread(task.model(new, two), task.y)
         far = distance(new - x, norm=norm)
-        open_ = left(state)
-        closer = open_ & wrong & (far < state.nearest)
+        closer = task.active & wrong & (far < state.nearest)
         back = jnp.clip(x + beta * (new - x), limits.low, limits.high)
         return State(
             jnp.where(per_sample(wrong), back, new),
             jnp.where(per_sample(closer), new, state.best),
             jnp.where(closer, far, state.nearest),
-            state.queries + 2 * open_.astype(state.queries.dtype),
+            state.queries + 2 * task.active.astype(state.queries.dtype),
             state.i + 1,
         )
 
-    point = x
-    if start_at_random:
-        if norm == "linf":
-            noise = jax.random.uniform(start_key, x.shape, x.dtype, -1, 1)
-            noise = noise / per_sample(distance(noise, norm=norm))
-        else:
-            noise = jax.random.normal(start_key, x.shape, x.dtype)
-            noise = pgd.direction(noise, norm=norm)
-        most = jnp.minimum(limits.eps, limits.high - limits.low)
-        radius = jnp.minimum(nearest, most) / 2
-        point = jnp.clip(x + per_sample(radius) * noise, limits.low, limits.high)
-    first = State(
-        point,
-        best,
-        nearest,
-        jnp.zeros(task.y.shape, jnp.int32),
-        jnp.asarray(0, jnp.int32),
-    )
-    state = jax.lax.while_loop(
-        lambda s: (s.i < num_steps) & jnp.any(left(s)), advance, first
-    )
-    return state.best, state.nearest, state.queries
+    def outcome(spot: pool.Spot, state: State) -> pool.Outcome:
+        near = _within(spot.task, state.best, state.nearest, norm=norm) & stop_early
+        done = near | (state.i >= num_steps)
+        return pool.Outcome(state.best, state.nearest, state.queries, done, near)
+
+    return pool.Walk(begin, advance, outcome)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "norm",
+        "num_steps",
+        "num_restarts",
+        "aim",
+        "stop_early",
+        "num_places",
+    ),
+)
+def _approach(
+    task: Task,
+    aims: Int[Array, "r n"],
+    constants: tuple[Array, Array, Array],
+    key: Array,
+    carry: pool.Carry | None,
+    *,
+    num_places: int,
+    **options: Any,
+) -> pool.Carry:
+    start, model = jax.random.split(key)
+    approach = walk(constants, start, **options)
+    return pool.run(task, aims, approach, model, carry, num_places=num_places)
 
 
 def run(
@@ -248,32 +260,26 @@ def run(
     eta: _checks.Number = 1.05,
     beta: _checks.Number = 0.9,
     stop_early: bool = False,
+    num_active: int | None = None,
 ) -> Found:
     """Runs restarts of every target; the nearest of all is kept."""
-    aim = num_targets is not None
-    aims = [task.y] if num_targets is None else apgd.targets(task, num_targets)
-    constants = tuple(jnp.asarray(v, task.x.dtype) for v in (alpha_max, eta, beta))
-    best = task.x
-    nearest = jnp.full(task.y.shape, jnp.inf, task.x.dtype)
-    queries = jnp.zeros(task.y.shape, jnp.int32)
-    runs = [(target, r) for target in aims for r in range(num_restarts)]
-    for (target, r), one in zip(runs, jax.random.split(key, len(runs)), strict=True):
-        best, nearest, spent = _approach(
-            task,
-            target,
-            best,
-            nearest,
-            constants,
-            one,
-            norm=norm,
-            num_steps=num_steps,
-            aim=aim,
-            start_at_random=r > 0,
-            stop_early=stop_early,
-        )
-        queries = queries + spent
-    success = _within(task, best, nearest, norm=norm)
-    return Found(jnp.where(per_sample(success), best, task.x), success, queries)
+    aims = task.y[None] if num_targets is None else apgd.targets(task, num_targets)
+    aims = jnp.repeat(aims, num_restarts, axis=0)
+    best = pool.drive(
+        _approach,
+        pool.places(task, len(aims), num_active),
+        task,
+        aims,
+        tuple(jnp.asarray(v, task.x.dtype) for v in (alpha_max, eta, beta)),
+        key,
+        norm=norm,
+        num_steps=num_steps,
+        num_restarts=num_restarts,
+        aim=num_targets is not None,
+        stop_early=stop_early,
+    )
+    success = _within(task, best.images, best.score, norm=norm)
+    return pool.found(task, best, success)
 
 
 def attack(
@@ -321,11 +327,13 @@ def attack(
         eta=eta,
     )
     _checks.in_range(0, 1, alpha_max=alpha_max, beta=beta)
-    task = prepare(logits_fn, x, y, key=key, threat_model=threat_model)
-    found = run(
-        task,
+    return carry_out(
+        run,
+        logits_fn,
+        x,
+        y,
         key=key,
-        norm=threat_model.norm,
+        threat_model=threat_model,
         num_steps=num_steps,
         num_targets=num_targets,
         num_restarts=num_restarts,
@@ -334,4 +342,3 @@ def attack(
         beta=beta,
         stop_early=stop_early,
     )
-    return finish(task, found, norm=threat_model.norm)

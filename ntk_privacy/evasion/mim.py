@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _checks
 from ntk_privacy.evasion import pgd
-from ntk_privacy.evasion.task import LogitsFn, finish, prepare
+from ntk_privacy.evasion.task import LogitsFn, carry_out
 from ntk_privacy.evasion.threat_model import Adversarial, ThreatModel
 
 __all__ = ["attack"]
@@ -48,17 +48,17 @@ def attack(
     pgd.bounded(threat_model)
     step = threat_model.eps if step is None else step
     _checks.at_least(0, step=step, decay=decay)
-    task = prepare(logits_fn, x, y, key=key, threat_model=threat_model)
-    norm = threat_model.norm
-    found = pgd.run(
-        task,
+    return carry_out(
+        pgd.run,
+        logits_fn,
+        x,
+        y,
+        key=key,
+        threat_model=threat_model,
         step=step,
         decay=decay,
-        key=key,
-        norm=norm,
         num_steps=num_steps,
         start=False,
         remember=True,
         over=over,
     )
-    return finish(task, found, norm=norm)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _checks
 from ntk_privacy.evasion import losses
-from ntk_privacy.evasion.task import Found, LogitsFn, Task, evaluate, finish, prepare
+from ntk_privacy.evasion.task import Found, LogitsFn, Task, carry_out, evaluate
 from ntk_privacy.evasion.threat_model import (
     Adversarial,
     Region,
@@ -24,7 +24,7 @@ from ntk_privacy.evasion.threat_model import (
     region,
 )
 
-__all__ = ["attack", "direction", "iterate", "random_start"]
+__all__ = ["attack", "direction", "iterate", "random_start", "unit_noise"]
 
 _TINY = 1e-12
 
@@ -37,6 +37,16 @@ def direction(gradient: Float[Array, "n h w c"], *, norm: str) -> Array:
     most = distance(gradient, norm="linf")
     scaled = gradient / per_sample(jnp.where(most > 0, most, 1))
     return scaled / per_sample(distance(scaled, norm="l2") + _TINY)
+
+
+def unit_noise(keys: Array, x: Float[Array, "n h w c"], *, norm: str) -> Array:
+    """Returns noise of norm 1 in the shape of x, a key for each image."""
+    shape, dtype = x.shape[1:], x.dtype
+    if norm == "linf":
+        noise = jax.vmap(lambda k: jax.random.uniform(k, shape, dtype, -1, 1))(keys)
+        return noise / per_sample(distance(noise, norm=norm))
+    noise = jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(keys)
+    return direction(noise, norm=norm)
 
 
 def random_start(key: Array, allowed: Region, *, norm: str) -> Array:
@@ -155,16 +165,16 @@ def attack(
     bounded(threat_model)
     step = threat_model.eps / 4 if step is None else step
     _checks.at_least(0, step=step)
-    task = prepare(logits_fn, x, y, key=key, threat_model=threat_model)
-    norm = threat_model.norm
-    found = run(
-        task,
+    return carry_out(
+        run,
+        logits_fn,
+        x,
+        y,
+        key=key,
+        threat_model=threat_model,
         step=step,
         decay=0,
-        key=key,
-        norm=norm,
         num_steps=num_steps,
         start=start_at_random,
         remember=False,
     )
-    return finish(task, found, norm=norm)

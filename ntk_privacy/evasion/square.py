@@ -5,7 +5,6 @@ schedule and the margin loss of the released code.
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ntk_privacy import _checks
-from ntk_privacy.evasion import losses, pgd
-from ntk_privacy.evasion.task import Found, LogitsFn, Task, finish, prepare
+from ntk_privacy.evasion import losses, pgd, pool
+from ntk_privacy.evasion.task import Found, LogitsFn, Task, carry_out
 from ntk_privacy.evasion.threat_model import (
     Adversarial,
     Region,
@@ -26,7 +25,7 @@ from ntk_privacy.evasion.threat_model import (
     region,
 )
 
-__all__ = ["attack", "bump", "run", "sides"]
+__all__ = ["attack", "bump", "run", "sides", "walk"]
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _SCHEDULE = 10000
@@ -97,7 +96,7 @@ class State(NamedTuple):
     margin: Float[Array, " n"]
     success: Bool[Array, " n"]
     queries: Int[Array, " n"]
-    i: Int[Array, ""]
+    i: Int[Array, " n"]
 
 
 def _signs(key: Array, shape: tuple[int, ...], dtype) -> Array:
@@ -113,29 +112,30 @@ def _window(key: Array, side: Array, shape: tuple[int, int]) -> tuple[Array, Arr
 
 
 def _inside(corner: tuple[Array, Array], side: Array, shape: tuple[int, int]) -> Array:
-    """Returns 1 within the window, (1, h, w, 1)."""
+    """Returns 1 within the window, (h, w, 1)."""
     rows, columns = (jnp.arange(n, dtype=jnp.int32) - a for n, a in zip(shape, corner,
                      strict=True))  # fmt: skip
     down, right = ((u >= 0) & (u < side) for u in (rows, columns))
-    return (down[:, None] & right[None, :])[None, :, :, None]
+    return (down[:, None] & right[None, :])[:, :, None]
 
 
-def _stripes(key: Array, allowed: Region) -> Array:
-    n, _, w, c = allowed.centre.shape
-    noise = _signs(key, (n, 1, w, c), allowed.centre.dtype)
-    return project(allowed.centre + allowed.eps * noise, allowed, norm="linf")
+def _stripes(key: Array, shape: tuple[int, int, int], dtype) -> Array:
+    _, w, c = shape
+    return jnp.broadcast_to(_signs(key, (1, w, c), dtype), shape)
 
 
-def _squares(
-    key: Array, best: Array, allowed: Region, side: Array, bumps: Array
-) -> Array:
+def _squares(key: Array, best: Array, allowed: Region, side: Array) -> Array:
     """Returns images with one square moved by 2 eps, a sign for each channel."""
-    del bumps
-    one, two = jax.random.split(key)
     shape = best.shape[1:3]
-    inside = _inside(_window(one, side, shape), side, shape)
-    move = 2 * allowed.eps * _signs(two, (1, 1, 1, best.shape[3]), best.dtype)
-    return project(best + jnp.where(inside, move, 0), allowed, norm="linf")
+
+    def one(key, side):
+        where, sign = jax.random.split(key)
+        inside = _inside(_window(where, side, shape), side, shape)
+        signs = _signs(sign, (1, 1, best.shape[3]), best.dtype)
+        return jnp.where(inside, 2 * signs, 0)
+
+    move = allowed.eps * jax.vmap(one)(key, side)
+    return project(best + move, allowed, norm="linf")
 
 
 def _onto_sphere(move: Array, allowed: Region) -> Array:
@@ -145,78 +145,123 @@ def _onto_sphere(move: Array, allowed: Region) -> Array:
     )
 
 
-def _tiles(key: Array, allowed: Region) -> Array:
-    n, h, w, c = allowed.centre.shape
+def _tiles(key: Array, shape: tuple[int, int, int], dtype) -> Array:
+    h, w, c = shape
     side = max(min(h, w) // _TILES, 1)
     down, right = h // side, w // side
-    tile = jnp.asarray(bump(side) if side > 1 else np.ones((1, 1)))
-    tile = tile.astype(allowed.centre.dtype)
-    signs = _signs(key, (n, down, right, c), tile.dtype)
-    grid = signs[:, :, None, :, None, :] * tile[None, None, :, None, :, None]
-    grid = grid.reshape(n, down * side, right * side, c)
+    tile = jnp.asarray(bump(side) if side > 1 else np.ones((1, 1))).astype(dtype)
+    one, two = jax.random.split(key)
+    signs = _signs(one, (down, 1, right, 1, c), dtype)
+    # Tiles are turned as one column, as all other bumps are.
+    turned = jax.random.bernoulli(two, shape=(down, 1, right, 1, 1))
+    grid = jnp.where(
+        turned, tile.T[None, :, None, :, None], tile[None, :, None, :, None]
+    )
+    grid = (signs * grid).reshape(down * side, right * side, c)
     top, left = (h - down * side) // 2, (w - right * side) // 2
-    move = jnp.zeros((n, h, w, c), tile.dtype)
-    move = jax.lax.dynamic_update_slice(move, grid, (0, top, left, 0))
-    return _onto_sphere(move, allowed)
+    move = jnp.zeros(shape, dtype)
+    return jax.lax.dynamic_update_slice(move, grid, (top, left, 0))
 
 
-def _bumps(
-    key: Array, best: Array, allowed: Region, side: Array, bumps: Array
+def _bump(
+    key: Array,
+    own: Array,
+    move: Array,
+    side: Array,
+    bumps: Array,
+    eps: Array,
 ) -> Array:
-    """Returns images where one window takes the length of another, as a bump."""
-    n, h, w, c = best.shape
-    first, second, turn, sign = jax.random.split(key, 4)
+    """Returns one move where one window takes the length of another, as a bump.
+
+    Args:
+      key: of the windows, for all images; `own` is of this image's signs.
+      own: see `key`.
+      move: from x.
+      side: of the windows.
+      bumps: of `table`.
+      eps: of the threat model.
+    """
+    h, w, c = move.shape
+    first, second, turn = jax.random.split(key, 3)
     corner = _window(first, side, (h, w))
     inside = _inside(corner, side, (h, w))
     emptied = _inside(_window(second, side, (h, w)), side, (h, w))
 
     def lengths(move, where):
         kept = jnp.where(where, move, 0) ** 2
-        return jnp.sqrt(jnp.sum(kept, axis=(1, 2), keepdims=True))  # (n, 1, 1, c)
+        return jnp.sqrt(jnp.sum(kept, axis=(0, 1), keepdims=True))  # (1, 1, c)
 
-    move = best - allowed.centre
     both = lengths(move, inside | emptied)
-    left = jnp.maximum(allowed.eps**2 - distance(move, norm="l2") ** 2, 0)
+    left = jnp.maximum(eps**2 - jnp.sum(move**2), 0)
     # bumps[side] fills the top left corner of an image: turned, then moved in place.
     found = jax.lax.dynamic_index_in_dim(bumps, side, keepdims=False)
     found = jnp.where(jax.random.bernoulli(turn), found.T, found)[:h, :w]
-    found = jnp.roll(found, corner, axis=(0, 1))[None, :, :, None]
-    found = found * _signs(sign, (n, 1, 1, c), best.dtype)
+    found = jnp.roll(found, corner, axis=(0, 1))[:, :, None]
+    found = found * _signs(own, (1, 1, c), move.dtype)
     old = jnp.where(inside, move, 0)
     found = found + old / (lengths(old, inside) + _TINY)
-    size = jnp.sqrt(per_sample(left) / c + both**2)
+    size = jnp.sqrt(left / c + both**2)
     found = found / (lengths(found, inside) + _TINY) * size
-    move = jnp.where(inside, found, jnp.where(emptied, 0, move))
-    return _onto_sphere(move, allowed)
+    return jnp.where(inside, found, jnp.where(emptied, 0, move))
 
 
-def program(
-    task: Task, lengths: Int[Array, " q"], bumps: Array, key: Array, *, norm: str
-) -> tuple[State, Callable[[State], State]]:
-    """Returns the first state and the function to the next one.
+def walk(
+    lengths: Int[Array, " q"], bumps: Array, key: Array, *, norm: str
+) -> pool.Walk:
+    """Returns the search, as what each image does for itself.
+
+    The window of a query, and in l_inf its signs, are the same for all images.
 
     Args:
-      task: of `prepare`; only what is active is attacked.
       lengths: of `sides`.
-      bumps: of every side, (side, m, m), for l_2.
+      bumps: of `table`.
       key: typed key.
       norm: of the threat model.
     """
-    allowed = region(task.x, task.limits, norm=norm)
-    start_key, keys = jax.random.split(key)
-    start, propose = (_stripes, _squares) if norm == "linf" else (_tiles, _bumps)
+    start_key, query_key, sign_key = jax.random.split(key, 3)
 
-    def advance(state: State) -> State:
-        draw, read = jax.random.split(jax.random.fold_in(keys, state.i))
-        logits = task.model(state.point, read)
+    def begin(spot: pool.Spot, score: Array) -> State:
+        allowed = region(spot.task.x, spot.task.limits, norm=norm)
+        shape, dtype = spot.task.x.shape[1:], spot.task.x.dtype
+        draw = functools.partial(
+            _stripes if norm == "linf" else _tiles, shape=shape, dtype=dtype
+        )
+        move = jax.vmap(draw)(pool.keys(start_key, spot))
+        if norm == "linf":
+            point = project(allowed.centre + allowed.eps * move, allowed, norm=norm)
+        else:
+            point = _onto_sphere(move, allowed)
+        none = jnp.zeros(score.shape, jnp.int32)
+        return State(
+            point=point,
+            best=spot.task.x,
+            margin=jnp.full_like(score, jnp.inf),
+            success=jnp.zeros(score.shape, bool),
+            queries=none,
+            i=none,
+        )
+
+    def advance(spot: pool.Spot, state: State, key: Array) -> State:
+        task = spot.task
+        allowed = region(task.x, task.limits, norm=norm)
+        logits = task.model(state.point, key)
         margin = losses.margin(logits, task.y)
         wrong = losses.misread(logits, task.y)
         open_ = task.active & ~state.success
         take = open_ & ((margin < state.margin) | wrong | (state.i == 0))
         best = jnp.where(per_sample(take), state.point, state.best)
         side = lengths[jnp.minimum(state.i, len(lengths) - 1)]
+        draws = jax.vmap(lambda i: jax.random.fold_in(query_key, i))(state.i)
+        if norm == "linf":
+            point = _squares(draws, best, allowed, side)
+        else:
+            own = pool.keys(sign_key, spot)
+            own = jax.vmap(jax.random.fold_in)(own, state.i)
+            one = functools.partial(_bump, bumps=bumps, eps=allowed.eps)
+            moves = jax.vmap(one)(draws, own, best - task.x, side)
+            point = _onto_sphere(moves, allowed)
         return State(
-            point=propose(draw, best, allowed, side, bumps),
+            point=point,
             best=best,
             margin=jnp.where(take, margin, state.margin),
             success=state.success | (open_ & wrong),
@@ -224,29 +269,31 @@ def program(
             i=state.i + 1,
         )
 
-    none = jnp.zeros(task.y.shape, jnp.int32)
-    first = State(
-        point=start(start_key, allowed),
-        best=task.x,
-        margin=jnp.full(task.y.shape, jnp.inf, task.x.dtype),
-        success=jnp.zeros(task.y.shape, bool),
-        queries=none,
-        i=jnp.asarray(0, jnp.int32),
-    )
-    return first, advance
-
-
-@functools.partial(jax.jit, static_argnames="norm")
-def _walk(task: Task, lengths: Array, bumps: Array, key: Array, *, norm: str) -> Found:
-    state, advance = program(task, lengths, bumps, key, norm=norm)
-
-    def more(state):
+    def outcome(spot: pool.Spot, state: State) -> pool.Outcome:
+        del spot
+        score = jnp.where(state.success, 0, jnp.inf).astype(state.best.dtype)
         # One evaluation of the start, then one for each query.
-        return (state.i <= len(lengths)) & jnp.any(task.active & ~state.success)
+        done = state.success | (state.i > len(lengths))
+        return pool.Outcome(state.best, score, state.queries, done, state.success)
 
-    state = jax.lax.while_loop(more, advance, state)
-    images = jnp.where(per_sample(state.success), state.best, task.x)
-    return Found(images, state.success, state.queries)
+    return pool.Walk(begin, advance, outcome)
+
+
+@functools.partial(jax.jit, static_argnames=("norm", "num_places"))
+def _search(
+    task: Task,
+    lengths: Int[Array, " q"],
+    bumps: Array,
+    key: Array,
+    carry: pool.Carry | None,
+    *,
+    norm: str,
+    num_places: int,
+) -> pool.Carry:
+    draws, model = jax.random.split(key)
+    search = walk(lengths, bumps, draws, norm=norm)
+    aims = task.y[None]
+    return pool.run(task, aims, search, model, carry, num_places=num_places)
 
 
 def table(shape: tuple[int, int], norm: str, dtype) -> np.ndarray:
@@ -268,12 +315,22 @@ def run(
     num_queries: int = 5000,
     p_init: _checks.Number = 0.8,
     rescale: bool = False,
+    num_active: int | None = None,
 ) -> Found:
     """Walks from one start on what is active."""
     shape = task.x.shape[1:3]
     lengths = sides(num_queries, shape, p_init=p_init, rescale=rescale, norm=norm)
     bumps = table(shape, norm, task.x.dtype)
-    return _walk(task, jnp.asarray(lengths), jnp.asarray(bumps), key, norm=norm)
+    best = pool.drive(
+        _search,
+        pool.places(task, 1, num_active),
+        task,
+        jnp.asarray(lengths),
+        jnp.asarray(bumps),
+        key,
+        norm=norm,
+    )
+    return pool.found(task, best, jnp.isfinite(best.score))
 
 
 def attack(
@@ -310,14 +367,14 @@ def attack(
     _checks.positive(p_init=p_init)
     _checks.in_range(0, 1, p_init=p_init)
     pgd.bounded(threat_model)
-    task = prepare(logits_fn, x, y, key=key, threat_model=threat_model)
-    norm = threat_model.norm
-    found = run(
-        task,
+    return carry_out(
+        run,
+        logits_fn,
+        x,
+        y,
         key=key,
-        norm=norm,
+        threat_model=threat_model,
         num_queries=num_queries,
         p_init=p_init,
         rescale=rescale,
     )
-    return finish(task, found, norm=norm)

@@ -20,15 +20,36 @@ from ntk_privacy.evasion.threat_model import (
     per_sample,
 )
 
-__all__ = ["Found", "LogitsFn", "Task", "evaluate", "finish", "prepare", "takes_key"]
+__all__ = [
+    "Found",
+    "LogitsFn",
+    "Task",
+    "batch_size",
+    "carry_out",
+    "evaluate",
+    "finish",
+    "prepare",
+    "takes_key",
+]
 
 LogitsFn = Callable[..., Any]
 """`images -> logits`, pure, or `(images, key=...) -> logits` for a random model.
 
+Each image is read by itself: batches are put together anew as images are done.
 It must be one object for all calls with the same shapes, else it is traced again. With
 `jax.tree_util.Partial(apply_fn, params)` the parameters are arguments of the compiled
 program: other parameters of the same shapes do not trace again.
 """
+
+
+# On CPU a batch that fits the caches takes less time per image than a large one.
+_BATCH = {"cpu": 32}
+_MOST = 512
+
+
+def batch_size(count: int) -> int:
+    """Returns how many of so many images are best evaluated at once."""
+    return min(_BATCH.get(jax.default_backend(), _MOST), count)
 
 
 class Task(NamedTuple):
@@ -170,6 +191,32 @@ def finish(task: Task, found: Found, *, norm: str) -> Adversarial:
     )
 
 
+def carry_out(
+    run: Callable[..., Found],
+    logits_fn: LogitsFn,
+    x: Float[Array, "n h w c"],
+    y: Int[Array, " m"],
+    *,
+    key: Array,
+    threat_model: ThreatModel,
+    **options: Any,
+) -> Adversarial:
+    """Checks the input, attacks, and returns the result.
+
+    Args:
+      run: `(task, *, key, norm, **options) -> Found`.
+      logits_fn: see `LogitsFn`.
+      x: images.
+      y: labels.
+      key: typed key.
+      threat_model: what the attacker may do.
+      options: of `run`.
+    """
+    task = prepare(logits_fn, x, y, key=key, threat_model=threat_model)
+    found = run(task, key=key, norm=threat_model.norm, **options)
+    return finish(task, found, norm=threat_model.norm)
+
+
 def evaluate(
     model: Any,
     loss: Callable[..., Array],
@@ -193,18 +240,19 @@ def evaluate(
         the last.
     """
 
-    def total(images, key):
+    def total(images, y, target, key):
         logits = model(images, key)
         values = loss(logits, y, target)
         return jnp.sum(values), (values, logits)
 
-    def once(key):
+    def block(images, y, target, key):
         (_, (values, logits)), gradient = jax.value_and_grad(total, has_aux=True)(
-            images, key
+            images, y, target, key
         )
         # A NaN in one place would move the pixel out of every bound.
         return values, logits, jnp.where(jnp.isnan(gradient), 0, gradient)
 
+    once = functools.partial(_in_blocks, block, (images, y, target))
     if eot == 1:
         return once(key)
 
@@ -216,3 +264,17 @@ def evaluate(
     shapes = jax.eval_shape(once, key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.scan(add, zeros, keys)[0]
+
+
+def _in_blocks(f: Callable[..., Any], rows: Any, key: Array) -> Any:
+    """Returns `f(*rows, key)`, on CPU a few rows at a time: they fit its caches."""
+    n = len(rows[0])
+    size = batch_size(n)
+    if size == n:
+        return f(*rows, key)
+    count = -(-n // size)
+    index = jnp.minimum(jnp.arange(count * size, dtype=jnp.int32), n - 1)
+    blocks = [a[index].reshape(count, size, *a.shape[1:]) for a in rows]
+    keys = jax.random.split(key, count)
+    out = jax.lax.map(lambda block: f(*block[0], block[1]), (blocks, keys))
+    return jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:])[:n], out)

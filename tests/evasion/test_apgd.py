@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_privacy.evasion import ThreatModel, apgd, losses, task, threat_model
+from ntk_privacy.evasion import ThreatModel, apgd, losses, pool, task, threat_model
 
 STEPS = 30
 EPS = {"linf": 0.05, "l2": 0.4}
@@ -33,7 +33,9 @@ def double(toy):
 @pytest.fixture(scope="module", params=["linf", "l2"])
 def trajectory(request, toy, double):
     """Points, losses and steps of every evaluation."""
-    norm, key = request.param, jax.random.key(3)
+    norm = request.param
+    # Starts from which no decision hangs on rounding.
+    key = jax.random.key({"linf": 4, "l2": 3}[norm])
     logits_fn, x = double
     model = ThreatModel(norm, EPS[norm])
     work = task.prepare(logits_fn, x, toy.y, key=key, threat_model=model)
@@ -41,9 +43,7 @@ def trajectory(request, toy, double):
 
     @jax.jit
     def whole(work):
-        first, advance = apgd.program(
-            work,
-            work.y,
+        climb = apgd.walk(
             closes,
             jnp.asarray(0.75),
             key,
@@ -52,9 +52,11 @@ def trajectory(request, toy, double):
             eot=1,
             stop_early=False,
         )
+        spot = pool.whole(work, work.y)
+        first = climb.begin(spot, jnp.full(len(x), jnp.inf))
 
         def body(state, _):
-            new = advance(state)
+            new = climb.advance(spot, state, key)
             return new, (state.point, new.best_loss, new.step)
 
         return jax.lax.scan(body, first, None, length=STEPS + 1)
@@ -145,11 +147,9 @@ def test_the_best_loss_never_falls_and_points_are_allowed(trajectory, double):
     for point in points:
         far = threat_model.distance(jnp.asarray(point) - double[1], norm=norm)
         assert float(jnp.max(far)) <= EPS[norm] + 1e-12
-    np.testing.assert_allclose(
-        threat_model.distance(jnp.asarray(points[0, 1:2]) - double[1][1:2], norm=norm),
-        EPS[norm],
-        rtol=1e-6,
-    )
+    # The box cuts some starts short, not all.
+    far = threat_model.distance(jnp.asarray(points[0]) - double[1], norm=norm)
+    np.testing.assert_allclose(jnp.max(far), EPS[norm], rtol=1e-6)
 
 
 def test_stopping_early_breaks_the_same_images(toy, model):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_privacy.evasion import ThreatModel, autoattack, task
+from ntk_privacy.evasion import ThreatModel, autoattack
 
 KEY = jax.random.key(11)
 quick = functools.partial(
@@ -90,32 +90,6 @@ def test_few_classes_are_said(toy, two):
     assert "The model has 2 classes, fewer than 10: 1 of 9 targets are used" in said
     for absent in ("random", "probabilities", "vanishes"):
         assert absent not in said
-
-
-def test_survivors_go_on_in_smaller_batches_of_few_sizes(toy):
-    seen = []
-
-    def stage(part, *, key, norm):
-        seen.append(len(part.y))
-        assert bool(jnp.all(part.active == (jnp.arange(len(part.y)) < 3)))
-        return task.Found(part.x / 2, part.active & (part.y == 4), 7 * part.y // part.y)
-
-    x = jnp.tile(toy.x, (6, 1, 1, 1))
-    y = jnp.tile(toy.y, 6)
-    whole = task.prepare(
-        toy.logits_fn, x, y, key=KEY, threat_model=ThreatModel("linf", 0.1)
-    )
-    rows = np.array([2, 5, 70])
-    active = jnp.zeros(72, bool).at[rows].set(True)
-    y = y.at[rows].set(jnp.array([4, 3, 4], jnp.int32))
-    found = autoattack._on_what_is_left(
-        stage, whole._replace(active=active, y=y), key=KEY, norm="linf"
-    )
-    assert seen == [18]
-    np.testing.assert_array_equal(np.flatnonzero(found.success), [2, 70])
-    np.testing.assert_array_equal(found.images[rows], x[rows] / 2)
-    np.testing.assert_array_equal(found.images[3], x[3])
-    np.testing.assert_array_equal(np.flatnonzero(found.queries), rows)
 
 
 def test_models_that_only_seem_robust_are_told(toy, two):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_privacy.evasion import ThreatModel, square, task, threat_model
+from ntk_privacy.evasion import ThreatModel, pool, square, task, threat_model
 
 
 def test_sides_at_32_pixels():
@@ -57,12 +57,12 @@ def _walk(toy, model, norm):
 
     @jax.jit
     def whole(work):
-        first, advance = square.program(
-            work, jnp.asarray(lengths), bumps, key, norm=norm
-        )
+        search = square.walk(jnp.asarray(lengths), bumps, key, norm=norm)
+        spot = pool.whole(work, work.y)
+        first = search.begin(spot, jnp.full(12, jnp.inf, jnp.float32))
 
         def body(state, _):
-            new = advance(state)
+            new = search.advance(spot, state, key)
             return new, (state.point, new.best, new.margin, new.success)
 
         return jax.lax.scan(body, first, None, length=61)[1]
