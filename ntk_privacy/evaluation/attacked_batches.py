@@ -24,8 +24,10 @@ _NAN: list[int] = []
 
 
 def _note(count: Any) -> None:
-    if count > 0:
-        _NAN.append(int(count))
+    # NumPy: a callback that runs a JAX program may wait for itself on one core.
+    found = int(np.asarray(count))
+    if found > 0:
+        _NAN.append(found)
 
 
 def _nothing(count: Array) -> None:

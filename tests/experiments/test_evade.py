@@ -114,7 +114,8 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("stage", ["train", "evade"])
 def test_a_killed_run_goes_on_to_the_bit(tmp_path, monkeypatch, stage):
-    options = {"checkpoint_seconds": 0, "train": "adversarial"}
+    # Small batches: there are several however few images are read rightly.
+    options = {"checkpoint_seconds": 0, "train": "adversarial", "batch_size": 4}
     monkeypatch.setattr(_robust_training, "_CHUNK", 4)
     whole = _run(tmp_path / "whole", **options)
     save, written = checkpoint.save, []
