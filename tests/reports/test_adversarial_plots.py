@@ -35,7 +35,9 @@ def test_faults(tmp_path):
     x = np.zeros((2, 4, 4, 1))
     options = {"clean_notes": "ab", "attacked_notes": "ab", "title": ""}
     with pytest.raises(ValueError, match="Lengths differ"):
-        adversarial_plots.adversarial(x, x[:1], tmp_path / "a", **options)
+        adversarial_plots.adversarial(
+            x, x, tmp_path / "a", **options | {"clean_notes": "a"}
+        )
     empty = {"clean_notes": "", "attacked_notes": "", "title": ""}
     with pytest.raises(ValueError, match="num_images=0"):
         adversarial_plots.adversarial(x[:0], x[:0], tmp_path / "a", **empty)
