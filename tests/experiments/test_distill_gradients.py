@@ -1,0 +1,156 @@
+"""`experiments.distill` with dc, dsa, mtt, tesla, and `experiments.compare`."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import _condensed, _flags, compare, distill
+from ntk_privacy import checkpoint
+
+TOY = {
+    "num_images": 300,
+    "num_test": 60,
+    "width": 4,
+    "images_per_class": 1,
+    "num_steps": 3,
+    "batch_size": 8,
+    "num_networks": 2,
+    "num_epochs": 2,
+    "progress": False,
+}
+TRAJECTORY = {"num_experts": 2, "student_steps": 2, "expert_epochs": 1}
+
+
+@pytest.fixture(autouse=True)
+def compiled_in_haste():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def _run(folder, **changes):
+    return distill.run(distill.Config(**{**TOY, "workdir": str(folder), **changes}))
+
+
+@pytest.mark.parametrize("method", ["dc", "mtt"])
+def test_a_run_has_both_accuracies_and_goes_on_after_a_kill(
+    tmp_path, method, monkeypatch
+):
+    changes = {"method": method, "evaluate": True, "checkpoint_seconds": 0.0}
+    changes |= TRAJECTORY if method == "mtt" else {}
+    monkeypatch.setattr(_condensed, "_CHUNK", 1)
+    results = _run(tmp_path / "whole", **changes)
+    assert results["method"] == method
+    for entry in ("accuracy", "accuracy_random"):
+        assert 0 <= results[entry]["convnet"] <= 1
+    assert (tmp_path / "whole" / "distilled.png").read_bytes()[:4] == b"\x89PNG"
+    with np.load(tmp_path / "whole" / "arrays.npz") as stored:
+        assert stored["images"].shape == (10, 8, 8, 1)
+        np.testing.assert_array_equal(stored["labels"], np.arange(10))
+        assert ("step_size" in stored) == (method == "mtt")
+
+    class Killed(BaseException):
+        """Nothing in a run may catch it."""
+
+    save = checkpoint.save
+
+    def save_and_die(folder, step, state):
+        save(folder, step, state)
+        if folder.name == "distill" and step == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_and_die)
+        with pytest.raises(Killed):
+            _run(tmp_path / "cut", **changes)
+    assert _run(tmp_path / "cut", **changes)["runs"] == results["runs"]
+    whole, cut = ((tmp_path / n / "arrays.npz").read_bytes() for n in ("whole", "cut"))
+    assert whole == cut
+
+
+def test_presets_are_the_published_tables():
+    for each in (1, 50):
+        paper = distill.Config(method="dc", preset="paper", images_per_class=each)
+        assert (paper.outer_steps, paper.learning_rate) == (None, 0.1)
+        small = distill.Config(method="dsa", images_per_class=each)
+        assert (small.outer_steps, small.batch_size) == (1 if each == 1 else 5, 64)
+    sizes = {}
+    for method in ("mtt", "tesla"):
+        for each in (1, 10, 50):
+            config = distill.Config(
+                method=method, preset="paper", images_per_class=each
+            )
+            sizes[method, each] = (
+                *(config.student_steps, config.expert_epochs, config.max_start_epoch),
+                *(config.learning_rate, config.step_size_rate, config.step_size),
+            )
+    assert sizes["mtt", 1] == (50, 2, 2, 100, 1e-7, 0.01)
+    assert sizes["mtt", 10] == (30, 2, 20, 100, 1e-5, 0.001)
+    assert sizes["mtt", 50] == sizes["tesla", 50] == (30, 2, 40, 1000, 1e-5, 0.001)
+    # Half of what is published: the factor 2 is in the gradient here.
+    assert sizes["tesla", 1] == (50, 2, 5, 500, 1e-7, 0.01)
+    with pytest.warns(UserWarning, match="images_per_class=20 has no published sizes"):
+        distill.Config(method="mtt", preset="paper", images_per_class=20)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--method=dc", "--student_steps=3"], "method='dc' takes no student_steps"),
+        (["--method=mtt", "--outer_steps=3"], "method='mtt' takes no outer_steps"),
+        (["--method=dsa", "--images_per_class=90"], "images_per_class=90 is more than"),
+        (["--method=mtt", "--step_size=0"], "step_size=0.0 must be above 0"),
+        (["--method=tesla", "--num_experts=0"], "num_experts=0 must be at least 1"),
+    ],
+)
+def test_flags_of_other_methods_are_refused(tmp_path, capsys, flags, message):
+    given = {**TOY, "workdir": tmp_path / "new"}
+    arguments = [f"--{name}={str(value).lower()}" for name, value in given.items()]
+    assert _flags.call(distill.main, distill.Config, [*arguments, *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_compare_has_a_row_per_method_and_a_column_per_architecture(tmp_path):
+    config = compare.Config(
+        dataset="digits",
+        methods=("rkip", "dc"),
+        architectures=("MLP", "ConvNetW4D1"),
+        width=4,
+        seconds=0.01,
+        num_images=800,
+        num_test=40,
+        num_targets=100,
+        num_networks=1,
+        workdir=str(tmp_path),
+        progress=False,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "_NUM_EPOCHS", 2)
+        results = compare.run(config)
+        assert list(results["rows"]) == ["random", "rkip", "dc"]
+        for row in results["rows"].values():
+            assert list(row["accuracy"]) == ["ConvNetW4", "MLP", "ConvNetW4D1"]
+        assert results["rows"]["dc"]["steps"] == compare._CHUNK
+        assert len(results["markdown"].splitlines()) == 5
+        assert (tmp_path / "dc.png").exists()
+        # Asked for more, it keeps what is there.
+        (tmp_path / "random.json").write_text(json.dumps(results["rows"]["random"]))
+        again = compare.run(config)
+    assert again["rows"] == results["rows"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"methods": ("dm", "gan")}, "methods='gan' is unknown"),
+        ({"methods": ()}, "must name one each"),
+        ({"architectures": ("VGG",)}, "name='VGG' is unknown"),
+        ({"seconds": 0.0}, "seconds=0.0 must be above 0"),
+    ],
+)
+def test_comparisons_of_nothing_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        compare.Config(**flags)
