@@ -10,6 +10,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+def pytest_configure(config):
+    """Compiles for seconds rather than for speed, except where tests run for long."""
+    if config.option.markexpr != "slow":
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(scope="session")
 def load_oracle():
     """The function that gives neural-tangents; skips, or fails if it is required."""
