@@ -267,7 +267,8 @@ class _Step:
         key_network, key_loop = jax.random.split(key)
         params = self.model.init_params(key_network, data.x.shape[1:], data.x.dtype)
 
-        def move(images, opt_state, params, number):
+        def move(carry, number):
+            images, opt_state, params = carry
             key = jax.random.fold_in(key_loop, number)
             key_match, key_train = jax.random.split(key)
             value, grads = self.slope(images, params, key_match, data)
@@ -275,22 +276,20 @@ class _Step:
             with jax.numpy_dtype_promotion("standard"):
                 updates, opt_state = self.optimizer.update(grads, opt_state, images)
             moved: Any = optax.apply_updates(images, updates)
-            return moved, opt_state, value, key_train
-
-        def outer(carry, number):
-            images, opt_state, params = carry
-            images, opt_state, value, key_train = move(*carry, number)
-            params = self.train(params, images, state.labels, key_train)
-            return (images, opt_state, params), value
+            if self.outer_steps > 1:
+                # After the last move the network has nothing left to be trained for.
+                params = jax.lax.cond(
+                    number < self.outer_steps - 1,
+                    lambda params: self.train(params, moved, state.labels, key_train),
+                    lambda params: params,
+                    params,
+                )
+            return (moved, opt_state, params), value
 
         carry = (state.images, state.opt_state, params)
-        numbers = jnp.arange(self.outer_steps - 1, dtype=jnp.int32)
-        values = jnp.zeros((0,), state.images.dtype)
-        if self.outer_steps > 1:
-            carry, values = jax.lax.scan(outer, carry, numbers)
-        # After the last move the network has nothing left to be trained for.
-        images, opt_state, value, _ = move(*carry, self.outer_steps - 1)
-        value = jnp.mean(jnp.append(values, value))
+        numbers = jnp.arange(self.outer_steps, dtype=jnp.int32)
+        (images, opt_state, _), values = jax.lax.scan(move, carry, numbers)
+        value = jnp.mean(values)
         new = state._replace(images=images, opt_state=opt_state)
         finite = jnp.isfinite(images).all()
         return distillation.guarded(state, new, value, finite), {"loss": value}
