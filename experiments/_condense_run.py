@@ -76,7 +76,7 @@ def _run(config, workdir: Workdir, images: Images) -> dict[str, Any]:
         workdir.path("distilled.png"),
         mean=images.mean,
         notes=[f"class {label}" for label in condensed.labels],
-        columns=min(each, 10),
+        columns=min(each, 10) if each > 1 else 5,
         title=f"{config.method}: {len(images.x)} images of {config.dataset} condensed "
         f"to {each} of each class",
     )

@@ -295,7 +295,7 @@ def _run(config: Config, workdir: Workdir, images: Images) -> dict[str, Any]:
             workdir.path(f"{method}.png"),
             mean=images.mean,
             notes=[f"class {label}" for label in np.asarray(made.labels)],
-            columns=max(10, min(config.images_per_class, 10)),
+            columns=10,
             title=f"{method}: {len(images.x)} images of {config.dataset} in "
             f"{seconds:.0f} s",
         )
