@@ -9,11 +9,32 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# Many small programs, run once: there most of the time is the compiler's. Convolutions
+# that are not optimised take minutes, so networks that have them are left out.
+_QUICKLY_COMPILED = (
+    "kernels",
+    "reconstruction",
+    "experiments/test_kernel.py",
+    "experiments/test_reconstruct.py",
+    "experiments/test_sweep.py",
+    "experiments/test_distill.py",
+    "training/test_linearized.py",
+    "training/test_logistic.py",
+    "training/test_subspace.py",
+    "training/test_train.py",
+    "test_distillation.py",
+    "test_kip.py",
+    "test_rkip.py",
+)
 
-def pytest_configure(config):
-    """Compiles for seconds rather than for speed, except where tests run for long."""
-    if config.option.markexpr != "slow":
-        jax.config.update("jax_disable_most_optimizations", True)
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiler(request):
+    here = request.path.relative_to(request.config.rootpath / "tests").as_posix()
+    quick = (
+        here.startswith(_QUICKLY_COMPILED) and request.config.option.markexpr != "slow"
+    )
+    jax.config.update("jax_disable_most_optimizations", quick)
 
 
 @pytest.fixture(scope="session")
