@@ -140,9 +140,7 @@ METHODS: dict[str, Method] = {
     name: Method(_dm_presets(name), _start_dm, functools.partial(_condense_dm, name))
     for name in DM_METHODS
 }
-METHODS |= {
-    name: Method(*entry) for name, entry in _gradient_methods.ENTRIES.items()
-}
+METHODS |= {name: Method(*entry) for name, entry in _gradient_methods.ENTRIES.items()}
 
 
 def resolved(config: Any, flags: tuple[str, ...]) -> dict[str, Any]:

@@ -148,9 +148,7 @@ class Config:
     images_per_class: int | None = _field(
         None, "Condensed images of each class (dm and its kind)."
     )
-    outer_steps: int | None = _field(
-        None, "Moves of the images per network (dc, dsa)."
-    )
+    outer_steps: int | None = _field(None, "Moves of the images per network (dc, dsa).")
     inner_epochs: int | None = _field(
         None, "Of training a network on the images between two moves (dc, dsa)."
     )

@@ -30,7 +30,13 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Below everything: they import nothing of the package but one another.
 BASE = {"_types", "_checks", "_tree", "_linalg", "_loop", "checkpoint", "sharding"}
-WRITERS = ("data/fetch.py", "checkpoint.py", "reports/", "training/trajectories.py")
+WRITERS = (
+    "data/fetch.py",
+    "checkpoint.py",
+    "models/saved.py",
+    "reports/",
+    "training/trajectories.py",
+)
 PICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
