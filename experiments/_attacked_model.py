@@ -40,7 +40,7 @@ def find(name: str, images: Images) -> Model:
         if saved.is_saved(folder):
             return _loaded(folder)
     module_name, colon, function_name = name.partition(":")
-    if not colon:
+    if not colon or not all(map(str.isidentifier, module_name.split("."))):
         raise UsageError(
             f"model={name!r} holds no model.json: give a folder that models.saved.save "
             "wrote, or module:function."
@@ -52,8 +52,25 @@ def find(name: str, images: Images) -> Model:
             f"model={name!r} cannot be imported ({error}): give module:function with "
             "the module on the path."
         ) from error
+    if not callable(function):
+        raise UsageError(
+            f"model={name!r} is {type(function).__name__}: name a function that "
+            "returns a logits_fn."
+        )
     known = {"image_shape": images.x_test.shape[1:], "num_classes": images.num_classes}
     taken = inspect.signature(function).parameters
+    asked = [
+        k
+        for k, v in taken.items()
+        if k not in known
+        and v.default is v.empty
+        and v.kind not in (v.VAR_POSITIONAL, v.VAR_KEYWORD)
+    ]
+    if asked:
+        raise UsageError(
+            f"model={name!r} needs {', '.join(asked)}: name a function that needs no "
+            "more than image_shape and num_classes."
+        )
     logits_fn = function(**{k: v for k, v in known.items() if k in taken})
     if not callable(logits_fn):
         raise UsageError(

@@ -134,6 +134,7 @@ def plan(
         few classes for a loss.
     """
     _checks.at_least(1, num_attacks=len(attacks), num_queries=num_queries)
+    _checks.at_least(2, num_classes=num_classes)
     if num_steps is not None:
         _checks.at_least(1, num_steps=num_steps)
     if isinstance(attacks, Mapping):

@@ -176,7 +176,8 @@ def walk(
         x, limits = spot.task.x, spot.task.limits
         point = x
         if num_restarts > 1:
-            most = jnp.minimum(limits.eps, limits.high - limits.low)
+            box = limits.high - limits.low
+            most = jnp.where(jnp.isfinite(limits.eps), limits.eps, box)
             radius = jnp.where(
                 spot.run % num_restarts > 0, jnp.minimum(score, most) / 2, 0
             )

@@ -237,7 +237,7 @@ def load(folder: str | pathlib.Path) -> SavedModel:
     """
     folder = pathlib.Path(folder)
     path = folder / _ABOUT
-    text = path.read_text()
+    text = path.read_bytes()
     try:
         told = json.loads(text)
         version, kind = told["format"], told["architecture"]
@@ -256,7 +256,7 @@ def load(folder: str | pathlib.Path) -> SavedModel:
         )
         names, dtype = tuple(told["class_names"]), told["dtype"]
         about, like = told["about"], _like(model, shape, dtype)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged or of another format ({error}): save the model again."
         ) from error
@@ -265,7 +265,7 @@ def load(folder: str | pathlib.Path) -> SavedModel:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
         _agree(arrays, _flat(*like), "it")
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path} is damaged or of another model ({error}): save the model again."
         ) from error

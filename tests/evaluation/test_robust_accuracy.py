@@ -301,6 +301,11 @@ def test_bad_settings_are_one_sentence(change, text):
         evaluate(**{"attacks": ("pgd",), **change})
 
 
+def test_a_model_of_one_class_has_no_attack():
+    with pytest.raises(ValueError, match="num_classes=1 must be at least 2"):
+        named_attacks.plan(("pgd",), threat_model=ThreatModel(), num_classes=1)
+
+
 def test_bad_data_and_models_are_one_sentence():
     def call(logits_fn=linear, x=X, y=Y, attacks=("pgd",)):
         _quiet(logits_fn, x, y, key=KEY, attacks=attacks, batch_size=16)
@@ -362,6 +367,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one():
     code = EIGHT.replace("x[:, 0, 0] == x0", "jnp.round(x[:, 0, 0], 6) == x[:, 0, 0]")
     code = code.replace("rng.uniform(0.2", "np.round(rng.uniform(0.2", 1)

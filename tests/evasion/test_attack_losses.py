@@ -25,6 +25,12 @@ def test_margin_and_ratios_by_hand():
     np.testing.assert_array_equal(losses.misread(LOGITS, Y), [False, True])
 
 
+def test_a_sure_answer_has_a_loss_of_full_precision():
+    logits = jnp.asarray([[1000.0, 990.0, 0.0]], jnp.float32)
+    loss = losses.cross_entropy(logits, jnp.asarray([0]), jnp.asarray([1]))
+    np.testing.assert_allclose(loss, np.log1p(np.exp(-10)), rtol=2e-3)
+
+
 def test_ratios_do_not_see_the_scale_of_logits():
     for loss in (losses.dlr, losses.targeted_dlr):
         np.testing.assert_allclose(

@@ -42,7 +42,11 @@ def test_orders_and_settings():
     assert options("standard", "fab-t", 4)["num_targets"] == 3
     assert options("standard", "square")["num_queries"] == 5000
     assert not options("standard", "square")["rescale"]
-    assert options("plus", "fab")["num_restarts"] == 5
+    for name in ("apgd-ce", "apgd-dlr", "fab"):
+        assert options("plus", name)["num_restarts"] == 5
+    for name in ("apgd-t", "fab-t"):
+        assert "num_restarts" not in options("plus", name)
+    assert options("torchattacks10", "square")["rescale"]
     assert options("plus", "fab")["num_targets"] is None
     assert options("rand", "apgd-dlr")["eot"] == 20
 

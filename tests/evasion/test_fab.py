@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from ntk_privacy.evasion import ThreatModel, fab
+from ntk_privacy.evasion import ThreatModel, fab, pool, task
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,29 @@ def test_the_distance_to_a_linear_boundary_is_found(line, norm, num_targets):
     ratio = np.asarray(out.distance) / line.distances[norm]
     assert ratio.min() >= 1 - 1e-9
     assert ratio.max() <= 1.01
+
+
+@pytest.mark.parametrize(("eps", "radius"), [(1.2, 0.6), (float("inf"), 0.5)])
+def test_restarts_begin_half_of_the_radius_away(line, eps, radius):
+    limits = ThreatModel("l2", eps).limits(line.x.dtype)
+    n = len(line.y)
+    x, y = jnp.asarray(line.x), jnp.asarray(line.y)
+    logits = line.logits_fn(x)
+    work = task.Task(line.logits_fn, x, y, logits, jnp.ones(n, bool), limits)
+    ascent = fab.walk(
+        (jnp.asarray(0.1), jnp.asarray(1.05), jnp.asarray(0.9)),
+        jax.random.key(0),
+        norm="l2",
+        num_steps=1,
+        num_restarts=2,
+        aim=False,
+        stop_early=True,
+    )
+    spot = pool.whole(work, y)._replace(run=jnp.arange(n, dtype=jnp.int32) % 2)
+    start = ascent.begin(spot, jnp.full(n, jnp.inf)).point
+    away = np.sqrt(((np.asarray(start) - line.x) ** 2).sum((1, 2, 3)))
+    # Pixels cut to the box take a little off.
+    np.testing.assert_allclose(away, np.arange(n) % 2 * radius, rtol=0.03)
 
 
 def test_what_lies_beyond_eps_is_no_success(line):

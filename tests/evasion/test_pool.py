@@ -70,7 +70,10 @@ def test_every_run_of_every_active_image_is_walked_once(work, num_places, closes
 @pytest.mark.parametrize(
     "attack",
     [
-        functools.partial(apgd.run, num_steps=8, num_restarts=2),
+        pytest.param(
+            functools.partial(apgd.run, num_steps=8, num_restarts=2),
+            marks=pytest.mark.slow,
+        ),
         functools.partial(fab.run, num_steps=4, num_targets=2, num_restarts=2),
         functools.partial(square.run, num_queries=20),
     ],

@@ -58,6 +58,18 @@ def make_number():
     return 3
 
 
+def make_whole():
+    return lambda x: jnp.zeros((len(x), 10), jnp.int32)
+
+
+def make_narrow():
+    return lambda x: jnp.zeros((len(x), 3), x.dtype)
+
+
+def make_flat():
+    return lambda x: x[:, 0, 0, 0]
+
+
 def make_nan():
     def logits_fn(x):
         off = jnp.max(jnp.abs(16 * x - jnp.round(16 * x)), axis=(1, 2, 3)) > 0.1
@@ -112,7 +124,9 @@ class Killed(BaseException):
     """Stands for a signal: nothing catches it."""
 
 
-@pytest.mark.parametrize("stage", ["train", "evade"])
+@pytest.mark.parametrize(
+    "stage", [pytest.param("train", marks=pytest.mark.slow), "evade"]
+)
 def test_a_killed_run_goes_on_to_the_bit(tmp_path, monkeypatch, stage):
     kind = "adversarial" if stage == "train" else "plain"
     options = {"checkpoint_seconds": 0, "train": kind, "batch_size": 4}
@@ -212,6 +226,13 @@ def test_distill_leaves_a_network_to_attack(tmp_path):
         ({"train": "none", "model": "nomodule:f"}, 2, "cannot be imported"),
         ({"train": "none", "model": "own_models:f"}, 2, "cannot be imported"),
         ({"train": "none", "model": "own_models:make_number"}, 2, "returned int"),
+        ({"train": "none", "model": "own_models:jax"}, 2, "is module: name a fun"),
+        ({"train": "none", "model": "own_models:_arguments"}, 2, "needs folder: name"),
+        ({"train": "none", "model": ":f"}, 2, "holds no model.json"),
+        ({"train": "none", "model": "..up:f"}, 2, "holds no model.json"),
+        ({"train": "none", "model": "own_models:make_whole"}, 1, "floating-point"),
+        ({"train": "none", "model": "own_models:make_narrow"}, 2, "has 3 classes"),
+        ({"train": "none", "model": "own_models:make_flat"}, 2, "returned (16,)"),
         ({"train": "none", "model": "own_models:make_nan"}, 1, "returned NaN"),
         ({"dataset": "mnist", "data_dir": "/nowhere"}, 1, "/nowhere"),
     ],

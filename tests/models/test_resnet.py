@@ -117,7 +117,12 @@ def setting(model, size=8, n=4):
 
 
 @pytest.mark.parametrize(
-    ("stem", "size"), [("cifar", 8), ("imagenet", 16), ("tiny224", 8)]
+    ("stem", "size"),
+    [
+        ("cifar", 8),
+        pytest.param("imagenet", 16, marks=pytest.mark.slow),
+        ("tiny224", 8),
+    ],
 )
 def test_equals_the_same_network_of_flax_layers(stem, size):
     model = ResNet18(num_outputs=3, width=4, stem=stem, blocks=(1, 2))

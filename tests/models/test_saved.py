@@ -94,6 +94,7 @@ def test_other_networks_and_parameters_are_refused(tmp_path):
 
 def test_damaged_files_are_named(tmp_path):
     _save(tmp_path, NETWORKS[0])
+    text = (tmp_path / "model.json").read_bytes()
     for name in ("model.json", "params.npz"):
         path = tmp_path / name
         whole = path.read_bytes()
@@ -101,8 +102,21 @@ def test_damaged_files_are_named(tmp_path):
         with pytest.raises(ValueError, match=f"{name} is damaged .* save the model"):
             saved.load(tmp_path)
         path.write_bytes(whole)
+    np.save(tmp_path / "other.npy", np.zeros(3))
+    path.write_bytes((tmp_path / "other.npy").read_bytes())
+    with pytest.raises(ValueError, match=r"params\.npz is damaged .* save"):
+        saved.load(tmp_path)
+    path.write_bytes(whole)
     path = tmp_path / "model.json"
+    for content in (b"\xff\xfe\xff", b'{"format": 1, "architecture": "MLP"}', b"[]"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"model\.json is damaged .* save"):
+            saved.load(tmp_path)
+    path.write_bytes(text)
     told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {"fields": None}))
+    with pytest.raises(ValueError, match=r"model\.json is damaged"):
+        saved.load(tmp_path)
     path.write_text(json.dumps(told | {"format": 2}))
     with pytest.raises(ValueError, match="format=2 is unknown"):
         saved.load(tmp_path)
