@@ -126,6 +126,7 @@ def test_the_gradient_is_that_of_finite_differences(operations):
     np.testing.assert_allclose(slope, (moved[0] - moved[1]) / (2 * step), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_all_classes_at_once_are_one_after_the_other():
     x, classes = _data()
     options = {"operations": ("flip", "color"), "initial": "real", "num_steps": 1}
@@ -254,7 +255,7 @@ def test_real_and_synthetic_images_share_their_augmentation(monkeypatch):
     assert gm.loss(same, same * 0.5, **options) > 1e-9
 
 
-@pytest.mark.parametrize("width", [4, 64])
+@pytest.mark.parametrize("width", [4, pytest.param(64, marks=pytest.mark.slow)])
 def test_blocks_of_real_images_have_the_gradient_of_all(width):
     model = ConvNet(3, width, 2)
     params, x = _params(model), jax.random.normal(KEY, (48, *SHAPE), jnp.float64)
@@ -264,6 +265,7 @@ def test_blocks_of_real_images_have_the_gradient_of_all(width):
     chex.assert_trees_all_close(found, plain, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_loss_of_the_real_side_is_matched_and_has_no_gradient():
     x, _ = _data()
     real, synthetic = x[:12].reshape(3, 4, *SHAPE), x[12:18].reshape(3, 2, *SHAPE)

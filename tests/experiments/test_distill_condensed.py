@@ -106,6 +106,7 @@ class _Killed(BaseException):
     """Nothing in a run may catch it."""
 
 
+@pytest.mark.slow
 def test_interrupted_at_any_checkpoint_it_ends_with_the_same_bytes(
     tmp_path, monkeypatch
 ):

@@ -34,7 +34,7 @@ def _run(folder, **changes):
     return distill.run(distill.Config(**{**TOY, "workdir": str(folder), **changes}))
 
 
-@pytest.mark.parametrize("method", ["dc", "mtt"])
+@pytest.mark.parametrize("method", ["dc", pytest.param("mtt", marks=pytest.mark.slow)])
 def test_a_run_has_both_accuracies_and_goes_on_after_a_kill(
     tmp_path, method, monkeypatch
 ):
@@ -113,6 +113,7 @@ def test_flags_of_other_methods_are_refused(tmp_path, capsys, flags, message):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_compare_has_a_row_per_method_and_a_column_per_architecture(tmp_path):
     config = compare.Config(
         dataset="digits",

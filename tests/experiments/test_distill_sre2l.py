@@ -103,6 +103,7 @@ class _Killed(BaseException):
     """Nothing in a run may catch it."""
 
 
+@pytest.mark.slow
 def test_killed_in_any_stage_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(_sre2l, "_CHUNK", 2)
     changes = {"checkpoint_seconds": 0.0, "method": "cda"}

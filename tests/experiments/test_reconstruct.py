@@ -95,7 +95,11 @@ def test_a_run_writes_every_file_and_a_second_call_returns_the_same(tmp_path, ca
     [
         {"dynamics": "standard", "early_stop_loss": 1e-2, "points": "0,0.5,1"},
         {"task": "all_classes", "num_images": 10, "num_candidates": 11},
-        {"precision": "float64", "preset": "paper", "schedule": "paper", "depth": 1},
+        pytest.param(
+            {"precision": "float64", "preset": "paper"}
+            | {"schedule": "paper", "depth": 1},
+            marks=pytest.mark.slow,
+        ),
         {"early_stop_loss": 1e-3, "parametrization": "ntk", "num_candidates": 3},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
@@ -315,6 +319,7 @@ def test_a_lost_search_is_told_and_stays_lost_when_started_again(tmp_path, monke
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_decoding_first_gives_the_size_of_the_set(tmp_path):
     results = _run(
         tmp_path, method="auto", width=128, num_steps=None, precision="float64"
@@ -387,6 +392,7 @@ def test_auto_searches_from_noise_where_decoding_certifies_too_little(
     assert found["squared_distances"] == plain["squared_distances"]
 
 
+@pytest.mark.slow
 def test_auto_replays_the_training_and_ends_with_the_same_bytes_when_interrupted(
     tmp_path, monkeypatch
 ):

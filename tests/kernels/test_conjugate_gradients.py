@@ -82,6 +82,7 @@ def test_it_resumes_where_a_callback_left_it():
     assert again.steps == whole.steps
 
 
+@pytest.mark.slow
 def test_it_resumes_to_the_bit_after_the_recursion_was_started_anew():
     # Float32 and near-duplicates: the recursion drifts, and is started anew.
     x = jnp.tile(X[:40].astype(jnp.float32), (5, 1, 1, 1))
@@ -126,6 +127,7 @@ def test_known_target_duals_change_nothing():
         rkip.distill(X[:48], y[:48], target=target, **options)
 
 
+@pytest.mark.slow
 def test_target_duals_of_a_mesh_distil_alike():
     y = jnp.sign(Y[:, :1])
     options = {"kernel_fn": KERNEL, "key": jax.random.key(0), "num_steps": 3}

@@ -31,7 +31,7 @@ def trace_of(full):
 
 
 # Long to compile: with the slow tests.
-LONG = ("mlp_ntk", "mlp_some_biases", "attention", "grouped")
+LONG = ("mlp_ntk", "mlp_some_biases", "attention", "grouped", "resnet")
 
 
 @pytest.mark.parametrize(
