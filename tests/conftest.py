@@ -35,6 +35,9 @@ def _compiler(request):
     quick = here.startswith(_QUICKLY_COMPILED) and here not in _OPTIMISED
     quick &= request.config.option.markexpr != "slow"
     jax.config.update("jax_disable_most_optimizations", quick)
+    yield
+    # Thousands of compiled programs fill the memory of a worker; few serve two files.
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
