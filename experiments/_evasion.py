@@ -16,6 +16,7 @@ from experiments._workdir import Workdir
 from ntk_privacy import checkpoint
 from ntk_privacy.evaluation import attacked_batches, named_attacks, robust_accuracy
 from ntk_privacy.evaluation.robust_accuracy import RobustAccuracy, RobustState
+from ntk_privacy.evasion import ThreatModel
 from ntk_privacy.evasion import task as tasks
 from ntk_privacy.reports import adversarial_plots
 
@@ -28,6 +29,26 @@ class Attacked(NamedTuple):
 
     found: RobustAccuracy
     seconds: dict[str, float]
+
+
+def threat_model(eps: str, norm: Any = "linf") -> ThreatModel:
+    """Returns what an attacker may do.
+
+    Args:
+      eps: a number or a fraction, such as 8/255.
+      norm: linf or l2.
+
+    Raises:
+      ValueError: eps is no number, negative, or not finite.
+    """
+    top, slash, bottom = eps.partition("/")
+    try:
+        bound = float(top) / float(bottom) if slash else float(top)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"eps={eps!r} is no number: write 0.03 or 8/255.") from error
+    if not 0 <= bound < float("inf"):
+        raise ValueError(f"eps={eps} must be finite and at least 0.")
+    return ThreatModel(norm, bound)
 
 
 def _folder(workdir: Workdir):

@@ -1,5 +1,6 @@
 """Image sets as condensation and poisoning want them."""
 
+import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -7,8 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments._flags import UsageError
-from ntk_privacy import data
-from ntk_privacy.data import augmentation
+from ntk_privacy import _checks, data
+from ntk_privacy.data import augmentation, image_folder
+
+FOLDER = "image_folder"
+"""The set that is any folder of pictures: its config has image_size, too."""
+_IMAGE_SIZE = 64
 
 # Mean and deviation per channel in DC, DSA and DM; that of CIFAR-10 is the mean
 # deviation within an image, a fifth below that of its pixels.
@@ -36,22 +41,81 @@ class Images(NamedTuple):
         return jnp.asarray((np.asarray(images) - self.mean) / self.deviation)
 
 
+def complete(config: Any) -> None:
+    """Puts the default of image_size in place of None; for `__post_init__`.
+
+    Args:
+      config: a frozen dataclass with dataset, data_dir, download and image_size.
+
+    Raises:
+      ValueError: a flag is missing, or does not fit the image set.
+    """
+    if config.dataset != FOLDER:
+        if config.image_size is not None:
+            raise ValueError(
+                f"image_size={config.image_size} is for dataset={FOLDER!r}: leave it "
+                f"out for dataset={config.dataset!r}, whose images have one size."
+            )
+        return
+    if config.data_dir is None or config.download:
+        raise ValueError(
+            f"dataset={FOLDER!r} is read from data_dir={config.data_dir}, never "
+            "downloaded: name the folder that holds train and val."
+        )
+    if config.image_size is None:
+        object.__setattr__(config, "image_size", _IMAGE_SIZE)
+    _checks.at_least(1, image_size=config.image_size)
+
+
+def not_results(config: Any, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns flags that may differ when a run goes on in its folder.
+
+    Args:
+      config: has dataset and image_size.
+      names: those flags, for sets whose place does not say what is in them.
+    """
+    if config.dataset == FOLDER:
+        return tuple(name for name in names if name != "data_dir")
+    # Absent from older folders.
+    return (*names, "image_size")
+
+
+def load_raw(config: Any) -> data.Raw:
+    """Returns an image set as its files hold it.
+
+    Args:
+      config: has dataset, data_dir and download; with `FOLDER` image_size.
+
+    Raises:
+      OSError, ValueError: a file is missing or damaged.
+    """
+    if config.dataset == FOLDER:
+        folder = pathlib.Path(config.data_dir).expanduser()
+        return image_folder.load_raw(folder, size=config.image_size)
+    return data.load_raw(config.dataset, config.data_dir, config.download)
+
+
 def load(
-    config: Any, *, num_train: int | None = None, num_test: int | None = None
+    config: Any,
+    *,
+    num_train: int | None = None,
+    num_test: int | None = None,
+    raw: data.Raw | None = None,
 ) -> Images:
     """Returns an image set, or a random part of it that is the same for every seed.
 
     Args:
-      config: has dataset, data_dir, download and preset; "paper" normalises by the
-        published constants rather than by those of the images at hand.
+      config: of `load_raw`, and has preset; "paper" normalises by the published
+        constants rather than by those of the images at hand.
       num_train: training images; None is all.
       num_test: test images; None is all.
+      raw: what `load_raw` returned, if it was called.
 
     Raises:
       UsageError: more images are asked for than there are.
       OSError, ValueError: a file is missing or damaged.
     """
-    raw = data.load_raw(config.dataset, config.data_dir, config.download)
+    raw = load_raw(config) if raw is None else raw
     for name, asked, there in (
         ("num_train", num_train, len(raw.labels_train)),
         ("num_test", num_test, len(raw.labels_test)),

@@ -51,7 +51,7 @@ def run(config: Config) -> dict[str, Any]:
                 "folder of a run that was evaluated."
             )
     images = None if there else _load(config)
-    ignore = NOT_RESULTS + LATER
+    ignore = _image_sets.not_results(config, NOT_RESULTS + LATER)
     with Workdir(config.workdir, config, ignore=ignore) as workdir:
         if workdir.is_done():
             known = workdir.read_json("results.json")

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from experiments import _image_sets
 from ntk_privacy import _checks
 
 METHODS = ("sre2l", "cda")
@@ -88,8 +89,15 @@ class Config:
     preset: Literal["paper", "cpu"] | None = _field(
         None, "Sizes of the papers, or for two cores (none)."
     )
-    dataset: Literal["cifar10", "tiny_imagenet", "digits", "mnist"] = _field(
-        "cifar10", "Image set."
+    dataset: Literal["cifar10", "tiny_imagenet", "digits", "mnist", "image_folder"] = (
+        _field(
+            "cifar10",
+            "Image set; image_folder is --data_dir with train/CLASS/* and val/CLASS/* "
+            "(or test), such as ImageNette.",
+        )
+    )
+    image_size: int | None = _field(
+        None, "Pixels a side that image_folder is resized and cropped to; none is 64."
     )
     num_images: int | None = _field(
         None, "Training images, a random part; none is what the preset says, else all."
@@ -138,6 +146,7 @@ class Config:
     progress: bool = _field(True, "Show a progress bar.")
 
     def __post_init__(self):
+        _image_sets.complete(self)
         for name, value in self._known().items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)

@@ -23,7 +23,7 @@ from experiments import _attacked_model, _evasion, _flags, _image_sets
 from experiments._image_sets import Images
 from experiments._timing import Timer
 from experiments._workdir import Workdir, versions
-from ntk_privacy import _checks, data, sharding
+from ntk_privacy import _checks, sharding
 from ntk_privacy.evaluation import named_attacks
 from ntk_privacy.evaluation.robust_accuracy import RobustnessWarning
 from ntk_privacy.evasion import ThreatModel
@@ -50,8 +50,15 @@ class Config:
     )
     eps: str = _field("8/255", "Bound of a change, a number or a fraction.")
     norm: Literal["linf", "l2"] = _field("linf", "Of the change.")
-    dataset: Literal["digits", "mnist", "cifar10", "tiny_imagenet"] = _field(
-        "cifar10", "Image set; digits is embedded, the others are read from files."
+    dataset: Literal["digits", "mnist", "cifar10", "tiny_imagenet", "image_folder"] = (
+        _field(
+            "cifar10",
+            "Image set; digits is embedded, the others are read from files; "
+            "image_folder is --data_dir with train/CLASS/* and val/CLASS/* (or test).",
+        )
+    )
+    image_size: int | None = _field(
+        None, "Pixels a side that image_folder is resized and cropped to; none is 64."
     )
     num_images: int | None = _field(500, "Test images, at most; none is all of them.")
     batch_size: int = _field(256, "Images of a batch.")
@@ -87,6 +94,7 @@ class Config:
     progress: bool = _field(True, "Show a progress bar.")
 
     def __post_init__(self):
+        _image_sets.complete(self)
         if (self.model is None) == (self.train == "none"):
             raise ValueError(
                 f"model={self.model} and train={self.train!r}: give a model, or train "
@@ -114,21 +122,8 @@ class Config:
 
     @property
     def threat_model(self) -> ThreatModel:
-        """What the attacker may do.
-
-        Raises:
-          ValueError: eps is no number, negative, or not finite.
-        """
-        top, slash, bottom = self.eps.partition("/")
-        try:
-            eps = float(top) / float(bottom) if slash else float(top)
-        except (ValueError, ZeroDivisionError) as error:
-            raise ValueError(
-                f"eps={self.eps!r} is no number: write 0.03 or 8/255."
-            ) from error
-        if not 0 <= eps < float("inf"):
-            raise ValueError(f"eps={self.eps} must be finite and at least 0.")
-        return ThreatModel(self.norm, eps)
+        """What the attacker may do; a ValueError if eps is no bound."""
+        return _evasion.threat_model(self.eps, self.norm)
 
 
 class _Files(NamedTuple):
@@ -137,19 +132,20 @@ class _Files(NamedTuple):
     dataset: str
     data_dir: str | None
     download: bool
+    image_size: int | None
     preset: str = "cpu"
 
 
 def _images(config: Config, trains: bool) -> tuple[Images, tuple[str, ...]]:
-    files = _Files(config.dataset, config.data_dir, config.download)
-    raw = data.load_raw(config.dataset, config.data_dir, config.download)
+    files = _Files(config.dataset, config.data_dir, config.download, config.image_size)
+    raw = _image_sets.load_raw(files)
     most = {
         "num_train": (config.num_train if trains else 1, len(raw.labels_train)),
         "num_test": (config.num_images, len(raw.labels_test)),
     }
     # A set may have fewer images than the default.
     sizes = {k: None if n is None else min(n, has) for k, (n, has) in most.items()}
-    images = _image_sets.load(files, **sizes)
+    images = _image_sets.load(files, raw=raw, **sizes)
     return images, tuple(raw.class_names)
 
 
@@ -169,7 +165,8 @@ def run(config: Config) -> dict[str, Any]:
     if not trains:
         found = _attacked_model.find(config.model or "", images)
         _attacked_model.check(found, images, config.batch_size)
-    with Workdir(config.workdir, config, ignore=NOT_RESULTS) as workdir:
+    ignore = _image_sets.not_results(config, NOT_RESULTS)
+    with Workdir(config.workdir, config, ignore=ignore) as workdir:
         if workdir.is_done() and workdir.path("arrays.npz").exists():
             return workdir.read_json("results.json")
         training, attacking = Timer(), Timer()

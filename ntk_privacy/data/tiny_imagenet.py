@@ -1,14 +1,12 @@
 """Tiny ImageNet, or a part of it, from its original folders."""
 
-import io
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32, UInt8
-from PIL import Image
 
+from ntk_privacy.data import decoding
 from ntk_privacy.data.raw import Raw, find_folder
 
 FOLDERS = ("tiny-imagenet-200", "tiny-imagenet-*")
@@ -53,10 +51,7 @@ def missing_files(folder: Path) -> list[str]:
 
 
 def decode_jpeg(data: bytes, *, source: str = "image") -> UInt8[np.ndarray, "64 64 3"]:
-    """Decodes one 64x64 JPEG; grey images become RGB.
-
-    JPEG has no checksum: a truncated or malformed file is told, flipped bits inside
-    the compressed pixels may decode to other pixels.
+    """Decodes one 64x64 JPEG; grey images become RGB. See `decoding.opened`.
 
     Args:
         data: The file's bytes.
@@ -65,26 +60,13 @@ def decode_jpeg(data: bytes, *, source: str = "image") -> UInt8[np.ndarray, "64 
     Raises:
         ValueError: The bytes are no complete 64x64 JPEG in grey or RGB.
     """
-    # Pillow fills what a missing end leaves open; inside compressed pixels the
-    # end-of-image marker cannot occur, so after the last scan header it is the end.
-    if b"\xff\xd9" not in data[max(data.rfind(b"\xff\xda"), 0) :]:
-        raise ValueError(
-            f"{source} has no end-of-image marker in its {len(data)} bytes, so it is "
-            f"truncated or no JPEG: {_REMEDY}."
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-                size, mode = image.size, image.mode
-                # Before the pixels are decoded: a header may announce gigabytes.
-                if size == IMAGE_SIZE and mode in ("L", "RGB"):
-                    return np.asarray(image.convert("RGB"), dtype=np.uint8)
-    except Exception as error:  # Pillow's decoders raise nearly anything
-        told = str(error) or type(error).__name__
-        raise ValueError(
-            f"{source} is no readable JPEG ({told}): {_REMEDY}."
-        ) from error
+    with decoding.opened(
+        data, formats=("JPEG",), source=source, remedy=_REMEDY
+    ) as image:
+        size, mode = image.size, image.mode
+        # Before the pixels are decoded: a header may announce gigabytes.
+        if size == IMAGE_SIZE and mode in ("L", "RGB"):
+            return np.asarray(image.convert("RGB"), dtype=np.uint8)
     raise ValueError(
         f"{source} is a JPEG of {size[0]}x{size[1]} pixels in mode {mode}, expected "
         f"64x64 in L or RGB: {_REMEDY}."
@@ -183,11 +165,7 @@ def _read_class_names(folder: Path, wnids: list[str]) -> tuple[str, ...]:
 
 
 def _list_images(folder: Path) -> list[Path]:
-    # By length first, so that image 2 precedes image 10.
-    paths = sorted(folder.glob("*.JPEG"), key=lambda path: (len(path.name), path.name))
-    if not paths:
-        raise ValueError(f"{folder} holds no image (*.JPEG): {_REMEDY}.")
-    return paths
+    return decoding.list_images(folder, suffixes=(".jpeg",), remedy=_REMEDY)
 
 
 def _list_train(

@@ -1,12 +1,22 @@
 """`experiments.distill` with sre2l and cda: files, stages, going on, refusals."""
 
+import io
 import json
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from experiments import _flags, _sre2l, _sre2l_config, _sre2l_evaluation, distill
+from experiments import (
+    _flags,
+    _image_sets,
+    _sre2l,
+    _sre2l_config,
+    _sre2l_evaluation,
+    distill,
+    evade,
+)
 from ntk_privacy import checkpoint
 from ntk_privacy.evaluation import robust_accuracy as robust
 
@@ -146,3 +156,63 @@ def test_config_class_and_refusals():
     assert json.dumps(paper.num_images) == "null"
     tiny = _sre2l_config.Config(preset="paper", dataset="tiny_imagenet", method="cda")
     assert (tiny.num_steps, tiny.learning_rate, tiny.bn_weight) == (4000, 0.4, 0.05)
+
+
+def _folder(root, counts):
+    """Pictures of 9x7 pixels; counts: of each class in train."""
+    rng = np.random.default_rng(0)
+    for part, each in (("train", counts), ("val", [1] * len(counts))):
+        for name, count in zip("ab", each, strict=True):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                out = io.BytesIO()
+                pixels = rng.integers(0, 256, (7, 9, 3), np.uint8)
+                Image.fromarray(pixels).save(out, format="PNG")
+                (root / part / name / f"{i}.png").write_bytes(out.getvalue())
+    return root
+
+
+def test_any_image_folder_is_a_data_set(tmp_path):
+    root = _folder(tmp_path / "images", (3, 2))
+    about = {"dataset": "image_folder", "data_dir": str(root)}
+    config = _config(tmp_path / "run", **about, num_images=4, num_test=2)
+    assert config.image_size == 64
+    small = {**about, "image_size": 5}
+    config = _config(tmp_path / "run", **small, num_images=4, num_test=2)
+    images = _sre2l._load(config)
+    assert images.x.shape == (4, 5, 5, 3)
+    assert images.x_test.shape == (2, 5, 5, 3)
+    assert (images.num_classes, images.levels) == (2, 255)
+    assert "flip" in images.operations
+    np.testing.assert_allclose(images.mean, images.x.mean((0, 1, 2)), rtol=1e-5)
+    # evade reads it once, and takes what there is.
+    attacked = evade.Config(train="plain", **small)
+    images, names = evade._images(attacked, trains=True)
+    assert images.x.shape == (5, 5, 5, 3)
+    assert names == ("a", "b")
+    # Its place is what is in it: another is another run.
+    assert "data_dir" not in _image_sets.not_results(config, ("data_dir", "workdir"))
+    assert "data_dir" in _image_sets.not_results(_config(tmp_path), ("data_dir",))
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--dataset=image_folder"], 2, "name the folder that holds train and val"),
+        (["--image_size=32"], 2, "image_size=32 is for dataset='image_folder'"),
+        (["--dataset=image_folder", "--image_size=0", "--data_dir=x"], 2, "at least 1"),
+        (["--dataset=image_folder", "--data_dir=/nowhere"], 1, "/nowhere is no folder"),
+    ],
+)
+@pytest.mark.parametrize("program", [distill, evade])
+def test_faults_of_image_folders_are_one_line(
+    tmp_path, capsys, program, flags, code, message
+):
+    own = ["--method=sre2l"] if program is distill else ["--train=plain"]
+    arguments = [*own, *flags, f"--workdir={tmp_path / 'run'}"]
+    kind = distill.config_class(arguments) if program is distill else evade.Config
+    assert _flags.call(program.main, kind, arguments) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
