@@ -9,7 +9,6 @@ algorithm 3.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,13 +55,7 @@ def loss(
     """
 
     def features(images, embed_fn):
-        # A loop over classes: each takes its own operation, and runs it alone.
-        images = jax.lax.map(
-            lambda pair: augmentation.augment(
-                pair[0], pair[1], operations=operations, siamese=True
-            ),
-            (keys, images),
-        )
+        images = synthetic_set.augmented(keys, images, operations=operations)
         c, b = images.shape[:2]
         flat = embed_fn(params, images.reshape(c * b, *images.shape[2:]))
         return flat.reshape(c, b, -1)
@@ -107,12 +100,9 @@ class _Step:
             )
 
         value, grads = jax.value_and_grad(loss_fn)(state.images)
-        # optax raises decay rates to an integer count.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = self.optimizer.update(
-                grads, state.opt_state, state.images
-            )
-        images: Any = optax.apply_updates(state.images, updates)
+        images, opt_state = synthetic_set.moved(
+            self.optimizer, state.images, grads, state.opt_state
+        )
         new = state._replace(images=images, opt_state=opt_state)
         finite = jnp.isfinite(images).all()
         return distillation.guarded(state, new, value, finite), {"loss": value}
@@ -202,8 +192,7 @@ def distill(
       ... )
     """
     _checks.at_least(1, batch_size=batch_size)
-    for name in operations:
-        _checks.one_of(augmentation.OPERATIONS, operations=name)
+    augmentation.check(operations)
     start = init(
         x_target,
         class_target,

@@ -148,17 +148,8 @@ def loss(
     labels = jnp.arange(c, dtype=jnp.int32) if labels is None else labels
     own = _cross_entropy(model)
 
-    def augmented(images):
-        # A loop over classes: each takes its own operation, and runs it alone.
-        return jax.lax.map(
-            lambda pair: augmentation.augment(
-                pair[0], pair[1], operations=operations, siamese=True
-            ),
-            (keys, images),
-        )
-
-    if operations:
-        real, synthetic = augmented(real), augmented(synthetic)
+    augmented = functools.partial(synthetic_set.augmented, keys, operations=operations)
+    real, synthetic = augmented(real), augmented(synthetic)
 
     def one(real, synthetic, label):
         known, wanted = (jnp.full((len(a),), label) for a in (real, synthetic))
@@ -272,10 +263,9 @@ class _Step:
             key = jax.random.fold_in(key_loop, number)
             key_match, key_train = jax.random.split(key)
             value, grads = self.slope(images, params, key_match, data)
-            # optax raises decay rates to an integer count.
-            with jax.numpy_dtype_promotion("standard"):
-                updates, opt_state = self.optimizer.update(grads, opt_state, images)
-            moved: Any = optax.apply_updates(images, updates)
+            moved, opt_state = synthetic_set.moved(
+                self.optimizer, images, grads, opt_state
+            )
             if self.outer_steps > 1:
                 # After the last move the network has nothing left to be trained for.
                 params = jax.lax.cond(
@@ -396,8 +386,7 @@ def distill(
     _checks.at_least(1, batch_size=batch_size, inner_batch_size=inner_batch_size)
     _checks.positive(inner_learning_rate=inner_learning_rate)
     _checks.one_of(METRICS, metric=metric)
-    for name in operations:
-        _checks.one_of(augmentation.OPERATIONS, operations=name)
+    augmentation.check(operations)
     start = init(
         x_target,
         class_target,

@@ -1,21 +1,31 @@
 """The student of trajectory matching: which images it sees, and its loss."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ntk_privacy._types import Params
 from ntk_privacy.data import augmentation
 from ntk_privacy.models.convnet import Classifier
 
-__all__ = ["student_batches", "student_loss"]
+__all__ = ["StudentPart", "student_loss", "student_parts"]
 
 
-def student_batches(
-    key: Array, num_images: int, *, student_steps: int, batch_size: int
-) -> tuple[Int[Array, "n b"], Float[Array, "n b"]]:
-    """Returns rows and weights of the images that each step of a student sees.
+class StudentPart(NamedTuple):
+    """A step of a student: rows and weights of its images, key_data of augmentation."""
+
+    rows: Array
+    weights: Array
+    key_data: Array
+
+
+def student_parts(
+    key: Array, num_images: int, *, student_steps: int, batch_size: int | None
+) -> StudentPart:
+    """Returns what each step of a student sees, leaves (steps, ...).
 
     The set is shuffled and cut; when it is used up it is shuffled again. The last batch
     of a pass may be smaller: what fills it up has weight 0.
@@ -24,31 +34,37 @@ def student_batches(
       key: typed key.
       num_images: m.
       student_steps: batches.
-      batch_size: images of each; with m all see the whole set in its order.
+      batch_size: images of each; with m, more or None all see the whole set in order.
     """
-    per_pass = -(-num_images // batch_size)
+    key_order, key_augment = jax.random.split(key)
+    numbers = jnp.arange(student_steps, dtype=jnp.int32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key_augment, numbers)
+    size = min(batch_size or num_images, num_images)
+    per_pass = -(-num_images // size)
     if per_pass == 1:
-        shape = (student_steps, num_images)
-        rows = jnp.arange(num_images, dtype=jnp.int32)
-        return jnp.broadcast_to(rows[None], shape), jnp.ones(shape, jnp.float32)
+        rows = jnp.arange(num_images, dtype=jnp.int32)[None]
+        rows = jnp.broadcast_to(rows, (student_steps, num_images))
+        weights = jnp.ones(rows.shape, jnp.float32)
+        return StudentPart(rows, weights, jax.random.key_data(keys))
     passes = -(-student_steps // per_pass)
     order = jax.vmap(lambda k: jax.random.permutation(k, num_images))(
-        jax.random.split(key, passes)
+        jax.random.split(key_order, passes)
     )
-    spare = per_pass * batch_size - num_images
-    rows = jnp.pad(order, ((0, 0), (0, spare))).reshape(-1, batch_size)
+    spare = per_pass * size - num_images
+    rows = jnp.pad(order, ((0, 0), (0, spare))).reshape(-1, size)
     weights = jnp.pad(jnp.ones(order.shape, jnp.float32), ((0, 0), (0, spare)))
-    weights = weights.reshape(-1, batch_size)
-    return rows[:student_steps].astype(jnp.int32), weights[:student_steps]
+    return StudentPart(
+        rows[:student_steps].astype(jnp.int32),
+        weights.reshape(-1, size)[:student_steps],
+        jax.random.key_data(keys),
+    )
 
 
 def student_loss(
     params: Params,
     images: Float[Array, "m h w d"],
     targets: Float[Array, "m c"],
-    rows: Int[Array, " b"],
-    weights: Float[Array, " b"],
-    key: Array,
+    part: StudentPart,
     *,
     model: Classifier,
     operations: tuple[str, ...],
@@ -59,15 +75,14 @@ def student_loss(
       params: of the student.
       images: the synthetic set.
       targets: a row of probabilities for each.
-      rows: of the batch.
-      weights: of its images.
-      key: of the augmentation.
+      part: of the step.
       model: the student.
       operations: of `data.augmentation`, drawn per batch with parameters per image.
     """
-    if len(rows) < len(images):
-        images, targets = images[rows], targets[rows]
+    if len(part.rows) < len(images):
+        images, targets = images[part.rows], targets[part.rows]
+    key = jax.random.wrap_key_data(part.key_data)
     images = augmentation.augment(key, images, operations=operations)
     each = optax.softmax_cross_entropy(model.apply_fn(params, images), targets)
-    weights = weights.astype(each.dtype)
+    weights = part.weights.astype(each.dtype)
     return jnp.sum(weights * each) / jnp.sum(weights)

@@ -9,14 +9,17 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from ntk_privacy import _checks
+from ntk_privacy.data import augmentation
 
 __all__ = [
     "ClassData",
     "MatchState",
+    "augmented",
     "class_batch",
     "class_data",
     "class_sizes",
     "init",
+    "moved",
 ]
 
 
@@ -119,6 +122,41 @@ def class_batch(
     absent = jnp.arange(largest, dtype=jnp.int32)[None] >= data.sizes[:, None]
     _, chosen = jax.lax.top_k(jnp.where(absent, -1, order), batch_size)
     return data.x[data.offsets[:, None] + chosen]
+
+
+def augmented(
+    keys: Array, images: Float[Array, "c n h w d"], *, operations: tuple[str, ...]
+) -> Float[Array, "c n h w d"]:
+    """Augments the images of each class alike.
+
+    Args:
+      keys: one per class.
+      images: of each class.
+      operations: of `data.augmentation`.
+    """
+
+    def of_class(pair):
+        return augmentation.augment(*pair, operations=operations, siamese=True)
+
+    # A loop: each class takes its own operation, and runs it alone.
+    return jax.lax.map(of_class, (keys, images)) if operations else images
+
+
+def moved(
+    optimizer: optax.GradientTransformation, variable: Any, gradient: Any, memory: Any
+) -> tuple[Any, Any]:
+    """Returns a variable after a step, and the optimizer's memory.
+
+    Args:
+      optimizer: of the step.
+      variable: what it moves.
+      gradient: of the loss in it.
+      memory: of the optimizer.
+    """
+    # optax raises decay rates to an integer count.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, memory = optimizer.update(gradient, memory, variable)
+    return optax.apply_updates(variable, updates), memory
 
 
 def init(

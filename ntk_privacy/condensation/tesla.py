@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from ntk_privacy import _tree
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.condensation import trajectory_matching
-from ntk_privacy.condensation.student import student_batches, student_loss
+from ntk_privacy.condensation.student import student_loss, student_parts
 from ntk_privacy.condensation.trajectory_matching import TrajectoryState, init, loss
 from ntk_privacy.data import augmentation
 from ntk_privacy.models.convnet import Classifier
@@ -59,25 +59,13 @@ def slope(
       student_batch_size: images of a step; None is all.
       operations: of `data.augmentation`.
     """
-    key_order, key_augment = jax.random.split(key)
-    size = min(student_batch_size or len(images), len(images))
-    batches = student_batches(
-        key_order, len(images), student_steps=student_steps, batch_size=size
+    parts = student_parts(
+        key, len(images), student_steps=student_steps, batch_size=student_batch_size
     )
-    parts = (*batches, jnp.arange(student_steps, dtype=jnp.int32))
 
     def gradient(images, params, part):
-        rows, weights, i = part
-        return jax.grad(student_loss)(
-            params,
-            images,
-            targets,
-            rows,
-            weights,
-            jax.random.fold_in(key_augment, i),
-            model=model,
-            operations=operations,
-        )
+        slope = jax.grad(student_loss)
+        return slope(params, images, targets, part, model=model, operations=operations)
 
     def params_after(total):
         return jax.tree.map(lambda p, g: p - step_size * g, start, total)

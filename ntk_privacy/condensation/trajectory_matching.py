@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ntk_privacy import _checks, _tree
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.condensation import synthetic_set
-from ntk_privacy.condensation.student import student_batches, student_loss
+from ntk_privacy.condensation.student import student_loss, student_parts
 from ntk_privacy.data import augmentation
 from ntk_privacy.models.convnet import Classifier
 from ntk_privacy.training import distillation
@@ -92,29 +92,19 @@ def loss(
       student_batch_size: images of a step; None is all.
       operations: of `data.augmentation`.
     """
-    key_order, key_augment = jax.random.split(key)
-    size = min(student_batch_size or len(images), len(images))
-    batches = student_batches(
-        key_order, len(images), student_steps=student_steps, batch_size=size
+    parts = student_parts(
+        key, len(images), student_steps=student_steps, batch_size=student_batch_size
+    )
+    slope = functools.partial(
+        jax.grad(student_loss), model=model, operations=operations
     )
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(params, part):
-        rows, weights, i = part
-        grads = jax.grad(student_loss)(
-            params,
-            images,
-            targets,
-            rows,
-            weights,
-            jax.random.fold_in(key_augment, i),
-            model=model,
-            operations=operations,
-        )
+        grads = slope(params, images, targets, part)
         return jax.tree.map(lambda p, g: p - step_size * g, params, grads), None
 
-    numbers = jnp.arange(student_steps, dtype=jnp.int32)
-    params, _ = jax.lax.scan(step, start, (*batches, numbers))
+    params, _ = jax.lax.scan(step, start, parts)
     gap = _tree.squared_norm(_tree.sub(params, end))
     return gap / _tree.squared_norm(_tree.sub(start, end))
 
@@ -174,21 +164,20 @@ class _Step:
             student_batch_size=self.student_batch_size,
             operations=self.operations,
         )
-        both = (self.optimizer, self.step_size_optimizer)
-        moved, opt_state = [], []
-        for i, variable in enumerate((state.images, state.step_size)):
-            # optax raises decay rates to an integer count.
-            with jax.numpy_dtype_promotion("standard"):
-                update, memory = both[i].update(grads[i], state.opt_state[i], variable)
-            moved.append(optax.apply_updates(variable, update))
-            opt_state.append(memory)
-        new = state._replace(
-            images=moved[0],
-            labels=labels,
-            step_size=moved[1],
-            opt_state=tuple(opt_state),
+        (images, memory), (step_size, small_memory) = map(
+            synthetic_set.moved,
+            (self.optimizer, self.step_size_optimizer),
+            (state.images, state.step_size),
+            grads,
+            state.opt_state,
         )
-        finite = jnp.isfinite(moved[0]).all() & jnp.isfinite(moved[1])
+        new = state._replace(
+            images=images,
+            labels=labels,
+            step_size=step_size,
+            opt_state=(memory, small_memory),
+        )
+        finite = jnp.isfinite(images).all() & jnp.isfinite(step_size)
         metrics = {"loss": value, "step_size": state.step_size}
         return distillation.guarded(state, new, value, finite), metrics
 
@@ -294,8 +283,7 @@ def match(
     )
     if student_batch_size is not None:
         _checks.at_least(1, student_batch_size=student_batch_size)
-    for name in operations:
-        _checks.one_of(augmentation.OPERATIONS, operations=name)
+    augmentation.check(operations)
     start = init(
         x_target,
         class_target,

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _checks
 
-__all__ = ["NO_FLIP", "OPERATIONS", "augment", "cut_out", "translate", "warp"]
+__all__ = ["NO_FLIP", "OPERATIONS", "augment", "check", "cut_out", "translate", "warp"]
 
 Images = Float[Array, "n h w c"]
 
@@ -171,6 +171,16 @@ NO_FLIP = tuple(name for name in OPERATIONS if name != "flip")
 """For digits."""
 
 
+def check(operations: Sequence[str]) -> None:
+    """Raises ValueError if there is no such operation.
+
+    Args:
+      operations: names.
+    """
+    for name in operations:
+        _checks.one_of(OPERATIONS, operations=name)
+
+
 def augment(
     key: Array,
     images: Images,
@@ -190,8 +200,7 @@ def augment(
     Raises:
       ValueError: an unknown operation.
     """
-    for name in operations:
-        _checks.one_of(OPERATIONS, operations=name)
+    check(operations)
     if not operations:
         return images
     key_choice, key_parameters = jax.random.split(key)

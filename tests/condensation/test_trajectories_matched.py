@@ -10,7 +10,7 @@ import pytest
 from ntk_privacy import _tree
 from ntk_privacy.condensation import tesla
 from ntk_privacy.condensation import trajectory_matching as mtt
-from ntk_privacy.condensation.student import student_batches, student_loss
+from ntk_privacy.condensation.student import StudentPart, student_loss, student_parts
 from ntk_privacy.models import ConvNet
 
 KEY = jax.random.key(0)
@@ -52,20 +52,13 @@ OPTIONS = {"model": MODEL, "key": KEY, "student_steps": 3, "operations": ("crop"
 
 def _by_hand(images, targets, step_size, start, end, *, batch, constant):
     """The student as a Python loop; `constant` is TESLA's treatment of gradients."""
-    key_order, key_augment = jax.random.split(KEY)
-    rows, weights = student_batches(key_order, 6, student_steps=3, batch_size=batch)
+    parts = student_parts(KEY, 6, student_steps=3, batch_size=batch)
     params = start
     for i in range(3):
         at = jax.lax.stop_gradient(params) if constant else params
+        part = StudentPart(*(leaf[i] for leaf in parts))
         grads = jax.grad(student_loss)(
-            at,
-            images,
-            targets,
-            rows[i],
-            weights[i],
-            jax.random.fold_in(key_augment, i),
-            model=MODEL,
-            operations=("crop",),
+            at, images, targets, part, model=MODEL, operations=("crop",)
         )
         params = jax.tree.map(lambda p, g: p - step_size * g, params, grads)
     far, gap = (
@@ -117,22 +110,24 @@ def test_the_loss_is_0_at_the_end_and_1_without_a_step():
     images, targets, step_size, start, end = _problem()
     assert mtt.loss(images, targets, step_size * 0, start, end, **OPTIONS) == 1
     one = {**OPTIONS, "student_steps": 1, "operations": ()}
-    rows, weights = student_batches(KEY, 6, student_steps=1, batch_size=6)
+    parts = student_parts(KEY, 6, student_steps=1, batch_size=6)
+    part = StudentPart(*(leaf[0] for leaf in parts))
     grads = jax.grad(student_loss)(
-        start, images, targets, rows[0], weights[0], KEY, model=MODEL, operations=()
+        start, images, targets, part, model=MODEL, operations=()
     )
     there = _tree.axpy(-0.3, grads, start)
     assert mtt.loss(images, targets, step_size, start, there, **one) < 1e-20
 
 
 def test_a_student_sees_the_set_whole_before_it_sees_an_image_again():
-    rows, weights = student_batches(KEY, 7, student_steps=8, batch_size=3)
+    rows, weights, keys = student_parts(KEY, 7, student_steps=8, batch_size=3)
+    assert len(np.unique(keys, axis=0)) == 8
     for first in (0, 3):
         seen = rows[first : first + 3].ravel()[:7]
         np.testing.assert_array_equal(np.sort(seen), np.arange(7))
     assert (rows[:3] != rows[3:6]).any()
     np.testing.assert_array_equal(weights.sum(1), [3, 3, 1, 3, 3, 1, 3, 3])
-    rows, weights = student_batches(KEY, 4, student_steps=2, batch_size=4)
+    rows, weights, _ = student_parts(KEY, 4, student_steps=2, batch_size=None)
     np.testing.assert_array_equal(rows, [[0, 1, 2, 3]] * 2)
     assert weights.min() == 1
 
