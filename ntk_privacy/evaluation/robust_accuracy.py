@@ -153,7 +153,7 @@ def _warn_of_the_model(
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        autoattack._warn_of_the_model(logits_fn, task, key, version)
+        autoattack.warn_of_the_model(logits_fn, task, key, version)
     return [str(w.message) for w in caught if w.category is UserWarning]
 
 

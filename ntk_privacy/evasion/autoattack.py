@@ -98,7 +98,7 @@ def _flat(task: Task, key: Array, *, loss: str) -> Int[Array, ""]:
     return jnp.sum(zero & task.active)
 
 
-def _warn_of_the_model(
+def warn_of_the_model(
     logits_fn: LogitsFn, task: Task, key: Array, version: str
 ) -> None:
     """Warns if outputs look like probabilities, are random, or have no gradient."""
@@ -172,7 +172,7 @@ def attack(
     pgd.bounded(threat_model)
     norm = threat_model.norm
     task = prepare(logits_fn, x, y, key=key, threat_model=threat_model)
-    _warn_of_the_model(logits_fn, task, key, version)
+    warn_of_the_model(logits_fn, task, key, version)
     classes = task.logits.shape[1]
     if classes <= _TARGETS and version != "rand":
         warnings.warn(

@@ -143,7 +143,7 @@ class _Step:
             1, self.num_epochs - self.warmup_epochs
         )
         cosine = (1 + jnp.cos(jnp.pi * late)) / 2
-        warm = (epoch + 1) / (self.warmup_epochs + 1)
+        warm = 0.01 + 0.99 * epoch / max(1, self.warmup_epochs)
         rate = self.learning_rate * jnp.where(epoch < self.warmup_epochs, warm, cosine)
         return rate.astype(dtype)
 
@@ -238,7 +238,7 @@ def train(
       num_epochs: passes over the images, in random order.
       loss: of a batch: `cross_entropy`, `Regularized`, or of `training.adversarial`.
       learning_rate: of SGD at its greatest, in parameter units.
-      warmup_epochs: of a step that grows linearly.
+      warmup_epochs: of a step that grows linearly from a hundredth of its greatest.
       momentum: in [0, 1).
       weight_decay: added to the gradient, times the parameters, norms included.
       batch_size: images of a step; all of them if there are fewer.

@@ -13,13 +13,6 @@ from ntk_privacy.models.resnet import BatchNormNetwork, Moments
 SMALL = ResNet18(num_outputs=3, width=4, blocks=(1, 2))
 
 
-@pytest.fixture(autouse=True)
-def compiled_in_haste():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class Twin(nn.Module):
     """The same network of Flax's layers, stem and blocks spelled out."""
 
@@ -165,6 +158,17 @@ def test_running_variance_is_unbiased_and_moves_by_a_tenth():
     # The stem's norm is the first: what enters it depends on no statistics.
     want = 0.9 * stats[0].variance + 0.1 * moments[0].variance * count / (count - 1)
     chex.assert_trees_all_close(after[0].variance, want, rtol=1e-12)
+
+
+def test_no_gradient_comes_through_the_running_statistics():
+    params, stats, x = setting(SMALL)
+
+    def total(params):
+        _, after = SMALL.train_fn(params, stats, x)
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(after))
+
+    gradient = jax.jit(jax.grad(total))(params)
+    chex.assert_trees_all_equal(gradient, jax.tree.map(jnp.zeros_like, params))
 
 
 def test_the_full_network_is_torchvisions():
