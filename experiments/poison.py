@@ -196,15 +196,7 @@ def _seed(
     config: Config, workdir: Workdir, images: Images, seed: int, scene: Scene
 ) -> list[dict[str, Any]]:
     """Returns one entry per method and run of a seed; what is on disk is kept."""
-    name = f"poisons_{seed}.npz"
-    if workdir.path(name).exists():
-        poisons = workdir.read_arrays(name)["poisons"]
-    else:
-        folder = workdir.checkpoint_folder / f"poisons_{seed}"
-        poisons = _poisoning.poisons(config, images, scene, folder=folder)
-        workdir.write_arrays(name, poisons=poisons, where=scene.where)
-        _condensed.remove(folder)
-        _draw(config, workdir, images, scene, poisons, seed)
+    poisons = workdir.read_arrays(f"poisons_{seed}.npz")["poisons"]
     mixed = direct.replace(jnp.asarray(images.x), jnp.asarray(poisons), scene.where)
     x = images.normalised(mixed)
     entries = []
@@ -215,6 +207,27 @@ def _seed(
             for run in range(config.num_runs or 0)
         ]
     return entries
+
+
+def _craft(
+    config: Config, workdir: Workdir, images: Images, seed: int, scene: Scene
+) -> dict[str, float]:
+    """Writes the poisons of a seed; returns the seconds since the last start of that.
+
+    Done once: what is on disk is kept.
+    """
+    name = f"poisons_{seed}.json"
+    if not workdir.path(name).exists():
+        folder = workdir.checkpoint_folder / f"poisons_{seed}"
+        timer = Timer()
+        with timer():
+            poisons = _poisoning.poisons(config, images, scene, folder=folder)
+        workdir.write_arrays(f"poisons_{seed}.npz", poisons=poisons, where=scene.where)
+        _draw(config, workdir, images, scene, poisons, seed)
+        seconds = {"craft": timer.run, "compile": timer.compile}
+        workdir.write_json(name, {"seconds": seconds})
+        _condensed.remove(folder)
+    return workdir.read_json(name)["seconds"]
 
 
 def _draw(config, workdir, images, scene, poisons, seed) -> None:
@@ -306,10 +319,12 @@ def run(config: Config) -> dict[str, Any]:
     scenes = {seed: _poisoning.scene(config, images, seed) for seed in seeds}
     with Workdir(config.workdir, config, ignore=NOT_RESULTS) as workdir:
         workdir.write_json("config.json", config)
-        entries = []
+        entries, spent = [], []
         for seed, scene in scenes.items():
+            spent.append(_craft(config, workdir, images, seed, scene))
             entries += _seed(config, workdir, images, seed, scene)
         _draw_losses(workdir, entries, int(config.num_steps or 0))
+        spent += [entry["seconds"] for entry in entries]
         results = {
             "dataset": config.dataset,
             "attack": config.attack,
@@ -317,8 +332,8 @@ def run(config: Config) -> dict[str, Any]:
             "table": [_row(config, method, entries) for method in config.methods],
             "runs": entries,
             "seconds": {
-                name: sum(entry["seconds"][name] for entry in entries)
-                for name in ("condense", "evaluate", "compile")
+                name: sum(part.get(name, 0) for part in spent)
+                for name in ("craft", "condense", "evaluate", "compile")
             },
             "versions": versions(),
         }

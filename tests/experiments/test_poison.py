@@ -29,13 +29,6 @@ TOY = {
 }
 
 
-@pytest.fixture(autouse=True)
-def compiled_in_haste():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def _run(folder, **changes):
     return poison.run(poison.Config(**{**TOY, "workdir": str(folder), **changes}))
 
@@ -55,7 +48,8 @@ def test_a_run_writes_the_table_and_takes_more_methods_later(tmp_path):
     # DM drops nothing; the calibration drops ceil(0.3 * 8) of 8.
     dm, rdm = results["table"]
     assert dm["poison_dropped"] == dm["clean_dropped"] == 0
-    assert dm["deviation"] == dm["deviation_of_mean"] == rdm["deviation_of_mean"] > 0
+    assert dm["deviation"] == pytest.approx(dm["deviation_of_mean"], rel=1e-5)
+    assert dm["deviation_of_mean"] == rdm["deviation_of_mean"] > 0
     shares = rdm["poison_dropped"], rdm["clean_dropped"]
     assert min(shares) <= 3 / 8 <= max(shares)
     cell = (tmp_path / "cell_0_dm_0.json").read_bytes()
@@ -68,7 +62,8 @@ def test_a_run_writes_the_table_and_takes_more_methods_later(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", ["dm", "gradient"])
 def test_other_attacks_stay_in_their_budget_on_the_grid(tmp_path, attack):
-    _run(tmp_path, methods=("dm",), attack=attack, num_steps=1, num_epochs=1)
+    results = _run(tmp_path, methods=("dm",), attack=attack, num_steps=1, num_epochs=1)
+    assert results["seconds"]["craft"] > 0
     with np.load(tmp_path / "poisons_0.npz") as stored:
         poisons, where = stored["poisons"], stored["where"]
     images = _image_sets.load(poison.Config(**TOY), num_train=400, num_test=50)
