@@ -285,7 +285,7 @@ class _Run:
             self.workdir.path("distilled.png"),
             mean=self.images.mean,
             notes=[f"class {label}" for label in labels],
-            columns=min(each, 10),
+            columns=min(each, 10) if each > 1 else 5,
             title=f"{config.method}, regularizer {config.regularizer}: {len(self.x)} "
             f"images of {config.dataset} condensed to {each} of each class",
         )
