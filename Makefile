@@ -19,7 +19,7 @@ reconstruct: .venv
 	$(BIN)/python -m experiments.reconstruct --dataset=digits --width=4096 --workdir=runs/digits
 
 test: .venv
-	$(BIN)/python -m pytest -n 2 -q -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not slow"
 
 test-slow: .venv
 	$(BIN)/python -m pytest -q -m slow

@@ -23,6 +23,8 @@ from ntk_privacy.kernels import (
 from ntk_privacy.models import MLP
 from ntk_privacy.training import distillation
 
+pytestmark = pytest.mark.optimized
+
 KERNEL = infinite.mlp(depth=1)
 KEY = jax.random.key(0)
 N = 12

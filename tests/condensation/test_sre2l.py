@@ -16,13 +16,6 @@ MODEL = ResNet18(3, 2, blocks=(1, 1))
 MEAN, DEVIATION = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
-@pytest.fixture(autouse=True)
-def compiled_in_haste():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def network():
     x = jax.random.normal(jax.random.key(0), (9, 4, 4, 3))

@@ -15,13 +15,6 @@ N, SHAPE, CLASSES = 5, (3, 2, 1), 3
 SIZE = 6
 
 
-@pytest.fixture(autouse=True)
-def compiled_in_haste():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def logits_fn(params, x):
     h = softplus(x.reshape(len(x), -1) @ params["w"] + params["b"][None], 4.0)
     return h @ params["v"]

@@ -13,14 +13,6 @@ KEY = jax.random.key(0)
 jitted = jax.jit(augmentation.augment, static_argnames=("operations", "siamese"))
 
 
-@pytest.fixture(autouse=True)
-def compiled_in_haste():
-    """Compiling is most of these tests' time; optimised code computes the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def x():
     return jax.random.normal(jax.random.key(1), SHAPE)

@@ -26,13 +26,6 @@ X = _RNG.uniform(0.3, 0.7, size=(50, 6, 6, 1))
 MISREAD = (0, 7, 30)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def linear(x):
     return x.reshape(len(x), -1) @ jnp.asarray(W, x.dtype)
 

@@ -31,13 +31,6 @@ TOY = {
 }
 
 
-@pytest.fixture(autouse=True)
-def compiled_in_haste():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def _run(folder, **changes):
     return distill.run(distill.Config(**{**TOY, "workdir": str(folder), **changes}))
 

@@ -2,11 +2,17 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
-from experiments import _condensed, _flags, compare, distill
+from experiments import (
+    _compare_attacks,
+    _condensed,
+    _flags,
+    _timed_sets,
+    compare,
+    distill,
+)
 from ntk_privacy import checkpoint
 
 TOY = {
@@ -21,13 +27,6 @@ TOY = {
     "progress": False,
 }
 TRAJECTORY = {"num_experts": 2, "student_steps": 2, "expert_epochs": 1}
-
-
-@pytest.fixture(autouse=True)
-def compiled_in_haste():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def _run(folder, **changes):
@@ -129,12 +128,12 @@ def test_compare_has_a_row_per_method_and_a_column_per_architecture(tmp_path):
         progress=False,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "_NUM_EPOCHS", 2)
+        patch.setattr(_compare_attacks, "NUM_EPOCHS", 2)
         results = compare.run(config)
         assert list(results["rows"]) == ["random", "rkip", "dc"]
         for row in results["rows"].values():
             assert list(row["accuracy"]) == ["ConvNetW4", "MLP", "ConvNetW4D1"]
-        assert results["rows"]["dc"]["steps"] == compare._CHUNK
+        assert results["rows"]["dc"]["steps"] == _timed_sets.CHUNK
         assert len(results["markdown"].splitlines()) == 5
         assert (tmp_path / "dc.png").exists()
         # Asked for more, it keeps what is there.

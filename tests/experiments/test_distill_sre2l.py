@@ -39,13 +39,6 @@ TOY = {
 
 
 @pytest.fixture(autouse=True)
-def compiled_in_haste():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(autouse=True)
 def small_network(monkeypatch):
     real = _sre2l.ResNet18
     monkeypatch.setattr(

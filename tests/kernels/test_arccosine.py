@@ -12,6 +12,8 @@ from jax.test_util import check_grads
 
 from ntk_privacy.kernels import arccosine
 
+pytestmark = pytest.mark.optimized
+
 TERMS = 90
 
 

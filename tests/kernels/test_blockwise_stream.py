@@ -233,6 +233,7 @@ def test_what_one_host_cannot_do_no_host_does(monkeypatch):
         pass
 
 
+@pytest.mark.optimized
 def test_float32_stays_float32_and_its_diagonal_exact(tmp_path):
     x = images(7)
     low = x.astype(jnp.float32)

@@ -104,6 +104,7 @@ def test_it_resumes_to_the_bit_after_the_recursion_was_started_anew():
         chex.assert_trees_all_equal(again.energy, whole.energy)
 
 
+@pytest.mark.optimized
 def test_float32_defaults_equal_the_dense_path():
     images = data.load("digits", num_train=400, key=jax.random.key(0))
     x, y = jnp.asarray(images.x_train), jnp.asarray(images.y_train)

@@ -110,6 +110,7 @@ def test_forward_and_backward_are_the_network_and_its_derivative(
         chex.assert_trees_all_close(b.sum(0), want["bias"], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.optimized
 def test_float32_is_close_to_float64_and_stays_float32():
     model, params, x1, _ = _setup()
     single = jax.tree.map(lambda a: a.astype(jnp.float32), params)

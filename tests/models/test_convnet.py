@@ -11,14 +11,6 @@ from ntk_privacy.models import ConvNet, convnet
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(autouse=True)
-def compiled_in_haste():
-    """Compiling is most of these tests' time; optimised code computes the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def _normalised(h, norm, scale, bias):
     n, rows, columns, c = h.shape
     groups = {"batch": None, "layer": 1, "instance": c, "group": 4}[norm]

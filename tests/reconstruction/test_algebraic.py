@@ -9,6 +9,8 @@ import pytest
 from ntk_privacy.models import MLP
 from ntk_privacy.reconstruction import algebraic, gates, layer_inversion
 
+pytestmark = pytest.mark.optimized
+
 SHAPE = (8, 8, 1)
 
 

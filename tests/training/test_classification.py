@@ -18,13 +18,6 @@ SHAPE = (4, 4, 3)
 N = 7
 
 
-@pytest.fixture(autouse=True)
-def compiled_in_haste():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def _data(n=N):
     random = np.random.default_rng(0)
     labels = np.arange(n, dtype=np.int32) % 2

@@ -12,13 +12,6 @@ from ntk_privacy.training import soft_labels
 MODEL = ResNet18(3, 2, blocks=(1,))
 
 
-@pytest.fixture(autouse=True)
-def compiled_in_haste():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def labelled():
     images = jax.random.normal(jax.random.key(0), (7, 6, 6, 3))

@@ -17,13 +17,6 @@ SHAPE = (4, 4, 1)
 OPTIONS = {"batch_size": 4, "operations": ("flip",), "learning_rate": 0.1}
 
 
-@pytest.fixture(autouse=True)
-def compiled_in_haste():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def _data():
     x = np.random.default_rng(0).normal(size=(7, *SHAPE))
     return jnp.asarray(x), jnp.arange(7, dtype=jnp.int32) % 2
