@@ -4,7 +4,8 @@ Source: the evaluation of DC, DSA and DM (Zhao & Bilen, released code); attack s
 as in the RDM-DC paper: one decision per trained network.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -77,6 +78,7 @@ def evaluate(
     learning_rate: float = 0.01,
     batch_size: int = 256,
     parallel: bool | None = None,
+    regularize: Callable[..., Any] | None = None,
     chunk: int = 100,
     state: classification.ClassifierState | None = None,
     callback: Callback | None = None,
@@ -101,6 +103,7 @@ def evaluate(
       learning_rate: of SGD.
       batch_size: images of a step.
       parallel: see `training.classification.train`.
+      regularize: see there; a transform of the loss.
       chunk: steps between calls of `callback`.
       state: of `callback`, to continue from.
       callback: `(steps, state, metrics)` after each chunk.
@@ -121,6 +124,7 @@ def evaluate(
         batch_size=batch_size,
         operations=operations,
         parallel=parallel,
+        regularize=regularize,
         chunk=chunk,
         state=state,
         callback=callback,

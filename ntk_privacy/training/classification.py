@@ -6,6 +6,7 @@ middle epoch.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -47,10 +48,17 @@ class _Step:
     weight_decay: float
     drop_after: int | None
     parallel: bool
+    regularize: Callable[..., Any] | None
+
+    def losses(self, params, images, labels):
+        logits = self.model.apply_fn(params, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
     def loss(self, params, images, labels, weights):
-        logits = self.model.apply_fn(params, images)
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        losses = (
+            self.losses if self.regularize is None else self.regularize(self.losses)
+        )
+        each = losses(params, images, labels)
         return jnp.sum(weights * each) / jnp.sum(weights)
 
     def one(self, params, velocity, key_data, step, data: _Data):
@@ -133,6 +141,7 @@ def train(
     drop_after: int | None = None,
     operations: tuple[str, ...] = augmentation.OPERATIONS,
     parallel: bool | None = None,
+    regularize: Callable[..., Any] | None = None,
     state: ClassifierState | None = None,
     chunk: int = 100,
     callback: Callback | None = None,
@@ -154,6 +163,9 @@ def train(
       operations: of `data.augmentation`, drawn per batch with parameters per image.
       parallel: all networks in one pass rather than one after the other; None does so
         on accelerators.
+      regularize: `loss_fn -> loss_fn` of `(params, images, labels) -> losses`, one per
+        image, such as `functools.partial(curvature.regularize, weight=100)`; one object
+        for all calls, by which the compiled loop is looked up.
       state: of an earlier call with the same arguments, to continue to the bit.
       chunk: steps between calls of `callback`.
       callback: `(steps, state, metrics)` after each chunk.
@@ -184,6 +196,7 @@ def train(
         weight_decay,
         drop_after,
         parallel,
+        regularize,
     )
     data = _Data(x, labels.astype(jnp.int32), jax.random.key_data(pairs[:, 1]))
     state, _ = _loop.run(
