@@ -6,38 +6,46 @@
 Every method runs for --seconds, compilation apart and the training of experts included;
 networks of the architecture that condensed and of others are then trained on each set,
 and on random real images. Writes config.json, results.json, table.md and, per method,
-its images as .npz and .png to --workdir. Started again with the same --workdir it goes
+its images as .npz and .png to --workdir. With --attacks=all every set is judged by
+attacks of three kinds instead: on networks trained on it, on the training images before
+it is made, and on what it shows of them. Started again with the same --workdir it goes
 on with the methods that are missing.
 """
 
 import dataclasses
 import functools
 import time
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from experiments import _condensed, _distill_config, _flags, _image_sets
+from experiments import (
+    _compare_attacks,
+    _condensed,
+    _evasion,
+    _flags,
+    _image_sets,
+    _timed_sets,
+)
 from experiments._flags import UsageError
 from experiments._image_sets import Images
-from experiments._progress import Progress
-from experiments._timing import Timer
+from experiments._timed_sets import CONDENSING, KERNEL_METHODS, TimedSet
 from experiments._workdir import Workdir, versions
-from ntk_privacy import _checks, kip, rkip
-from ntk_privacy.condensation import distribution_matching
+from ntk_privacy import _checks
 from ntk_privacy.evaluation import protocol
-from ntk_privacy.kernels import infinite
 from ntk_privacy.models import MLP, convnet
 from ntk_privacy.reports import plots
 
-KERNEL_METHODS = ("kip", "rkip")
-METHODS = (*KERNEL_METHODS, "dm", "rdm", "dc", "dsa", "mtt", "tesla")
-_CHUNK = 5
-# Of evaluation; a tenth of the paper's epochs, ten times the step.
-_NUM_EPOCHS, _LEARNING_RATE = 100, 0.1
+METHODS = ("kip", "rkip", *CONDENSING)
+ARCHITECTURES = ("MLP", "ConvNetW32D2", "ConvNetW32ASNN")
+# What none but --attacks=all takes, and what it does not take.
+_OF_ATTACKS = (
+    *("eps", "num_attacked", "attack_steps", "num_queries", "rate", "num_seeds"),
+    *("penalty_weight", "penalty_step"),
+)
+_NOT_OF_ATTACKS = ("architectures",)
 
 
 def _field(default: Any, text: str) -> Any:
@@ -52,12 +60,14 @@ class Config:
         "mnist", "Image set; digits is embedded."
     )
     methods: tuple[str, ...] = _field(
-        METHODS, "Between commas: " + ", ".join(METHODS) + "."
+        METHODS,
+        "Between commas: " + ", ".join((*METHODS, "rkip_noise")) + "; with "
+        "--attacks=all also with _curvature behind the name.",
     )
     images_per_class: int = _field(1, "Distilled images of each class.")
     seconds: float = _field(120.0, "Time of each method, compilation apart.")
     architectures: tuple[str, ...] = _field(
-        ("MLP", "ConvNetW32D2", "ConvNetW32ASNN"),
+        ARCHITECTURES,
         "To train besides the ConvNet that condenses: MLP, or names of ConvNets with "
         "D and W and a number, AS, AR, AL, ASwish, NN, BN, LN, IN, GN, NP, MP, AP.",
     )
@@ -73,7 +83,22 @@ class Config:
     num_networks: int = _field(3, "Trained per architecture and set.")
     num_images: int | None = _field(None, "Training images; none: all.")
     num_test: int | None = _field(None, "Test images; none is all.")
-    seed: int = _field(0, "Fixes everything but the time.")
+    attacks: Literal["none", "all"] = _field(
+        "none",
+        "Judge the sets by evasion, poisoning and reconstruction, rather than by "
+        "architectures.",
+    )
+    eps: str = _field("1/255", "Bound of the evasion, l_inf; number or fraction.")
+    num_attacked: int = _field(100, "Test images to attack, at most.")
+    attack_steps: int | None = _field(None, "Of the evasion; none is each one's own.")
+    num_queries: int = _field(5000, "Of Square, a part of AutoAttack.")
+    rate: float = _field(0.01, "Poison, as a share of the training set.")
+    num_seeds: int = _field(1, "Of the attacks: sets, networks and targets.")
+    penalty_weight: float = _field(10.0, "Of the curvature in the loss.")
+    penalty_step: float = _field(3.0, "That tells the curvature, normalised units.")
+    seed: int = _field(
+        0, "Fixes everything but the time; the first one of the attacks."
+    )
     data_dir: str | None = _field(
         None, "Folder of the image sets; none: NTK_PRIVACY_DATA, else the cache."
     )
@@ -82,8 +107,12 @@ class Config:
     progress: bool = _field(True, "Show a progress bar.")
 
     def __post_init__(self):
+        self._check_attacks()
+        known = (*KERNEL_METHODS, *CONDENSING)
+        if self.attacks == "all":
+            known += tuple(name + _compare_attacks.SUFFIX for name in known)
         for name in self.methods:
-            _checks.one_of(METHODS, methods=name)
+            _checks.one_of(known, methods=name)
         if not self.methods or not self.architectures:
             raise ValueError("methods and architectures must name one each, at least.")
         _checks.positive(seconds=self.seconds)
@@ -97,16 +126,29 @@ class Config:
         for name in self.architectures:
             network(name, 10)
 
-
-class _Set(NamedTuple):
-    images: np.ndarray
-    labels: np.ndarray
-    steps: int
-    seconds: float
-
-
-class _TimeOver(Exception):
-    """Ends a search from within its callback; the argument is the state."""
+    def _check_attacks(self) -> None:
+        """Refuses numbers out of range, and flags that would have no effect."""
+        unused = _OF_ATTACKS if self.attacks == "none" else _NOT_OF_ATTACKS
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in unused and value != field.default:
+                raise ValueError(
+                    f"{field.name}={value} has no effect with "
+                    f"attacks={self.attacks!r}: leave it out."
+                )
+        _evasion.threat_model(self.eps)
+        _checks.at_least(
+            1,
+            num_attacked=self.num_attacked,
+            num_queries=self.num_queries,
+            num_seeds=self.num_seeds,
+            attack_steps=1 if self.attack_steps is None else self.attack_steps,
+        )
+        _checks.positive(
+            rate=self.rate,
+            penalty_weight=self.penalty_weight,
+            penalty_step=self.penalty_step,
+        )
 
 
 @functools.cache
@@ -125,88 +167,9 @@ def network(name: str, num_classes: int) -> Any:
     return convnet.named(name, num_outputs=num_classes)
 
 
-def _condense_by_kernel(module, config, images: Images, x, key, **loop) -> Any:
-    """KIP and RKIP in the same normalised pixels, with the labels fixed."""
-    each = config.num_targets // images.num_classes
-    rows = [
-        np.flatnonzero(images.classes == c)[:each] for c in range(images.num_classes)
-    ]
-    chosen = np.concatenate(rows)
-    eye = np.eye(images.num_classes, dtype=np.float32) - 1 / images.num_classes
-    return module.distill(
-        x[chosen],
-        jnp.asarray(eye[images.classes[chosen]], jnp.float32),
-        kernel_fn=_kernel(),
-        key=key,
-        images_per_class=config.images_per_class,
-        optimizer=_adam(),
-        **loop,
-    )
-
-
-@functools.cache
-def _kernel():
-    return infinite.mlp(depth=2)
-
-
-@functools.cache
-def _adam():
-    # In deviations rather than intensities, of which they are a third.
-    return optax.adam(1e-2)
-
-
-def _condense(method: str, config: Config, images: Images, x, key, folder) -> _Set:
-    """Runs a method until its time is over."""
-    timer, last = Timer(), {}
-
-    def callback(step, state, metrics):
-        bar(step, state, metrics)
-        jax.block_until_ready(state.images)
-        last["state"] = state
-        if timer.elapsed() >= config.seconds or bool(state.nonfinite):
-            raise _TimeOver
-
-    loop: dict[str, Any] = {"chunk": _CHUNK, "callback": callback}
-    limit = 10**8
-    with (
-        timer(),
-        Progress(limit, description=method, show=config.progress or None) as bar,
-    ):
-        try:
-            if method in KERNEL_METHODS:
-                module = {"kip": kip, "rkip": rkip}[method]
-                loop["num_steps"] = limit
-                _condense_by_kernel(module, config, images, x, key, **loop)
-            else:
-                flags = _flags_of(method, config, folder, limit)
-                entry = _condensed.METHODS[method]
-                entry.condense(flags, images, x, key, **loop)
-        except _TimeOver:
-            pass
-    state = last["state"]
-    if bool(state.nonfinite):
-        raise ValueError(
-            f"The loss of {method} is not finite after {int(state.steps)} steps."
-        )
-    labels = np.asarray(state.labels)
-    labels = labels.argmax(1) if labels.ndim == 2 else labels
-    return _Set(np.asarray(state.images), labels, int(state.steps), timer.run)
-
-
-def _flags_of(method: str, config: Config, folder, limit: int) -> Any:
-    return _distill_config.Config(
-        method=method,
-        dataset=config.dataset,
-        preset=config.preset,
-        images_per_class=config.images_per_class,
-        width=config.width,
-        num_steps=limit,
-        seed=config.seed,
-        workdir=str(folder),
-    )
-
-
-def _accuracies(config, images: Images, made, key, names) -> dict[str, list[float]]:
+def _accuracies(
+    config, images: Images, made: TimedSet, key, names
+) -> dict[str, list[float]]:
     """Accuracy of each network of each architecture trained on a set."""
     found = {}
     for name in names:
@@ -218,9 +181,9 @@ def _accuracies(config, images: Images, made, key, names) -> dict[str, list[floa
             model=network(name, images.num_classes),
             key=key,
             num_networks=config.num_networks,
-            num_epochs=_NUM_EPOCHS,
+            num_epochs=_compare_attacks.NUM_EPOCHS,
             operations=images.operations,
-            learning_rate=_LEARNING_RATE,
+            learning_rate=_compare_attacks.LEARNING_RATE,
         )
         found[name] = [float(value) for value in out.accuracy]
     return found
@@ -245,11 +208,14 @@ def run(config: Config) -> dict[str, Any]:
             f"num_targets={config.num_targets} is {each} of each class: use from "
             f"{config.images_per_class} to {sizes.min()} for each."
         )
-    for method in config.methods:
+    for name in config.methods:
+        method = name.removesuffix(_compare_attacks.SUFFIX)
         if method not in KERNEL_METHODS:
-            flags = _flags_of(method, config, "runs", 1)
+            flags = _timed_sets.flags_of(method, config, rate=config.rate)
             _condensed.check(flags, (method,), images)
     ignore = ("workdir", "progress", "methods", "data_dir", "download")
+    if config.attacks == "all":
+        return _compare_attacks.run(config, images, ignore=ignore)
     with Workdir(config.workdir, config, ignore=ignore) as workdir:
         return _run(config, workdir, images)
 
@@ -259,7 +225,7 @@ def _run(config: Config, workdir: Workdir, images: Images) -> dict[str, Any]:
         jax.random.key(config.seed), 3
     )
     x = images.normalised(images.x)
-    width = config.width or _flags_of("dc", config, "runs", 1).width
+    width = config.width or _timed_sets.flags_of("dc", config).width
     own = f"ConvNetW{width}"
     names = (own, *(name for name in config.architectures if name != own))
     rows: dict[str, Any] = {}
@@ -270,34 +236,27 @@ def _run(config: Config, workdir: Workdir, images: Images) -> dict[str, Any]:
             continue
         begin = time.perf_counter()
         if method == "random":
-            made: Any = distribution_matching.init(
-                x,
-                jnp.asarray(images.classes),
-                key=key_random,
-                num_classes=images.num_classes,
-                images_per_class=config.images_per_class,
-                initial="real",
-            )
-            steps, seconds = 0, 0.0
+            made = _timed_sets.random(config, images, x, key_random)
         else:
             folder = workdir.path(method)
-            made = _condense(method, config, images, x, key_condense, folder)
-            steps, seconds = made.steps, made.seconds
+            made = _timed_sets.make(
+                method, config, images, x, key_condense, folder=folder
+            )
         rows[method] = {
-            "steps": steps,
-            "seconds": seconds,
+            "steps": made.steps,
+            "seconds": made.seconds,
             "accuracy": _accuracies(config, images, made, key_networks, names),
             "seconds_in_all": time.perf_counter() - begin,
         }
         workdir.write_arrays(f"{method}.npz", images=made.images, labels=made.labels)
         plots.pictures(
-            np.asarray(made.images) * images.deviation,
+            made.images * images.deviation,
             workdir.path(f"{method}.png"),
             mean=images.mean,
-            notes=[f"class {label}" for label in np.asarray(made.labels)],
+            notes=[f"class {label}" for label in made.labels],
             columns=10,
             title=f"{method}: {len(images.x)} images of {config.dataset} in "
-            f"{seconds:.0f} s",
+            f"{made.seconds:.0f} s",
         )
         workdir.write_json(about, rows[method])
     results: dict[str, Any] = {

@@ -1,0 +1,242 @@
+"""`experiments.compare --attacks=all`: the table, its parts, going on, refusals."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import _compare_attacks, _flags, _timed_sets, compare
+from ntk_privacy import curvature
+from ntk_privacy.evaluation import protocol, robust_accuracy
+from ntk_privacy.models import ConvNet
+from ntk_privacy.reports import plots
+
+TOY = {
+    "attacks": "all",
+    "dataset": "digits",
+    "methods": ("rdm", "rdm_curvature"),
+    "images_per_class": 1,
+    "seconds": 0.01,
+    "width": 4,
+    "num_targets": 100,
+    "num_networks": 2,
+    "num_images": 800,
+    "num_test": 40,
+    "num_attacked": 10,
+    "attack_steps": 2,
+    "num_queries": 5,
+    "progress": False,
+}
+KEYS = ("method", "accuracy", "pgd", "autoattack", "attack_success", "recovered")
+
+
+def _config(folder, **changes):
+    return compare.Config(**{**TOY, "workdir": str(folder), **changes})
+
+
+@pytest.fixture
+def attacked(monkeypatch):
+    """AutoAttack's programs take longer to compile than all the rest."""
+    asked = []
+
+    def evaluate(logits_fn, x, y, *, attacks, threat_model, **options):
+        assert 0 <= x.min() < x.max() <= 1
+        assert logits_fn(jnp.asarray(x)).shape == (len(y), 10)
+        asked.append((x, attacks, float(threat_model.eps), options["num_steps"]))
+        accuracy = dict(zip(attacks, (0.5, 0.25), strict=True))
+        return SimpleNamespace(clean=0.75, accuracy=accuracy, warnings=("weak",))
+
+    monkeypatch.setattr(robust_accuracy, "robust_accuracy", evaluate)
+    return asked
+
+
+def test_a_table_has_a_row_per_method_and_goes_on(tmp_path, attacked, monkeypatch):
+    monkeypatch.setattr(_compare_attacks, "NUM_EPOCHS", 2)
+    results = compare.run(_config(tmp_path))
+    table = results["table"]
+    assert [row["method"] for row in table] == ["random", *TOY["methods"]]
+    for row in table:
+        assert set(row) >= set(KEYS)
+        assert (row["pgd"], row["autoattack"], row["num_decisions"]) == (0.5, 0.25, 2)
+    random, rdm, flat = table
+    # Real images are recovered, noise that five steps moved is not.
+    assert (random["recovered"], rdm["recovered"], random["steps"]) == (1, 0, 0)
+    assert float(random["best_psnr"]) > 60 > rdm["best_psnr"]
+    # The networks differ, the set does not.
+    assert (flat["steps"], flat["best_psnr"]) == (rdm["steps"], rdm["best_psnr"])
+    assert flat["steps"] == _timed_sets.CHUNK
+    sets = {path.name for path in tmp_path.glob("set_*.npz")}
+    assert sets == {
+        f"set_0_{n}_{k}.npz" for n in ("random", "rdm") for k in ("clean", "poisoned")
+    }
+    made = []
+    for told in ("clean", "poisoned"):
+        with np.load(tmp_path / f"set_0_rdm_{told}.npz") as stored:
+            made.append(stored["images"])
+    assert np.any(made[0] != made[1])
+    assert len((tmp_path / "table.md").read_text().splitlines()) == 5
+    assert results["markdown"].count("| rdm_curvature |") == 1
+    assert (tmp_path / "set_0_rdm_clean.png").read_bytes()[:4] == b"\x89PNG"
+    # The same images for all; within 1/255.
+    assert len(attacked) == 3
+    for x, names, eps, steps in attacked:
+        np.testing.assert_array_equal(x, attacked[0][0])
+        assert (len(x), names, steps) == (10, ("pgd", "autoattack"), 2)
+        assert eps == 1 / 255
+    (tmp_path / "cell_0_rdm_curvature.json").unlink()
+    monkeypatch.setattr(_timed_sets, "make", None)
+    assert compare.run(_config(tmp_path))["table"] == table
+    assert len(attacked) == 4
+
+
+@pytest.mark.slow
+def test_every_kind_of_method_is_attacked_in_earnest(tmp_path, monkeypatch):
+    monkeypatch.setattr(_compare_attacks, "NUM_EPOCHS", 2)
+    methods = ("rkip_noise", "dc_curvature", "dm")
+    results = compare.run(_config(tmp_path, methods=methods, num_seeds=2))
+    assert [row["method"] for row in results["table"]] == ["random", *methods]
+    assert len(results["runs"]) == 8
+    for row in results["table"]:
+        assert 0 <= row["autoattack"] <= row["pgd"] <= row["accuracy_attacked"] <= 1
+        assert row["num_decisions"] == 4
+    with np.load(tmp_path / "set_1_rkip_noise_clean.npz") as stored:
+        assert 0 < stored["noise"].mean() < 0.1
+
+
+def test_the_regulariser_is_where_the_method_has_a_place_for_it(
+    tmp_path, attacked, monkeypatch
+):
+    made, trained = {}, {}
+
+    def make(method, config, images, x, key, *, folder, rate, **options):
+        made[folder.name] = (x, rate, options)
+        return _timed_sets.TimedSet(np.zeros((10, 8, 8, 1)), np.arange(10), 3, 1.0)
+
+    def evaluate(images, labels, x_test, class_test, *, key, regularize, **options):
+        (target,) = options["targets"]
+        trained.setdefault(str(jax.random.key_data(key)), []).append(regularize)
+        params = ConvNet(10, 4).init_params(key, (8, 8, 1))
+        state = SimpleNamespace(params=jax.tree.map(lambda leaf: leaf[None], params))
+        asked.append(np.asarray(target))
+        return protocol.Evaluated(np.ones(1), np.array([[3]]), state)
+
+    asked = []
+    monkeypatch.setattr(_timed_sets, "make", make)
+    monkeypatch.setattr(plots, "pictures", lambda *args, **kwargs: None)
+    monkeypatch.setattr(protocol, "evaluate", evaluate)
+    methods = ("rdm", "rdm_curvature", "dc", "dc_curvature")
+    results = compare.run(_config(tmp_path, methods=methods, rate=0.02))
+    for told in ("clean", "poisoned"):
+        x, rate, options = made.pop(f"set_0_rdm_{told}")
+        assert (rate, options) == (0.02, {})
+        assert made.pop(f"set_0_dc_{told}")[2] == {}
+        assert set(made.pop(f"set_0_dc_curvature_{told}")[2]) == {"real_loss"}
+        # What is poisoned: 2% of the images, all copies of the target.
+        same = np.all(np.abs(np.asarray(x) - asked[0][None]) < 1e-6, axis=(1, 2, 3))
+        assert same.sum() == (16 if told == "poisoned" else 0)
+    assert not made
+    (regularizers,) = trained.values()
+    # random, rdm, rdm_curvature, dc, dc_curvature; clean and poisoned.
+    flat = [regularize is not None for regularize in regularizers]
+    assert flat == [False] * 4 + [True] * 2 + [False] * 4
+    hit = results["runs"][0]["adversarial_class"] == 3
+    assert {row["attack_success"] for row in results["table"]} == {float(hit)}
+
+
+def test_the_real_loss_is_the_mean_of_the_regularised_one():
+    model = ConvNet(3, 2, depth=1)
+    x = jax.random.normal(jax.random.key(0), (4, 4, 4, 1))
+    labels = jnp.arange(4, dtype=jnp.int32) % 3
+    params = model.init_params(jax.random.key(1), (4, 4, 1), x.dtype)
+
+    def losses(params, x, labels):
+        log = jax.nn.log_softmax(model.apply_fn(params, x))
+        return -jnp.take_along_axis(log, labels[:, None], axis=1)[:, 0]
+
+    penalties = curvature.penalty(losses, step=0.5)(params, x, labels)
+    expected = jnp.mean(losses(params, x, labels) + 2.0 * penalties)
+    found = _compare_attacks._real_loss(model, 2.0, 0.5)(params, x, labels)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert penalties.min() > 0
+    # One object for all calls, by which compiled loops are found.
+    again = _compare_attacks._real_loss(ConvNet(3, 2, depth=1), 2.0, 0.5)
+    assert again is _compare_attacks._real_loss(model, 2.0, 0.5)
+
+
+def test_copies_are_found_in_a_set_also_under_noise():
+    rng = np.random.default_rng(0)
+    real = rng.uniform(0.2, 0.8, (5, 8, 8, 1)).astype(np.float32)
+    images = SimpleNamespace(
+        x=real, mean=np.float32([0.4]), deviation=np.float32([0.25])
+    )
+    judge = SimpleNamespace(images=images)
+    copy = real[3] + rng.normal(scale=0.03, size=real[3].shape)  # 30 dB
+    blurred = real[1] + rng.normal(scale=0.1, size=real[1].shape)  # 20 dB
+    made = (np.stack([copy, blurred]) - images.mean) / images.deviation
+    given = _timed_sets.TimedSet(made, np.arange(2), 1, 1.0)
+    found = _compare_attacks._Judge.reconstruct(judge, given)
+    assert found["recovered"] == 0.5
+    np.testing.assert_allclose(found["psnr"], [30.5, 20], atol=1.5)
+    noise = rng.uniform(size=made.shape) < 0.1
+    hidden = given._replace(images=np.where(noise, 3.0, made))
+    assert _compare_attacks._Judge.reconstruct(judge, hidden)["recovered"] == 0
+    told = hidden._replace(noise=noise)
+    assert _compare_attacks._Judge.reconstruct(judge, told)["recovered"] == 0.5
+
+
+def test_a_row_is_the_mean_over_seeds_of_its_method_alone():
+    one = {
+        "method": "dm",
+        "accuracies": [0.2, 0.4],
+        "accuracies_poisoned": [0.1, 0.3],
+        "adversarial_class": 2,
+        "target_classes": [2, 0],
+        "psnr": [20.0, "inf"],
+        **{"accuracy_attacked": 0.5, "pgd": 0.4, "autoattack": 0.2, "recovered": 0.5},
+        **{"steps": 10, "seconds": 1.0},
+    }
+    two = {**one, "adversarial_class": 0, "target_classes": [0, 0], "pgd": 0.2}
+    other = {**one, "method": "rdm", "accuracies": [0.9]}
+    row = _compare_attacks.row("dm", [one, other, two])
+    assert row["accuracy"] == pytest.approx(0.3)
+    assert row["accuracy_std"] == pytest.approx(0.1)
+    assert row["accuracy_poisoned"] == pytest.approx(0.2)
+    assert (row["attack_success"], row["num_decisions"]) == (0.75, 4)
+    assert row["pgd"] == pytest.approx(0.3)
+    assert row["best_psnr"] == float("inf")
+    assert "| dm | 30.0 +- 10.0 | 50.0 | 30.0 | 20.0 | 75.0 | 50.0 | inf |" in (
+        _compare_attacks.markdown([row])
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--attacks=none"], "has no effect with attacks='none': leave it out"),
+        (["--methods=rdm_flat"], "methods='rdm_flat' is unknown"),
+        (["--eps=x"], "eps='x' is no number"),
+        (["--num_seeds=0"], "num_seeds=0 must be at least 1"),
+        (["--rate=0"], "rate=0.0 must be above 0"),
+        (["--rate=0.0001"], "is no poison at all"),
+        (["--penalty_weight=0"], "penalty_weight=0.0 must be above 0"),
+        (["--architectures=MLP"], "architectures=('MLP',) has no effect with"),
+        (["--num_images=100"], "use from"),
+    ],
+)
+def test_faults_are_one_line_and_leave_nothing(tmp_path, capsys, flags, message):
+    given = {k: ",".join(v) if isinstance(v, tuple) else v for k, v in TOY.items()}
+    arguments = [f"--{name}={str(value).lower()}" for name, value in given.items()]
+    arguments += [f"--workdir={tmp_path / 'run'}", *flags]
+    assert _flags.call(compare.main, compare.Config, arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_curvature_is_for_the_attacks_alone():
+    with pytest.raises(ValueError, match="methods='rdm_curvature' is unknown"):
+        compare.Config(methods=("rdm_curvature",))
+    assert compare.Config(methods=("rkip_noise",)).attacks == "none"
