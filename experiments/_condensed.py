@@ -43,8 +43,9 @@ DM_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "cpu": {
         "width": 32,
         "images_per_class": 10,
-        "num_steps": 400,
-        "batch_size": 64,
+        "num_steps": 300,
+        # Half the paper's: of fewer images a calibration sees less of the poison.
+        "batch_size": 128,
         "learning_rate": 50.0,
         "num_networks": 3,
         "num_epochs": 100,
@@ -177,15 +178,9 @@ def check(config: Any, methods: tuple[str, ...], images: Images) -> None:
       images: to condense.
 
     Raises:
-      UsageError: a class has no images, the rate is too high, or a batch larger than a
-        class or too small.
+      UsageError: the rate is too high, or a batch larger than a class or too small.
     """
     sizes = np.bincount(images.classes, minlength=images.num_classes)
-    if not sizes.all():
-        raise UsageError(
-            f"Class {int(np.argmin(sizes))} of {images.num_classes} has no training "
-            f"images among {len(images.classes)}: use more images, or all."
-        )
     # Experts of trajectory matching see batches of all classes.
     by_class = methods[0] not in _gradient_methods.WITH_EXPERTS
     if by_class and config.batch_size > sizes.min():

@@ -112,22 +112,29 @@ def load(
       raw: what `load_raw` returned, if it was called.
 
     Raises:
-      UsageError: more images are asked for than there are.
+      UsageError: more images are asked for than there are, or so few that a class has
+        none.
       OSError, ValueError: a file is missing or damaged.
     """
     raw = load_raw(config) if raw is None else raw
     for name, asked, there in (
-        ("num_train", num_train, len(raw.labels_train)),
-        ("num_test", num_test, len(raw.labels_test)),
+        ("training", num_train, len(raw.labels_train)),
+        ("test", num_test, len(raw.labels_test)),
     ):
         if asked is not None and asked > there:
             raise UsageError(
-                f"{name}={asked} is more than the {there} images of {config.dataset}: "
-                f"use at most {there}, or none for all."
+                f"{asked} {name} images are more than the {there} of {config.dataset}: "
+                f"ask for at most {there}, or none for all."
             )
     order = np.random.default_rng(0)
     train = np.sort(order.permutation(len(raw.labels_train))[:num_train])
     test = np.sort(order.permutation(len(raw.labels_test))[:num_test])
+    seen = np.bincount(raw.labels_train[train], minlength=len(raw.class_names))
+    if not seen.all():
+        raise UsageError(
+            f"Class {int(np.argmin(seen))} of {len(seen)} has no training images "
+            f"among {len(train)}: use more images, or all."
+        )
     x, x_test = (
         images.astype(np.float32) / np.float32(raw.max_intensity)
         for images in (raw.images_train[train], raw.images_test[test])

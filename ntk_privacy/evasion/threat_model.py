@@ -36,7 +36,8 @@ class ThreatModel:
       high: greatest value of a pixel.
 
     Raises:
-      ValueError: an unknown norm, a negative eps, or an empty box.
+      ValueError: an unknown norm, an eps that is negative or wider than the box, or an
+        empty box.
     """
 
     norm: str = "linf"
@@ -52,6 +53,11 @@ class ThreatModel:
             raise ValueError(
                 f"The box [{self.low}, {self.high}] is empty or unbounded: give "
                 "low < high, such as 0 and 1."
+            )
+        if self.norm == "linf" and self.high - self.low < self.eps < np.inf:
+            raise ValueError(
+                f"eps={self.eps} is more than the box from {self.low} to {self.high} "
+                "is wide: give it in units of the pixels, such as 8/255."
             )
 
     def limits(self, dtype: np.dtype | type) -> "Limits":

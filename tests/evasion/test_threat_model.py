@@ -101,6 +101,7 @@ def test_a_ball_of_radius_zero_is_a_point_and_an_infinite_one_the_box(norm):
     [
         ({"norm": "l1"}, "norm='l1' is unknown: use one of linf, l2"),
         ({"eps": -0.1}, "eps=-0.1 must be at least 0"),
+        ({"eps": 8}, "eps=8 is more than the box from 0.0 to 1.0 is wide"),
         ({"eps": float("nan")}, "eps=nan"),
         ({"low": 1.0, "high": 1.0}, "empty or unbounded"),
         ({"high": float("inf")}, "empty or unbounded"),
