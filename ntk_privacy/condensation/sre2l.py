@@ -272,7 +272,9 @@ def recover(
     """Moves noise until the network reads it as its classes, layer by layer as data.
 
     One image of each class makes a batch, whose moments are matched: images of one
-    class know nothing of each other. The defaults are SRe2L's for CIFAR.
+    class know nothing of each other. The defaults are SRe2L's for CIFAR. Above 100
+    classes the released code takes 100 at a time; here a batch is all of them. Its
+    total variation and norm of images are left out: every released run weights them 0.
 
     Args:
       params: of the squeezed network.

@@ -133,6 +133,9 @@ class PGD(_Adversarial):
 class TRADES(_Adversarial):
     """Cross-entropy of clean images plus beta times the divergence of attacked ones.
 
+    As in the paper of TRADES; the baseline that GUARD released has the cross-entropy of
+    the attacked images, and the divergence the other way round.
+
     Attributes:
       mean, deviation, eps, step, num_steps: as those of `PGD`; the attack starts
         within 0.001 standard normal deviations of the image, in intensity.
