@@ -101,6 +101,7 @@ def load(
     num_train: int | None = None,
     num_test: int | None = None,
     raw: data.Raw | None = None,
+    every_class: bool = True,
 ) -> Images:
     """Returns an image set, or a random part of it that is the same for every seed.
 
@@ -110,6 +111,7 @@ def load(
       num_train: training images; None is all.
       num_test: test images; None is all.
       raw: what `load_raw` returned, if it was called.
+      every_class: whether training images without one of the classes are of no use.
 
     Raises:
       UsageError: more images are asked for than there are, or so few that a class has
@@ -130,7 +132,7 @@ def load(
     train = np.sort(order.permutation(len(raw.labels_train))[:num_train])
     test = np.sort(order.permutation(len(raw.labels_test))[:num_test])
     seen = np.bincount(raw.labels_train[train], minlength=len(raw.class_names))
-    if not seen.all():
+    if every_class and not seen.all():
         raise UsageError(
             f"Class {int(np.argmin(seen))} of {len(seen)} has no training images "
             f"among {len(train)}: use more images, or all."

@@ -145,7 +145,7 @@ def _images(config: Config, trains: bool) -> tuple[Images, tuple[str, ...]]:
     }
     # A set may have fewer images than the default.
     sizes = {k: None if n is None else min(n, has) for k, (n, has) in most.items()}
-    images = _image_sets.load(files, raw=raw, **sizes)
+    images = _image_sets.load(files, raw=raw, every_class=trains, **sizes)
     return images, tuple(raw.class_names)
 
 
