@@ -81,22 +81,15 @@ def _convolve(x: Array, kernel: Array, padding: int, precision: Any) -> Array:
     )
 
 
-def _convolve_by_products(
+def _convolve_by_product(
     x: Array, kernel: Array, padding: int, precision: Any
 ) -> Array:
-    """The same by a product per pixel of the kernel, or one if channels are few."""
+    """The same as one product of all pixels that the kernel sees."""
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     h, w, c = (x.shape[1] - 2, x.shape[2] - 2, x.shape[3])
-    taps = [(a, b) for a in range(3) for b in range(3)]
-    parts = [x[:, a : a + h, b : b + w] for a, b in taps]
-    if c <= _FEW_CHANNELS:
-        flat = kernel.reshape(9 * c, -1)
-        return jnp.matmul(jnp.concatenate(parts, -1), flat, precision=precision)
-    products = [
-        jnp.matmul(part, kernel[a, b], precision=precision)
-        for part, (a, b) in zip(parts, taps, strict=True)
-    ]
-    return functools.reduce(jnp.add, products)
+    parts = [x[:, a : a + h, b : b + w] for a in range(3) for b in range(3)]
+    flat = kernel.reshape(9 * c, -1)
+    return jnp.matmul(jnp.concatenate(parts, -1), flat, precision=precision)
 
 
 def _convolve_tiles(x: Array, kernel: Array, precision: Any) -> Array:
@@ -139,7 +132,7 @@ def _convolve_forward(x: Array, kernel: Array, padding: int, precision: Any) -> 
     """The fastest of the three on CPU if no gradient is asked for."""
     _, h, w, c = x.shape
     if c <= _FEW_CHANNELS:
-        return _convolve_by_products(x, kernel, padding, precision)
+        return _convolve_by_product(x, kernel, padding, precision)
     if c >= _MANY_CHANNELS and padding == 1 and h % 2 == w % 2 == 0:
         return _convolve_tiles(x, kernel, precision)
     return _convolve(x, kernel, padding, precision)
@@ -160,11 +153,11 @@ class _Conv(nn.Module):
         kernel = self.param("kernel", init, shape, x.dtype)
         bias = self.param("bias", init, (self.features,), x.dtype)
         # Within a loop, XLA's gradient of a convolution on CPU is many times slower
-        # than that of the products it stands for.
+        # than that of the product it stands for.
         convolve = _convolve
         if jax.default_backend() == "cpu":
             forward = self.forward_only
-            convolve = _convolve_forward if forward else _convolve_by_products
+            convolve = _convolve_forward if forward else _convolve_by_product
         y = convolve(x, kernel, self.padding, self.precision)
         return y + bias[None, None, None, :]
 

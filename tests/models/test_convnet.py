@@ -107,7 +107,7 @@ def test_both_ways_to_convolve_agree_with_their_gradients(channels):
 
     chex.assert_trees_all_close(
         slopes(convnet._convolve)(x, kernel),
-        slopes(convnet._convolve_by_products)(x, kernel),
+        slopes(convnet._convolve_by_product)(x, kernel),
         rtol=1e-10,
         atol=1e-12,
     )
