@@ -37,12 +37,17 @@ def _top_eigenvalues(loss_fn, params, x, rest, key_data, num_matvecs, batch_size
         image, row, index = pair
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), index)
         start = jax.random.normal(key, (image.size,), image.dtype)
-        # matfree leaves promotion to JAX's default.
-        with jax.numpy_dtype_promotion("standard"):
+        # matfree leaves promotion and precision to JAX's default.
+        with (
+            jax.numpy_dtype_promotion("standard"),
+            jax.default_matmul_precision("highest"),
+        ):
             small = lanczos(matvec, start, image, row, params).J_small
-        # A Krylov space that ends early: what comes after is 0 / 0.
+        # A Krylov space that ends early: what comes after is 0 / 0. One that does not
+        # even begin is of a Hessian that is not finite.
+        begins = jnp.isfinite(small[0, 0])
         small = jnp.where(jnp.isfinite(small), small, 0)
-        return jnp.max(jnp.linalg.eigvalsh(small))
+        return jnp.where(begins, jnp.max(jnp.linalg.eigvalsh(small)), jnp.nan)
 
     rows = jnp.arange(len(x), dtype=jnp.int32)
     return jax.lax.map(one, (x, rest, rows), batch_size=batch_size)
@@ -57,7 +62,7 @@ def top_eigenvalues(
     num_matvecs: int = 16,
     batch_size: int = 32,
 ) -> Float[Array, " n"]:
-    """Returns the greatest eigenvalue of each image's Hessian, from below.
+    """Returns the greatest eigenvalue of each image's Hessian, from below; NaN of NaN.
 
     A network of ReLUs has a Hessian of at most as many eigenvalues as classes: Lanczos
     finds it exactly once its steps are more.

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from ntk_privacy import curvature
-from ntk_privacy.curvature import regularizer
+from ntk_privacy.curvature import hessian, regularizer
 from ntk_privacy.models import softplus
 
 N, SHAPE, CLASSES = 5, (3, 2, 1), 3
@@ -231,6 +231,16 @@ def test_top_eigenvalues_are_those_of_the_exact_hessian(setting):
     chex.assert_trees_all_close(found, jax.vmap(exact)(x, labels), rtol=1e-8)
 
 
+def test_products_of_lanczos_have_full_precision(setting):
+    params, x, labels = setting
+    key = jax.random.key_data(jax.random.key(1))
+    rest = (loss_fn, params, x, (labels,), key, 6, 2)
+    told = hessian._top_eigenvalues.lower(*rest).as_text()
+    products = [line for line in told.splitlines() if "stablehlo.dot_general" in line]
+    assert products
+    assert all("HIGHEST" in line for line in products)
+
+
 def test_a_krylov_space_that_ends_is_no_nan():
     def flat(scale, x):
         return scale * jnp.square(x[:, 0, 0, 0]) / 2
@@ -241,5 +251,10 @@ def test_a_krylov_space_that_ends_is_no_nan():
             flat, scale, x, key=jax.random.key(0), num_matvecs=5
         )
         chex.assert_trees_all_close(found, jnp.full(3, scale), atol=1e-10)
+    # What is not finite is not flat.
+    found = curvature.top_eigenvalues(
+        flat, jnp.nan, x, key=jax.random.key(0), num_matvecs=5
+    )
+    assert np.isnan(found).all()
     with pytest.raises(ValueError, match=r"num_matvecs=9 must lie in \[1, 6\]"):
         curvature.top_eigenvalues(flat, 1.0, x, key=jax.random.key(0), num_matvecs=9)
