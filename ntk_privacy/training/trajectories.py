@@ -14,6 +14,7 @@ import os
 import pathlib
 import shutil
 import warnings
+import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ from ntk_privacy.data import augmentation
 from ntk_privacy.models.convnet import Classifier
 from ntk_privacy.training import classification
 
-__all__ = ["Experts", "load", "record"]
+__all__ = ["Experts", "load", "record", "recorded"]
 
 _MANIFEST = "manifest.json"
 
@@ -80,12 +81,27 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / _MANIFEST
     try:
         manifest = json.loads(path.read_text())
-        _ = [manifest[entry] for entry in ("recipe", "layout", "experts")]
-    except (ValueError, KeyError, TypeError) as error:
+        _ = int(manifest["recipe"]["num_epochs"]), manifest["recipe"]["model"]
+        _ = jnp.dtype(manifest["layout"][0][2]), manifest["experts"].items()
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): remove the folder to train the experts anew."
         ) from error
     return manifest
+
+
+def recorded(folder: str | pathlib.Path) -> tuple[str, ...]:
+    """Returns the files of a folder's experts, sound or not; none without a folder.
+
+    Args:
+      folder: where `record` wrote, or was about to.
+
+    Raises:
+      ValueError: the manifest is damaged.
+    """
+    folder = pathlib.Path(folder)
+    known = (folder / _MANIFEST).exists()
+    return tuple(_read_manifest(folder)["experts"]) if known else ()
 
 
 def record(
@@ -178,7 +194,9 @@ def record(
     ]
     for begin in range(0, len(todo), at_once):
         group = todo[begin : begin + at_once]
-        unfinished = folder / f"unfinished_{group[0]:04d}_{len(group)}"
+        # By all of its members: a damaged file may join others than before.
+        members = zlib.crc32(repr(group).encode())
+        unfinished = folder / f"unfinished_{group[0]:04d}_{members:08x}"
         told = _with_expert(callback, group[0]) if callback is not None else None
         snapshots = _train(
             unfinished,

@@ -1,7 +1,9 @@
 """`experiments.distill` with dc, dsa, mtt, tesla, and `experiments.compare`."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,11 +11,14 @@ from experiments import (
     _compare_attacks,
     _condensed,
     _flags,
+    _gradient_methods,
+    _image_sets,
     _timed_sets,
     compare,
     distill,
 )
 from ntk_privacy import checkpoint
+from ntk_privacy.training import classification, trajectories
 
 TOY = {
     "num_images": 300,
@@ -67,6 +72,35 @@ def test_a_run_has_both_accuracies_and_goes_on_after_a_kill(
     assert _run(tmp_path / "cut", **changes)["runs"] == results["runs"]
     whole, cut = ((tmp_path / n / "arrays.npz").read_bytes() for n in ("whole", "cut"))
     assert whole == cut
+
+
+def test_experts_of_a_folder_are_completed_after_a_kill_or_taken_as_they_are(
+    tmp_path, monkeypatch
+):
+    changes = {"method": "mtt", **TOY, **TRAJECTORY, "experts": str(tmp_path)}
+    changes |= {"batch_size": 300, "width": 2, "max_start_epoch": 1}
+    config = distill.Config(**changes)
+    images = _image_sets.load(config, num_train=300, num_test=60)
+    x = images.normalised(images.x)
+
+    def experts(seed=0, **other):
+        asked = dataclasses.replace(config, **other)
+        found = _gradient_methods._experts(asked, images, x, jax.random.key(seed))
+        return len(jax.tree.leaves(found)[0])
+
+    def die(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(classification, "train", die)
+        with pytest.raises(KeyboardInterrupt):
+            experts()
+        assert trajectories.recorded(tmp_path) == ()
+    assert experts() == 2
+    # Of another seed: enough of three, not of six.
+    assert experts(1, num_experts=3) == 2
+    with pytest.raises(ValueError, match="experts of another recipe"):
+        experts(1, num_experts=6)
 
 
 def test_presets_are_the_published_tables():

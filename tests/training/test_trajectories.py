@@ -91,6 +91,21 @@ def test_killed_after_any_epoch_it_ends_with_the_same_bytes(tmp_path):
     assert not calls
 
 
+def test_killed_among_others_an_expert_is_not_taken_for_another(tmp_path):
+    whole = _bytes(_record(tmp_path))
+
+    def die(step, state, metrics):
+        raise _Killed
+
+    for i in (0, 2):
+        (tmp_path / f"expert_000{i}.npy").unlink()
+    with pytest.raises(_Killed):
+        _record(tmp_path, callback=die)
+    (tmp_path / "expert_0002.npy").write_bytes(whole["expert_0002.npy"])
+    (tmp_path / "expert_0001.npy").unlink()
+    assert _bytes(_record(tmp_path)) == whole
+
+
 def test_more_experts_join_those_there(tmp_path):
     _record(tmp_path / "few", num_experts=2)
     before = _bytes(tmp_path / "few")
@@ -128,7 +143,13 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
         _load(tmp_path, num_epochs=2)
     name = tmp_path / "manifest.json"
     manifest = json.loads(name.read_text())
-    for text in ("{", "[]", json.dumps({"recipe": manifest["recipe"]})):
+    assert trajectories.recorded(tmp_path) == ("expert_0000.npy",)
+    assert trajectories.recorded(tmp_path / "nowhere") == ()
+    damaged = ({"experts": []}, {"recipe": {}}, {"layout": []}, {"layout": [[1, 2]]})
+    for text in (
+        *("{", "[]", json.dumps({"recipe": manifest["recipe"]})),
+        *(json.dumps(manifest | change) for change in damaged),
+    ):
         name.write_text(text)
         with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
             _load(tmp_path)
