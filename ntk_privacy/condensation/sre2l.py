@@ -149,6 +149,7 @@ class _Step:
     signed_jitter: bool
     min_share: MinShare | None
     parallel: bool
+    flip: bool = True
 
     def viewed(self, key, images, step):
         """Crops, mirrors and rolls a batch, all images alike."""
@@ -162,7 +163,9 @@ class _Step:
                 min_share=self.min_share(progress).astype(jnp.float32),
             )
             images = crops.resized_crop(images, box)
-            images = crops.flipped(images, jax.random.bernoulli(key_flip, 0.5, (1,)))
+            if self.flip:
+                flips = jax.random.bernoulli(key_flip, 0.5, (1,))
+                images = crops.flipped(images, flips)
         if self.jitter:
             low = -self.jitter if self.signed_jitter else 0
             move = jax.random.randint(key_roll, (2,), low, self.jitter + 1)
@@ -264,6 +267,7 @@ def recover(
     jitter: int = 4,
     signed_jitter: bool = False,
     min_share: MinShare | None = None,
+    flip: bool = True,
     parallel: bool | None = None,
     state: RecoverState | None = None,
     chunk: int = 50,
@@ -293,6 +297,7 @@ def recover(
       signed_jitter: whether up and left too.
       min_share: least area of crops, `constant_crop(0.08)` or of `cda`; None is no
         crop and no mirroring, as for CIFAR.
+      flip: whether half of the crops are mirrored.
       parallel: all batches in one pass; None does so on accelerators.
       state: of an earlier call with the same arguments, to continue to the bit.
       chunk: steps between calls of `callback`, in one compiled scan.
@@ -341,6 +346,7 @@ def recover(
         signed_jitter,
         min_share,
         parallel,
+        flip,
     )
     return distillation.descend(
         step,

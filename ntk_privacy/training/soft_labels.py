@@ -3,7 +3,9 @@
 A teacher reads each batch once, cropped, mirrored and mixed; the draws and its logits
 are kept, and the student sees the same batches (FKD).
 
-Source: Shen & Xing, ECCV 2022 (arXiv:2112.01528), as SRe2L (arXiv:2306.13092) uses it.
+Source: Shen & Xing, ECCV 2022 (arXiv:2112.01528), as SRe2L (arXiv:2306.13092) uses it
+for ImageNet. Its scripts for CIFAR label anew at every step, images shifted by up to 4
+pixels and mixed (mixup); here all sets have stored labels of crops.
 """
 
 import dataclasses

@@ -121,6 +121,17 @@ def test_views_are_of_the_batch_as_one(network):
     assert len(shifts) == 1
 
 
+def test_digits_are_not_mirrored():
+    # Of whole images: what a view changes is the mirroring.
+    ramp = jnp.broadcast_to(jnp.arange(8.0)[None, None, :, None], (2, 8, 8, 1))
+    at, keys = jnp.asarray(0, jnp.int32), jax.random.split(jax.random.key(0), 12)
+    for flip, seen in ((True, {0.0, 7.0}), (False, {0.0})):
+        whole = sre2l.constant_crop(1.0)
+        step = sre2l._Step(MODEL, 3, 10, 0.1, 0.1, 0, False, whole, False, flip)
+        views = jax.vmap(lambda key, step=step: step.viewed(key, ramp, at))(keys)
+        assert set(np.asarray(views)[:, 0, 0, 0, 0].round(9)) == seen
+
+
 def test_the_curriculum():
     t = jnp.linspace(0.0, 1.0, 5)
     cosine = cda.curriculum()(t)
