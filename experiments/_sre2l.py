@@ -28,7 +28,8 @@ from ntk_privacy.reports import plots
 from ntk_privacy.training import adversarial, soft_labels, squeeze
 
 NOT_RESULTS = ("workdir", "progress", "checkpoint_seconds", "data_dir", "download")
-LATER = ("evaluate", "eps", "attack_steps", "num_queries", "baseline")
+_ATTACK = ("eps", "attack_steps", "num_queries")
+LATER = ("evaluate", "baseline", *_ATTACK)
 STAGES = ("squeeze", "recover", "relabel", "post_train")
 _CHUNK = 20
 
@@ -52,10 +53,15 @@ def run(config: Config) -> dict[str, Any]:
             )
     images = None if there else _load(config)
     ignore = _image_sets.not_results(config, NOT_RESULTS + LATER)
+    if config.regularizer == "adversarial":
+        # It is part of the training.
+        ignore = tuple(name for name in ignore if name != "eps")
     with Workdir(config.workdir, config, ignore=ignore) as workdir:
         if workdir.is_done():
             known = workdir.read_json("results.json")
-            if "accuracy" in known or not config.evaluate:
+            asked = {name: getattr(config, name) for name in _ATTACK}
+            same = all(known.get(name, asked[name]) == asked[name] for name in asked)
+            if not config.evaluate or ("accuracy" in known and same):
                 return known
         workdir.write_json("config.json", config)
         return _Run(config, workdir, images or _load(config))()
@@ -100,7 +106,9 @@ class _Run:
 
     def __init__(self, config: Config, workdir: Workdir, images: Images) -> None:
         self.config, self.workdir, self.images = config, workdir, images
-        self.model = ResNet18(images.num_classes, config.width or 64)
+        # Larger images than those of the small stem are ImageNet's.
+        stem = "cifar" if images.x.shape[1] <= 64 else "imagenet"
+        self.model = ResNet18(images.num_classes, config.width or 64, stem)
         names = (*STAGES, "evaluate")
         keys = jax.random.split(jax.random.key(config.seed), len(names))
         self.keys = dict(zip(names, keys, strict=True))
@@ -182,6 +190,7 @@ class _Run:
                 num_epochs=config.squeeze_epochs,
                 loss=batch_loss(config, self.images),
                 learning_rate=config.squeeze_learning_rate,
+                warmup_epochs=config.squeeze_warmup_epochs,
                 batch_size=config.squeeze_batch_size,
                 weight_decay=config.squeeze_weight_decay,
                 flip="flip" in self.images.operations,
@@ -222,6 +231,7 @@ class _Run:
                 jitter=config.jitter,
                 signed_jitter=config.dataset == "tiny_imagenet",
                 min_share=self._min_share(),
+                flip="flip" in self.images.operations,
                 state=state,
                 chunk=_CHUNK,
                 callback=callback,
@@ -332,7 +342,7 @@ class _Run:
             "num_distilled": len(images),
             "width": config.width,
             "seed": config.seed,
-            "eps": config.eps,
+            **{name: getattr(config, name) for name in _ATTACK},
             "accuracy_squeezed": _sre2l_evaluation.accuracy(
                 self.images, self.model, teacher
             ),

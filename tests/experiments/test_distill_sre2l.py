@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,8 +18,9 @@ from experiments import (
     distill,
     evade,
 )
-from ntk_privacy import checkpoint
+from ntk_privacy import checkpoint, curvature
 from ntk_privacy.evaluation import robust_accuracy as robust
+from ntk_privacy.training import squeeze
 
 TOY = {
     "method": "sre2l",
@@ -42,7 +44,9 @@ TOY = {
 def small_network(monkeypatch):
     real = _sre2l.ResNet18
     monkeypatch.setattr(
-        _sre2l, "ResNet18", lambda outputs, width: real(outputs, width, blocks=(1,))
+        _sre2l,
+        "ResNet18",
+        lambda outputs, width, stem: real(outputs, width, stem, blocks=(1,)),
     )
 
 
@@ -84,13 +88,17 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
     }
     assert asked == [
         (name, None if name == "pgd100" else 2, 1 / 255)
-        for name in _sre2l_evaluation.ATTACKS
+        for name in ("pgd100", "square_rescaled", "autoattack", "cw", "mim")
     ]
     assert results["top_hessian_eigenvalue"] > 0
     assert results["top_hessian_eigenvalue_student"] >= 0
     assert (tmp_path / "eigenvalues.png").read_bytes()[:4] == b"\x89PNG"
     assert distill.run(_config(tmp_path, **later)) == results
     assert "student, pgd100" in _sre2l.summary(results)
+    # Other attacks are other results.
+    wider = distill.run(_config(tmp_path, **later, eps=0.1))
+    assert (results["eps"], wider["eps"]) == (1 / 255, 0.1)
+    assert [eps for *_, eps in asked[5:]] == [0.1] * 5
     # Another regulariser is another set.
     arguments = [
         f"--{name}={str(value).lower()}"
@@ -149,6 +157,84 @@ def test_config_class_and_refusals():
     assert json.dumps(paper.num_images) == "null"
     tiny = _sre2l_config.Config(preset="paper", dataset="tiny_imagenet", method="cda")
     assert (tiny.num_steps, tiny.learning_rate, tiny.bn_weight) == (4000, 0.4, 0.05)
+
+
+def test_the_bound_is_part_of_adversarial_training_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(_sre2l, "_Run", lambda config, *_: lambda: config.eps)
+    for kind in ("adversarial", "none"):
+        assert distill.run(_config(tmp_path / kind, regularizer=kind)) == 1 / 255
+    assert distill.run(_config(tmp_path / "none", eps=0.1)) == 0.1
+    with pytest.raises(_flags.UsageError, match=r"eps: 0\.0039.* in the folder, 0\.1"):
+        distill.run(
+            _config(tmp_path / "adversarial", regularizer="adversarial", eps=0.1)
+        )
+
+
+def test_eigenvalues_are_of_images_of_all_classes(monkeypatch):
+    """Folders hold one class after the other."""
+    seen = []
+
+    def told(loss_fn, params, x, classes, **options):
+        seen.append(np.asarray(classes))
+        return np.zeros(len(x))
+
+    monkeypatch.setattr(curvature, "top_eigenvalues", told)
+    images = _images((400, 2, 2, 1), np.repeat(np.arange(4), 100))
+    _sre2l_evaluation.eigenvalues(images, None, None, None)
+    np.testing.assert_array_equal(np.bincount(seen[0]), [32] * 4)
+    few = images._replace(x=images.x[:7], classes=images.classes[::60])
+    _sre2l_evaluation.eigenvalues(few, None, None, None)
+    np.testing.assert_array_equal(seen[1], few.classes)
+
+
+def _images(shape, classes):
+    x = np.zeros(shape, np.float32)
+    one = np.ones(shape[-1], np.float32)
+    return _image_sets.Images(x, classes, x, classes, one, one, 4, 255, ())
+
+
+@pytest.mark.parametrize(
+    ("flags", "size", "stem", "squeeze_with", "rest"),
+    [
+        ({}, 32, "cifar", (200, 0.1, 128, 5e-4, 0), (1000, 0.25, 0.01, 4, 128, 30)),
+        (
+            {"dataset": "tiny_imagenet"},
+            *(64, "cifar", (50, 0.2, 256, 1e-4, 5)),
+            (4000, 0.1, 1.0, 4, 100, 20),
+        ),
+        *(
+            (
+                {"dataset": "image_folder", "data_dir": "x", "image_size": size},
+                *(size, stem, (50, 0.025, 32, 1e-4, 0)),
+                (2000, 0.25, 0.01, jitter, 100, 20),
+            )
+            for size, stem, jitter in ((64, "cifar", 4), (224, "imagenet", 32))
+        ),
+    ],
+)
+def test_the_paper_preset_is_the_published_recipe(
+    monkeypatch, flags, size, stem, squeeze_with, rest
+):
+    config = _sre2l_config.Config(preset="paper", **flags)
+    assert rest == (
+        *(config.num_steps, config.learning_rate, config.bn_weight),
+        *(config.jitter, config.batch_size, config.temperature),
+    )
+    run = _sre2l._Run(config, None, _images((1, size, size, 3), np.zeros(1, int)))
+    assert run.model.stem == stem
+    told = {}
+
+    def train(x, labels, **options):
+        told.update(options)
+        return SimpleNamespace(params=None, stats=None)
+
+    monkeypatch.setattr(squeeze, "init", lambda x, **options: None)
+    monkeypatch.setattr(squeeze, "train", train)
+    monkeypatch.setattr(run, "_stage", lambda name, steps, start, go: go(start, None))
+    run.squeeze()
+    names = ("num_epochs", "learning_rate", "batch_size", "weight_decay")
+    assert tuple(told[name] for name in (*names, "warmup_epochs")) == squeeze_with
+    assert told["flip"] is False
 
 
 def _folder(root, counts):
