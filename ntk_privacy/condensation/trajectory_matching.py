@@ -241,6 +241,12 @@ def _check_experts(experts, model, image_shape, dtype, epochs_needed) -> None:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), experts
     )
     _checks.same_structure("experts", first, "the model's parameters", like)
+    own = {str(leaf.dtype) for leaf in jax.tree.leaves(experts)}
+    if own != {str(dtype)}:
+        raise ValueError(
+            f"experts are {' and '.join(sorted(own))} but the images {dtype}: convert "
+            "either, or train experts on these images."
+        )
     there = jax.tree.leaves(experts)[0].shape[1] - 1
     if there < epochs_needed:
         raise ValueError(

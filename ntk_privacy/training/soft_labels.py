@@ -360,15 +360,16 @@ def post_train(
             f"Only {int(labels.steps)} of {batches} batches have labels: let relabel "
             "go on from this state first."
         )
-    if batches % num_epochs:
+    per_epoch = len(images) // labels.order.shape[1]
+    if batches != num_epochs * per_epoch:
         raise ValueError(
-            f"labels has {batches} batches, which are not num_epochs={num_epochs}: "
-            "give the number that relabel was given."
+            f"labels has {batches} batches, which are not num_epochs={num_epochs} of "
+            f"{len(images)} images: give the number and images that relabel was given."
         )
     x = jnp.asarray(images)
     step = _Step(
         model,
-        batches // num_epochs,
+        per_epoch,
         num_epochs,
         learning_rate,
         weight_decay,

@@ -218,11 +218,15 @@ def test_a_teacher_labels_the_images_anew_at_every_step():
     chex.assert_trees_all_close(out.labels, told, rtol=1e-9)
 
 
+SINGLE = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), _experts())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"expert_epochs": 4}, "experts have 4 epochs, but .* ask for 5"),
         ({"experts": _experts(model=ConvNet(3, 5, 1))}, "experts.* has shape"),
+        ({"experts": SINGLE}, "experts are float32 but the images float64: convert"),
         ({"experts": _experts(model=ConvNet(3, 4, 2))}, "differ in structure"),
         ({"student_steps": 0}, "student_steps=0 must be at least 1"),
         ({"student_batch_size": 0}, "student_batch_size=0 must be at least 1"),

@@ -106,7 +106,9 @@ def test_refusals(labelled):
         soft_labels.post_train(
             images, states[0], model=MODEL, key=jax.random.key(0), num_epochs=4
         )
-    with pytest.raises(ValueError, match="8 batches, which are not num_epochs=3"):
-        soft_labels.post_train(
-            images, labels, model=MODEL, key=jax.random.key(0), num_epochs=3
-        )
+    for few, num_epochs in ((images, 3), (images, 2), (images[:5], 4)):
+        told = f"8 batches, which are not num_epochs={num_epochs} of {len(few)} images"
+        with pytest.raises(ValueError, match=told):
+            soft_labels.post_train(
+                few, labels, model=MODEL, key=jax.random.key(0), num_epochs=num_epochs
+            )
