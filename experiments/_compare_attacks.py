@@ -198,14 +198,12 @@ class _Judge:
         poison = direct.poison(target, num_poisons=len(scene.where))
         poisoned = direct.replace(jnp.asarray(images.x), poison, scene.where)
         key = jax.random.fold_in(jax.random.key(seed), 1)
-        made, found = {}, {}
-        for told, x in (
-            ("clean", self.clean),
-            ("poisoned", images.normalised(poisoned)),
-        ):
-            made[told] = self.distil(method, seed, x, told)
-            asked = images.normalised(target[None])
-            found[told] = self.train(made[told], key, regularize, asked)
+        kinds = {"clean": self.clean, "poisoned": images.normalised(poisoned)}
+        made = {told: self.distil(method, seed, kinds[told], told) for told in kinds}
+        asked = images.normalised(target[None])
+        found = {
+            told: self.train(one, key, regularize, asked) for told, one in made.items()
+        }
         entry = {
             "method": method,
             "seed": seed,
