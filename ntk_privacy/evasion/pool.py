@@ -30,9 +30,10 @@ __all__ = [
 ]
 
 _FEWEST = 8
-# From so many places on, half of them are given up once nothing waits for them, which
+# Down to so many places, some of them are given up once nothing waits for them, which
 # compiles once more; elsewhere a small batch takes as long as a large one.
-_SHRINKS = {"cpu": 16}
+_SHRINKS = {"cpu": _FEWEST}
+_HALF = 0.5
 # What an evaluation costs besides its images, in images.
 _OVERHEAD = 4
 
@@ -158,12 +159,18 @@ def _select(where: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(_at(where, a), a, b), new, old)
 
 
-def _shrinks(num_places: int) -> bool:
-    return num_places >= _SHRINKS.get(jax.default_backend(), num_places + 1)
+def _fewer_places(num_places: int, kept: float) -> int:
+    """Returns how many places follow so many; 0 if there is nothing to give up."""
+    fewer = int(kept * num_places)
+    return fewer if fewer >= _SHRINKS.get(jax.default_backend(), num_places) else 0
 
 
 def drive(
-    advance: Callable[..., Carry], num_places: int, *args: Any, **options: Any
+    advance: Callable[..., Carry],
+    num_places: int,
+    *args: Any,
+    kept: float = _HALF,
+    **options: Any,
 ) -> Best:
     """Calls a compiled `run` in ever fewer places until all is done.
 
@@ -171,11 +178,12 @@ def drive(
       advance: `(*args, carry, num_places=..., **options) -> Carry`.
       num_places: at first.
       args: of `advance`.
+      kept: see `run`.
       options: of `advance`, static.
     """
     carry = advance(*args, None, num_places=num_places, **options)
-    while _shrinks(num_places) and bool(jnp.any(carry.spot.task.active)):
-        num_places //= 2
+    while bool(jnp.any(carry.spot.task.active)):
+        num_places = _fewer_places(num_places, kept)
         carry = _fewer(carry, num_places=num_places)
         carry = advance(*args, carry, num_places=num_places, **options)
     return carry.best
@@ -204,10 +212,11 @@ def run(
     carry: Carry | None = None,
     *,
     num_places: int,
+    kept: float = _HALF,
 ) -> Carry:
     """Walks every run of every active image, in the order of runs, then of images.
 
-    Ends when all is done, or earlier with at most half of the places in use.
+    Ends when all is done, or earlier with few of the places in use.
 
     Args:
       task: of `prepare`.
@@ -216,6 +225,8 @@ def run(
       key: typed key, for a random model.
       carry: of an earlier call, cut to the places.
       num_places: images evaluated at once.
+      kept: share of the places that the next call has; the longer an attack, the more
+        calls are worth their compilation.
     """
     runs, n = targets.shape
     total = runs * n
@@ -304,7 +315,7 @@ def run(
         index = jnp.arange(total, dtype=jnp.int32)
         open_ = task.active & ~carry.best.closed
         waits = jnp.tile(open_, runs) & (index >= carry.cursor)
-        fewest = num_places // 2 if _shrinks(num_places) else 0
+        fewest = _fewer_places(num_places, kept)
         return (jnp.sum(carry.spot.task.active) > fewest) | jnp.any(waits)
 
     if carry is None:

@@ -31,6 +31,8 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _SCHEDULE = 10000
 _TINY = 1e-12
 _TILES = 5
+# Thousands of evaluations: programs for few images are soon worth their compilation.
+_KEPT = 0.75
 
 
 def sides(
@@ -293,7 +295,7 @@ def _search(
     draws, model = jax.random.split(key)
     search = walk(lengths, bumps, draws, norm=norm)
     aims = task.y[None]
-    return pool.run(task, aims, search, model, carry, num_places=num_places)
+    return pool.run(task, aims, search, model, carry, num_places=num_places, kept=_KEPT)
 
 
 def table(shape: tuple[int, int], norm: str, dtype) -> np.ndarray:
@@ -328,6 +330,7 @@ def run(
         jnp.asarray(lengths),
         jnp.asarray(bumps),
         key,
+        kept=_KEPT,
         norm=norm,
     )
     return pool.found(task, best, jnp.isfinite(best.score))

@@ -82,7 +82,7 @@ def test_every_run_of_every_active_image_is_walked_once(work, num_places, closes
 def test_results_do_not_depend_on_the_number_of_places(monkeypatch, work, attack):
     whole = attack(work, key=KEY, norm="linf")
     monkeypatch.setattr(task, "_BATCH", {"cpu": 5})
-    monkeypatch.setattr(pool, "_SHRINKS", {"cpu": 2})
+    monkeypatch.setattr(pool, "_SHRINKS", {"cpu": 1})
     few = attack(work, key=KEY, norm="linf")
     np.testing.assert_array_equal(whole.success, few.success)
     assert 0 < int(jnp.sum(whole.success)) < 10
