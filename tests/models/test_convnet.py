@@ -105,12 +105,22 @@ def test_both_ways_to_convolve_agree_with_their_gradients(channels):
 
         return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
 
-    chex.assert_trees_all_close(
-        slopes(convnet._convolve)(x, kernel),
-        slopes(convnet._convolve_by_product)(x, kernel),
-        rtol=1e-10,
-        atol=1e-12,
-    )
+    plain = slopes(convnet._convolve)(x, kernel)
+    for other in (convnet._convolve_by_product, convnet._convolve_on_cpu):
+        chex.assert_trees_all_close(
+            slopes(other)(x, kernel), plain, rtol=1e-10, atol=1e-12
+        )
+    value = convnet._convolve_on_cpu(x, kernel, 3, None)
+    chex.assert_trees_all_close(value, plain[0][1], rtol=1e-10, atol=1e-12)
+    # What does not move costs nothing: one product for each derivative.
+    for argnums, products in ((0, 2), (1, 2), ((0, 1), 3)):
+        slope = jax.grad(
+            lambda x, kernel: jnp.sum(
+                convnet._convolve_on_cpu(x, kernel, 3, None) ** 2
+            ),
+            argnums,
+        )
+        assert str(jax.make_jaxpr(slope)(x, kernel)).count("dot_general") == products
 
 
 @pytest.mark.parametrize(
