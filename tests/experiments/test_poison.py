@@ -48,7 +48,7 @@ def test_a_run_writes_the_table_and_takes_more_methods_later(tmp_path):
     # DM drops nothing; the calibration drops ceil(0.3 * 8) of 8.
     dm, rdm = results["table"]
     assert dm["poison_dropped"] == dm["clean_dropped"] == 0
-    assert dm["deviation"] == pytest.approx(dm["deviation_of_mean"], rel=1e-5) > 0
+    assert 0 < dm["deviation"] == pytest.approx(dm["deviation_of_mean"], rel=1e-5)
     assert rdm["deviation_of_mean"] == pytest.approx(dm["deviation_of_mean"], rel=1e-5)
     shares = rdm["poison_dropped"], rdm["clean_dropped"]
     assert min(shares) <= 3 / 8 <= max(shares)
