@@ -240,7 +240,7 @@ def _deviations(model, mean_fn, operations, batch_size, data, keys):
         batch = augmentation.augment(
             key_augment, x[rows], operations=operations, siamese=True
         )
-        features = convnet.embed_constant(model, params, batch)
+        features = convnet.embed_in_blocks(model, params, batch)
         kept = jnp.ones_like(bad)
         if isinstance(mean_fn, robust_mean.Selection):
             kept = mean_fn.kept(features)

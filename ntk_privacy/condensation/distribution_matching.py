@@ -54,15 +54,14 @@ def loss(
       operations: of `data.augmentation`.
     """
 
-    def features(images, embed_fn):
+    def features(images):
         images = synthetic_set.augmented(keys, images, operations=operations)
         c, b = images.shape[:2]
-        flat = embed_fn(params, images.reshape(c * b, *images.shape[2:]))
-        return flat.reshape(c, b, -1)
+        flat = images.reshape(c * b, *images.shape[2:])
+        return convnet.embed_in_blocks(model, params, flat).reshape(c, b, -1)
 
-    constant = functools.partial(convnet.embed_constant, model)
-    target = jax.vmap(mean_fn)(features(jax.lax.stop_gradient(real), constant))
-    found = jnp.mean(features(synthetic, model.embed_fn), axis=1)
+    target = jax.vmap(mean_fn)(features(jax.lax.stop_gradient(real)))
+    found = jnp.mean(features(synthetic), axis=1)
     return jnp.sum(jnp.square(jax.lax.stop_gradient(target) - found))
 
 

@@ -75,9 +75,8 @@ def loops(images_per_class: int) -> tuple[int, int]:
     return LOOPS[nearest]
 
 
-# Images that a core's cache holds, and channels from which tiles are worth their sums.
+# Images that a core's cache holds.
 _BLOCK = 16
-_WIDE = 64
 
 
 @functools.lru_cache(maxsize=64)
@@ -105,7 +104,7 @@ def _constant_gradient(
         or blocks * _BLOCK != len(images)
     ):
         return jax.grad(_cross_entropy(model))(params, images, labels)
-    slope = jax.grad(_cross_entropy(model.clone(forward_only=model.width >= _WIDE)))
+    slope = jax.grad(_cross_entropy(model))
 
     def add(total, part):
         grads = slope(params, *part)

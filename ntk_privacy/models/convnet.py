@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from ntk_privacy import _checks
 from ntk_privacy._types import Params
 
-__all__ = ["Classifier", "ConvNet", "Network", "embed_constant", "named"]
+__all__ = ["Classifier", "ConvNet", "Network", "embed_in_blocks", "named"]
 
 _ACTIVATIONS: Mapping[str, Callable[[Any], Any]] = {
     "sigmoid": nn.sigmoid,
@@ -33,8 +33,9 @@ _EPSILON = 1e-5
 _GROUPS = 4
 _FEW_CHANNELS = 8
 _MANY_CHANNELS = 64
-# Values of a layer that a core's cache holds with the next layer's beside them.
-_CACHED = 2**19
+# Values of a layer that a core's cache holds with the next layer's beside them: ten
+# images of 32 x 32 x 128.
+_CACHED = 10 * 2**17
 
 
 @runtime_checkable
@@ -129,26 +130,27 @@ def _convolve_tiles(x: Array, kernel: Array, precision: Any) -> Array:
     return y.transpose(2, 3, 1, 4, 0, 5).reshape(n, h, w, -1)
 
 
-def _convolve_forward(x: Array, kernel: Array, padding: int, precision: Any) -> Array:
-    """The fastest of the three on CPU if no gradient is asked for."""
+def _in_tiles(x: Array, padding: int) -> bool:
+    """Whether tiles save more products than their sums cost."""
     _, h, w, c = x.shape
-    if c <= _FEW_CHANNELS:
-        return _convolve_by_product(x, kernel, padding, precision)
-    if c >= _MANY_CHANNELS and padding == 1 and h % 2 == w % 2 == 0:
-        return _convolve_tiles(x, kernel, precision)
-    return _convolve(x, kernel, padding, precision)
+    return c >= _MANY_CHANNELS and padding == 1 and h % 2 == w % 2 == 0
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _convolve_on_cpu(x: Array, kernel: Array, padding: int, precision: Any) -> Array:
     """The fastest way to a value, and to a derivative."""
-    return _convolve_forward(x, kernel, padding, precision)
+    if _in_tiles(x, padding):
+        return _convolve_tiles(x, kernel, precision)
+    if x.shape[-1] <= _FEW_CHANNELS:
+        return _convolve_by_product(x, kernel, padding, precision)
+    return _convolve(x, kernel, padding, precision)
 
 
 def _slope_on_cpu(padding, precision, primals, tangents):
     # Within a loop, XLA's gradient of a convolution on CPU is many times slower than
-    # that of the product it stands for.
+    # that of the product it stands for; tiles win where the kernel stays.
     moves = [not isinstance(t, SymbolicZero) for t in tangents]
+    tiles = moves == [True, False] and _in_tiles(primals[0], padding)
 
     def convolve(*moved):
         rest = iter(moved)
@@ -156,6 +158,8 @@ def _slope_on_cpu(padding, precision, primals, tangents):
             next(rest) if move else known
             for move, known in zip(moves, primals, strict=True)
         )
+        if tiles:
+            return _convolve_tiles(x, kernel, precision)
         return _convolve_by_product(x, kernel, padding, precision)
 
     pairs = [pair for move, pair in zip(moves, zip(primals, tangents, strict=True),
@@ -172,7 +176,6 @@ class _Conv(nn.Module):
     features: int
     padding: int
     precision: Any
-    forward_only: bool
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n p q k"]:
@@ -180,9 +183,8 @@ class _Conv(nn.Module):
         shape = (3, 3, x.shape[-1], self.features)
         kernel = self.param("kernel", init, shape, x.dtype)
         bias = self.param("bias", init, (self.features,), x.dtype)
-        convolve = _convolve
-        if jax.default_backend() == "cpu":
-            convolve = _convolve_forward if self.forward_only else _convolve_on_cpu
+        on_cpu = jax.default_backend() == "cpu"
+        convolve = _convolve_on_cpu if on_cpu else _convolve
         y = convolve(x, kernel, self.padding, self.precision)
         return y + bias[None, None, None, :]
 
@@ -252,7 +254,6 @@ class ConvNet(nn.Module):
       pooling: "none", "max" or "avg".
       precision: of products, such as `jax.lax.Precision.HIGHEST`; None is the
         backend's default, which an accelerator may take below float32.
-      forward_only: convolve in a way that is faster on CPU, but whose gradient is not.
 
     Raises:
       ValueError: a size below 1, an unknown name, a width that 4 groups do not divide,
@@ -266,7 +267,6 @@ class ConvNet(nn.Module):
     norm: str = "instance"
     pooling: str = "avg"
     precision: Any = None
-    forward_only: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -290,9 +290,7 @@ class ConvNet(nn.Module):
         act = _ACTIVATIONS[self.activation]
         for i in range(self.depth):
             padding = 3 if i == 0 and x.shape[-1] == 1 else 1
-            x = _Conv(
-                self.width, padding, self.precision, self.forward_only, name=f"Conv_{i}"
-            )(x)
+            x = _Conv(self.width, padding, self.precision, name=f"Conv_{i}")(x)
             if self.norm != "none":
                 x = _Norm(self.norm, name=f"Norm_{i}")(x)
             x = _pool(act(x), self.pooling)
@@ -349,10 +347,10 @@ class ConvNet(nn.Module):
         return self.apply({"params": params}, x, features_only=True)
 
 
-def embed_constant(
+def embed_in_blocks(
     model: Network, params: Params, x: Float[Array, "n h w c"]
 ) -> Float[Array, "n k"]:
-    """Returns `model.embed_fn(params, x)`, in less time if no gradient is asked for.
+    """Returns `model.embed_fn(params, x)`, on CPU so many images at once as it caches.
 
     Args:
       model: a network.
@@ -361,8 +359,6 @@ def embed_constant(
     """
     n, h, w, _ = x.shape
     size = 0
-    if isinstance(model, ConvNet):
-        model = model.clone(forward_only=True)
     # Batch normalisation mixes images; an accelerator wants all of them at once.
     split = isinstance(model, ConvNet) and model.norm != "batch"
     if split and jax.default_backend() == "cpu":

@@ -109,3 +109,32 @@ def test_blocks_of_a_batch_are_the_batch(work, monkeypatch):
     monkeypatch.setattr(task, "_BATCH", {"cpu": 5})
     for one, two in zip(whole, call(), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kept", "sizes"), [(0.5, [12, 6, 3]), (0.75, [12, 9, 6, 4, 3, 2])]
+)
+def test_places_are_given_up_as_images_end(monkeypatch, work, kept, sizes):
+    monkeypatch.setattr(pool, "_SHRINKS", {"cpu": 2})
+    limits = jnp.arange(1, 13, dtype=jnp.int32)
+    called, inside = [], []
+
+    @functools.partial(jax.jit, static_argnames=("num_places", "kept"))
+    def advance(work, carry, *, num_places, kept):
+        called.append(num_places)
+        walk = _count(limits, closes=False)
+        targets = work.y[None]
+        return pool.run(
+            work, targets, walk, KEY, carry, num_places=num_places, kept=kept
+        )
+
+    def counted(*args, **options):
+        carry = advance(*args, **options)
+        inside.append(int(jnp.sum(carry.spot.task.active)))
+        return carry
+
+    best = pool.drive(functools.partial(counted, kept=kept), 12, work, kept=kept)
+    assert called == sizes
+    assert [*sizes[1:], 0] == inside
+    spent = np.where(work.active, limits, 0)
+    np.testing.assert_array_equal(best.queries, spent)
