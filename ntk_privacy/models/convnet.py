@@ -226,15 +226,32 @@ class _Norm(nn.Module):
         return y * scale[None] + bias[None]
 
 
+@jax.custom_jvp
+def _average(x: Float[Array, "n h w c"]) -> Float[Array, "n p q c"]:
+    """Means over 2x2 of even sides: four slices, in half the time of a reduction."""
+    total = x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]
+    return total / 4
+
+
+@_average.defjvp
+def _slope_of_average(primals, tangents):
+    # The reduction is the faster one with a gradient.
+    def average(x):
+        n, h, w, c = x.shape
+        parts = x.reshape(n, h // 2, 2, w // 2, 2, c)
+        return jnp.mean(parts, axis=(2, 4))
+
+    return jax.jvp(average, primals, tangents)
+
+
 def _pool(x: Float[Array, "n h w c"], kind: str) -> Float[Array, "n p q c"]:
     """2x2, stride 2, no padding: an odd last row or column is left out."""
     if kind == "none":
         return x
     if kind == "max":
         return nn.max_pool(x, (2, 2), (2, 2))
-    n, h, w, c = x.shape
-    x = x[:, : h // 2 * 2, : w // 2 * 2]
-    return jnp.mean(x.reshape(n, h // 2, 2, w // 2, 2, c), axis=(2, 4))
+    h, w = x.shape[1:3]
+    return _average(x[:, : h // 2 * 2, : w // 2 * 2])
 
 
 class ConvNet(nn.Module):
