@@ -124,9 +124,14 @@ def places(task: Task, runs: int, num_active: int | None = None) -> int:
     """
     if num_active is None:
         return batch_size(len(task.y))
-    sizes = [batch_size(len(task.y))]
-    while sizes[-1] // 2 >= _FEWEST:
-        sizes.append(sizes[-1] // 2)
+    # Two sizes an octave: each compiles once more.
+    most = batch_size(len(task.y))
+    halved = [
+        size >> octave
+        for octave in range(most.bit_length())
+        for size in (3 * most // 4, most // 2)
+    ]
+    sizes = [most, *(size for size in halved if size >= _FEWEST)]
     # On a tie the largest: the loop is shorter.
     jobs = runs * num_active
     return min(sizes, key=lambda b: -(-jobs // b) * (b + _OVERHEAD))

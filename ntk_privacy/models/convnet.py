@@ -32,7 +32,8 @@ _POOLINGS = ("none", "max", "avg")
 _EPSILON = 1e-5
 _GROUPS = 4
 _FEW_CHANNELS = 8
-_MANY_CHANNELS = 64
+# Channels from which tiles win, and with a gradient.
+_MANY_CHANNELS, _MORE_CHANNELS = 32, 64
 # Values of a layer that a core's cache holds with the next layer's beside them: ten
 # images of 32 x 32 x 128.
 _CACHED = 10 * 2**17
@@ -130,16 +131,16 @@ def _convolve_tiles(x: Array, kernel: Array, precision: Any) -> Array:
     return y.transpose(2, 3, 1, 4, 0, 5).reshape(n, h, w, -1)
 
 
-def _in_tiles(x: Array, padding: int) -> bool:
+def _in_tiles(x: Array, padding: int, least: int) -> bool:
     """Whether tiles save more products than their sums cost."""
     _, h, w, c = x.shape
-    return c >= _MANY_CHANNELS and padding == 1 and h % 2 == w % 2 == 0
+    return c >= least and padding == 1 and h % 2 == w % 2 == 0
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _convolve_on_cpu(x: Array, kernel: Array, padding: int, precision: Any) -> Array:
     """The fastest way to a value, and to a derivative."""
-    if _in_tiles(x, padding):
+    if _in_tiles(x, padding, _MANY_CHANNELS):
         return _convolve_tiles(x, kernel, precision)
     if x.shape[-1] <= _FEW_CHANNELS:
         return _convolve_by_product(x, kernel, padding, precision)
@@ -150,7 +151,7 @@ def _slope_on_cpu(padding, precision, primals, tangents):
     # Within a loop, XLA's gradient of a convolution on CPU is many times slower than
     # that of the product it stands for; tiles win where the kernel stays.
     moves = [not isinstance(t, SymbolicZero) for t in tangents]
-    tiles = moves == [True, False] and _in_tiles(primals[0], padding)
+    tiles = moves == [True, False] and _in_tiles(primals[0], padding, _MORE_CHANNELS)
 
     def convolve(*moved):
         rest = iter(moved)

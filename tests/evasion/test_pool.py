@@ -95,7 +95,7 @@ def test_the_size_follows_the_work(work):
     assert pool.places(work, 9) == 12
     work = work._replace(y=jnp.tile(work.y, 50))
     assert pool.places(work, 9) == 32
-    for runs, count, size in ((1, 500, 32), (1, 40, 16), (1, 9, 16), (9, 4, 16)):
+    for runs, count, size in ((1, 500, 32), (1, 40, 24), (1, 9, 12), (9, 4, 12)):
         assert pool.places(work, runs, count) == size
 
 
