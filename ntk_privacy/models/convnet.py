@@ -13,11 +13,11 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from ntk_privacy import _checks
 from ntk_privacy._types import Params
+from ntk_privacy.models import convolution
 
 __all__ = ["Classifier", "ConvNet", "Network", "embed_in_blocks", "named"]
 
@@ -31,9 +31,6 @@ _NORMS = ("none", "batch", "layer", "instance", "group")
 _POOLINGS = ("none", "max", "avg")
 _EPSILON = 1e-5
 _GROUPS = 4
-_FEW_CHANNELS = 8
-# Channels from which tiles win, and with a gradient.
-_MANY_CHANNELS, _MORE_CHANNELS = 32, 64
 # Values of a layer that a core's cache holds with the next layer's beside them: ten
 # images of 32 x 32 x 128.
 _CACHED = 10 * 2**17
@@ -73,104 +70,6 @@ def _torch_uniform(fan_in: int) -> Callable:
     return init
 
 
-def _convolve(x: Array, kernel: Array, padding: int, precision: Any) -> Array:
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1, 1),
-        padding=[(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision,
-    )
-
-
-def _convolve_by_product(
-    x: Array, kernel: Array, padding: int, precision: Any
-) -> Array:
-    """The same as one product of all pixels that the kernel sees."""
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    h, w, c = (x.shape[1] - 2, x.shape[2] - 2, x.shape[3])
-    parts = [x[:, a : a + h, b : b + w] for a in range(3) for b in range(3)]
-    flat = kernel.reshape(9 * c, -1)
-    return jnp.matmul(jnp.concatenate(parts, -1), flat, precision=precision)
-
-
-def _convolve_tiles(x: Array, kernel: Array, precision: Any) -> Array:
-    """The same with padding 1 and even sides, by Winograd's F(2x2, 3x3).
-
-    16 products per tile of four pixels rather than 36, of sums of pixels and of sums of
-    kernel entries; rounding is that of the plain sum. Source: Lavin & Gray, CVPR 2016
-    (arXiv:1509.09308).
-    """
-    n, h, w, _ = x.shape
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-
-    def differences(a, b, c, d):
-        return a - c, b + c, c - b, b - d
-
-    tiles = [[x[:, i : i + h - 1 : 2, j : j + w - 1 : 2] for j in range(4)]
-             for i in range(4)]  # fmt: skip
-    tiles = zip(*[differences(*column) for column in zip(*tiles, strict=True)],
-                strict=True)  # fmt: skip
-    tiles = [differences(*row) for row in tiles]
-    half = jnp.asarray(0.5, x.dtype)
-    for axis in (0, 1):
-        a, b, d = (jax.lax.index_in_dim(kernel, i, axis, False) for i in range(3))
-        middle = (half * (a + b + d), half * (a - b + d))
-        kernel = jnp.stack([a, *middle, d], axis)
-    products = [
-        [jnp.matmul(tiles[i][j], kernel[i, j], precision=precision) for j in range(4)]
-        for i in range(4)
-    ]
-
-    def sums(a, b, c, d):
-        return jnp.stack([a + b + c, b - c - d])
-
-    rows = jnp.stack([sums(*column) for column in zip(*products, strict=True)])
-    y = sums(*rows)  # (column, row, n, h / 2, w / 2, k) within and between tiles
-    return y.transpose(2, 3, 1, 4, 0, 5).reshape(n, h, w, -1)
-
-
-def _in_tiles(x: Array, padding: int, least: int) -> bool:
-    """Whether tiles save more products than their sums cost."""
-    _, h, w, c = x.shape
-    return c >= least and padding == 1 and h % 2 == w % 2 == 0
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _convolve_on_cpu(x: Array, kernel: Array, padding: int, precision: Any) -> Array:
-    """The fastest way to a value, and to a derivative."""
-    if _in_tiles(x, padding, _MANY_CHANNELS):
-        return _convolve_tiles(x, kernel, precision)
-    if x.shape[-1] <= _FEW_CHANNELS:
-        return _convolve_by_product(x, kernel, padding, precision)
-    return _convolve(x, kernel, padding, precision)
-
-
-def _slope_on_cpu(padding, precision, primals, tangents):
-    # Within a loop, XLA's gradient of a convolution on CPU is many times slower than
-    # that of the product it stands for; tiles win where the kernel stays.
-    moves = [not isinstance(t, SymbolicZero) for t in tangents]
-    tiles = moves == [True, False] and _in_tiles(primals[0], padding, _MORE_CHANNELS)
-
-    def convolve(*moved):
-        rest = iter(moved)
-        x, kernel = (
-            next(rest) if move else known
-            for move, known in zip(moves, primals, strict=True)
-        )
-        if tiles:
-            return _convolve_tiles(x, kernel, precision)
-        return _convolve_by_product(x, kernel, padding, precision)
-
-    pairs = [pair for move, pair in zip(moves, zip(primals, tangents, strict=True),
-             strict=True) if move]  # fmt: skip
-    return jax.jvp(convolve, *map(list, zip(*pairs, strict=True)))
-
-
-_convolve_on_cpu.defjvp(_slope_on_cpu, symbolic_zeros=True)
-
-
 class _Conv(nn.Module):
     """3x3 convolution of stride 1 with bias."""
 
@@ -184,9 +83,7 @@ class _Conv(nn.Module):
         shape = (3, 3, x.shape[-1], self.features)
         kernel = self.param("kernel", init, shape, x.dtype)
         bias = self.param("bias", init, (self.features,), x.dtype)
-        on_cpu = jax.default_backend() == "cpu"
-        convolve = _convolve_on_cpu if on_cpu else _convolve
-        y = convolve(x, kernel, self.padding, self.precision)
+        y = convolution.convolve(x, kernel, self.padding, self.precision)
         return y + bias[None, None, None, :]
 
 
@@ -227,24 +124,6 @@ class _Norm(nn.Module):
         return y * scale[None] + bias[None]
 
 
-@jax.custom_jvp
-def _average(x: Float[Array, "n h w c"]) -> Float[Array, "n p q c"]:
-    """Means over 2x2 of even sides: four slices, in half the time of a reduction."""
-    total = x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]
-    return total / 4
-
-
-@_average.defjvp
-def _slope_of_average(primals, tangents):
-    # The reduction is the faster one with a gradient.
-    def average(x):
-        n, h, w, c = x.shape
-        parts = x.reshape(n, h // 2, 2, w // 2, 2, c)
-        return jnp.mean(parts, axis=(2, 4))
-
-    return jax.jvp(average, primals, tangents)
-
-
 def _pool(x: Float[Array, "n h w c"], kind: str) -> Float[Array, "n p q c"]:
     """2x2, stride 2, no padding: an odd last row or column is left out."""
     if kind == "none":
@@ -252,7 +131,7 @@ def _pool(x: Float[Array, "n h w c"], kind: str) -> Float[Array, "n p q c"]:
     if kind == "max":
         return nn.max_pool(x, (2, 2), (2, 2))
     h, w = x.shape[1:3]
-    return _average(x[:, : h // 2 * 2, : w // 2 * 2])
+    return convolution.average(x[:, : h // 2 * 2, : w // 2 * 2])
 
 
 class ConvNet(nn.Module):

@@ -8,7 +8,6 @@ Source: He et al., CVPR 2016 (arXiv:1512.03385), as torchvision has it; the stem
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -19,6 +18,7 @@ from jaxtyping import Array, Float
 
 from ntk_privacy import _checks
 from ntk_privacy._types import Params
+from ntk_privacy.models import convolution
 
 __all__ = ["BatchNormNetwork", "Moments", "ResNet18", "Stats"]
 
@@ -78,44 +78,6 @@ class BatchNormNetwork(Protocol):
     def moments_fn(self, params: Params, stats: Stats, x: Any) -> Any:
         """Returns logits as `eval_fn`, and the moments of what enters each layer."""
         ...
-
-
-def _convolve(
-    x: Float[Array, "n h w c"],
-    kernel: Float[Array, "a b c k"],
-    *,
-    stride: int,
-    padding: int,
-    precision: Any,
-) -> Float[Array, "n p q k"]:
-    if jax.default_backend() != "cpu":
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(stride, stride),
-            padding=[(padding, padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=precision,
-        )
-    # Within a loop, XLA's gradient of a convolution on CPU is many times slower than
-    # that of the products it stands for.
-    size, c = kernel.shape[0], kernel.shape[2]
-    if padding:
-        x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    down, right = ((length - size) // stride * stride + 1 for length in x.shape[1:3])
-    # One product for each row of the kernel: fewer sums than one for each of its
-    # pixels, and less to move than one of all.
-    parts = [x[:, :, b : b + right : stride] for b in range(size)]
-    rows = parts[0] if size == 1 else jnp.concatenate(parts, -1)
-    products = [
-        jnp.matmul(
-            rows[:, a : a + down : stride],
-            kernel[a].reshape(size * c, -1),
-            precision=precision,
-        )
-        for a in range(size)
-    ]
-    return functools.reduce(jnp.add, products)
 
 
 def _moments(x: Float[Array, "n h w c"]) -> Moments:
@@ -280,7 +242,9 @@ class ResNet18:
 
         def layer(x, at, name, **geometry):
             kernel = at[f"conv_{name}"]
-            x = _convolve(x, kernel, precision=self.precision, **geometry)
+            x = convolution.convolve_strided(
+                x, kernel, precision=self.precision, **geometry
+            )
             return normalise(x, at[f"norm_{name}"])
 
         return layer
@@ -296,7 +260,9 @@ class ResNet18:
             affine, moments = at[f"norm_{name}"], next(layers)
             gain = affine["scale"] * jax.lax.rsqrt(moments.variance + _EPSILON)
             kernel = at[f"conv_{name}"] * gain[None, None, None]
-            x = _convolve(x, kernel, precision=self.precision, **geometry)
+            x = convolution.convolve_strided(
+                x, kernel, precision=self.precision, **geometry
+            )
             return x + (affine["bias"] - moments.mean * gain)[None, None, None]
 
         return layer

@@ -92,32 +92,6 @@ def test_weights_and_biases_are_uniform_with_the_published_bound():
     assert not params["Norm_0"]["bias"].any()
 
 
-@pytest.mark.parametrize("padding", [1, 3])
-@pytest.mark.parametrize("channels", [1, 3, 12, 64])
-def test_every_way_to_convolve_has_the_gradients_of_the_plain_one(channels, padding):
-    random = np.random.default_rng(0)
-    x = jnp.asarray(random.normal(size=(2, 6, 4, channels)))
-    kernel = jnp.asarray(random.normal(size=(3, 3, channels, 6)))
-
-    def slopes(convolve, argnums):
-        def value(x, kernel):
-            y = convolve(x, kernel, padding, None)
-            return jnp.sum(jnp.sin(y)), y
-
-        return jax.value_and_grad(value, argnums, has_aux=True)
-
-    tiles = channels == 64 and padding == 1
-    # What does not move costs nothing: one product for the value and each derivative,
-    # or 16 in tiles.
-    for argnums, products in ((0, 32 if tiles else 2), (1, 2), ((0, 1), 3)):
-        plain = slopes(convnet._convolve, argnums)(x, kernel)
-        for other in (convnet._convolve_by_product, convnet._convolve_on_cpu):
-            found = slopes(other, argnums)(x, kernel)
-            chex.assert_trees_all_close(found, plain, rtol=1e-9, atol=1e-11)
-        text = str(jax.make_jaxpr(slopes(other, argnums))(x, kernel))
-        assert text.count("dot_general") == products
-
-
 @pytest.mark.parametrize(
     ("shape", "size"),
     [((32, 32, 3), 2048), ((28, 28, 1), 2048), ((64, 64, 3), 8192)],
@@ -179,26 +153,6 @@ def test_bad_settings_are_refused_in_one_sentence(arguments, message):
 def test_images_too_small_for_the_depth_are_refused():
     with pytest.raises(ValueError, match="depth=3 pools these images to nothing"):
         ConvNet(2, 4).init_params(KEY, (4, 4, 3))
-
-
-@pytest.mark.parametrize("shape", [(2, 6, 4, 5), (1, 2, 2, 3)])
-def test_convolving_in_tiles_is_convolving(shape):
-    random = np.random.default_rng(0)
-    x = jnp.asarray(random.normal(size=shape))
-    kernel = jnp.asarray(random.normal(size=(3, 3, shape[-1], 4)))
-    found = jax.jit(lambda x, k: convnet._convolve_tiles(x, k, None))(x, kernel)
-    chex.assert_trees_all_close(found, convnet._convolve(x, kernel, 1, None), rtol=1e-9)
-
-
-@pytest.mark.parametrize("channels", [1, 3, 12, 64])
-def test_convolving_by_the_fastest_way_is_convolving(channels):
-    random = np.random.default_rng(1)
-    kernel = jnp.asarray(random.normal(size=(3, 3, channels, 3)))
-    for side, padding in ((4, 1), (5, 1), (4, 3)):
-        x = jnp.asarray(random.normal(size=(2, side, 4, channels)))
-        found = convnet._convolve_on_cpu(x, kernel, padding, None)
-        expected = convnet._convolve(x, kernel, padding, None)
-        chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
