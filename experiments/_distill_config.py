@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from experiments import _condensed, _distillation
+from experiments import _condensed, _distillation, _sre2l_config
 from ntk_privacy import _checks
 
 # What None stands for with the methods of kernels.
@@ -43,8 +43,8 @@ _RATES = (
 _NOT_COUNTS = ("rate", "experts", *_RATES)
 
 
-def _field(default: Any, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text})
+def _field(default: Any, text: str, **more: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text, **more})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,9 @@ class Config:
         "noise, rkip_finite attacks a trained network; random and full are real "
         "images, some or all. dm matches mean features in random ConvNets, rdm and "
         "the others with a mean that some poison does not move; dc gradients, dsa of "
-        "augmented images; mtt and tesla trajectories of networks in training.",
+        "augmented images; mtt and tesla trajectories of networks in training. sre2l "
+        "and cda have other flags: --method=sre2l --help.",
+        elsewhere=_sre2l_config.METHODS,
     )
     dataset: Literal["digits", "mnist", "cifar10", "tiny_imagenet"] = _field(
         "digits", "Image set; digits is embedded, the others are read from files."

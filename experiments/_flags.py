@@ -15,7 +15,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from absl import flags
@@ -58,10 +58,11 @@ def _parse_scalar(kind: type, text: str) -> Any:
 class _Parser(flags.ArgumentParser):
     """Parses int, float, str, Literal, their optionals, and tuples of them."""
 
-    def __init__(self, hint: Any, choices: Sequence[Any] | None) -> None:
+    def __init__(self, hint: Any, metadata: Mapping[str, Any]) -> None:
         super().__init__()
         self.hint, self.optional = _split_optional(hint)
-        self.choices = choices
+        self.choices = metadata.get("choices")
+        self.elsewhere = metadata.get("elsewhere", ())
         if typing.get_origin(self.hint) is typing.Literal:
             self.choices = self.choices or typing.get_args(self.hint)
             self.hint = type(self.choices[0])
@@ -78,7 +79,7 @@ class _Parser(flags.ArgumentParser):
         if not self.is_tuple:
             value = _parse_scalar(self.kind, argument)
             if self.choices is not None and value not in self.choices:
-                told = ", ".join(str(choice) for choice in self.choices)
+                told = ", ".join(map(str, (*self.choices, *self.elsewhere)))
                 raise ValueError(f"unknown: use one of {told}.")
             return value
         parts = [part.strip() for part in argument.split(",")] if argument else []
@@ -89,7 +90,7 @@ class _Parser(flags.ArgumentParser):
     def flag_type(self) -> str:
         """Returns the word that `--help` shows after the equals sign."""
         if self.choices is not None:
-            return "|".join(str(choice) for choice in self.choices)
+            return "|".join(map(str, (*self.choices, *self.elsewhere)))
         word = {int: "INT", float: "FLOAT", str: "TEXT"}[self.kind]
         if self.is_tuple:
             word = (
@@ -121,7 +122,7 @@ def _help_text(config_class: type, hints: dict[str, Any]) -> str:
         if hints[field.name] is bool:
             lines.append(f"  --[no]{field.name}")
         else:
-            word = _Parser(hints[field.name], field.metadata.get("choices")).flag_type()
+            word = _Parser(hints[field.name], field.metadata).flag_type()
             lines.append(f"  --{field.name}={word}")
         tail = (
             "(required)"
@@ -148,7 +149,8 @@ def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
     Args:
       config_class: a frozen dataclass; fields are bool, int, float, str, Literal,
         optionals of these, or tuples of numbers (between commas on the command line).
-        Field metadata: `help`, a sentence, and `choices`, the values allowed.
+        Field metadata: `help`, a sentence; `choices`, the values allowed; `elsewhere`,
+        values that another config of the same program takes.
       arguments: without the program's name.
 
     Raises:
@@ -164,7 +166,7 @@ def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
         if hints[field.name] is bool:
             flags.DEFINE_boolean(field.name, given, text, flag_values=values)
         else:
-            parser = _Parser(hints[field.name], field.metadata.get("choices"))
+            parser = _Parser(hints[field.name], field.metadata)
             flag = flags.Flag(
                 parser, flags.ArgumentSerializer(), field.name, None, text
             )

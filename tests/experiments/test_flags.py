@@ -23,7 +23,9 @@ class Config:
     dataset: str = dataclasses.field(
         default="digits", metadata={"choices": ("digits", "mnist")}
     )
-    mode: Literal["fast", "paper"] = "fast"
+    mode: Literal["fast", "paper"] = dataclasses.field(
+        default="fast", metadata={"elsewhere": ("exact",)}
+    )
     data_dir: str | None = None
     time: float | None = 2.5
     download: bool = False
@@ -78,7 +80,8 @@ def test_two_binaries_live_in_one_process_and_leave_no_global_flag():
             ["--dataset=cifar"],
             "flag --dataset=cifar: unknown: use one of digits, mnist.",
         ),
-        (["--mode=slow"], "use one of fast, paper."),
+        (["--mode=slow"], "use one of fast, paper, exact."),
+        (["--mode=exact"], "use one of fast, paper, exact."),
         (["--download=maybe"], "flag --download=maybe"),
         (["--hidden=1,x"], "flag --hidden=1,x: expected a whole number, not 'x'."),
         (["--span=1"], "flag --span=1: expected 2 values"),
