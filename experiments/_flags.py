@@ -78,6 +78,8 @@ class _Parser(flags.ArgumentParser):
             return None
         if not self.is_tuple:
             value = _parse_scalar(self.kind, argument)
+            if value in self.elsewhere:
+                raise ValueError("has flags of its own, which do not go with these.")
             if self.choices is not None and value not in self.choices:
                 told = ", ".join(map(str, (*self.choices, *self.elsewhere)))
                 raise ValueError(f"unknown: use one of {told}.")

@@ -81,7 +81,7 @@ def test_two_binaries_live_in_one_process_and_leave_no_global_flag():
             "flag --dataset=cifar: unknown: use one of digits, mnist.",
         ),
         (["--mode=slow"], "use one of fast, paper, exact."),
-        (["--mode=exact"], "use one of fast, paper, exact."),
+        (["--mode=exact"], "flag --mode=exact: has flags of its own"),
         (["--download=maybe"], "flag --download=maybe"),
         (["--hidden=1,x"], "flag --hidden=1,x: expected a whole number, not 'x'."),
         (["--span=1"], "flag --span=1: expected 2 values"),

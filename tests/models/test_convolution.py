@@ -82,3 +82,26 @@ def test_convolving_with_strides_is_convolving(size, stride, padding):
     )
     expected = convolution.plain(x, kernel, padding, None, stride=stride)
     chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("channels", [12, 64])
+def test_derivatives_of_derivatives_are_those_of_the_plain_one(channels):
+    random = np.random.default_rng(3)
+    x = jnp.asarray(random.normal(size=(1, 4, 4, channels)))
+    kernel = jnp.asarray(random.normal(size=(3, 3, channels, 2)))
+    move, turn = (jnp.asarray(random.normal(size=a.shape)) for a in (x, kernel))
+
+    def told(convolve):
+        def value(x, kernel):
+            return jnp.sum(jnp.sin(convolve(x, kernel, 1, None)))
+
+        slope = jax.grad(value)
+        return (
+            jax.jvp(lambda x: value(x, kernel), (x,), (move,)),
+            jax.jvp(lambda x: slope(x, kernel), (x,), (move,)),
+            jax.grad(lambda k: jnp.sum(slope(x, k) * move))(kernel),
+            jax.vmap(slope, (None, 0))(x, jnp.stack([kernel, turn])),
+        )
+
+    found = jax.jit(lambda: told(convolution.on_cpu))()
+    chex.assert_trees_all_close(found, told(convolution.plain), rtol=1e-9, atol=1e-11)
