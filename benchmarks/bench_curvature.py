@@ -5,8 +5,8 @@
 Each side is `steps` steps of `training.squeeze.train` in one compiled scan, in its own
 process, so that the peak of memory is its own; what a process has before its first step
 is told beside it. `cpu` is processor time per step, which other processes disturb less
-than `run`, the time on the clock: `taskset -c 0` compares on one core. Half of the
-batch: what of it the penalty sees; all of it in the paper.
+than `run`, the time on the clock: `taskset -c 0` compares on one core. A part of
+the batch: what of it the penalty sees; all of it in the paper.
 """
 
 import functools
@@ -28,8 +28,10 @@ SIDES = {
     "plain": None,
     "curvature": ("curvature", 1.0),
     "curvature, half of the batch": ("curvature", 0.5),
+    "curvature, a quarter of the batch": ("curvature", 0.25),
     "loss_difference": ("loss_difference", 1.0),
     "loss_difference, half of the batch": ("loss_difference", 0.5),
+    "loss_difference, a quarter of the batch": ("loss_difference", 0.25),
     "gradient": ("gradient", 1.0),
     "PGD-10": "adversarial",
 }
