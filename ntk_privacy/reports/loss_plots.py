@@ -22,6 +22,7 @@ def losses(
     *,
     title: str,
     every: int = 1,
+    kind: str = "squared feature distance",
 ) -> None:
     """Draws losses against steps on logarithmic axes, raw and as a running mean.
 
@@ -31,6 +32,7 @@ def losses(
       path: the PNG to write.
       title: of the figure.
       every: steps from one loss of a history to the next.
+      kind: what the loss is, in its unit.
 
     Raises:
       ValueError: there is no history.
@@ -62,7 +64,7 @@ def losses(
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("step")
-        axes.set_ylabel("loss (squared feature distance)")
+        axes.set_ylabel(f"loss ({kind})")
         axes.set_title(title, fontsize=12)
         axes.grid(which="major", color="0.9", linewidth=0.7)
         if axes.get_legend_handles_labels()[0]:
