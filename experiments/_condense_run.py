@@ -24,11 +24,6 @@ from ntk_privacy.models import ConvNet, saved
 from ntk_privacy.reports import loss_plots, plots
 
 _STAGES = ("condensed", "random")
-# What the loss of a method is, where it is not that of features.
-_KINDS = {
-    **dict.fromkeys(("dc", "dsa"), "distance of gradients, by layer"),
-    **dict.fromkeys(("mtt", "tesla"), "squared distance over the expert's"),
-}
 
 
 def run(config: Any, ignore: tuple[str, ...]) -> dict[str, Any]:
@@ -89,7 +84,7 @@ def _run(config, workdir: Workdir, images: Images) -> dict[str, Any]:
         {config.method: condensed.losses},
         workdir.path("losses.png"),
         title=f"{config.method} on {config.dataset}",
-        kind=_KINDS.get(config.method, "squared feature distance"),
+        kind=_condensed.METHODS[config.method].loss,
     )
     results: dict[str, Any] = {
         "method": config.method,

@@ -61,12 +61,14 @@ class Method(NamedTuple):
     presets: flags that it takes and what they are unless given. start: `(config,
     images, x, key)` to the state before the first step, x normalised. condense:
     `(config, images, x, key, state=, chunk=, callback=)` to images, labels, state and
-    nonfinite; the state has `steps` and `nonfinite`, the metrics `loss`.
+    nonfinite; the state has `steps` and `nonfinite`, the metrics `loss`. loss: what
+    that is.
     """
 
     presets: Mapping[str, Mapping[str, Any]]
     start: Callable[..., Any]
     condense: Callable[..., Any]
+    loss: str = "squared feature distance"
 
 
 @functools.cache

@@ -162,6 +162,7 @@ ENTRIES = {
         PRESETS,
         functools.partial(_start, initial),
         functools.partial(_condense, initial),
+        "distance of gradients, by layer",
     )
     for name, initial in (("dc", "noise"), ("dsa", "real"))
 }
@@ -240,6 +241,7 @@ ENTRIES |= {
         _trajectory_presets(table, num_steps),
         _start_trajectory,
         functools.partial(_condense_trajectory, module.distill),
+        "squared distance over the expert's",
     )
     for name, module, table, num_steps in (
         ("mtt", trajectory_matching, _MTT_TABLE, 5000),

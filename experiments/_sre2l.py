@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import _image_sets, _sre2l_evaluation
-from experiments._flags import UsageError
 from experiments._image_sets import Images
 from experiments._progress import Progress
 from experiments._sre2l_config import Config
@@ -44,13 +43,8 @@ def run(config: Config) -> dict[str, Any]:
       ValueError: a file is damaged, or a loss is not finite.
     """
     there = (pathlib.Path(config.workdir) / "results.json").exists()
-    if config.baseline is not None:
-        stored = pathlib.Path(config.baseline) / "eigenvalues.npz"
-        if not stored.exists():
-            raise UsageError(
-                f"baseline={config.baseline} has no eigenvalues.npz: give the "
-                "folder of a run that was evaluated."
-            )
+    # Before anything is computed.
+    _sre2l_evaluation.baseline(config)
     images = None if there else _load(config)
     ignore = _image_sets.not_results(config, NOT_RESULTS + LATER)
     if config.regularizer == "adversarial":
@@ -62,6 +56,8 @@ def run(config: Config) -> dict[str, Any]:
             asked = {name: getattr(config, name) for name in _ATTACK}
             same = all(known.get(name, asked[name]) == asked[name] for name in asked)
             if not config.evaluate or ("accuracy" in known and same):
+                if "accuracy" in known and config.baseline is not None:
+                    _sre2l_evaluation.draw(config, workdir, known["num_images"])
                 return known
         workdir.write_json("config.json", config)
         return _Run(config, workdir, images or _load(config))()
@@ -368,12 +364,7 @@ class _Run:
             results["top_hessian_eigenvalue"] = float(np.mean(found["squeezed"]))
             results["top_hessian_eigenvalue_student"] = float(np.mean(found["student"]))
             self.workdir.write_arrays("eigenvalues.npz", **found)
-            _sre2l_evaluation.draw(
-                config,
-                self.workdir.path("eigenvalues.png"),
-                found,
-                f"Squeezed from {len(self.x)} images of {config.dataset}",
-            )
+            _sre2l_evaluation.draw(config, self.workdir, len(self.x))
         seconds = {name: timer.run for name, timer in self.timers.items()}
         seconds["compile"] = sum(timer.compile for timer in self.timers.values())
         results |= {"seconds": seconds, "versions": versions()}

@@ -8,8 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from experiments._flags import UsageError
 from experiments._image_sets import Images
-from experiments._workdir import Workdir
+from experiments._workdir import Workdir, read_arrays
 from ntk_privacy import curvature
 from ntk_privacy.evaluation import robust_accuracy as robust
 from ntk_privacy.evasion import ThreatModel
@@ -115,18 +116,37 @@ def attack(
     return accuracy, left
 
 
-def draw(
-    config: Any, path: pathlib.Path, found: dict[str, np.ndarray], title: str
-) -> None:
+def baseline(config: Any) -> np.ndarray | None:
+    """Returns the eigenvalues of the run to draw beside, if one was given.
+
+    Raises:
+      UsageError: they are not there, or damaged.
+    """
+    if config.baseline is None:
+        return None
+    try:
+        return read_arrays(pathlib.Path(config.baseline) / "eigenvalues.npz")[
+            "squeezed"
+        ]
+    except (OSError, KeyError, ValueError) as error:
+        told = error if isinstance(error, ValueError) else "it has no eigenvalues.npz"
+        raise UsageError(
+            f"baseline={config.baseline}: {told}; give the folder of a run that was "
+            "evaluated."
+        ) from error
+
+
+def draw(config: Any, workdir: Workdir, num_images: int) -> None:
     """Draws those of the squeezed network, beside the student's or a baseline's."""
+    found, beside = workdir.read_arrays("eigenvalues.npz"), baseline(config)
     shown = {f"{name} network": values for name, values in found.items()}
-    if config.baseline is not None:
-        stored_at = pathlib.Path(config.baseline) / "eigenvalues.npz"
-        with np.load(stored_at, allow_pickle=False) as stored:
-            shown = {"baseline": stored["squeezed"]}
-        shown[f"regularizer {config.regularizer}"] = found["squeezed"]
+    if beside is not None:
+        shown = {
+            "baseline": beside,
+            f"regularizer {config.regularizer}": found["squeezed"],
+        }
     curvature_plots.eigenvalues(
         shown,
-        path,
-        title=title,
+        workdir.path("eigenvalues.png"),
+        title=f"Squeezed from {num_images} images of {config.dataset}",
     )

@@ -44,6 +44,25 @@ def _to_json(value: Any) -> str:
     return json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
 
 
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of an npz file.
+
+    Args:
+      path: of `Workdir.write_arrays`.
+
+    Raises:
+      OSError: it is not there.
+      ValueError: it is damaged.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return dict(stored)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it to make it again."
+        ) from error
+
+
 class Workdir:
     """One run's folder, held by one process at a time; a context manager.
 
@@ -181,14 +200,7 @@ class Workdir:
 
     def read_arrays(self, name: str) -> dict[str, np.ndarray]:
         """Returns what `write_arrays` wrote."""
-        path = self.path(name)
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                return dict(stored)
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}): delete it to make it again."
-            ) from error
+        return read_arrays(self.path(name))
 
     def close(self) -> None:
         """Lets another process take the folder."""

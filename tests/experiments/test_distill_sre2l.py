@@ -20,6 +20,7 @@ from experiments import (
 )
 from ntk_privacy import checkpoint, curvature
 from ntk_privacy.evaluation import robust_accuracy as robust
+from ntk_privacy.reports import curvature_plots
 from ntk_privacy.training import squeeze
 
 TOY = {
@@ -95,6 +96,23 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
     assert (tmp_path / "eigenvalues.png").read_bytes()[:4] == b"\x89PNG"
     assert distill.run(_config(tmp_path, **later)) == results
     assert "student, pgd100" in _sre2l.summary(results)
+    # A baseline is drawn beside what is there, if it can be read.
+    drawn = []
+    monkeypatch.setattr(
+        curvature_plots, "eigenvalues", lambda shown, *_, **__: drawn.append(shown)
+    )
+    other = tmp_path / "other"
+    other.mkdir()
+    for content, message in ((None, "it has no eigenvalues.npz"), (b"PK", "damaged")):
+        if content is not None:
+            (other / "eigenvalues.npz").write_bytes(content)
+        with pytest.raises(_flags.UsageError, match=message):
+            distill.run(_config(tmp_path, **later, baseline=str(other)))
+    np.savez(other / "eigenvalues.npz", squeezed=np.ones(3))
+    distill.run(_config(tmp_path, **later, baseline=str(other)))
+    assert len(drawn) == 1
+    assert [*drawn[0]] == ["baseline", "regularizer loss_difference"]
+    np.testing.assert_array_equal(drawn[0]["baseline"], 1)
     # Other attacks are other results.
     wider = distill.run(_config(tmp_path, **later, eps=0.1))
     assert (results["eps"], wider["eps"]) == (1 / 255, 0.1)

@@ -1,0 +1,38 @@
+"""Loss curves say what the loss is, and leave out what no logarithm has."""
+
+import numpy as np
+import pytest
+
+from experiments import _condensed
+from ntk_privacy.reports import loss_plots
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    kept = []
+    real = loss_plots.Figure
+
+    def made(*args, **options):
+        kept.append(real(*args, **options))
+        return kept[-1]
+
+    monkeypatch.setattr(loss_plots, "Figure", made)
+    return kept
+
+
+def test_the_axis_has_the_kind_and_lines_the_positive_losses(figures, tmp_path):
+    history = np.array([4.0, np.nan, 0.0, 2.0])
+    path = tmp_path / "losses.png"
+    loss_plots.losses({"dc": history}, path, title="dc", kind="distance of gradients")
+    (axes,) = figures[0].axes
+    assert axes.get_ylabel() == "loss (distance of gradients)"
+    np.testing.assert_array_equal(axes.lines[0].get_xdata(), [1, 4])
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), [4, 2])
+    assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_every_method_names_its_loss():
+    kinds = {name: method.loss for name, method in _condensed.METHODS.items()}
+    assert kinds["rdm"] == kinds["dm"] == "squared feature distance"
+    assert kinds["dc"] == kinds["dsa"] == "distance of gradients, by layer"
+    assert kinds["mtt"] == kinds["tesla"] == "squared distance over the expert's"
