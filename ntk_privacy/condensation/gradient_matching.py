@@ -76,7 +76,7 @@ def loops(images_per_class: int) -> tuple[int, int]:
 
 
 # Images that a core's cache holds.
-_BLOCK = 16
+_BLOCK = 8
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,57 +1,195 @@
-"""Every way to convolve is the plain one, and so are its gradients."""
+"""Every way to convolve is the plain one, and so are its derivatives of any order."""
+
+import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from ntk_privacy.models import convolution
+from ntk_privacy.models import conv_primitive, conv_products, convolution
+
+# (images, height, width, channels), and channels behind: odd sides, more channels than
+# behind, enough for tiles, fewer.
+SHAPES = [
+    ((2, 4, 6, 3), 5),
+    ((2, 5, 3, 40), 2),
+    ((3, 4, 4, 33), 36),
+    ((2, 2, 2, 2), 40),
+]
 
 
-@pytest.mark.parametrize("padding", [1, 3])
-@pytest.mark.parametrize("channels", [1, 3, 12, 64])
-def test_every_way_to_convolve_has_the_gradients_of_the_plain_one(channels, padding):
-    random = np.random.default_rng(0)
-    x = jnp.asarray(random.normal(size=(2, 6, 4, channels)))
-    kernel = jnp.asarray(random.normal(size=(3, 3, channels, 6)))
+def _drawn(seed, *shapes):
+    random = np.random.default_rng(seed)
+    return [jnp.asarray(random.normal(size=shape)) for shape in shapes]
 
-    def slopes(convolve, argnums):
+
+def _plain(x, kernel):
+    return conv_products.plain(x, kernel, 1, None)
+
+
+@pytest.fixture
+def small_cache(monkeypatch):
+    """One image, or two, at a time."""
+    jax.clear_caches()
+    monkeypatch.setattr(conv_products, "_CACHED", 900)
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(("shape", "depth"), SHAPES)
+def test_every_way_to_convolve_is_the_plain_one(shape, depth, groups):
+    x, kernel, slopes = _drawn(
+        0,
+        (groups, *shape),
+        (groups, 3, 3, shape[-1], depth),
+        (groups, *shape[:3], depth),
+    )
+
+    def slope(x, kernel, slopes):
+        return jax.vjp(functools.partial(_plain, x), kernel)[1](slopes)[0]
+
+    ways = [conv_products.by_product, conv_products.fastest]
+    kernel_ways = [conv_products.kernel_by_product, conv_products.kernel_fastest]
+    if shape[1] % 2 == 0:
+        ways.append(conv_products.by_tiles)
+        kernel_ways.append(conv_products.kernel_by_tiles)
+    found = jax.jit(lambda: [way(x, kernel, None) for way in ways])()
+    for y in found:
+        chex.assert_trees_all_close(y, jax.vmap(_plain)(x, kernel), rtol=1e-9)
+    found = jax.jit(lambda: [way(x, slopes, None) for way in kernel_ways])()
+    for y in found:
+        expected = jax.vmap(slope)(x, kernel, slopes)
+        chex.assert_trees_all_close(y, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("num_images", [4, 5])
+def test_images_that_do_not_fit_go_in_blocks(num_images, small_cache):
+    x, kernel, slopes = _drawn(
+        1, (2, num_images, 4, 4, 33), (2, 3, 3, 33, 32), (2, num_images, 4, 4, 32)
+    )
+    text = str(jax.make_jaxpr(lambda: conv_products.fastest(x, kernel, None))())
+    assert "scan" in text
+    chex.assert_trees_all_close(
+        conv_products.fastest(x, kernel, None),
+        conv_products.by_tiles(x, kernel, None),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+    chex.assert_trees_all_close(
+        conv_products.kernel_fastest(x, slopes, None),
+        conv_products.kernel_by_tiles(x, slopes, None),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize(("shape", "depth"), SHAPES)
+def test_derivatives_of_every_order_are_those_of_the_plain_one(
+    shape, depth, small_cache
+):
+    x, kernel, move, turn = _drawn(2, *[shape, (3, 3, shape[-1], depth)] * 2)
+    both = (x, kernel)
+
+    def told(way):
         def value(x, kernel):
-            y = convolve(x, kernel, padding, None)
-            return jnp.sum(jnp.sin(y)), y
+            return jnp.sum(jnp.sin(way(x, kernel)))
 
-        return jax.value_and_grad(value, argnums, has_aux=True)
+        slope = jax.grad(value, (0, 1))
 
-    tiles = channels == 64 and padding == 1
-    # What does not move costs nothing: one product for the value and each derivative,
-    # or 16 in tiles.
-    for argnums, products in ((0, 32 if tiles else 2), (1, 2), ((0, 1), 3)):
-        plain = slopes(convolution.plain, argnums)(x, kernel)
-        for other in (convolution.by_product, convolution.on_cpu):
-            found = slopes(other, argnums)(x, kernel)
-            chex.assert_trees_all_close(found, plain, rtol=1e-9, atol=1e-11)
-        text = str(jax.make_jaxpr(slopes(other, argnums))(x, kernel))
-        assert text.count("dot_general") == products
+        def along(x, kernel):
+            return optax.tree_utils.tree_vdot(slope(x, kernel), (move, turn))
 
+        return (
+            way(*both),
+            slope(*both),
+            jax.jvp(slope, both, (move, turn)),
+            jax.grad(along, (0, 1))(*both),
+            jax.linearize(slope, *both)[1](move, turn),
+            jax.grad(jax.checkpoint(along))(*both),
+        )
 
-@pytest.mark.parametrize("shape", [(2, 6, 4, 5), (1, 2, 2, 3)])
-def test_convolving_in_tiles_is_convolving(shape):
-    random = np.random.default_rng(0)
-    x = jnp.asarray(random.normal(size=shape))
-    kernel = jnp.asarray(random.normal(size=(3, 3, shape[-1], 4)))
-    found = jax.jit(lambda x, k: convolution.by_tiles(x, k, None))(x, kernel)
-    chex.assert_trees_all_close(found, convolution.plain(x, kernel, 1, None), rtol=1e-9)
+    found = jax.jit(told, static_argnums=0)(
+        lambda x, kernel: conv_primitive.convolve(x, kernel, None)
+    )
+    expected = jax.jit(told, static_argnums=0)(_plain)
+    chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 12, 64])
-def test_convolving_by_the_fastest_way_is_convolving(channels):
-    random = np.random.default_rng(1)
-    kernel = jnp.asarray(random.normal(size=(3, 3, channels, 3)))
-    for side, padding in ((4, 1), (5, 1), (4, 3)):
-        x = jnp.asarray(random.normal(size=(2, side, 4, channels)))
-        found = convolution.on_cpu(x, kernel, padding, None)
-        expected = convolution.plain(x, kernel, padding, None)
+@pytest.mark.parametrize(("shape", "depth"), SHAPES[:3])
+def test_mapped_over_images_kernels_or_both(shape, depth):
+    x, kernel = _drawn(3, (2, *shape), (2, 3, 3, shape[-1], depth))
+
+    def told(way):
+        def value(x, kernel):
+            return jnp.sum(jnp.sin(way(x, kernel)))
+
+        slope = jax.grad(value, (0, 1))
+        maps = [
+            (functools.partial(jax.vmap, in_axes=axes), a, b)
+            for axes, a, b in (
+                ((0, None), x, kernel[0]),
+                ((None, 0), x[0], kernel),
+                ((0, 0), x, kernel),
+            )
+        ]
+        before = [mapped(slope)(a, b) for mapped, a, b in maps]
+        after = [
+            jax.grad(lambda *both, m=mapped: jnp.sum(m(value)(*both) ** 2), (0, 1))(
+                a, b
+            )
+            for mapped, a, b in maps
+        ]
+        twice = [
+            jax.vmap(jax.vmap(slope, inner), outer)(x, kernel)
+            for inner, outer in (((0, None), (None, 0)), ((None, 0), (0, None)))
+        ]
+        uneven = jax.vmap(way, (3, 4), 2)(
+            jnp.moveaxis(x, 0, 3), jnp.moveaxis(kernel, 0, 4)
+        )
+        return before, after, twice, uneven
+
+    found = jax.jit(told, static_argnums=0)(
+        lambda x, kernel: conv_primitive.convolve(x, kernel, None)
+    )
+    expected = jax.jit(told, static_argnums=0)(_plain)
+    chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_what_does_not_move_costs_nothing():
+    x, kernel = _drawn(4, (2, 4, 4, 3), (3, 3, 3, 6))
+
+    def value(x, kernel):
+        return jnp.sum(jnp.sin(conv_primitive.convolve(x, kernel, None)))
+
+    for argnums, count in ((0, 2), (1, 2), ((0, 1), 3)):
+        text = str(jax.make_jaxpr(jax.value_and_grad(value, argnums))(x, kernel))
+        assert text.count("convolve_3x3") == count
+
+
+def test_types_meet_as_in_a_product():
+    x, kernel = _drawn(5, (1, 2, 2, 1), (3, 3, 1, 2))
+    x = x.astype(jnp.float32)
+
+    def value(x):
+        return jnp.sum(conv_primitive.convolve(x, kernel, None))
+
+    with pytest.raises(jax.dtypes.TypePromotionError):
+        value(x)
+    with jax.numpy_dtype_promotion("standard"):
+        found, slope = jax.value_and_grad(value)(x)
+    assert (found.dtype, slope.dtype) == (jnp.float64, jnp.float32)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3])
+def test_padding_is_that_of_the_plain_one(padding):
+    for side in (4, 5):
+        x, kernel = _drawn(6, (2, side, 4, 3), (3, 3, 3, 4))
+        found = convolution.convolve(x, kernel, padding, None)
+        expected = conv_products.plain(x, kernel, padding, None)
         chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -80,28 +218,5 @@ def test_convolving_with_strides_is_convolving(size, stride, padding):
     found = convolution.convolve_strided(
         x, kernel, stride=stride, padding=padding, precision=None
     )
-    expected = convolution.plain(x, kernel, padding, None, stride=stride)
+    expected = conv_products.plain(x, kernel, padding, None, stride=stride)
     chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("channels", [12, 64])
-def test_derivatives_of_derivatives_are_those_of_the_plain_one(channels):
-    random = np.random.default_rng(3)
-    x = jnp.asarray(random.normal(size=(1, 4, 4, channels)))
-    kernel = jnp.asarray(random.normal(size=(3, 3, channels, 2)))
-    move, turn = (jnp.asarray(random.normal(size=a.shape)) for a in (x, kernel))
-
-    def told(convolve):
-        def value(x, kernel):
-            return jnp.sum(jnp.sin(convolve(x, kernel, 1, None)))
-
-        slope = jax.grad(value)
-        return (
-            jax.jvp(lambda x: value(x, kernel), (x,), (move,)),
-            jax.jvp(lambda x: slope(x, kernel), (x,), (move,)),
-            jax.grad(lambda k: jnp.sum(slope(x, k) * move))(kernel),
-            jax.vmap(slope, (None, 0))(x, jnp.stack([kernel, turn])),
-        )
-
-    found = jax.jit(lambda: told(convolution.on_cpu))()
-    chex.assert_trees_all_close(found, told(convolution.plain), rtol=1e-9, atol=1e-11)
