@@ -213,8 +213,8 @@ def _ensemble(table: dict[str, Any], at: str, few: Case) -> None:
     cells = [table.get(f"{at} {attack}", {}) for attack in ENSEMBLE]
     found = {"images": few.total, "clean": 100 * len(few.y) / few.total}
     for side in ("ours", "theirs"):
-        rows = [cell.get(f"{side}_left") for cell in cells]
-        if None in rows:
+        rows = [cell.get(f"{side}_left", "") for cell in cells]
+        if min(map(len, rows)) < len(few.y):
             return
         left = [
             set(bits) for bits in zip(*(r[: len(few.y)] for r in rows), strict=True)

@@ -112,6 +112,11 @@ batching.primitive_batchers[_VALUE] = _batched(_VALUE, ((1, 1), (4, 4)))
 batching.primitive_batchers[_KERNEL] = _batched(_KERNEL, ((4, 3), (4, 4)))
 
 
+def _varying(a: Array) -> frozenset[str]:
+    """Returns the axes of a mesh over which an array varies, within shard_map."""
+    return getattr(getattr(jax.typeof(a), "mat", None), "varying", frozenset())
+
+
 def convolve(
     x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c k"], precision: Any
 ) -> Float[Array, "n h w k"]:
@@ -124,4 +129,12 @@ def convolve(
     """
     dtype = jnp.result_type(x, kernel)
     x, kernel = x.astype(dtype), kernel.astype(dtype)
+    # JAX does so before its own primitives: the gradient is then summed over devices.
+    axes = _varying(x) | _varying(kernel)
+    x, kernel = (
+        jax.lax.pcast(a, tuple(axes - _varying(a)), to="varying")
+        if axes - _varying(a)
+        else a
+        for a in (x, kernel)
+    )
     return _VALUE.bind(x[None], kernel[None], precision=precision)[0]

@@ -220,3 +220,25 @@ def test_convolving_with_strides_is_convolving(size, stride, padding):
     )
     expected = conv_products.plain(x, kernel, padding, None, stride=stride)
     chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_within_shard_map_the_gradient_is_summed_over_devices():
+    x, kernel = _drawn(7, (2, 4, 4, 3), (3, 3, 3, 2))
+    automatic = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((1,), ("images",), axis_types=automatic)
+    rows, whole = jax.sharding.PartitionSpec("images"), jax.sharding.PartitionSpec()
+
+    def slopes(x, kernel):
+        def value(x, kernel):
+            y = conv_primitive.convolve(x, kernel, None)
+            return jax.lax.psum(jnp.sum(jnp.sin(y)), "images")
+
+        return jax.grad(value, (0, 1))(x, kernel)
+
+    shared = jax.shard_map(
+        slopes, mesh=mesh, in_specs=(rows, whole), out_specs=(rows, whole)
+    )
+    expected = jax.grad(lambda *both: jnp.sum(jnp.sin(_plain(*both))), (0, 1))
+    chex.assert_trees_all_close(
+        jax.jit(shared)(x, kernel), expected(x, kernel), rtol=1e-9, atol=1e-12
+    )
