@@ -68,7 +68,7 @@ class Method(NamedTuple):
     presets: Mapping[str, Mapping[str, Any]]
     start: Callable[..., Any]
     condense: Callable[..., Any]
-    loss: str = "squared feature distance"
+    loss: str
 
 
 @functools.cache
@@ -140,7 +140,12 @@ def _dm_presets(method: str) -> dict[str, dict[str, Any]]:
 
 
 METHODS: dict[str, Method] = {
-    name: Method(_dm_presets(name), _start_dm, functools.partial(_condense_dm, name))
+    name: Method(
+        _dm_presets(name),
+        _start_dm,
+        functools.partial(_condense_dm, name),
+        "squared feature distance",
+    )
     for name in DM_METHODS
 }
 METHODS |= {name: Method(*entry) for name, entry in _gradient_methods.ENTRIES.items()}

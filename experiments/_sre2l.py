@@ -43,8 +43,8 @@ def run(config: Config) -> dict[str, Any]:
       ValueError: a file is damaged, or a loss is not finite.
     """
     there = (pathlib.Path(config.workdir) / "results.json").exists()
-    # Before anything is computed.
-    _sre2l_evaluation.baseline(config)
+    # Read before anything is computed: hours later it might be gone.
+    beside = _sre2l_evaluation.baseline(config)
     images = None if there else _load(config)
     ignore = _image_sets.not_results(config, NOT_RESULTS + LATER)
     if config.regularizer == "adversarial":
@@ -56,11 +56,12 @@ def run(config: Config) -> dict[str, Any]:
             asked = {name: getattr(config, name) for name in _ATTACK}
             same = all(known.get(name, asked[name]) == asked[name] for name in asked)
             if not config.evaluate or ("accuracy" in known and same):
-                if "accuracy" in known and config.baseline is not None:
-                    _sre2l_evaluation.draw(config, workdir, known["num_images"])
+                if "accuracy" in known and beside is not None:
+                    _sre2l_evaluation.draw(config, workdir, known["num_images"], beside)
+                    workdir.write_json("config.json", config)
                 return known
         workdir.write_json("config.json", config)
-        return _Run(config, workdir, images or _load(config))()
+        return _Run(config, workdir, images or _load(config), beside)()
 
 
 def _load(config: Config) -> Images:
@@ -100,8 +101,15 @@ def batch_loss(config: Config, images: Images) -> Any:
 class _Run:
     """The stages of one configuration, one method each."""
 
-    def __init__(self, config: Config, workdir: Workdir, images: Images) -> None:
+    def __init__(
+        self,
+        config: Config,
+        workdir: Workdir,
+        images: Images,
+        beside: np.ndarray | None,
+    ) -> None:
         self.config, self.workdir, self.images = config, workdir, images
+        self.beside = beside
         # Larger images than those of the small stem are ImageNet's.
         stem = "cifar" if images.x.shape[1] <= 64 else "imagenet"
         self.model = ResNet18(images.num_classes, config.width or 64, stem)
@@ -364,7 +372,7 @@ class _Run:
             results["top_hessian_eigenvalue"] = float(np.mean(found["squeezed"]))
             results["top_hessian_eigenvalue_student"] = float(np.mean(found["student"]))
             self.workdir.write_arrays("eigenvalues.npz", **found)
-            _sre2l_evaluation.draw(config, self.workdir, len(self.x))
+            _sre2l_evaluation.draw(config, self.workdir, len(self.x), self.beside)
         seconds = {name: timer.run for name, timer in self.timers.items()}
         seconds["compile"] = sum(timer.compile for timer in self.timers.values())
         results |= {"seconds": seconds, "versions": versions()}

@@ -124,21 +124,24 @@ def baseline(config: Any) -> np.ndarray | None:
     """
     if config.baseline is None:
         return None
+    path = pathlib.Path(config.baseline) / "eigenvalues.npz"
     try:
-        return read_arrays(pathlib.Path(config.baseline) / "eigenvalues.npz")[
-            "squeezed"
-        ]
-    except (OSError, KeyError, ValueError) as error:
-        told = error if isinstance(error, ValueError) else "it has no eigenvalues.npz"
-        raise UsageError(
-            f"baseline={config.baseline}: {told}; give the folder of a run that was "
-            "evaluated."
-        ) from error
+        return read_arrays(path)["squeezed"]
+    except FileNotFoundError:
+        told = "has no eigenvalues.npz"
+    except (OSError, KeyError, ValueError):
+        told = "has an eigenvalues.npz that cannot be read"
+    raise UsageError(
+        f"baseline={config.baseline} {told}: give the folder of a run that was "
+        "evaluated."
+    )
 
 
-def draw(config: Any, workdir: Workdir, num_images: int) -> None:
+def draw(
+    config: Any, workdir: Workdir, num_images: int, beside: np.ndarray | None
+) -> None:
     """Draws those of the squeezed network, beside the student's or a baseline's."""
-    found, beside = workdir.read_arrays("eigenvalues.npz"), baseline(config)
+    found = workdir.read_arrays("eigenvalues.npz")
     shown = {f"{name} network": values for name, values in found.items()}
     if beside is not None:
         shown = {

@@ -104,9 +104,10 @@ def make(
     def callback(step, state, metrics):
         del step
         jax.block_until_ready(state.images)
-        bar(min(int(timer.elapsed()), total), state, metrics)
         last["state"] = state
-        if timer.elapsed() >= config.seconds or bool(state.nonfinite):
+        over = timer.elapsed() >= config.seconds
+        bar(total if over else int(timer.elapsed()), state, metrics)
+        if over or bool(state.nonfinite):
             raise _TimeOver
 
     loop: dict[str, Any] = {"chunk": CHUNK, "callback": callback, **options}

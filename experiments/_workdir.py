@@ -57,7 +57,8 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return dict(stored)
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        # TypeError: a single array under that name.
         raise ValueError(
             f"{path} is damaged ({error}): delete it to make it again."
         ) from error

@@ -100,6 +100,11 @@ def flatten(closed, names, count, equations, constants) -> list[Name]:
     return [name_of(atom) for atom in jaxpr.outvars]
 
 
+# Which array of `models.conv_primitive` has the axes that are summed, its second to
+# fourth: the kernel, and the images.
+_SUMMED = {"convolve_3x3": 1, "convolve_3x3_kernel": 0}
+
+
 def flops(jaxpr) -> float:
     """Counts multiplications and additions of all equations, from shapes alone."""
     total = 0.0
@@ -112,6 +117,8 @@ def flops(jaxpr) -> float:
         elif eqn.primitive.name == "conv_general_dilated":
             channels = shapes[1][eqn.params["dimension_numbers"].rhs_spec[0]]
             total += 2.0 * size * math.prod(shapes[1]) / channels
+        elif eqn.primitive.name in _SUMMED:
+            total += 2.0 * size * math.prod(shapes[_SUMMED[eqn.primitive.name]][1:4])
         else:
             inner = [flops(j) for j in _inner_jaxprs(eqn)]
             repeats = eqn.params.get("length", 1) if inner else 1

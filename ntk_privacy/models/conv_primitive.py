@@ -1,4 +1,4 @@
-"""A convolution of 3x3 whose derivatives of any order are as fast as it is.
+"""A convolution of 3x3 whose derivatives of any order are made of itself.
 
 It is linear in the images and in the kernel, and so is the gradient in the kernel; each
 derivative of either is one of the two again. They are primitives, since of the products
@@ -22,7 +22,13 @@ __all__ = ["convolve"]
 def _primitive(
     name: str, way: Callable[..., Array], shape: Callable[..., tuple[int, ...]]
 ) -> Primitive:
-    """Returns a primitive of two arrays, each with an axis of groups first."""
+    """Returns a primitive of two arrays, each with an axis of groups first.
+
+    Args:
+      name: of the primitive.
+      way: `(a, b, precision)` to the result.
+      shape: of the result, from those of a and b.
+    """
     made = Primitive(name)
     made.def_impl(jax.jit(way, static_argnames="precision"))
 
@@ -48,6 +54,7 @@ _KERNEL = _primitive("convolve_3x3_kernel", conv_products.kernel_fastest, _kerne
 
 
 def _turned(x: Array, kernel: Array, **options: Any) -> Array:
+    """The transpose in the images: slopes of the values to slopes of the images."""
     return _VALUE.bind(x, conv_products.turned(kernel), **options)
 
 
@@ -66,50 +73,48 @@ ad.defbilinear(
 def _into(a: Array, axis: int) -> Array:
     """Merges a first axis into another one, of which it is the slower part."""
     a = jnp.moveaxis(a, 0, axis)
-    return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :])
+    length = a.shape[axis] * a.shape[axis + 1]
+    return a.reshape(*a.shape[:axis], length, *a.shape[axis + 2 :])
 
 
-def _out_of(a: Array, axis: int, count: int) -> Array:
-    """Undoes `_into`."""
-    a = a.reshape(*a.shape[:axis], count, -1, *a.shape[axis + 1 :])
-    return jnp.moveaxis(a, axis, 0)
-
-
-def _batched(made: Primitive, alone: tuple[tuple[int, int], tuple[int, int]]) -> Any:
+def _batched(made: Primitive, first: tuple[int, int], second: tuple[int, int]) -> Any:
     """Returns the rule of vmap.
 
     Args:
       made: the primitive.
-      alone: where only the first array is mapped, and there is one group, the axes of
-        it and of the result that take the mapped axis; the same of the second.
+      first: where the first array alone is mapped: its axis that takes the mapped one,
+        and that of the result.
+      second: the same of the second array.
     """
 
     def rule(arrays, axes, **options):
         mapped = [axis is not None for axis in axes]
-        count = next(
-            a.shape[d] for a, d in zip(arrays, axes, strict=True) if d is not None
-        )
-        a, b = (
+        takes = [0, 0] if all(mapped) else [first[0], second[0]]
+        result = 0 if all(mapped) else first[1] if mapped[0] else second[1]
+        arrays = [
             array if axis is None else jnp.moveaxis(array, axis, 0)
             for array, axis in zip(arrays, axes, strict=True)
+        ]
+        # The axis of the result is as long as the one that was merged into.
+        one = mapped.index(True)
+        split = (arrays[one].shape[0], arrays[one].shape[takes[one] + 1])
+        y = made.bind(
+            *(
+                _into(array, take) if there else array
+                for array, take, there in zip(arrays, takes, mapped, strict=True)
+            ),
+            **options,
         )
-        if not all(mapped) and (b if mapped[0] else a).shape[0] == 1:
-            axis, result = alone[0] if mapped[0] else alone[1]
-            a, b = (_into(a, axis), b) if mapped[0] else (a, _into(b, axis))
-            return _out_of(made.bind(a, b, **options), result, count), 0
-        a, b = (
-            _into(array if there else jnp.broadcast_to(array, (count, *array.shape)), 0)
-            for array, there in zip((a, b), mapped, strict=True)
-        )
-        return _out_of(made.bind(a, b, **options), 0, count), 0
+        y = y.reshape(*y.shape[:result], *split, *y.shape[result + 1 :])
+        return jnp.moveaxis(y, result, 0), 0
 
     return rule
 
 
-# More images, or more channels of the result.
-batching.primitive_batchers[_VALUE] = _batched(_VALUE, ((1, 1), (4, 4)))
+# More images, or more channels of the result; of both, more groups.
+batching.primitive_batchers[_VALUE] = _batched(_VALUE, (1, 1), (4, 4))
 # More channels of the kernel, before it or behind.
-batching.primitive_batchers[_KERNEL] = _batched(_KERNEL, ((4, 3), (4, 4)))
+batching.primitive_batchers[_KERNEL] = _batched(_KERNEL, (4, 3), (4, 4))
 
 
 def _varying(a: Array) -> frozenset[str]:
@@ -126,8 +131,21 @@ def convolve(
       x: images.
       kernel: of 3x3.
       precision: of products.
+
+    Raises:
+      ValueError: the kernel has other sides, or other channels than the images.
+      TypeError: they are not of floating-point numbers.
     """
+    if kernel.shape[:3] != (3, 3, x.shape[-1]):
+        raise ValueError(
+            f"kernel has shape {kernel.shape} but must be (3, 3, {x.shape[-1]}, k) for "
+            f"images of shape {x.shape}."
+        )
     dtype = jnp.result_type(x, kernel)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            f"Images and kernel are of type {dtype}: convert them to float."
+        )
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     # JAX does so before its own primitives: the gradient is then summed over devices.
     axes = _varying(x) | _varying(kernel)

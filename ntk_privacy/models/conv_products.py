@@ -3,8 +3,12 @@
 XLA's convolution on CPU is slow, and its gradient within a loop many times slower than
 that of the products that it stands for. Every function here takes groups: images of
 (g, n, h, w, c) meet kernels of (g, 3, 3, c, k), each group its own; padding is 1.
+
+The ways were chosen on one core of an AMD EPYC with 1 MB of second-level cache, by
+processor time for 10 and 64 images of 8 to 32 pixels and 3 to 128 channels.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,14 +68,14 @@ def _times(a: Array, b: Array, precision: Any) -> Array:
     """(g, ..., c) by (g, c, k) to (g, ..., k)."""
     if len(b) == 1:
         return jnp.matmul(a[0], b[0], precision=precision)[None]
-    flat = a.reshape(len(a), -1, a.shape[-1])
+    flat = a.reshape(len(a), math.prod(a.shape[1:-1]), a.shape[-1])
     y = jnp.matmul(flat, b, precision=precision)
     return y.reshape(*a.shape[:-1], b.shape[-1])
 
 
 def _sum_of_times(a: Array, b: Array, precision: Any) -> Array:
     """(g, ..., c) by (g, ..., k) to (g, c, k)."""
-    a, b = (m.reshape(len(m), -1, m.shape[-1]) for m in (a, b))
+    a, b = (m.reshape(len(m), math.prod(m.shape[1:-1]), m.shape[-1]) for m in (a, b))
     if len(a) == 1:
         rows = (((0,), (0,)), ((), ()))
         return jax.lax.dot_general(a[0], b[0], rows, precision=precision)[None]
@@ -120,6 +124,7 @@ def by_tiles(x: Images, kernel: Kernels, precision: Any) -> Values:
     (arXiv:1509.09308).
     """
     g, n, h, w, _ = x.shape
+    k = kernel.shape[-1]
     half = jnp.asarray(0.5, x.dtype)
 
     def spread(a, b, c):
@@ -136,7 +141,7 @@ def by_tiles(x: Images, kernel: Kernels, precision: Any) -> Values:
 
     rows = jnp.stack([sums(*column) for column in zip(*products, strict=True)])
     y = sums(*rows)  # (column, row, g, n, h / 2, w / 2, k) within and between tiles
-    return y.transpose(2, 3, 4, 1, 5, 0, 6).reshape(g, n, h, w, -1)
+    return y.transpose(2, 3, 4, 1, 5, 0, 6).reshape(g, n, h, w, k)
 
 
 def kernel_by_product(x: Images, slopes: Values, precision: Any) -> Kernels:
@@ -182,11 +187,12 @@ def _tiles_win(x: Images, depth: int) -> bool:
 def _blocks(arrays: Sequence[Array], depth: int) -> list[Array] | None:
     """Splits images into blocks that a core's cache holds; None if it holds all.
 
-    The last block is filled with zeros, of which a convolution makes zeros.
+    The last block is filled with zeros, of which a convolution makes zeros. Groups are
+    not split, nor images where there are devices that may share them.
     """
     g, n, h, w, _ = arrays[0].shape
     count = min(n, -(-g * n * h * w * depth // _CACHED))
-    if count < 2:
+    if count < 2 or jax.device_count() > 1:
         return None
     size = -(-n // count)
     count = -(-n // size)
@@ -209,7 +215,7 @@ def fastest(x: Images, kernel: Kernels, precision: Any) -> Values:
     if blocks is None:
         return by_tiles(x, kernel, precision)
     y = jax.lax.map(lambda part: by_tiles(part, kernel, precision), blocks[0])
-    return y.swapaxes(0, 1).reshape(g, -1, *y.shape[3:])[:, :n]
+    return y.swapaxes(0, 1).reshape(g, len(y) * y.shape[2], *y.shape[3:])[:, :n]
 
 
 def kernel_fastest(x: Images, slopes: Values, precision: Any) -> Kernels:
@@ -226,5 +232,6 @@ def kernel_fastest(x: Images, slopes: Values, precision: Any) -> Kernels:
     def add(total, parts):
         return total + way(*parts, precision), None
 
-    zeros = jnp.zeros((len(x), 3, 3, c, k), x.dtype)
-    return jax.lax.scan(add, zeros, blocks)[0]
+    # A sum of nothing, so that within shard_map zero varies as the images do.
+    zero = jnp.sum(x[:, :0]) + jnp.zeros((len(x), 3, 3, c, k), x.dtype)
+    return jax.lax.scan(add, zero, blocks)[0]

@@ -27,13 +27,12 @@ def convolve(
       padding: pixels of zero around the images.
       precision: of products.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or padding < 1:
         return plain(x, kernel, padding, precision)
-    more = max(padding - 1, 0)
+    more = padding - 1
     if more:
         x = jnp.pad(x, ((0, 0), (more, more), (more, more), (0, 0)))
-    y = conv_primitive.convolve(x, kernel, precision)
-    return y if padding else y[:, 1:-1, 1:-1]
+    return conv_primitive.convolve(x, kernel, precision)
 
 
 def convolve_strided(

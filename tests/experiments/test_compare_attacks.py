@@ -1,5 +1,6 @@
 """`experiments.compare --attacks=all`: the table, its parts, going on, refusals."""
 
+import itertools
 from types import SimpleNamespace
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _compare_attacks, _flags, _timed_sets, compare
+from experiments import _compare_attacks, _condensed, _flags, _timed_sets, compare
 from ntk_privacy import curvature
 from ntk_privacy.evaluation import protocol, robust_accuracy
 from ntk_privacy.models import ConvNet
@@ -241,3 +242,37 @@ def test_curvature_is_for_the_attacks_alone():
     with pytest.raises(ValueError, match="methods='rdm_curvature' is unknown"):
         compare.Config(methods=("rdm_curvature",))
     assert compare.Config(methods=("rkip_noise",)).attacks == "none"
+
+
+def test_a_timed_method_shows_its_seconds(monkeypatch, tmp_path):
+    shown = []
+
+    class Bar:
+        def __init__(self, total, **_):
+            shown.append(total)
+
+        def __call__(self, done, *_):
+            shown.append(done)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    state = SimpleNamespace(
+        images=np.zeros((1, 2)), labels=np.zeros(1, int), steps=7, nonfinite=False
+    )
+
+    def condense(*_, callback, **__):
+        for step in range(100, 200):
+            callback(step, state, {})
+
+    clock = itertools.chain([1.2, 1.2], itertools.repeat(2.6))
+    known = _condensed.METHODS["dm"]._replace(condense=condense)
+    monkeypatch.setitem(_condensed.METHODS, "dm", known)
+    monkeypatch.setattr(_timed_sets, "Progress", Bar)
+    monkeypatch.setattr(_timed_sets.Timer, "elapsed", lambda _: next(clock))
+    config = compare.Config(seconds=2.5)
+    made = _timed_sets.make("dm", config, None, None, None, folder=tmp_path)
+    assert (made.steps, shown) == (7, [3, 1, 3])

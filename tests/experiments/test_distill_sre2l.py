@@ -103,16 +103,27 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
     )
     other = tmp_path / "other"
     other.mkdir()
-    for content, message in ((None, "it has no eigenvalues.npz"), (b"PK", "damaged")):
+    np.save(tmp_path / "one.npy", np.ones(3))
+    unreadable = (b"PK", (tmp_path / "one.npy").read_bytes())
+    new = tmp_path / "new"
+    for content in (None, *unreadable):
+        message = "has no eigenvalues.npz: give"
         if content is not None:
             (other / "eigenvalues.npz").write_bytes(content)
-        with pytest.raises(_flags.UsageError, match=message):
-            distill.run(_config(tmp_path, **later, baseline=str(other)))
+            message = "has an eigenvalues.npz that cannot be read: give"
+        with monkeypatch.context() as patch:
+            # Before the images are read, and where there is nothing yet.
+            patch.setattr(_sre2l, "_load", None)
+            with pytest.raises(_flags.UsageError, match=message):
+                distill.run(_config(new, **later, baseline=str(other)))
+        assert not new.exists()
     np.savez(other / "eigenvalues.npz", squeezed=np.ones(3))
     distill.run(_config(tmp_path, **later, baseline=str(other)))
     assert len(drawn) == 1
     assert [*drawn[0]] == ["baseline", "regularizer loss_difference"]
     np.testing.assert_array_equal(drawn[0]["baseline"], 1)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["baseline"] == str(other)
     # Other attacks are other results.
     wider = distill.run(_config(tmp_path, **later, eps=0.1))
     assert (results["eps"], wider["eps"]) == (1 / 255, 0.1)
@@ -238,7 +249,7 @@ def test_the_paper_preset_is_the_published_recipe(
         *(config.num_steps, config.learning_rate, config.bn_weight),
         *(config.jitter, config.batch_size, config.temperature),
     )
-    run = _sre2l._Run(config, None, _images((1, size, size, 3), np.zeros(1, int)))
+    run = _sre2l._Run(config, None, _images((1, size, size, 3), np.zeros(1, int)), None)
     assert run.model.stem == stem
     told = {}
 

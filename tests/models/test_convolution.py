@@ -1,6 +1,10 @@
 """Every way to convolve is the plain one, and so are its derivatives of any order."""
 
 import functools
+import inspect
+import os
+import subprocess
+import sys
 
 import chex
 import jax
@@ -32,9 +36,9 @@ def _plain(x, kernel):
 
 @pytest.fixture
 def small_cache(monkeypatch):
-    """One image, or two, at a time."""
+    """One image at a time, or of two groups two."""
     jax.clear_caches()
-    monkeypatch.setattr(conv_products, "_CACHED", 900)
+    monkeypatch.setattr(conv_products, "_CACHED", 2500)
     yield
     jax.clear_caches()
 
@@ -71,8 +75,12 @@ def test_images_that_do_not_fit_go_in_blocks(num_images, small_cache):
     x, kernel, slopes = _drawn(
         1, (2, num_images, 4, 4, 33), (2, 3, 3, 33, 32), (2, num_images, 4, 4, 32)
     )
-    text = str(jax.make_jaxpr(lambda: conv_products.fastest(x, kernel, None))())
-    assert "scan" in text
+    for way, other in (
+        (conv_products.fastest, kernel),
+        (conv_products.kernel_fastest, slopes),
+    ):
+        text = str(jax.make_jaxpr(way, static_argnums=2)(x, other, None))
+        assert f"length={-(-num_images // 2)}" in text
     chex.assert_trees_all_close(
         conv_products.fastest(x, kernel, None),
         conv_products.by_tiles(x, kernel, None),
@@ -222,8 +230,46 @@ def test_convolving_with_strides_is_convolving(size, stride, padding):
     chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_within_shard_map_the_gradient_is_summed_over_devices():
-    x, kernel = _drawn(7, (2, 4, 4, 3), (3, 3, 3, 2))
+def test_no_images_and_wrong_kernels():
+    x, kernel = _drawn(7, (0, 4, 4, 33), (3, 3, 33, 36))
+    way = functools.partial(conv_primitive.convolve, precision=None)
+    both = jax.vjp(way, x, kernel)
+    chex.assert_trees_all_equal(both[0], jnp.zeros((0, 4, 4, 36)))
+    chex.assert_trees_all_equal(both[1](both[0])[1], jnp.zeros(kernel.shape))
+    chex.assert_shape(jax.vmap(way, (0, None))(x[:, None], kernel), (0, 1, 4, 4, 36))
+    unchecked = inspect.unwrap(conv_primitive.convolve)
+    for shape in ((5, 5, 33, 2), (3, 3, 32, 2)):
+        with pytest.raises(ValueError, match=r"must be \(3, 3, 33, k\)"):
+            unchecked(x, jnp.zeros(shape), None)
+    with pytest.raises(TypeError, match="of type int"):
+        unchecked(x.astype(int), kernel.astype(int), None)
+
+
+def test_what_is_not_mapped_is_not_repeated():
+    x, kernel, slopes = _drawn(8, (2, 5, 4, 4, 3), (3, 3, 3, 2), (2, 5, 4, 4, 2))
+
+    def outer(way, axes):
+        return jax.vmap(jax.vmap(way), axes)
+
+    def value(x, kernel):
+        return conv_primitive._VALUE.bind(x, kernel, precision=None)
+
+    def slope(x, slopes):
+        return conv_primitive._KERNEL.bind(x, slopes, precision=None)
+
+    kernels = jnp.broadcast_to(kernel[None, None], (5, 1, *kernel.shape))
+    for way, both in (
+        (value, (x[:, :, None, None], kernels)),
+        (slope, (x[:, :, None, None], slopes[0][:, None, None])),
+    ):
+        text = str(jax.make_jaxpr(outer(way, (0, None)))(*both))
+        # Groups are those of the inner map, not ten.
+        assert "f64[10," not in text
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (8, 4, 4, 33)])
+def test_within_shard_map_the_gradient_is_summed_over_devices(shape, small_cache):
+    x, kernel = _drawn(9, shape, (3, 3, shape[-1], 36))
     automatic = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((1,), ("images",), axis_types=automatic)
     rows, whole = jax.sharding.PartitionSpec("images"), jax.sharding.PartitionSpec()
@@ -240,5 +286,46 @@ def test_within_shard_map_the_gradient_is_summed_over_devices():
     )
     expected = jax.grad(lambda *both: jnp.sum(jnp.sin(_plain(*both))), (0, 1))
     chex.assert_trees_all_close(
-        jax.jit(shared)(x, kernel), expected(x, kernel), rtol=1e-9, atol=1e-12
+        jax.jit(shared)(x, kernel), expected(x, kernel), rtol=1e-9, atol=1e-11
     )
+
+
+TWO = """
+import jax, jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from ntk_privacy.models import conv_primitive, conv_products
+
+conv_products._CACHED = 900
+mesh = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+x = jax.random.normal(jax.random.key(0), (8, 4, 4, 33))
+kernel = jax.random.normal(jax.random.key(1), (3, 3, 33, 36))
+rows, whole = PartitionSpec("i"), PartitionSpec()
+
+def value(x, kernel):
+    return jnp.sum(jnp.sin(conv_primitive.convolve(x, kernel, None)))
+
+def summed(x, kernel):
+    return jax.grad(lambda *both: jax.lax.psum(value(*both), "i"), (0, 1))(x, kernel)
+
+specs = {"mesh": mesh, "in_specs": (rows, whole), "out_specs": (rows, whole)}
+found = jax.jit(jax.shard_map(summed, **specs))(x, kernel)
+for a, b in zip(found, jax.grad(value, (0, 1))(x, kernel)):
+    assert jnp.allclose(a, b, rtol=1e-4, atol=1e-3)
+place = jax.NamedSharding(mesh, rows)
+forward = jax.jit(lambda x: conv_primitive.convolve(x, kernel, None))
+assert forward(jax.device_put(x, place)).sharding.is_equivalent_to(place, 4)
+print("equal")
+"""
+
+
+def test_two_devices_share_the_images():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run(
+        [sys.executable, "-c", TWO],
+        capture_output=True,
+        text=True,
+        env=os.environ | flags | {"JAX_PLATFORMS": "cpu"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "equal"
