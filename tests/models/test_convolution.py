@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from ntk_privacy.kernels import equations
 from ntk_privacy.models import conv_primitive, conv_products, convolution
 
 # (images, height, width, channels), and channels behind: odd sides, more channels than
@@ -329,3 +330,14 @@ def test_two_devices_share_the_images():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "equal"
+
+
+def test_its_products_are_counted_as_those_of_a_plain_sum():
+    x, kernel, slopes = _drawn(10, (1, 2, 4, 6, 3), (1, 3, 3, 3, 5), (1, 2, 4, 6, 5))
+    expected = 2 * (2 * 4 * 6) * 9 * 3 * 5
+    for made, both in (
+        (conv_primitive._VALUE, (x, kernel)),
+        (conv_primitive._KERNEL, (x, slopes)),
+    ):
+        bound = functools.partial(made.bind, precision=None)
+        assert equations.flops(jax.make_jaxpr(bound)(*both).jaxpr) == expected
