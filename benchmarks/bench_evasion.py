@@ -13,7 +13,8 @@ steps of eps / 4, MIM 20 of eps, CW 50 with c = 1, counted within 0.5 in l_2.
 
 `parity` writes after every attack and goes on where it was stopped. `--images` is for
 the cheap attacks, `--few` for the three slow ones; `--only=a,b` takes some models,
-`--attacks=a,b` some attacks. "ensemble" is what none of AutoAttack's four broke when
+`--attacks=a,b` some attacks. `--seed` is of the random draws on both sides; the rows of
+another than 0 say so. "ensemble" is what none of AutoAttack's four broke when
 each was run on all images, which is what the cascade leaves but for its draws. `speed`
 runs each attack with the same model, on the same images: ours, theirs, ours;
 compilation is what the first costs more. There AutoAttack is the cascade itself. `cpu`
@@ -59,7 +60,6 @@ ENSEMBLE = ("apgd_ce", *SLOW)
 CW_RADIUS = 0.5
 # The reference's own.
 BATCH = 250
-KEY = jax.random.key(0)
 
 OURS: dict[str, Callable[..., Any]] = {
     "pgd": pgd.attack,
@@ -74,8 +74,8 @@ OURS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _their_auto(net: Any, eps: float) -> Any:
-    found = torchattacks.AutoAttack(net, eps=eps, seed=0)
+def _their_auto(net: Any, eps: float, seed: int) -> Any:
+    found = torchattacks.AutoAttack(net, eps=eps, seed=seed)
     for part in found._autoattack.attacks:
         if hasattr(part, "steps"):
             part.steps = 100
@@ -84,8 +84,8 @@ def _their_auto(net: Any, eps: float) -> Any:
     return found
 
 
-def _theirs(name: str, net: Any, eps: float) -> Any:
-    options = {"eps": eps, "steps": 100, "seed": 0}
+def _theirs(name: str, net: Any, eps: float, seed: int) -> Any:
+    options = {"eps": eps, "steps": 100, "seed": seed}
     return {
         "pgd": lambda: torchattacks.PGD(net, eps=eps, alpha=eps / 4, steps=100),
         "mim": lambda: torchattacks.MIFGSM(net, eps=eps, alpha=eps, steps=20),
@@ -95,16 +95,17 @@ def _theirs(name: str, net: Any, eps: float) -> Any:
         "apgd_t": lambda: torchattacks.APGDT(net, n_classes=10, **options),
         "fab_t": lambda: torchattacks.FAB(net, multi_targeted=True, **options),
         "square": lambda: torchattacks.Square(
-            net, eps=eps, n_queries=5000, resc_schedule=False, seed=0
+            net, eps=eps, n_queries=5000, resc_schedule=False, seed=seed
         ),
-        "autoattack": lambda: _their_auto(net, eps),
+        "autoattack": lambda: _their_auto(net, eps, seed),
     }[name]()
 
 
 class Case:
     """A model on both sides, and the images that it reads correctly."""
 
-    def __init__(self, name: str, folder: str, num_images: int):
+    def __init__(self, name: str, folder: str, num_images: int, seed: int = 0):
+        self.seed = seed
         variables = models.trained(name, folder)
         self.logits_fn = models.ours(name, variables)
         self.net = models.theirs(name, variables)
@@ -125,20 +126,21 @@ class Case:
     def ours(self, attack: str, eps: float, count: int | None = None) -> np.ndarray:
         """Returns which of the images are broken."""
         x, y = jnp.asarray(self.x[:count]), jnp.asarray(self.y[:count])
+        key = jax.random.key(self.seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if attack == "cw":
-                out = OURS[attack](self.logits_fn, x, y, key=KEY)
+                out = OURS[attack](self.logits_fn, x, y, key=key)
                 return self._counted(out.images, out.success, count)
             out = OURS[attack](
-                self.logits_fn, x, y, key=KEY, threat_model=ThreatModel("linf", eps)
+                self.logits_fn, x, y, key=key, threat_model=ThreatModel("linf", eps)
             )
         return np.asarray(out.success)
 
     def theirs(self, attack: str, eps: float, count: int | None = None) -> np.ndarray:
         """Returns the same of torchattacks, in batches of the reference's size."""
-        torch.manual_seed(0)
-        side = _theirs(attack, self.net, eps)
+        torch.manual_seed(self.seed)
+        side = _theirs(attack, self.net, eps, self.seed)
         x, y = models.to_torch(self.x[:count]), torch.tensor(self.y[:count]).long()
         wrong, images = [], []
         for begin in range(0, len(x), BATCH):
@@ -184,13 +186,14 @@ def parity(options: Any, told: dict[str, Any]) -> None:
     """Robust accuracy of every attack on every model, in percent of all images."""
     table = told["parity"]
     attacks = [a for a in options.attacks.split(",") if a != "autoattack"]
+    drawn = f" seed {options.seed}" if options.seed else ""
     for name in options.only.split(","):
-        case = Case(name, options.models, options.images)
+        case = Case(name, options.models, options.images, options.seed)
         few = case.first(options.few)
         for attack in attacks:
             part = few if attack in SLOW else case
             for label, eps in EPS.items() if attack != "cw" else [("l2 0.5", 0.0)]:
-                cell = table.setdefault(f"{name} {label} {attack}", {})
+                cell = table.setdefault(f"{name} {label} {attack}{drawn}", {})
                 if cell.get("images") != part.total:
                     cell.clear()
                 cell |= {
@@ -204,13 +207,13 @@ def parity(options: Any, told: dict[str, Any]) -> None:
                 gap = cell["ours"] - cell["theirs"]
                 print(name, label, attack, cell["ours"], f"{gap:+.2f}", flush=True)
         for label in EPS:
-            _ensemble(table, f"{name} {label}", few)
+            _ensemble(table, f"{name} {label}", drawn, few)
         _write(options.out, told)
 
 
-def _ensemble(table: dict[str, Any], at: str, few: Case) -> None:
+def _ensemble(table: dict[str, Any], at: str, drawn: str, few: Case) -> None:
     """Adds the share of images that none of AutoAttack's four broke."""
-    cells = [table.get(f"{at} {attack}", {}) for attack in ENSEMBLE]
+    cells = [table.get(f"{at} {attack}{drawn}", {}) for attack in ENSEMBLE]
     found = {"images": few.total, "clean": 100 * len(few.y) / few.total}
     for side in ("ours", "theirs"):
         rows = [cell.get(f"{side}_left", "") for cell in cells]
@@ -220,15 +223,15 @@ def _ensemble(table: dict[str, Any], at: str, few: Case) -> None:
             set(bits) for bits in zip(*(r[: len(few.y)] for r in rows), strict=True)
         ]
         found[side] = 100 * sum(row == {"1"} for row in left) / few.total
-    table[f"{at} ensemble"] = found
+    table[f"{at} ensemble{drawn}"] = found
 
 
 def speed(options: Any, told: dict[str, Any]) -> None:
     """Seconds of every attack on both sides, with the same model and images."""
     for name in options.only.split(","):
-        case = Case(name, options.models, options.images)
+        case = Case(name, options.models, options.images, options.seed)
         for attack in options.attacks.split(","):
-            label = f"{name} {options.eps} {attack}"
+            label = f"{name} {options.eps} {attack}{drawn}"
             if label in told["speed"]:
                 continue
             eps, took, spent, left = EPS[options.eps], [], [], []
@@ -266,6 +269,7 @@ def main() -> None:
         few=500,
         eps="8/255",
         threads=2,
+        seed=0,
     )
     if torchattacks is None:
         print("PyTorch or torchattacks is not installed: pip install .[bench]")
