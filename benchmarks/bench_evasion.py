@@ -13,16 +13,18 @@ steps of eps / 4, MIM 20 of eps, CW 50 with c = 1, counted within 0.5 in l_2.
 
 `parity` writes after every attack and goes on where it was stopped. `--images` is for
 the cheap attacks, `--few` for the three slow ones; `--only=a,b` takes some models,
-`--attacks=a,b` some attacks. `--seed` is of the random draws on both sides; the rows of
-another than 0 say so. "ensemble" is what none of AutoAttack's four broke when
-each was run on all images, which is what the cascade leaves but for its draws. `speed`
-runs each attack with the same model, on the same images: ours, theirs, ours;
-compilation is what the first costs more. There AutoAttack is the cascade itself. `cpu`
-is processor time, which other processes on the machine disturb less than the clock.
+`--attacks=a,b` some attacks, `--eps=8/255` one bound. `--seed` is of the random draws
+on both sides; the rows of another than 0 say so. "ensemble" is what none of
+AutoAttack's four broke when each was run on all images, which is what the cascade
+leaves but for its draws. `speed` runs each attack with the same model, on the same
+images: ours, theirs, ours; compilation is what the first costs more. There AutoAttack
+is the cascade itself. `cpu` is processor time, which other processes on the machine
+disturb less than the clock.
 """
 
 import copy
 import functools
+import itertools
 import json
 import pathlib
 import time
@@ -105,7 +107,7 @@ class Case:
     """A model on both sides, and the images that it reads correctly."""
 
     def __init__(self, name: str, folder: str, num_images: int, seed: int = 0):
-        self.seed = seed
+        self.seed, self.drawn = seed, f" seed {seed}" if seed else ""
         variables = models.trained(name, folder)
         self.logits_fn = models.ours(name, variables)
         self.net = models.theirs(name, variables)
@@ -186,14 +188,13 @@ def parity(options: Any, told: dict[str, Any]) -> None:
     """Robust accuracy of every attack on every model, in percent of all images."""
     table = told["parity"]
     attacks = [a for a in options.attacks.split(",") if a != "autoattack"]
-    drawn = f" seed {options.seed}" if options.seed else ""
     for name in options.only.split(","):
         case = Case(name, options.models, options.images, options.seed)
         few = case.first(options.few)
         for attack in attacks:
             part = few if attack in SLOW else case
-            for label, eps in EPS.items() if attack != "cw" else [("l2 0.5", 0.0)]:
-                cell = table.setdefault(f"{name} {label} {attack}{drawn}", {})
+            for label in options.eps.split(",") if attack != "cw" else ["l2 0.5"]:
+                cell = table.setdefault(f"{name} {label} {attack}{case.drawn}", {})
                 if cell.get("images") != part.total:
                     cell.clear()
                 cell |= {
@@ -202,18 +203,18 @@ def parity(options: Any, told: dict[str, Any]) -> None:
                 }
                 for side in ("ours", "theirs"):
                     if side not in cell:
-                        _cell(part, cell, side, attack, eps)
+                        _cell(part, cell, side, attack, EPS.get(label, 0.0))
                         _write(options.out, told)
                 gap = cell["ours"] - cell["theirs"]
                 print(name, label, attack, cell["ours"], f"{gap:+.2f}", flush=True)
-        for label in EPS:
-            _ensemble(table, f"{name} {label}", drawn, few)
+        for label in options.eps.split(","):
+            _ensemble(table, f"{name} {label}", few)
         _write(options.out, told)
 
 
-def _ensemble(table: dict[str, Any], at: str, drawn: str, few: Case) -> None:
+def _ensemble(table: dict[str, Any], at: str, few: Case) -> None:
     """Adds the share of images that none of AutoAttack's four broke."""
-    cells = [table.get(f"{at} {attack}{drawn}", {}) for attack in ENSEMBLE]
+    cells = [table.get(f"{at} {attack}{few.drawn}", {}) for attack in ENSEMBLE]
     found = {"images": few.total, "clean": 100 * len(few.y) / few.total}
     for side in ("ours", "theirs"):
         rows = [cell.get(f"{side}_left", "") for cell in cells]
@@ -223,18 +224,19 @@ def _ensemble(table: dict[str, Any], at: str, drawn: str, few: Case) -> None:
             set(bits) for bits in zip(*(r[: len(few.y)] for r in rows), strict=True)
         ]
         found[side] = 100 * sum(row == {"1"} for row in left) / few.total
-    table[f"{at} ensemble{drawn}"] = found
+    table[f"{at} ensemble{few.drawn}"] = found
 
 
 def speed(options: Any, told: dict[str, Any]) -> None:
     """Seconds of every attack on both sides, with the same model and images."""
     for name in options.only.split(","):
         case = Case(name, options.models, options.images, options.seed)
-        for attack in options.attacks.split(","):
-            label = f"{name} {options.eps} {attack}{drawn}"
+        cells = itertools.product(options.attacks.split(","), options.eps.split(","))
+        for attack, bound in cells:
+            label = f"{name} {bound} {attack}{case.drawn}"
             if label in told["speed"]:
                 continue
-            eps, took, spent, left = EPS[options.eps], [], [], []
+            eps, took, spent, left = EPS[bound], [], [], []
             for side in (case.ours, case.theirs, case.ours):
                 start, before = time.perf_counter(), time.process_time()
                 broken = side(attack, eps)
@@ -267,7 +269,7 @@ def main() -> None:
         attacks=",".join(OURS),
         images=500,
         few=500,
-        eps="8/255",
+        eps=",".join(EPS),
         threads=2,
         seed=0,
     )
