@@ -15,6 +15,7 @@ from experiments import (
     _sre2l,
     _sre2l_config,
     _sre2l_evaluation,
+    _sre2l_stages,
     distill,
     evade,
 )
@@ -43,9 +44,9 @@ TOY = {
 
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch):
-    real = _sre2l.ResNet18
+    real = _sre2l_stages.ResNet18
     monkeypatch.setattr(
-        _sre2l,
+        _sre2l_stages,
         "ResNet18",
         lambda outputs, width, stem: real(outputs, width, stem, blocks=(1,)),
     )
@@ -145,7 +146,7 @@ class _Killed(BaseException):
 
 @pytest.mark.slow
 def test_killed_in_any_stage_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(_sre2l, "_CHUNK", 2)
+    monkeypatch.setattr(_sre2l_stages, "_CHUNK", 2)
     changes = {"checkpoint_seconds": 0.0, "method": "cda"}
     whole = distill.run(_config(tmp_path / "whole", **changes))
     save, stops = checkpoint.save, []
@@ -162,7 +163,7 @@ def test_killed_in_any_stage_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
             break
         except _Killed:
             continue
-    assert {name for name, _ in stops} == set(_sre2l.STAGES)
+    assert {name for name, _ in stops} == set(_sre2l_stages.STAGES)
     assert len(stops) == len(set(stops)) == 8
     one, two = (
         (tmp_path / name / "arrays.npz").read_bytes() for name in ("whole", "parts")
@@ -249,7 +250,8 @@ def test_the_paper_preset_is_the_published_recipe(
         *(config.num_steps, config.learning_rate, config.bn_weight),
         *(config.jitter, config.batch_size, config.temperature),
     )
-    run = _sre2l._Run(config, None, _images((1, size, size, 3), np.zeros(1, int)), None)
+    images = _images((1, size, size, 3), np.zeros(1, int))
+    run = _sre2l_stages.Stages(config, None, images)
     assert run.model.stem == stem
     told = {}
 
