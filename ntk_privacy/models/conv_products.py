@@ -31,8 +31,8 @@ Images = Float[Array, "g n h w c"]
 Kernels = Float[Array, "g 3 3 c k"]
 Values = Float[Array, "g n h w k"]
 
-# Channels up to which nine times as many are few, and from which tiles win.
-_FEW, _MANY = 4, 32
+# Channels, before and behind, from which tiles win.
+_MANY = 32
 # Values of an image, before or behind, that a core's cache holds: ten of 32 x 32 x 128.
 _CACHED = 10 * 2**17
 
@@ -208,7 +208,7 @@ def fastest(x: Images, kernel: Kernels, precision: Any) -> Values:
     g, n, *_, c = x.shape
     k = kernel.shape[-1]
     if not _tiles_win(x, k):
-        if g > 1 or c <= _FEW:
+        if g > 1:
             return by_product(x, kernel, precision)
         return plain(x[0], kernel[0], 1, precision)[None]
     blocks = _blocks([x], max(c, k))
@@ -224,13 +224,14 @@ def kernel_fastest(x: Images, slopes: Values, precision: Any) -> Kernels:
     if c > k:
         # The side of fewer channels is the cheaper one to spread.
         return turned(kernel_fastest(slopes, x, precision))
-    way = kernel_by_tiles if _tiles_win(x, k) else kernel_by_product
+    if not _tiles_win(x, k):
+        return kernel_by_product(x, slopes, precision)
     blocks = _blocks([x, slopes], k)
     if blocks is None:
-        return way(x, slopes, precision)
+        return kernel_by_tiles(x, slopes, precision)
 
     def add(total, parts):
-        return total + way(*parts, precision), None
+        return total + kernel_by_tiles(*parts, precision), None
 
     # A sum of nothing, so that within shard_map zero varies as the images do.
     zero = jnp.sum(x[:, :0]) + jnp.zeros((len(x), 3, 3, c, k), x.dtype)
