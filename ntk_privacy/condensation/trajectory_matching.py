@@ -1,8 +1,8 @@
 """MTT: a student trained on the synthetic set shall end where an expert does.
 
 Experts are an argument: `training.trajectories.load(...).params`. The gradient in the
-images passes through every step of the student; `tesla` has one that needs no more
-memory for many steps than for few.
+images passes through every step of the student; `low_memory` keeps little of each, and
+`tesla` has a gradient that needs no more memory for many steps than for few.
 
 Source: Cazenavette et al., CVPR 2022 (MTT, arXiv:2203.11932), released code.
 """
@@ -22,6 +22,7 @@ from ntk_privacy._types import Callback, Params
 from ntk_privacy.condensation import synthetic_set
 from ntk_privacy.condensation.student import student_loss, student_parts
 from ntk_privacy.data import augmentation
+from ntk_privacy.models import convolution
 from ntk_privacy.models.convnet import Classifier
 from ntk_privacy.training import distillation
 from ntk_privacy.training.distillation import Distilled
@@ -71,14 +72,15 @@ def loss(
     student_steps: int = 50,
     student_batch_size: int | None = None,
     operations: tuple[str, ...] = augmentation.OPERATIONS,
+    low_memory: bool = False,
 ) -> Float[Array, ""]:
     r"""Distance from a student to where the expert went, over how far it went.
 
     $$\|\hat\theta_N - \theta^*_{t+M}\|^2 / \|\theta^*_t - \theta^*_{t+M}\|^2, \quad
       \hat\theta_0 = \theta^*_t, \;
       \hat\theta_{i+1} = \hat\theta_i - a \nabla L(A(S_i); \hat\theta_i)$$
-    Its gradient recomputes each step of the student, so that the parameters are all
-    that is kept of it.
+    Of each step of the student its gradient keeps the parameters and the results of
+    products, and computes the rest again.
 
     Args:
       images: the synthetic set.
@@ -91,6 +93,7 @@ def loss(
       student_steps: $N$.
       student_batch_size: images of a step; None is all.
       operations: of `data.augmentation`.
+      low_memory: keep the parameters alone, and compute the products again too.
     """
     parts = student_parts(
         key, len(images), student_steps=student_steps, batch_size=student_batch_size
@@ -99,7 +102,9 @@ def loss(
         jax.grad(student_loss), model=model, operations=operations
     )
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
+    policy = None if low_memory else convolution.products_saveable
+
+    @functools.partial(jax.checkpoint, prevent_cse=False, policy=policy)
     def step(params, part):
         grads = slope(params, images, targets, part)
         return jax.tree.map(lambda p, g: p - step_size * g, params, grads), None
@@ -113,6 +118,10 @@ def _slope(images, targets, step_size, start, end, **options):
     return jax.value_and_grad(loss, argnums=(0, 2))(
         images, targets, step_size, start, end, **options
     )
+
+
+def _lean_slope(images, targets, step_size, start, end, **options):
+    return _slope(images, targets, step_size, start, end, low_memory=True, **options)
 
 
 class _Data(NamedTuple):
@@ -346,6 +355,7 @@ def distill(
     max_start_epoch: int = 2,
     step_size: float = 0.01,
     operations: tuple[str, ...] = augmentation.OPERATIONS,
+    low_memory: bool = False,
     initial: str = "real",
     optimizer: optax.GradientTransformation | None = None,
     step_size_optimizer: optax.GradientTransformation | None = None,
@@ -375,6 +385,8 @@ def distill(
       max_start_epoch: students start at an epoch below it.
       step_size: of the student at first; it is learnt.
       operations: of `data.augmentation`, in the student's training.
+      low_memory: keep the parameters alone of a student's step: 1 MB rather than 11 at
+        width 128 and ten images, for 1.15 times the time. Else products are kept too.
       initial: "real" copies real images; "noise" is N(0, 1).
       optimizer: of the images; default SGD, step 100, momentum 0.5.
       step_size_optimizer: default SGD, step 1e-7, momentum 0.5.
@@ -396,4 +408,5 @@ def distill(
     """
     options = dict(locals())
     x, classes = options.pop("x_target"), options.pop("class_target")
-    return match(x, classes, slope=_slope, teacher_labels=False, **options)
+    slope = _lean_slope if options.pop("low_memory") else _slope
+    return match(x, classes, slope=slope, teacher_labels=False, **options)

@@ -16,7 +16,9 @@ from jaxtyping import Array, Float
 
 from ntk_privacy.models import conv_products
 
-__all__ = ["convolve"]
+__all__ = ["NAMES", "convolve"]
+
+NAMES = ("convolve_3x3", "convolve_3x3_kernel")
 
 
 def _primitive(
@@ -49,8 +51,8 @@ def _kernel_shape(x: tuple[int, ...], slopes: tuple[int, ...]) -> tuple[int, ...
     return (x[0], 3, 3, x[4], slopes[4])
 
 
-_VALUE = _primitive("convolve_3x3", conv_products.fastest, _value_shape)
-_KERNEL = _primitive("convolve_3x3_kernel", conv_products.kernel_fastest, _kernel_shape)
+_VALUE = _primitive(NAMES[0], conv_products.fastest, _value_shape)
+_KERNEL = _primitive(NAMES[1], conv_products.kernel_fastest, _kernel_shape)
 
 
 def _turned(x: Array, kernel: Array, **options: Any) -> Array:

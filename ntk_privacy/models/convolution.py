@@ -10,7 +10,20 @@ from jaxtyping import Array, Float
 from ntk_privacy.models import conv_primitive
 from ntk_privacy.models.conv_products import plain
 
-__all__ = ["average", "convolve", "convolve_strided"]
+__all__ = ["average", "convolve", "convolve_strided", "products_saveable"]
+
+_PRODUCTS = frozenset(
+    {*conv_primitive.NAMES, "conv_general_dilated", "dot_general"},
+)
+
+
+def products_saveable(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A policy of `jax.checkpoint`: keep what convolutions and products give.
+
+    They take most of the time, and what lies between them most of the memory.
+    `jax.checkpoint_policies.dots_saveable` does not know convolutions.
+    """
+    return primitive.name in _PRODUCTS
 
 
 def convolve(

@@ -82,8 +82,9 @@ def test_tesla_is_autodiff_under_its_own_treatment_and_mtt_under_none():
         plain[constant] = slope(problem[0], problem[2])
     found = jax.jit(lambda *p: tesla.slope(*p, **options))(*problem)
     chex.assert_trees_all_close(found, plain[True], rtol=1e-9, atol=1e-14)
-    found = jax.jit(lambda *p: mtt._slope(*p, **options))(*problem)
-    chex.assert_trees_all_close(found, plain[False], rtol=1e-9, atol=1e-14)
+    for slope in (mtt._slope, mtt._lean_slope):
+        found = jax.jit(lambda *p, slope=slope: slope(*p, **options))(*problem)
+        chex.assert_trees_all_close(found, plain[False], rtol=1e-9, atol=1e-14)
     # The two differ: the test would see one in place of the other.
     gap = jnp.abs(plain[True][1][0] - plain[False][1][0]).max()
     assert gap > 1e-4 * jnp.abs(plain[True][1][0]).max()
@@ -141,6 +142,19 @@ def _memory(slope, student_steps):
 
 def test_the_memory_of_tesla_does_not_grow_with_the_steps():
     assert _memory(tesla.slope, 50) <= 1.1 * _memory(tesla.slope, 5)
+
+
+def test_products_are_kept_unless_memory_is_to_be_low():
+    def convolutions(slope):
+        return str(jax.make_jaxpr(slope)(*_problem())).count("= convolve_3x3[")
+
+    kept, lean = (
+        convolutions(lambda *p, slope=slope: slope(*p, **OPTIONS))
+        for slope in (mtt._slope, mtt._lean_slope)
+    )
+    # The network has one convolution, which the students' training runs anyway.
+    assert lean == kept + 1
+    assert _memory(mtt._lean_slope, 30) < _memory(mtt._slope, 30)
 
 
 def _distill(module=mtt, **kwargs):
