@@ -274,8 +274,11 @@ def main() -> None:
         seed=0,
     )
     if torchattacks is None:
-        print("PyTorch or torchattacks is not installed: pip install .[bench]")
-        return
+        raise SystemExit("PyTorch or torchattacks is not installed: install .[bench]")
+    for name, known in (("only", models.RECIPES), ("attacks", OURS), ("eps", EPS)):
+        for value in getattr(options, name).split(","):
+            if value not in known:
+                raise SystemExit(f"{name}={value}: use some of {', '.join(known)}.")
     torch.set_num_threads(options.threads)
     told = _read(options.out)
     {"parity": parity, "speed": speed}[options.part](options, told)

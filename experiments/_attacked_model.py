@@ -5,6 +5,7 @@ import inspect
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
 from flax.errors import FlaxError
 
 from experiments import _robust_training
@@ -47,7 +48,7 @@ def find(name: str, images: Images) -> Model:
         )
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise UsageError(
             f"model={name!r} cannot be imported ({error}): give module:function with "
             "the module on the path."
@@ -110,17 +111,25 @@ def trained(
     return model
 
 
-def check(model: Model, images: Images, batch_size: int) -> None:
-    """Refuses a model that does not fit the images.
+def check(model: Model, images: Images, batch_size: int) -> int:
+    """Returns the number of classes; refuses a model that does not fit the images.
 
     Raises:
-      UsageError: it takes images of another shape, or has fewer classes.
+      UsageError: it takes images of another shape, has fewer classes, is no function
+        of JAX, or returns no logits.
     """
     shape = (min(batch_size, len(images.x_test)), *images.x_test.shape[1:])
     try:
         classes = attacked_batches.num_classes_of(model.logits_fn, shape)
+    except jax.errors.TracerArrayConversionError as error:
+        raise UsageError(
+            "the model turns its images into NumPy or PyTorch arrays: return a "
+            "logits_fn of jax.numpy, which attacks can differentiate."
+        ) from error
     except (TypeError, ValueError, FlaxError) as error:
         told = str(error).splitlines()[0][:200]
+        if told.startswith("logits_fn returned"):
+            raise UsageError(told) from error
         raise UsageError(
             f"the model does not take images of shape {shape} ({told}): give the "
             "dataset that it was trained on."
@@ -130,3 +139,4 @@ def check(model: Model, images: Images, batch_size: int) -> None:
             f"the model has {classes} classes but the image set {images.num_classes}: "
             "give the dataset that it was trained on."
         )
+    return classes

@@ -25,10 +25,14 @@ _PROBED = 8
 
 
 class Attacked(NamedTuple):
-    """found: of the evaluation. seconds: of each attack, compilation apart."""
+    """found: of the evaluation. seconds: of each attack, compilation apart.
+
+    probe: logits of the first images, by which the model is known again.
+    """
 
     found: RobustAccuracy
     seconds: dict[str, float]
+    probe: np.ndarray
 
 
 def threat_model(eps: str, norm: Any = "linf") -> ThreatModel:
@@ -63,6 +67,33 @@ def _probe(logits_fn: Any, images: Images, key: jax.Array) -> np.ndarray:
     return np.asarray(logits_fn(few))
 
 
+def check_done(workdir: Workdir, logits_fn: Any, images: Images, config: Any) -> None:
+    """Refuses results that are of another model.
+
+    Args:
+      workdir: with arrays.npz.
+      logits_fn: the model.
+      images: that were attacked.
+      config: of `experiments.evade`.
+
+    Raises:
+      ValueError: the model reads the first images in another way.
+    """
+    with np.load(workdir.path("arrays.npz"), allow_pickle=False) as arrays:
+        # Older results do not have it.
+        known = arrays.get("probe")
+    found = _probe(logits_fn, images, _key(config))
+    if known is not None and not np.allclose(known, found, rtol=1e-3, atol=1e-4):
+        raise ValueError(
+            f"The model is not that of the results in {config.workdir}: give another "
+            "--workdir, or the model as it was."
+        )
+
+
+def _key(config: Any) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(config.seed), 1)
+
+
 def attack(
     config: Any,
     workdir: Workdir,
@@ -94,7 +125,7 @@ def attack(
         num_steps=config.num_steps,
         num_queries=config.num_queries,
     )
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    key = _key(config)
     probe = _probe(logits_fn, images, key)
     seconds = np.zeros(len(stages))
     state, folder = None, _folder(workdir)
@@ -162,7 +193,7 @@ def attack(
     by_name = dict.fromkeys(config.attacks, 0.0)
     for stage, spent in zip(stages, seconds, strict=True):
         by_name[stage.name] += float(spent)
-    return Attacked(found, by_name)
+    return Attacked(found, by_name, probe)
 
 
 def told(attacked: Attacked) -> dict[str, Any]:
@@ -246,6 +277,7 @@ def write_arrays(workdir: Workdir, images: Images, attacked: Attacked) -> None:
         clean=images.x_test[rows],
         attacked=found.images[rows],
         found_by=np.array(found.found_by, dtype=np.str_),
+        probe=attacked.probe,
         **masks,
         **distances,
     )

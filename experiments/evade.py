@@ -116,14 +116,18 @@ class Config:
         _checks.at_least(0, seed=self.seed, checkpoint_seconds=self.checkpoint_seconds)
         _checks.positive(learning_rate=self.learning_rate)
         # Unknown and repeated names, before anything is loaded.
-        named_attacks.plan(
-            self.attacks, threat_model=self.threat_model, num_classes=1000
-        )
+        _planned(self, 1000)
 
     @property
     def threat_model(self) -> ThreatModel:
         """What the attacker may do; a ValueError if eps is no bound."""
         return _evasion.threat_model(self.eps, self.norm)
+
+
+def _planned(config: Config, num_classes: int) -> None:
+    named_attacks.plan(
+        config.attacks, threat_model=config.threat_model, num_classes=num_classes
+    )
 
 
 class _Files(NamedTuple):
@@ -164,10 +168,15 @@ def run(config: Config) -> dict[str, Any]:
     found = None
     if not trains:
         found = _attacked_model.find(config.model or "", images)
-        _attacked_model.check(found, images, config.batch_size)
+        classes = _attacked_model.check(found, images, config.batch_size)
+    else:
+        classes = images.num_classes
+    _planned(config, classes)
     ignore = _image_sets.not_results(config, NOT_RESULTS)
     with Workdir(config.workdir, config, ignore=ignore) as workdir:
         if workdir.is_done() and workdir.path("arrays.npz").exists():
+            if found is not None:
+                _evasion.check_done(workdir, found.logits_fn, images, config)
             return workdir.read_json("results.json")
         training, attacking = Timer(), Timer()
         if found is None:
@@ -188,7 +197,12 @@ def run(config: Config) -> dict[str, Any]:
             "eps": config.threat_model.eps,
             "norm": config.norm,
             **_evasion.told(attacked),
-            "settings": {name: named_attacks.ATTACKS[name] for name in config.attacks},
+            "settings": {
+                name: named_attacks.settings(
+                    name, num_steps=config.num_steps, num_queries=config.num_queries
+                )
+                for name in config.attacks
+            },
             "versions": versions(),
         }
         results["seconds"] |= {

@@ -121,7 +121,8 @@ def num_classes_of(logits_fn: LogitsFn, shape: Sequence[int], dtype: Any = None)
       dtype: of images, float32 unless given.
 
     Raises:
-      ValueError: the logits are no matrix of n rows and at least two columns.
+      ValueError: the logits are no matrix of n rows and at least two columns, or no
+        floating-point numbers.
     """
     x = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype or jnp.float32))
     if tasks.takes_key(logits_fn):
@@ -133,6 +134,10 @@ def num_classes_of(logits_fn: LogitsFn, shape: Sequence[int], dtype: Any = None)
         raise ValueError(
             f"logits_fn returned {has or type(found).__name__}: return an array "
             f"({x.shape[0]}, classes) with at least two classes."
+        )
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        raise ValueError(
+            f"logits_fn returned {found.dtype}: return floating-point logits."
         )
     return has[1]
 
@@ -170,10 +175,14 @@ def attack(
     watch = (_WatchedRandom if batches.random else _Watched)(batches.mesh)
     watched = jax.tree_util.Partial(watch, batches.inner)
     _NAN.clear()
-    found = stage.run(watched, images, labels, key=key, threat_model=stage.threat_model)
-    parts = tuple(np.asarray(part)[: len(rows)] for part in found)
-    jax.effects_barrier()
-    if _NAN:
-        where = f"at points that {stage.label} reached"
-        raise _not_a_number(max(_NAN), where)
+    bound = stage.threat_model
+    try:
+        found = stage.run(watched, images, labels, key=key, threat_model=bound)
+        parts = tuple(np.asarray(part)[: len(rows)] for part in found)
+    finally:
+        # The attack's own sentence about NaN does not name it.
+        jax.effects_barrier()
+        if _NAN:
+            where = f"at points that {stage.label} reached"
+            raise _not_a_number(max(_NAN), where) from None
     return parts

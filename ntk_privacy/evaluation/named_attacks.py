@@ -24,7 +24,7 @@ from ntk_privacy.evasion import (
 )
 from ntk_privacy.evasion import task as tasks
 
-__all__ = ["ATTACKS", "AttackFn", "Stage", "plan", "version_of"]
+__all__ = ["ATTACKS", "AttackFn", "Stage", "plan", "settings", "version_of"]
 
 AttackFn = Callable[..., Adversarial]
 """`(logits_fn, x, y, *, key, threat_model) -> Adversarial`."""
@@ -50,6 +50,7 @@ ATTACKS: Mapping[str, str] = {
 """What each name stands for."""
 
 _TARGETS = 9
+_QUERIES = 5000
 _FEWEST = {"apgd_dlr": 3, "apgd_t": 4}
 
 
@@ -71,6 +72,27 @@ class Stage(NamedTuple):
     def label(self) -> str:
         """The name, and the part if there is one."""
         return f"{self.name}/{self.part}" if self.part else self.name
+
+
+def settings(
+    name: str, *, num_steps: int | None = None, num_queries: int = _QUERIES
+) -> str:
+    """Returns what a name stands for, and what of it was changed.
+
+    Args:
+      name: of `ATTACKS`.
+      num_steps: see `plan`.
+      num_queries: see `plan`.
+    """
+    version = version_of(name)
+    changed = []
+    if num_steps is not None and not name.startswith("square"):
+        changed.append(f"num_steps={num_steps}")
+    asks = version not in (None, "rand") or name.startswith("square")
+    if asks and num_queries != _QUERIES:
+        changed.append(f"num_queries={num_queries}")
+    told = ATTACKS[name]
+    return f"{told}; but with {' and '.join(changed)}" if changed else told
 
 
 def version_of(name: str) -> str | None:
@@ -109,6 +131,14 @@ def _attack(name: str, classes: int, num_steps: int | None, queries: int) -> Att
     }
     function, options = made[name]
     return functools.partial(function, **options)
+
+
+def _weaker(name: str, num_steps: int | None, num_queries: int) -> bool:
+    """Whether a version of AutoAttack, or Square, has less than its name tells."""
+    version = version_of(name)
+    least = {None: 0, "torchattacks10": 10}.get(version, 100)
+    asks = version not in (None, "rand") or name.startswith("square")
+    return (num_steps or least) < least or (asks and num_queries < _QUERIES)
 
 
 def plan(
@@ -173,10 +203,19 @@ def plan(
         aims = name in ("apgd_t", "fab_t") or version not in (None, "rand")
         if aims and num_classes <= _TARGETS:
             fewer.append(name)
+    said: list[str] = []
+    short = [n for n in attacks if _weaker(n, num_steps, num_queries)]
+    if short:
+        steps = "" if num_steps is None else f"num_steps={num_steps} and "
+        said.append(
+            f"{', '.join(short)} with {steps}num_queries={num_queries}: weaker than "
+            "what the name stands for."
+        )
     if not fewer:
-        return stages, []
+        return stages, said
     return stages, [
+        *said,
         f"The model has {num_classes} classes, fewer than {_TARGETS + 1}: "
         f"{', '.join(fewer)} with {num_classes - 1} of {_TARGETS} targets, and without "
-        "attacks that need more classes."
+        "attacks that need more classes.",
     ]

@@ -227,6 +227,8 @@ def robust_accuracy(
     _checks.at_least(1, batch_size=batch_size, num_images=len(x))
     images, labels = np.asarray(x), np.asarray(y)
     _checks.floating(x=images)
+    # Attacks see NumPy's float64 as float32 unless JAX has 64 bits.
+    images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype))
     _checks.finite_data(x=images)
     size = min(batch_size, len(images))
     classes = attacked_batches.num_classes_of(

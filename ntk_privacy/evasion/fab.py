@@ -13,7 +13,14 @@ from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _checks
 from ntk_privacy.evasion import apgd, losses, pgd, pool
-from ntk_privacy.evasion.task import Found, LogitsFn, Task, carry_out, evaluate
+from ntk_privacy.evasion.task import (
+    Found,
+    LogitsFn,
+    Task,
+    carry_out,
+    evaluate,
+    finite,
+)
 from ntk_privacy.evasion.threat_model import (
     Adversarial,
     Limits,
@@ -118,7 +125,7 @@ def _nearest_plane(
         ratio, height, w = carry
         aim = (classes == j).astype(logits.dtype)[None, :] - own
         (slope,) = pull(aim)
-        slope = jnp.where(jnp.isnan(slope), 0, slope)
+        slope = finite(slope)
         rise = logits[:, j] - logits[rows, task.y]
         dual = (
             jnp.sum(jnp.abs(slope), axis=(1, 2, 3))

@@ -28,7 +28,9 @@ __all__ = [
     "carry_out",
     "evaluate",
     "finish",
+    "finite",
     "prepare",
+    "refuse_nan",
     "takes_key",
 ]
 
@@ -80,11 +82,15 @@ class Found(NamedTuple):
 
 
 def takes_key(logits_fn: LogitsFn) -> bool:
-    """Returns whether a model is random: whether it has an argument `key`."""
+    """Returns whether a model is random: whether it must be given a `key`.
+
+    One with a key of its own, or that may do without, is as it is by default.
+    """
     try:
-        return "key" in inspect.signature(logits_fn).parameters
+        found = inspect.signature(logits_fn).parameters.get("key")
     except (TypeError, ValueError):
         return False
+    return found is not None and found.default is inspect.Parameter.empty
 
 
 def _plain(logits_fn: Any, x: Array, key: Array) -> Any:
@@ -123,18 +129,36 @@ def prepare(
       threat_model: what the attacker may do.
 
     Raises:
-      ValueError: no images, images outside the box, labels out of range, logits of the
-        wrong shape, NaN logits.
+      ValueError: no images, images that are no numbers of floating point or outside the
+        box, labels that are no classes, logits of the wrong shape, NaN logits.
+      TypeError: within jit, vmap or grad.
     """
+    if isinstance(x, jax.core.Tracer) or isinstance(y, jax.core.Tracer):
+        raise TypeError(
+            "x and y are traced: attacks compile themselves and look at the images "
+            "between; call them outside of jit, vmap and grad."
+        )
     _checks.same_length(x=x, y=y)
-    if not x.size:
-        raise ValueError(f"x has shape {x.shape}: give at least one image.")
-    least, most = float(jnp.min(x)), float(jnp.max(x))
-    if not (threat_model.low <= least and most <= threat_model.high):
+    # NumPy's float64 is float32 here unless JAX has 64 bits.
+    x, labels = jnp.asarray(x), np.asarray(y)
+    if not x.size or x.ndim != 4:
         raise ValueError(
-            f"x spans [{least:.6g}, {most:.6g}], outside the box [{threat_model.low}, "
-            f"{threat_model.high}]: scale the images to it, and normalise inside the "
-            "model."
+            f"x has shape {x.shape}: give at least one image, as (n, height, width, "
+            "channels)."
+        )
+    _checks.floating(x=x)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"y is {labels.dtype} of shape {labels.shape}: give one class per image, "
+            f"integers of shape ({len(x)},)."
+        )
+    limits = threat_model.limits(x.dtype)
+    least, most = jnp.min(x), jnp.max(x)
+    if not (limits.low <= least and most <= limits.high):
+        raise ValueError(
+            f"x spans [{float(least):.6g}, {float(most):.6g}], outside the box "
+            f"[{threat_model.low}, {threat_model.high}]: scale the images to it, and "
+            "normalise inside the model."
         )
     partial = jax.tree_util.Partial
     inner = logits_fn if isinstance(logits_fn, partial) else partial(logits_fn)
@@ -156,21 +180,13 @@ def prepare(
             f"logits_fn returned NaN for {bad} of {len(x)} images: nothing can be said "
             "of its robustness; use parameters that are finite."
         )
-    labels = np.asarray(y)
     if labels.min() < 0 or labels.max() >= shape[1]:
         raise ValueError(
             f"y spans [{labels.min()}, {labels.max()}] but the model has {shape[1]} "
             f"classes: labels must lie in [0, {shape[1] - 1}]."
         )
-    logits = logits.astype(x.dtype)
-    return Task(
-        partial(_cast, raw),
-        x,
-        y,
-        logits,
-        ~losses.misread(logits, y),
-        threat_model.limits(x.dtype),
-    )
+    logits, y = logits.astype(x.dtype), jnp.asarray(labels.astype(np.int32))
+    return Task(partial(_cast, raw), x, y, logits, ~losses.misread(logits, y), limits)
 
 
 @functools.partial(jax.jit, static_argnames="norm")
@@ -211,10 +227,62 @@ def carry_out(
       key: typed key.
       threat_model: what the attacker may do.
       options: of `run`.
+
+    Raises:
+      ValueError: see `prepare` and `refuse_nan`.
     """
     task = prepare(logits_fn, x, y, key=key, threat_model=threat_model)
     found = run(task, key=key, norm=threat_model.norm, **options)
+    refuse_nan(task, found.images, key, norm=threat_model.norm)
     return finish(task, found, norm=threat_model.norm)
+
+
+@functools.partial(jax.jit, static_argnames="norm")
+def _unread(task: Task, images: Array, key: Array, *, norm: str) -> Bool[Array, " n"]:
+    eps, low, high = task.limits
+    draw, read = jax.random.split(key)
+    reach = eps if norm == "linf" else eps / task.x[0].size ** 0.5
+    noise = jax.random.uniform(draw, task.x.shape, task.x.dtype, -1, 1)
+    near = jnp.clip(task.x + jnp.minimum(reach, high - low) * noise, low, high)
+    last = jnp.where(per_sample(task.active), images, task.x)
+    return functools.reduce(
+        jnp.logical_or,
+        [jnp.any(jnp.isnan(task.model(a, read)), axis=1) for a in (last, near)],
+    )
+
+
+def refuse_nan(
+    task: Task, images: Float[Array, "n h w c"], key: Array, *, norm: str
+) -> None:
+    """Refuses a model with NaN where an attack ended, or at a random point.
+
+    An image with NaN logits would count as robust. Other points are not looked at here;
+    `evaluation.robust_accuracy` looks at all that an attack reaches.
+
+    Args:
+      task: of `prepare`.
+      images: of the attack.
+      key: typed key.
+      norm: of the threat model.
+
+    Raises:
+      ValueError: NaN logits.
+    """
+    bad = int(jnp.sum(_unread(task, images, key, norm=norm)))
+    if bad:
+        raise ValueError(
+            f"logits_fn returned NaN for {bad} of {len(images)} images under attack: "
+            "they would count as robust; repair the model."
+        )
+
+
+def finite(gradient: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns a gradient of which sums, squares and quotients are finite.
+
+    NaN in one place, or infinity over infinity, would move a pixel out of every bound.
+    """
+    most = jnp.sqrt(jnp.finfo(gradient.dtype).max) / gradient.size
+    return jnp.clip(jnp.where(jnp.isnan(gradient), 0, gradient), -most, most)
 
 
 def evaluate(
@@ -249,8 +317,7 @@ def evaluate(
         (_, (values, logits)), gradient = jax.value_and_grad(total, has_aux=True)(
             images, y, target, key
         )
-        # A NaN in one place would move the pixel out of every bound.
-        return values, logits, jnp.where(jnp.isnan(gradient), 0, gradient)
+        return values, logits, finite(gradient)
 
     once = functools.partial(_in_blocks, block, (images, y, target))
     if eot == 1:

@@ -115,6 +115,16 @@ def test_a_random_model_is_told_and_attacked_by_its_mean_gradient(toy, two):
     assert "vanishes" not in said
 
 
+def test_a_key_that_need_not_be_given_makes_no_model_random(toy, two):
+    def maybe(x, key=None):
+        assert key is None
+        return two(x)
+
+    assert "random" not in _said(maybe, toy, two)
+    bound = functools.partial(lambda x, *, key: two(x), key=KEY)
+    assert "random" not in _said(bound, toy, two)
+
+
 def test_square_that_lowers_the_result_is_told(toy, two):
     # Stairs: right where the model is, and flat, so that gradients lead nowhere.
     def masked(x):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -137,6 +138,22 @@ FAULTS = {
     "labels": (lambda x, y, f: (f, x, y + 5), r"labels must lie in \[0, 4\]"),
     "negative": (lambda x, y, f: (f, x, y - 6), r"labels must lie in \[0, 4\]"),
     "lengths": (lambda x, y, f: (f, x, y[:3]), "Lengths differ"),
+    "one-hot": (
+        lambda x, y, f: (f, x, jnp.eye(5, dtype=jnp.int32)[y]),
+        r"y is int32 of shape \(12, 5\): give one class per image",
+    ),
+    "labels of floating point": (
+        lambda x, y, f: (f, x, y.astype(jnp.float32)),
+        r"y is float32 of shape \(12,\)",
+    ),
+    "whole numbers": (
+        lambda x, y, f: (f, jnp.round(x).astype(jnp.int32), y),
+        "x has dtype int32: convert it",
+    ),
+    "no channels": (
+        lambda x, y, f: (f, x[..., 0], y),
+        r"x has shape \(12, 5, 5\): .*\(n, height, width, channels\)",
+    ),
     "empty": (lambda x, y, f: (f, x[:0], y[:0]), "at least one image"),
     "shape": (
         lambda x, y, f: (lambda u: f(u)[:, 0], x, y),
@@ -158,14 +175,117 @@ FAULTS = {
 }
 
 
+@pytest.fixture
+def untyped(monkeypatch):
+    """As users have it: annotations are not checked."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", ["pgd", "cw", "apgd"])
-def test_bad_input_is_refused_in_a_sentence(toy, name, fault):
+def test_bad_input_is_refused_in_a_sentence(toy, untyped, name, fault):
     bad, text = FAULTS[fault]
     logits_fn, x, y = bad(toy.x, toy.y, toy.logits_fn)
     attack, norms = ATTACKS[name]
     with pytest.raises(ValueError, match=text):
         attack(logits_fn, x, y, key=KEY, threat_model=ThreatModel(norms[0]))
+
+
+@pytest.mark.parametrize("name", ["pgd", "cw", "apgd", "square", "fab"])
+def test_nan_under_attack_is_refused(toy, name):
+    def broken(x):
+        off = jnp.max(jnp.abs(255 * x - jnp.round(255 * x)), axis=(1, 2, 3)) > 0.01
+        return jnp.where(off[:, None], jnp.nan, toy.logits_fn(x))
+
+    attack, norms = ATTACKS[name]
+    bound = ThreatModel(norms[0], 0.3)
+    with pytest.raises(ValueError, match=r"NaN for 12 of 12 images under attack"):
+        attack(broken, toy.x, toy.y, key=KEY, threat_model=bound)
+
+
+@pytest.mark.parametrize(("name", "norm"), [
+    ("pgd", "l2"), ("mim", "linf"), ("apgd", "l2"), ("fab", "l2"), ("fab-any", "linf"),
+    ("cw", "l2"),
+])  # fmt: skip
+def test_infinite_gradients_leave_images_in_the_ball(toy, model, name, norm):
+    def steep(x):
+        return toy.logits_fn(jnp.sqrt(x))
+
+    x = toy.x.at[:, 2, 2].set(0)
+    y = jnp.argmax(steep(x), axis=1)
+    slope = jax.grad(lambda x: jnp.sum(steep(x)[:, 0]))(x)
+    assert bool(jnp.isinf(slope).any())
+    out = ATTACKS[name][0](steep, x, y, key=KEY, threat_model=model[norm])
+    move, centre = (np.asarray(a, np.float64).reshape(12, -1) for a in (out.images, x))
+    move -= centre
+    size = np.linalg.norm(move, np.inf if norm == "linf" else 2, axis=1)
+    if name != "cw":
+        assert size.max() <= model[norm].eps + 1e-6
+    if name in ("pgd", "mim"):
+        assert size.min() > 0
+    assert np.all(np.isfinite(out.images))
+
+
+@pytest.mark.parametrize("eps", [8 / 255, 0.1])
+def test_numpy_images_of_64_bits_stay_in_the_ball_of_32(toy, untyped, eps):
+    with jax.enable_x64(False):
+        x = np.asarray(toy.x, np.float64)
+        out = ATTACKS["pgd"][0](
+            toy.logits_fn,
+            x,
+            np.asarray(toy.y, np.uint8),
+            key=KEY,
+            threat_model=ThreatModel("linf", eps),
+        )
+        assert out.images.dtype == np.float32
+        move = np.asarray(out.images, np.float64) - x.astype(np.float32)
+        assert np.abs(move).max() <= eps
+
+
+def test_a_box_is_that_of_the_images_numbers(toy):
+    # In float32 both bounds are rounded away from the images' own.
+    low, high = -0.456 / 0.224, (1 - 0.456) / 0.224
+    x = (jnp.float32(low) + toy.x * jnp.float32(high - low)).clip(low, high)
+    assert float(x.min()) < low or float(x.max()) > high
+    out = ATTACKS["pgd"][0](
+        toy.logits_fn,
+        x,
+        toy.y,
+        key=KEY,
+        threat_model=ThreatModel("linf", 0.1, low, high),
+    )
+    assert float(out.images.min()) >= np.float32(low)
+
+
+def test_attacks_are_called_outside_of_jit(toy, model):
+    def inner(x):
+        attack = ATTACKS["pgd"][0]
+        return attack(
+            toy.logits_fn, x, toy.y, key=KEY, threat_model=model["linf"]
+        ).success
+
+    with pytest.raises(TypeError, match="call them outside of jit"):
+        jax.jit(inner)(toy.x)
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "fab", "square"])
+def test_many_images_take_few_programs_and_no_more_of_the_same(toy, model, name):
+    rng = np.random.default_rng(3)
+    noise = rng.uniform(0, 1, (48, 5, 5, 2)).astype(np.float32)
+    x = jnp.asarray(noise)
+    y = jnp.argmax(toy.logits_fn(x), axis=1)
+    before = len(toy.traces)
+
+    def call(y):
+        attack = ATTACKS[name][0]
+        return attack(toy.logits_fn, x, y, key=KEY, threat_model=model["linf"])
+
+    first = call(y)
+    # Halves of 48 down to 8, each in at most four places of a program, and 3 to read.
+    assert len(toy.traces) - before <= 4 * 5 + 3
+    count = len(toy.traces)
+    jax.tree.map(np.testing.assert_array_equal, call(y), first)
+    assert len(toy.traces) == count
 
 
 @pytest.mark.parametrize("name", ["pgd", "mim", "apgd", "square"])

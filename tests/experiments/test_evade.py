@@ -55,6 +55,10 @@ def make_whole():
     return lambda x: jnp.zeros((len(x), 10), jnp.int32)
 
 
+def make_numpy():
+    return lambda x: np.asarray(x).reshape(len(x), -1)[:, :10]
+
+
 def make_narrow():
     return lambda x: jnp.zeros((len(x), 3), x.dtype)
 
@@ -172,6 +176,20 @@ def test_a_function_of_ones_own_and_another_one_on_going_on(
     assert "not that of the checkpoint" in capsys.readouterr().err
 
 
+def test_results_of_another_model_are_not_read_back(
+    tmp_path, here, monkeypatch, capsys
+):
+    options = {"train": "none", "model": f"{here}:make_logits_fn", "eps": "0.3"}
+    results = _run(tmp_path, **options)
+    assert results["settings"]["square"].endswith("but with num_queries=10")
+    assert results["settings"]["pgd"].endswith("but with num_steps=3")
+    assert any("weaker than" in said for said in results["warnings"])
+    assert _run(tmp_path, **options) == results
+    monkeypatch.setattr(sys.modules[__name__], "make_logits_fn", make_other)
+    assert _flags.call(evade.main, evade.Config, _arguments(tmp_path, **options)) == 1
+    assert "not that of the results" in capsys.readouterr().err
+
+
 def make_other(image_shape, num_classes):
     size = int(np.prod(image_shape))
     return lambda x: x.reshape(len(x), -1) @ jnp.eye(size, num_classes, dtype=x.dtype)
@@ -223,7 +241,8 @@ def test_distill_leaves_a_network_to_attack(tmp_path):
         ({"train": "none", "model": "own_models:_arguments"}, 2, "needs folder: name"),
         ({"train": "none", "model": ":f"}, 2, "holds no model.json"),
         ({"train": "none", "model": "..up:f"}, 2, "holds no model.json"),
-        ({"train": "none", "model": "own_models:make_whole"}, 1, "floating-point"),
+        ({"train": "none", "model": "own_models:make_whole"}, 2, "floating-point"),
+        ({"train": "none", "model": "own_models:make_numpy"}, 2, "of jax.numpy"),
         ({"train": "none", "model": "own_models:make_narrow"}, 2, "has 3 classes"),
         ({"train": "none", "model": "own_models:make_flat"}, 2, "returned (16,)"),
         ({"train": "none", "model": "own_models:make_nan"}, 1, "returned NaN"),
