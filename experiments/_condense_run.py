@@ -42,6 +42,8 @@ def run(config: Any, ignore: tuple[str, ...]) -> dict[str, Any]:
     # Before the folder is touched: images that cannot be had leave nothing behind.
     there = (pathlib.Path(config.workdir) / "results.json").exists()
     images = None if there else _load(config)
+    if images is not None and not pathlib.Path(config.workdir).exists():
+        _condensed.check_experts(config, images, _keys(config)[0])
     with Workdir(config.workdir, config, ignore=ignore) as workdir:
         if workdir.is_done():
             known = workdir.read_json("results.json")
@@ -63,10 +65,12 @@ def _load(config) -> Images:
     return images
 
 
+def _keys(config) -> jax.Array:
+    return jax.random.split(jax.random.key(config.seed), 3)
+
+
 def _run(config, workdir: Workdir, images: Images) -> dict[str, Any]:
-    key_condense, key_networks, key_random = jax.random.split(
-        jax.random.key(config.seed), 3
-    )
+    key_condense, key_networks, key_random = _keys(config)
     timers = {name: Timer() for name in ("condense", *_STAGES)}
     x = images.normalised(images.x)
     condensed = _condense(config, workdir, images, x, key_condense, timers["condense"])

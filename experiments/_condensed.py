@@ -26,7 +26,10 @@ from ntk_privacy.condensation import distribution_matching, robust_mean
 from ntk_privacy.evaluation import protocol
 from ntk_privacy.models import ConvNet
 
+# Steps between checkpoints, at least: one of gradient matching takes minutes at the
+# published loops.
 _CHUNK = 50
+_CHUNKS = dict.fromkeys(("dc", "dsa"), 1) | dict.fromkeys(("mtt", "tesla"), 5)
 
 # Of the DM and RDM-DC papers; and what two cores finish.
 DM_PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -196,11 +199,14 @@ def check(config: Any, methods: tuple[str, ...], images: Images) -> None:
             f"images of class {int(np.argmin(sizes))}: use at most {sizes.min()}."
         )
     each = config.images_per_class
-    if methods[0] in _gradient_methods.START_REAL and each > sizes.min():
+    starts = methods[0] in _gradient_methods.START_REAL
+    if (starts or getattr(config, "evaluate", False)) and each > sizes.min():
+        use = (
+            f"where {methods[0]} starts" if starts else "what --evaluate compares with"
+        )
         raise UsageError(
             f"images_per_class={each} is more than the {sizes.min()} training images "
-            f"of class {int(np.argmin(sizes))}, which are where {methods[0]} starts: "
-            "use fewer."
+            f"of class {int(np.argmin(sizes))}, which are {use}: use fewer."
         )
     in_class = (config.rate or 0.0) * images.num_classes
     if not 0 <= in_class < 1 / 3:
@@ -214,6 +220,25 @@ def check(config: Any, methods: tuple[str, ...], images: Images) -> None:
             jax.eval_shape(mean_fn(name, in_class), shape)
         except ValueError as error:
             raise UsageError(f"batch_size={config.batch_size}: {error}") from error
+
+
+def check_experts(config: Any, images: Images, key: jax.Array) -> None:
+    """Refuses experts of a folder that was given, before one of results is made.
+
+    Those that are missing there are trained.
+
+    Args:
+      config: has method and, of some methods, experts.
+      images: to condense.
+      key: of the condensation.
+
+    Raises:
+      OSError: a file cannot be read.
+      ValueError: too few experts, or those of another network.
+    """
+    if config.method in _gradient_methods.WITH_EXPERTS and config.experts is not None:
+        x = images.normalised(images.x)
+        _gradient_methods.experts(config, images, x, key)
 
 
 class Condensed(NamedTuple):
@@ -288,13 +313,22 @@ def condense(
                 save(state)
 
         out = entry.condense(
-            config, images, x, key, state=state, chunk=_CHUNK, callback=callback
+            config,
+            images,
+            x,
+            key,
+            state=state,
+            chunk=_CHUNKS.get(method, _CHUNK),
+            callback=callback,
         )
         jax.block_until_ready(out.images)
     if bool(out.nonfinite):
+        also = ""
+        if method in _gradient_methods.WITH_EXPERTS:
+            also = f" or step_size={config.step_size}"
         raise ValueError(
             f"The loss of {method} is not finite after {int(out.state.steps)} steps: "
-            f"lower learning_rate={config.learning_rate}."
+            f"lower learning_rate={config.learning_rate}{also}, in another --workdir."
         )
     if first < config.num_steps:
         save(out.state)
@@ -338,6 +372,11 @@ def evaluate(
     if rate is None:
         learnt = getattr(condensed, "step_size", None)
         rate = 0.01 if learnt is None else float(learnt)
+        if rate <= 0:
+            raise ValueError(
+                f"The step size that was learnt is {rate:.3g}: lower "
+                "--step_size_rate, in another --workdir."
+            )
     options: dict[str, Any] = {
         "model": network or model(config, images),
         "key": key,

@@ -1,6 +1,7 @@
 """DC, DSA, MTT and TESLA for `experiments.distill`: presets, start, search."""
 
 import functools
+import math
 import pathlib
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,9 +25,26 @@ _EVALUATION: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+_KNOWN = (1, 10)
+# Bytes of the products of students, above which they are computed again.
+_MUCH = 4 * 10**9
+
+
 def _short(images_per_class: int) -> int:
     """What two cores finish of the published loops."""
     return 1 if images_per_class == 1 else 5
+
+
+def _nearest_short(images_per_class: int) -> int:
+    """The same, and says so where it was chosen for other images per class."""
+    if images_per_class not in _KNOWN:
+        nearest = min(_KNOWN, key=lambda known: abs(known - images_per_class))
+        warnings.warn(
+            f"images_per_class={images_per_class} has no loops of its own in the cpu "
+            f"preset: taking those of {nearest}.",
+            stacklevel=2,
+        )
+    return _short(images_per_class)
 
 
 # None: of the published table, by images per class.
@@ -47,7 +65,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "num_steps": lambda each: 400 if each == 1 else 60,
         "batch_size": 64,
         "learning_rate": lambda each: 0.2 if each == 1 else 0.5,
-        "outer_steps": _short,
+        "outer_steps": _nearest_short,
         "inner_epochs": _short,
         **_EVALUATION["cpu"],
     },
@@ -181,12 +199,23 @@ def _start_trajectory(config: Any, images: Images, x, key) -> Any:
     )
 
 
-def _experts(config: Any, images: Images, x, key) -> Any:
-    """Returns experts of a folder that was given, else those made in the workdir."""
+def experts(config: Any, images: Images, x: jax.Array, key: jax.Array) -> Any:
+    """Returns experts of a folder that was given, else those made in the workdir.
+
+    Args:
+      config: has their flags.
+      images: whose classes they tell apart.
+      x: normalised training images.
+      key: of the condensation.
+
+    Raises:
+      ValueError: too few experts, or those of another network.
+    """
     model = ConvNet(images.num_classes, config.width)
     # No later epoch is looked at, and the step is constant: none is trained.
     needed = config.max_start_epoch - 1 + config.expert_epochs
-    folder = pathlib.Path(config.experts or pathlib.Path(config.workdir) / "experts")
+    given = config.experts and pathlib.Path(config.experts).expanduser()
+    folder = given or pathlib.Path(config.workdir) / "experts"
     known, enough = len(trajectories.recorded(folder)), max(1, config.num_experts // 2)
     if config.experts is None or known < config.num_experts:
         try:
@@ -202,10 +231,11 @@ def _experts(config: Any, images: Images, x, key) -> Any:
                 batch_size=config.batch_size,
                 operations=images.operations,
             )
-        except ValueError:
+        except ValueError as error:
             # Those of another recipe are taken as they are, if they are enough.
             if config.experts is None or known < enough:
                 raise
+            warnings.warn(f"Taken as they are: {error}", stacklevel=2)
     return trajectories.load(
         folder,
         model=model,
@@ -215,11 +245,23 @@ def _experts(config: Any, images: Images, x, key) -> Any:
     ).params
 
 
+def _low_memory(config: Any, images: Images, image_shape: tuple[int, ...]) -> bool:
+    """Whether the products of a student's steps take more than there is room for."""
+    pixels = math.prod(image_shape[:2])
+    # Of an image: those of the layers there and back, each a quarter of the last one.
+    each = 4 * config.width * pixels * 2 * 4 / 3
+    count = images.num_classes * config.images_per_class
+    return each * count * config.student_steps > _MUCH
+
+
 def _condense_trajectory(distill: Any, config: Any, images: Images, x, key, **loop):
+    # TESLA keeps nothing.
+    mtt = distill is trajectory_matching.distill
+    lean = {"low_memory": _low_memory(config, images, x.shape[1:])} if mtt else {}
     return distill(
         x,
         jnp.asarray(images.classes),
-        experts=_experts(config, images, x, key),
+        experts=experts(config, images, x, key),
         model=ConvNet(images.num_classes, config.width),
         key=key,
         num_classes=images.num_classes,
@@ -232,6 +274,7 @@ def _condense_trajectory(distill: Any, config: Any, images: Images, x, key, **lo
         operations=images.operations,
         optimizer=_sgd(config.learning_rate),
         step_size_optimizer=_sgd(config.step_size_rate),
+        **lean,
         **loop,
     )
 

@@ -123,6 +123,9 @@ class Config:
             num_targets=self.num_targets,
             num_networks=self.num_networks,
         )
+        for name in ("num_images", "num_test", "width"):
+            if getattr(self, name) is not None:
+                _checks.at_least(1, **{name: getattr(self, name)})
         for name in self.architectures:
             network(name, 10)
 
@@ -203,10 +206,12 @@ def run(config: Config) -> dict[str, Any]:
     )
     sizes = np.bincount(images.classes, minlength=images.num_classes)
     each = config.num_targets // images.num_classes
-    if not config.images_per_class <= each <= sizes.min():
+    by_kernel = any(name in KERNEL_METHODS for name in config.methods)
+    if by_kernel and not config.images_per_class <= each <= sizes.min():
         raise UsageError(
-            f"num_targets={config.num_targets} is {each} of each class: use from "
-            f"{config.images_per_class} to {sizes.min()} for each."
+            f"num_targets={config.num_targets} is {each} of each class: use "
+            f"{config.images_per_class * images.num_classes} to "
+            f"{sizes.min() * images.num_classes}."
         )
     for name in config.methods:
         method = name.removesuffix(_compare_attacks.SUFFIX)

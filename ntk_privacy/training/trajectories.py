@@ -99,7 +99,7 @@ def recorded(folder: str | pathlib.Path) -> tuple[str, ...]:
     Raises:
       ValueError: the manifest is damaged.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).expanduser()
     known = (folder / _MANIFEST).exists()
     return tuple(_read_manifest(folder)["experts"]) if known else ()
 
@@ -151,11 +151,22 @@ def record(
       The folder.
 
     Raises:
-      ValueError: the folder has experts of another recipe or a damaged manifest, or a
-        number is out of range.
+      ValueError: the folder has experts of another recipe or a damaged manifest, a
+        number is out of range, or parameters are not finite.
     """
-    _checks.at_least(1, num_experts=num_experts, num_epochs=num_epochs, at_once=at_once)
-    folder = pathlib.Path(folder)
+    _checks.at_least(
+        1,
+        num_experts=num_experts,
+        num_epochs=num_epochs,
+        at_once=at_once,
+        batch_size=batch_size,
+    )
+    # Before anything is written: a recipe that cannot be trained is not kept.
+    _checks.positive(learning_rate=learning_rate)
+    _checks.at_least(0, momentum=momentum, weight_decay=weight_decay)
+    _checks.same_length(x_train=x_train, labels=labels)
+    augmentation.check(operations)
+    folder = pathlib.Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     like = model.init_params(key, x_train.shape[1:], x_train.dtype)
     data = np.ascontiguousarray(x_train), np.ascontiguousarray(labels)
@@ -213,6 +224,13 @@ def record(
             operations=operations,
             parallel=parallel,
         )
+        if not np.isfinite(snapshots).all():
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise ValueError(
+                f"Experts {group[0]} to {group[-1]} of {folder} are not finite after "
+                f"{num_epochs} epochs with learning_rate={learning_rate}: lower it, in "
+                "another folder."
+            )
         for row, i in enumerate(group):
             content = _npy(snapshots[row])
             _write(folder / names[i], content)
@@ -303,7 +321,7 @@ def load(
       ValueError: the manifest is damaged or of another network, there are fewer epochs,
         or fewer sound experts than `at_least`.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).expanduser()
     manifest = _read_manifest(folder)
     dtype = manifest["layout"][0][2]
     like = model.init_params(jax.random.key(0), image_shape, jnp.dtype(dtype))
@@ -314,7 +332,11 @@ def load(
         )
     there = int(manifest["recipe"]["num_epochs"])
     num_epochs = there if num_epochs is None else num_epochs
-    _checks.in_range(1, there, num_epochs=num_epochs)
+    if not 1 <= num_epochs <= there:
+        raise ValueError(
+            f"{folder} has experts of {there} epochs, not {num_epochs}: ask for 1 to "
+            f"{there}, or train experts for longer in another folder."
+        )
     left_out, rows = {}, {}
     for name, checksum in manifest["experts"].items():
         told = _damage(folder / name, checksum)

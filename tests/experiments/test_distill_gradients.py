@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import types
+import warnings
 
 import jax
 import numpy as np
@@ -44,7 +46,7 @@ def test_a_run_has_both_accuracies_and_goes_on_after_a_kill(
 ):
     changes = {"method": method, "evaluate": True, "checkpoint_seconds": 0.0}
     changes |= TRAJECTORY if method == "mtt" else {}
-    monkeypatch.setattr(_condensed, "_CHUNK", 1)
+    monkeypatch.setitem(_condensed._CHUNKS, "mtt", 1)
     results = _run(tmp_path / "whole", **changes)
     assert results["method"] == method
     for entry in ("accuracy", "accuracy_random"):
@@ -85,7 +87,7 @@ def test_experts_of_a_folder_are_completed_after_a_kill_or_taken_as_they_are(
 
     def experts(seed=0, **other):
         asked = dataclasses.replace(config, **other)
-        found = _gradient_methods._experts(asked, images, x, jax.random.key(seed))
+        found = _gradient_methods.experts(asked, images, x, jax.random.key(seed))
         return len(jax.tree.leaves(found)[0])
 
     def die(*args, **options):
@@ -98,7 +100,8 @@ def test_experts_of_a_folder_are_completed_after_a_kill_or_taken_as_they_are(
         assert trajectories.recorded(tmp_path) == ()
     assert experts() == 2
     # Of another seed: enough of three, not of six.
-    assert experts(1, num_experts=3) == 2
+    with pytest.warns(UserWarning, match="Taken as they are: .*another recipe"):
+        assert experts(1, num_experts=3) == 2
     with pytest.raises(ValueError, match="experts of another recipe"):
         experts(1, num_experts=6)
 
@@ -107,7 +110,9 @@ def test_presets_are_the_published_tables():
     for each in (1, 50):
         paper = distill.Config(method="dc", preset="paper", images_per_class=each)
         assert (paper.outer_steps, paper.learning_rate) == (None, 0.1)
-        small = distill.Config(method="dsa", images_per_class=each)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if each == 50 else "error")
+            small = distill.Config(method="dsa", images_per_class=each)
         assert (small.outer_steps, small.batch_size) == (1 if each == 1 else 5, 64)
     sizes = {}
     for method in ("mtt", "tesla"):
@@ -128,6 +133,20 @@ def test_presets_are_the_published_tables():
     assert sizes["tesla", 1] == (50, 2, 5, 500, 1e-7, 0.01)
     with pytest.warns(UserWarning, match="images_per_class=20 has no published sizes"):
         distill.Config(method="mtt", preset="paper", images_per_class=20)
+    with pytest.warns(UserWarning, match="=7 has no loops of its own .* those of 10"):
+        distill.Config(method="dc", images_per_class=7)
+
+
+def test_many_products_are_not_kept():
+    def lean(**flags):
+        config = distill.Config(method="mtt", preset="paper", **flags)
+        ten = types.SimpleNamespace(num_classes=10)
+        return _gradient_methods._low_memory(config, ten, (32, 32, 3))
+
+    # 0.6, 4.2 and 21 GB.
+    assert not lean(images_per_class=1)
+    assert not lean(images_per_class=10, student_steps=10)
+    assert lean(images_per_class=50)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +154,14 @@ def test_presets_are_the_published_tables():
     [
         (["--method=dc", "--student_steps=3"], "method='dc' takes no student_steps"),
         (["--method=mtt", "--outer_steps=3"], "method='mtt' takes no outer_steps"),
-        (["--method=dsa", "--images_per_class=90"], "images_per_class=90 is more than"),
+        (
+            ["--method=dsa", "--images_per_class=90", "--outer_steps=1"],
+            "images_per_class=90 is more than",
+        ),
+        (
+            ["--method=dc", "--images_per_class=90", "--evaluate", "--outer_steps=1"],
+            "what --evaluate compares with: use fewer",
+        ),
         (["--method=mtt", "--step_size=0"], "step_size=0.0 must be above 0"),
         (["--method=tesla", "--num_experts=0"], "num_experts=0 must be at least 1"),
     ],
@@ -185,6 +211,9 @@ def test_compare_has_a_row_per_method_and_a_column_per_architecture(tmp_path):
         ({"methods": ()}, "must name one each"),
         ({"architectures": ("VGG",)}, "name='VGG' is unknown"),
         ({"seconds": 0.0}, "seconds=0.0 must be above 0"),
+        ({"num_test": -5}, "num_test=-5 must be at least 1"),
+        ({"num_images": 0}, "num_images=0 must be at least 1"),
+        ({"width": 0}, "width=0 must be at least 1"),
     ],
 )
 def test_comparisons_of_nothing_are_refused(flags, message):

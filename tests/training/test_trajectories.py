@@ -131,6 +131,28 @@ def test_damaged_and_missing_files_are_named_and_the_others_used(tmp_path):
     assert _bytes(_record(tmp_path)) == whole
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"learning_rate": -1.0},
+        {"momentum": -0.5},
+        {"batch_size": 0},
+        {"operations": ("turn",)},
+    ],
+)
+def test_a_recipe_that_cannot_be_trained_is_not_kept(tmp_path, fault):
+    with pytest.raises(ValueError, match=next(iter(fault))):
+        _record(tmp_path / "new", **fault)
+    assert not (tmp_path / "new").exists()
+
+
+def test_experts_that_diverge_are_not_kept(tmp_path):
+    with pytest.raises(ValueError, match=r"not finite after 2 epochs with learning_ra"):
+        _record(tmp_path, learning_rate=10.0, weight_decay=1e308)
+    assert trajectories.recorded(tmp_path) == ()
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
 def test_what_does_not_belong_together_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError):
         _load(tmp_path)
@@ -139,7 +161,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
         _record(tmp_path, num_epochs=1, learning_rate=0.2)
     with pytest.raises(ValueError, match="experts of another network"):
         trajectories.load(tmp_path, model=ConvNet(2, 3, 1), image_shape=SHAPE)
-    with pytest.raises(ValueError, match="num_epochs=2 must lie in"):
+    with pytest.raises(ValueError, match="experts of 1 epochs, not 2"):
         _load(tmp_path, num_epochs=2)
     name = tmp_path / "manifest.json"
     manifest = json.loads(name.read_text())
