@@ -100,6 +100,8 @@ def make(
       ValueError: the loss is not finite.
     """
     timer, last = Timer(), {}
+    # Experts of a run that was killed would be free.
+    _condensed.remove(folder / "experts")
 
     def callback(step, state, metrics):
         del step

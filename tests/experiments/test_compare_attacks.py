@@ -274,5 +274,8 @@ def test_a_timed_method_shows_its_seconds(monkeypatch, tmp_path):
     monkeypatch.setattr(_timed_sets, "Progress", Bar)
     monkeypatch.setattr(_timed_sets.Timer, "elapsed", lambda _: next(clock))
     config = compare.Config(seconds=2.5)
+    # Of a run that was killed: the time they took is not known.
+    (tmp_path / "experts").mkdir()
     made = _timed_sets.make("dm", config, None, None, None, folder=tmp_path)
     assert (made.steps, shown) == (7, [3, 1, 3])
+    assert not (tmp_path / "experts").exists()

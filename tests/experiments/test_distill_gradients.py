@@ -109,7 +109,9 @@ def test_experts_of_a_folder_are_completed_after_a_kill_or_taken_as_they_are(
 def test_presets_are_the_published_tables():
     for each in (1, 50):
         paper = distill.Config(method="dc", preset="paper", images_per_class=each)
-        assert (paper.outer_steps, paper.learning_rate) == (None, 0.1)
+        moves, epochs = (1, 1) if each == 1 else (50, 10)
+        assert (paper.outer_steps, paper.inner_epochs) == (moves, epochs)
+        assert paper.learning_rate == 0.1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore" if each == 50 else "error")
             small = distill.Config(method="dsa", images_per_class=each)
@@ -133,6 +135,9 @@ def test_presets_are_the_published_tables():
     assert sizes["tesla", 1] == (50, 2, 5, 500, 1e-7, 0.01)
     with pytest.warns(UserWarning, match="images_per_class=20 has no published sizes"):
         distill.Config(method="mtt", preset="paper", images_per_class=20)
+    with pytest.warns(UserWarning, match="=7 has no published loops") as caught:
+        paper = distill.Config(method="dc", preset="paper", images_per_class=7)
+    assert (len(caught), paper.outer_steps, paper.inner_epochs) == (1, 10, 50)
     with pytest.warns(UserWarning, match="=7 has no loops of its own .* those of 10"):
         distill.Config(method="dc", images_per_class=7)
 
