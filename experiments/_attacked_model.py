@@ -16,6 +16,13 @@ from experiments._workdir import Workdir
 from ntk_privacy.evaluation import attacked_batches
 from ntk_privacy.models import saved
 
+# What asks a traced array for its values.
+_CONCRETE = (
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.ConcretizationTypeError,
+)
+
 
 class Model(NamedTuple):
     """logits_fn: of images in [0, 1]. about: for results.json."""
@@ -121,10 +128,10 @@ def check(model: Model, images: Images, batch_size: int) -> int:
     shape = (min(batch_size, len(images.x_test)), *images.x_test.shape[1:])
     try:
         classes = attacked_batches.num_classes_of(model.logits_fn, shape)
-    except jax.errors.TracerArrayConversionError as error:
+    except _CONCRETE as error:
         raise UsageError(
-            "the model turns its images into NumPy or PyTorch arrays: return a "
-            "logits_fn of jax.numpy, which attacks can differentiate."
+            "the model turns its images into NumPy or PyTorch arrays, or into Python "
+            "numbers: return a logits_fn of jax.numpy, which attacks can differentiate."
         ) from error
     except (TypeError, ValueError, FlaxError) as error:
         told = str(error).splitlines()[0][:200]

@@ -42,7 +42,8 @@ def run(config: Any, ignore: tuple[str, ...]) -> dict[str, Any]:
     # Before the folder is touched: images that cannot be had leave nothing behind.
     there = (pathlib.Path(config.workdir) / "results.json").exists()
     images = None if there else _load(config)
-    if images is not None and not pathlib.Path(config.workdir).exists():
+    begun = (pathlib.Path(config.workdir) / "config.json").exists()
+    if images is not None and not begun:
         _condensed.check_experts(config, images, _keys(config)[0])
     with Workdir(config.workdir, config, ignore=ignore) as workdir:
         if workdir.is_done():

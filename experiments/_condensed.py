@@ -7,6 +7,7 @@ Methods by name, and runs that go on after a kill, to the bit. A method is an en
 import functools
 import pathlib
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -164,6 +165,16 @@ def resolved(config: Any, flags: tuple[str, ...]) -> dict[str, Any]:
     Raises:
       ValueError: a flag is given that the method does not take.
     """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        given = _resolved(config, flags)
+    # Several flags may tell the same.
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        warnings.warn(text, stacklevel=2)
+    return given
+
+
+def _resolved(config: Any, flags: tuple[str, ...]) -> dict[str, Any]:
     known = METHODS[config.method].presets[config.preset or "cpu"]
     for name in flags:
         if getattr(config, name) is not None and name not in known:

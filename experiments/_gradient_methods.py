@@ -31,12 +31,7 @@ _MUCH = 4 * 10**9
 
 
 def _short(images_per_class: int) -> int:
-    """What two cores finish of the published loops."""
-    return 1 if images_per_class == 1 else 5
-
-
-def _nearest_short(images_per_class: int) -> int:
-    """The same, and says so where it was chosen for other images per class."""
+    """What two cores finish of the published loops; says so for other images."""
     if images_per_class not in _KNOWN:
         nearest = min(_KNOWN, key=lambda known: abs(known - images_per_class))
         warnings.warn(
@@ -44,14 +39,7 @@ def _nearest_short(images_per_class: int) -> int:
             f"preset: taking those of {nearest}.",
             stacklevel=2,
         )
-    return _short(images_per_class)
-
-
-def _published_epochs(images_per_class: int) -> int:
-    with warnings.catch_warnings():
-        # The warning came with the moves of the images.
-        warnings.simplefilter("ignore")
-        return gradient_matching.loops(images_per_class)[1]
+    return 1 if images_per_class == 1 else 5
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -62,7 +50,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "batch_size": 256,
         "learning_rate": 0.1,
         "outer_steps": lambda each: gradient_matching.loops(each)[0],
-        "inner_epochs": _published_epochs,
+        "inner_epochs": lambda each: gradient_matching.loops(each)[1],
         **_EVALUATION["paper"],
     },
     "cpu": {
@@ -71,7 +59,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "num_steps": lambda each: 400 if each == 1 else 60,
         "batch_size": 64,
         "learning_rate": lambda each: 0.2 if each == 1 else 0.5,
-        "outer_steps": _nearest_short,
+        "outer_steps": _short,
         "inner_epochs": _short,
         **_EVALUATION["cpu"],
     },
@@ -96,7 +84,7 @@ _COLUMNS = (
 
 def _entry(table: Mapping[int, tuple], column: int, each: int) -> Any:
     nearest = min(table, key=lambda known: abs(known - each))
-    if nearest != each and column == 0:
+    if nearest != each:
         warnings.warn(
             f"images_per_class={each} has no published sizes: taking those of "
             f"{nearest}.",

@@ -30,6 +30,7 @@ from experiments import (
     _timed_sets,
 )
 from experiments._flags import UsageError
+from experiments._gradient_methods import WITH_EXPERTS
 from experiments._image_sets import Images
 from experiments._timed_sets import CONDENSING, KERNEL_METHODS, TimedSet
 from experiments._workdir import Workdir, versions
@@ -40,6 +41,8 @@ from ntk_privacy.reports import plots
 
 METHODS = ("kip", "rkip", *CONDENSING)
 ARCHITECTURES = ("MLP", "ConvNetW32D2", "ConvNetW32ASNN")
+# The step of the others breaks it: it has no normalisation.
+_RATES = {"MLP": 0.01}
 # What none but --attacks=all takes, and what it does not take.
 _OF_ATTACKS = (
     *("eps", "num_attacked", "attack_steps", "num_queries", "rate", "num_seeds"),
@@ -186,7 +189,7 @@ def _accuracies(
             num_networks=config.num_networks,
             num_epochs=_compare_attacks.NUM_EPOCHS,
             operations=images.operations,
-            learning_rate=_compare_attacks.LEARNING_RATE,
+            learning_rate=_RATES.get(name, _compare_attacks.LEARNING_RATE),
         )
         found[name] = [float(value) for value in out.accuracy]
     return found
@@ -206,17 +209,30 @@ def run(config: Config) -> dict[str, Any]:
     )
     sizes = np.bincount(images.classes, minlength=images.num_classes)
     each = config.num_targets // images.num_classes
-    by_kernel = any(name in KERNEL_METHODS for name in config.methods)
+    if config.images_per_class > sizes.min():
+        raise UsageError(
+            f"images_per_class={config.images_per_class} is more than the "
+            f"{sizes.min()} training images of class {int(np.argmin(sizes))}: use "
+            "fewer."
+        )
+    methods = [n.removesuffix(_compare_attacks.SUFFIX) for n in config.methods]
+    by_kernel = any(name in KERNEL_METHODS for name in methods)
     if by_kernel and not config.images_per_class <= each <= sizes.min():
         raise UsageError(
             f"num_targets={config.num_targets} is {each} of each class: use "
             f"{config.images_per_class * images.num_classes} to "
             f"{sizes.min() * images.num_classes}."
         )
-    for name in config.methods:
-        method = name.removesuffix(_compare_attacks.SUFFIX)
+    for method in methods:
         if method not in KERNEL_METHODS:
             flags = _timed_sets.flags_of(method, config, rate=config.rate)
+            by_class = method not in WITH_EXPERTS
+            if by_class and flags.batch_size > sizes.min():
+                raise UsageError(
+                    f"num_images={config.num_images}: {method} takes batches of "
+                    f"{flags.batch_size} images of a class, but class "
+                    f"{int(np.argmin(sizes))} has {sizes.min()}: use more."
+                )
             _condensed.check(flags, (method,), images)
     ignore = ("workdir", "progress", "methods", "data_dir", "download")
     if config.attacks == "all":

@@ -171,7 +171,10 @@ def run(config: Config) -> dict[str, Any]:
         classes = _attacked_model.check(found, images, config.batch_size)
     else:
         classes = images.num_classes
-    _planned(config, classes)
+    try:
+        _planned(config, classes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     ignore = _image_sets.not_results(config, NOT_RESULTS)
     with Workdir(config.workdir, config, ignore=ignore) as workdir:
         if workdir.is_done() and workdir.path("arrays.npz").exists():

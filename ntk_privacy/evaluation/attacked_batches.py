@@ -175,14 +175,17 @@ def attack(
     watch = (_WatchedRandom if batches.random else _Watched)(batches.mesh)
     watched = jax.tree_util.Partial(watch, batches.inner)
     _NAN.clear()
-    bound = stage.threat_model
+    bound, parts, refused = stage.threat_model, (), None
     try:
         found = stage.run(watched, images, labels, key=key, threat_model=bound)
         parts = tuple(np.asarray(part)[: len(rows)] for part in found)
-    finally:
+    except ValueError as error:
+        refused = error
+    jax.effects_barrier()
+    if _NAN:
         # The attack's own sentence about NaN does not name it.
-        jax.effects_barrier()
-        if _NAN:
-            where = f"at points that {stage.label} reached"
-            raise _not_a_number(max(_NAN), where) from None
+        where = f"at points that {stage.label} reached"
+        raise _not_a_number(max(_NAN), where)
+    if refused is not None:
+        raise refused
     return parts

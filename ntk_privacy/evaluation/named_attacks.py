@@ -51,6 +51,11 @@ ATTACKS: Mapping[str, str] = {
 
 _TARGETS = 9
 _QUERIES = 5000
+# Where it is not 100.
+_STEPS = {
+    **{"pgd": 20, "mim": 20, "cw": 50, "cw_binary": 10_000},
+    "autoattack_torchattacks10": 10,
+}
 _FEWEST = {"apgd_dlr": 3, "apgd_t": 4}
 
 
@@ -84,13 +89,7 @@ def settings(
       num_steps: see `plan`.
       num_queries: see `plan`.
     """
-    version = version_of(name)
-    changed = []
-    if num_steps is not None and not name.startswith("square"):
-        changed.append(f"num_steps={num_steps}")
-    asks = version not in (None, "rand") or name.startswith("square")
-    if asks and num_queries != _QUERIES:
-        changed.append(f"num_queries={num_queries}")
+    changed = [text for text, _ in _changes(name, num_steps, num_queries)]
     told = ATTACKS[name]
     return f"{told}; but with {' and '.join(changed)}" if changed else told
 
@@ -133,12 +132,19 @@ def _attack(name: str, classes: int, num_steps: int | None, queries: int) -> Att
     return functools.partial(function, **options)
 
 
-def _weaker(name: str, num_steps: int | None, num_queries: int) -> bool:
-    """Whether a version of AutoAttack, or Square, has less than its name tells."""
+def _changes(
+    name: str, num_steps: int | None, num_queries: int
+) -> list[tuple[str, bool]]:
+    """Returns what of an attack is not as its name tells, and whether it is less."""
     version = version_of(name)
-    least = {None: 0, "torchattacks10": 10}.get(version, 100)
+    found = []
+    own = _STEPS.get(name, 100)
+    if not name.startswith("square") and num_steps not in (None, own):
+        found.append((f"num_steps={num_steps}", num_steps < own))
     asks = version not in (None, "rand") or name.startswith("square")
-    return (num_steps or least) < least or (asks and num_queries < _QUERIES)
+    if asks and num_queries != _QUERIES:
+        found.append((f"num_queries={num_queries}", num_queries < _QUERIES))
+    return found
 
 
 def plan(
@@ -203,14 +209,14 @@ def plan(
         aims = name in ("apgd_t", "fab_t") or version not in (None, "rand")
         if aims and num_classes <= _TARGETS:
             fewer.append(name)
-    said: list[str] = []
-    short = [n for n in attacks if _weaker(n, num_steps, num_queries)]
+    short = []
+    for name in attacks:
+        less = [t for t, less in _changes(name, num_steps, num_queries) if less]
+        if less:
+            short.append(f"{name} with {' and '.join(less)}")
+    said = []
     if short:
-        steps = "" if num_steps is None else f"num_steps={num_steps} and "
-        said.append(
-            f"{', '.join(short)} with {steps}num_queries={num_queries}: weaker than "
-            "what the name stands for."
-        )
+        said.append(f"{', '.join(short)}: weaker than what the name stands for.")
     if not fewer:
         return stages, said
     return stages, [

@@ -239,7 +239,9 @@ def robust_accuracy(
             f"y spans [{labels.min()}, {labels.max()}] but the model has {classes} "
             f"classes: labels must lie in [0, {classes - 1}]."
         )
-    if images.min() < threat_model.low or images.max() > threat_model.high:
+    # In the dtype of the images, as in `evasion.task.prepare`.
+    limits = threat_model.limits(images.dtype)
+    if images.min() < np.asarray(limits.low) or images.max() > np.asarray(limits.high):
         raise ValueError(
             f"x spans [{images.min():.6g}, {images.max():.6g}], outside the box "
             f"[{threat_model.low}, {threat_model.high}]: scale the images to it, and "

@@ -205,5 +205,5 @@ def attack(
                 "had left: gradients may be masked; attack this model by hand.",
                 stacklevel=2,
             )
-    refuse_nan(task, images, key, norm=norm)
+    refuse_nan(task, images, key)
     return finish(task, Found(images, success, queries), norm=norm)

@@ -103,7 +103,8 @@ def _descend(
 
         wrong = losses.misread(logits, task.y)
         if form == "original":
-            wrong &= losses.margin(logits, task.y) <= -kappa
+            # NaN counts as misread, see `losses.misread`.
+            wrong &= ~(losses.margin(logits, task.y) > -kappa)
         far = distance(move, norm="l2")
         closer = wrong & (far < state.best.distance)
         found = _Best(

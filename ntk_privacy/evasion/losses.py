@@ -5,6 +5,7 @@ the difference of logits ratio (DLR), which does not change if all logits are sc
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,13 @@ __all__ = [
     "margin",
     "misread",
     "targeted_dlr",
+    "tiny",
 ]
 
-_TINY = 1e-12
+
+def tiny(dtype: Any) -> float:
+    """Returns what keeps a quotient of small numbers finite."""
+    return max(1e-12, float(jnp.finfo(dtype).tiny))
 
 
 def _pick(logits: Array, index: Array) -> Array:
@@ -33,9 +38,12 @@ def _other(logits: Array, y: Array) -> Array:
 
 
 def misread(logits: Float[Array, "n k"], y: Int[Array, " n"]) -> Bool[Array, " n"]:
-    """Returns which images are read as another class; never one with NaN logits."""
-    known = ~jnp.any(jnp.isnan(logits), axis=1)
-    return known & (jnp.argmax(logits, axis=1).astype(y.dtype) != y)
+    """Returns which images are read as another class, or as none: NaN logits.
+
+    So an attack ends at a point with NaN, where `task.refuse_nan` finds it.
+    """
+    unread = jnp.any(jnp.isnan(logits), axis=1)
+    return unread | (jnp.argmax(logits, axis=1).astype(y.dtype) != y)
 
 
 def margin(logits: Float[Array, "n k"], y: Int[Array, " n"]) -> Float[Array, " n"]:
@@ -58,7 +66,7 @@ def dlr(
     """Returns -(z_y - max_(j != y) z_j) / (z_(1) - z_(3)); needs three classes."""
     del target
     top = jax.lax.top_k(logits, 3)[0]
-    return -margin(logits, y) / (top[:, 0] - top[:, 2] + _TINY)
+    return -margin(logits, y) / (top[:, 0] - top[:, 2] + tiny(top.dtype))
 
 
 def targeted_dlr(
@@ -68,7 +76,7 @@ def targeted_dlr(
     top = jax.lax.top_k(logits, 4)[0]
     below = (top[:, 2] + top[:, 3]) / 2
     ahead = _pick(logits, y) - _pick(logits, target)
-    return -ahead / (top[:, 0] - below + _TINY)
+    return -ahead / (top[:, 0] - below + tiny(top.dtype))
 
 
 LOSSES: Mapping[str, Callable[..., Array]] = {

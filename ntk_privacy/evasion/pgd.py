@@ -26,8 +26,6 @@ from ntk_privacy.evasion.threat_model import (
 
 __all__ = ["attack", "direction", "iterate", "random_start", "unit_noise"]
 
-_TINY = 1e-12
-
 
 def direction(gradient: Float[Array, "n h w c"], *, norm: str) -> Array:
     """Returns the steepest direction of norm 1: the sign, or the unit vector."""
@@ -36,7 +34,8 @@ def direction(gradient: Float[Array, "n h w c"], *, norm: str) -> Array:
     # Scaled first: the square of a small gradient underflows.
     most = distance(gradient, norm="linf")
     scaled = gradient / per_sample(jnp.where(most > 0, most, 1))
-    return scaled / per_sample(distance(scaled, norm="l2") + _TINY)
+    size = distance(scaled, norm="l2")
+    return scaled / per_sample(jnp.where(size > 0, size, 1))
 
 
 def unit_noise(keys: Array, x: Float[Array, "n h w c"], *, norm: str) -> Array:

@@ -29,7 +29,6 @@ __all__ = ["attack", "bump", "run", "sides", "walk"]
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _SCHEDULE = 10000
-_TINY = 1e-12
 _TILES = 5
 # Thousands of evaluations: programs for few images are soon worth their compilation.
 _KEPT = 0.75
@@ -143,7 +142,9 @@ def _squares(key: Array, best: Array, allowed: Region, side: Array) -> Array:
 def _onto_sphere(move: Array, allowed: Region) -> Array:
     size = per_sample(distance(move, norm="l2"))
     return project(
-        allowed.centre + allowed.eps * move / (size + _TINY), allowed, norm="l2"
+        allowed.centre + allowed.eps * move / (size + losses.tiny(move.dtype)),
+        allowed,
+        norm="l2",
     )
 
 
@@ -200,10 +201,10 @@ def _bump(
     found = jnp.where(jax.random.bernoulli(turn), found.T, found)[:h, :w]
     found = jnp.roll(found, corner, axis=(0, 1))[:, :, None]
     found = found * _signs(own, (1, 1, c), move.dtype)
-    old = jnp.where(inside, move, 0)
-    found = found + old / (lengths(old, inside) + _TINY)
+    old, least = jnp.where(inside, move, 0), losses.tiny(move.dtype)
+    found = found + old / (lengths(old, inside) + least)
     size = jnp.sqrt(left / c + both**2)
-    found = found / (lengths(found, inside) + _TINY) * size
+    found = found / (lengths(found, inside) + least) * size
     return jnp.where(inside, found, jnp.where(emptied, 0, move))
 
 

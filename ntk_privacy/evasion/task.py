@@ -35,8 +35,9 @@ __all__ = [
 ]
 
 LogitsFn = Callable[..., Any]
-"""`images -> logits`, pure, or `(images, key=...) -> logits` for a random model.
+"""`images -> logits`, pure, or `(images, *, key) -> logits` for a random model.
 
+A key with a default, or one of its own, makes a model that is not random.
 Each image is read by itself: batches are put together anew as images are done.
 It must be one object for all calls with the same shapes, else it is traced again. With
 `jax.tree_util.Partial(apply_fn, params)` the parameters are arguments of the compiled
@@ -133,10 +134,12 @@ def prepare(
         box, labels that are no classes, logits of the wrong shape, NaN logits.
       TypeError: within jit, vmap or grad.
     """
-    if isinstance(x, jax.core.Tracer) or isinstance(y, jax.core.Tracer):
+    given = jax.tree.leaves((x, y, key, logits_fn))
+    # Within jit all that is made is traced, too.
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in (*given, jnp.zeros(()))):
         raise TypeError(
-            "x and y are traced: attacks compile themselves and look at the images "
-            "between; call them outside of jit, vmap and grad."
+            "An attack is traced: attacks compile themselves and look at images; call "
+            "them outside of jit, vmap and grad."
         )
     _checks.same_length(x=x, y=y)
     # NumPy's float64 is float32 here unless JAX has 64 bits.
@@ -233,46 +236,35 @@ def carry_out(
     """
     task = prepare(logits_fn, x, y, key=key, threat_model=threat_model)
     found = run(task, key=key, norm=threat_model.norm, **options)
-    refuse_nan(task, found.images, key, norm=threat_model.norm)
+    refuse_nan(task, found.images, key)
     return finish(task, found, norm=threat_model.norm)
 
 
-@functools.partial(jax.jit, static_argnames="norm")
-def _unread(task: Task, images: Array, key: Array, *, norm: str) -> Bool[Array, " n"]:
-    eps, low, high = task.limits
-    draw, read = jax.random.split(key)
-    reach = eps if norm == "linf" else eps / task.x[0].size ** 0.5
-    noise = jax.random.uniform(draw, task.x.shape, task.x.dtype, -1, 1)
-    near = jnp.clip(task.x + jnp.minimum(reach, high - low) * noise, low, high)
+@jax.jit
+def _unread(task: Task, images: Array, key: Array) -> Bool[Array, " n"]:
     last = jnp.where(per_sample(task.active), images, task.x)
-    return functools.reduce(
-        jnp.logical_or,
-        [jnp.any(jnp.isnan(task.model(a, read)), axis=1) for a in (last, near)],
-    )
+    return jnp.any(jnp.isnan(task.model(last, key)), axis=1)
 
 
-def refuse_nan(
-    task: Task, images: Float[Array, "n h w c"], key: Array, *, norm: str
-) -> None:
-    """Refuses a model with NaN where an attack ended, or at a random point.
+def refuse_nan(task: Task, images: Float[Array, "n h w c"], key: Array) -> None:
+    """Refuses a model with NaN where an attack ended.
 
-    An image with NaN logits would count as robust. Other points are not looked at here;
-    `evaluation.robust_accuracy` looks at all that an attack reaches.
+    Attacks take NaN logits for misread and end there, all but PGD and MIM, which go on
+    to their last step. `evaluation.robust_accuracy` looks at every point.
 
     Args:
       task: of `prepare`.
       images: of the attack.
       key: typed key.
-      norm: of the threat model.
 
     Raises:
       ValueError: NaN logits.
     """
-    bad = int(jnp.sum(_unread(task, images, key, norm=norm)))
+    bad = int(jnp.sum(_unread(task, images, key)))
     if bad:
         raise ValueError(
             f"logits_fn returned NaN for {bad} of {len(images)} images under attack: "
-            "they would count as robust; repair the model."
+            "nothing can be said of its robustness; repair the model."
         )
 
 
@@ -280,8 +272,14 @@ def finite(gradient: Float[Array, "..."]) -> Float[Array, "..."]:
     """Returns a gradient of which sums, squares and quotients are finite.
 
     NaN in one place, or infinity over infinity, would move a pixel out of every bound.
+
+    Args:
+      gradient: one for each image.
     """
-    most = jnp.sqrt(jnp.finfo(gradient.dtype).max) / gradient.size
+    most = float(jnp.finfo(gradient.dtype).max)
+    # float16 has no room: its sums may be infinite.
+    if most > 1e30:
+        most = most**0.5 / gradient[0].size
     return jnp.clip(jnp.where(jnp.isnan(gradient), 0, gradient), -most, most)
 
 

@@ -163,7 +163,8 @@ def record(
     )
     # Before anything is written: a recipe that cannot be trained is not kept.
     _checks.positive(learning_rate=learning_rate)
-    _checks.at_least(0, momentum=momentum, weight_decay=weight_decay)
+    _checks.in_range(0, 1, momentum=momentum)
+    _checks.at_least(0, weight_decay=weight_decay)
     _checks.same_length(x_train=x_train, labels=labels)
     augmentation.check(operations)
     folder = pathlib.Path(folder).expanduser()

@@ -224,7 +224,9 @@ def test_a_row_is_the_mean_over_seeds_of_its_method_alone():
         (["--rate=0.0001"], "is no poison at all"),
         (["--penalty_weight=0"], "penalty_weight=0.0 must be above 0"),
         (["--architectures=MLP"], "architectures=('MLP',) has no effect with"),
-        (["--num_images=100"], "use from"),
+        (["--num_images=100"], "num_images=100: rdm takes batches of 128 images"),
+        (["--methods=rkip_curvature", "--num_targets=5"], "is 0 of each class"),
+        (["--methods=dc", "--images_per_class=900"], "images_per_class=900 is more"),
     ],
 )
 def test_faults_are_one_line_and_leave_nothing(tmp_path, capsys, flags, message):

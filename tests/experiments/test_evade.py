@@ -188,6 +188,16 @@ def test_results_of_another_model_are_not_read_back(
     monkeypatch.setattr(sys.modules[__name__], "make_logits_fn", make_other)
     assert _flags.call(evade.main, evade.Config, _arguments(tmp_path, **options)) == 1
     assert "not that of the results" in capsys.readouterr().err
+    monkeypatch.setattr(sys.modules[__name__], "make_logits_fn", make_wider)
+    assert _flags.call(evade.main, evade.Config, _arguments(tmp_path, **options)) == 1
+    assert "not that of the results" in capsys.readouterr().err
+    (tmp_path / "arrays.npz").write_bytes(b"")
+    assert _flags.call(evade.main, evade.Config, _arguments(tmp_path, **options)) == 1
+    assert "arrays.npz is damaged" in capsys.readouterr().err
+
+
+def make_wider(image_shape, num_classes):
+    return make_other(image_shape, num_classes + 2)
 
 
 def make_other(image_shape, num_classes):

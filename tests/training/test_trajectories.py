@@ -136,6 +136,7 @@ def test_damaged_and_missing_files_are_named_and_the_others_used(tmp_path):
     [
         {"learning_rate": -1.0},
         {"momentum": -0.5},
+        {"momentum": 1.5},
         {"batch_size": 0},
         {"operations": ("turn",)},
     ],
