@@ -116,6 +116,9 @@ def test_presets_are_the_published_tables():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore" if each == 50 else "error")
             small = distill.Config(method="dsa", images_per_class=each)
+        assert (small.num_steps, small.learning_rate) == (
+            (400, 0.2) if each == 1 else (60, 0.5)
+        )
         assert (small.outer_steps, small.batch_size) == (1 if each == 1 else 5, 64)
     sizes = {}
     for method in ("mtt", "tesla"):
