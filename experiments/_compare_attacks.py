@@ -49,13 +49,6 @@ class _Poison(NamedTuple):
     attack: str = "direct"
 
 
-class _Real(NamedTuple):
-    """What `_defence.nearest` asks for; intensities less the mean."""
-
-    x_train: np.ndarray
-    mean: np.ndarray
-
-
 @functools.cache
 def _regularize(weight: float, step: float) -> Callable[..., Any]:
     # One object for all calls: compiled programs are looked up by it.
@@ -178,7 +171,7 @@ class _Judge:
         Entries that are noise for good are left out: they alone would hide a copy.
         """
         images = self.images
-        real = _Real(images.x - images.mean, images.mean)
+        real = _defence.Real(images.x - images.mean, images.mean)
         near: Any = _defence.nearest(real, made.images * images.deviation, made.noise)
         psnr = near["psnr" if made.noise is None else "psnr_outside_noise"]
         share = float(np.mean(np.asarray(psnr) >= RECOVERED_PSNR))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _condensed, _image_sets
+from experiments import _condensed, _defence, _image_sets
 from experiments._condensed import Condensed
 from experiments._image_sets import Images
 from experiments._timing import Timer
@@ -101,6 +101,12 @@ def _run(config, workdir: Workdir, images: Images) -> dict[str, Any]:
         "seed": config.seed,
         "loss": float(np.mean(condensed.losses[-50:])),
         "nonfinite": False,
+        # Does the set show training images?
+        "nearest": _defence.nearest(
+            _defence.Real(images.x - images.mean, images.mean),
+            condensed.images * images.deviation,
+            None,
+        ),
     }
     if config.evaluate:
         real = distribution_matching.init(
@@ -208,6 +214,9 @@ def summary(results: dict[str, Any]) -> str:
             rate = results[entry]
             value = f"{100 * rate['convnet']:.2f}%"
             rows.append((told, f"{value} +- {100 * rate['convnet_deviation']:.2f}"))
+    if "nearest" in results:
+        count = f"{results['nearest']['num_copies']} of {results['num_distilled']}"
+        rows.append(("copies of training images (PSNR >= 25 dB)", count))
     spent = [f"{name} {s:.1f}" for name, s in results["seconds"].items() if s]
     rows.append(("seconds", ", ".join(spent)))
     size = max(len(name) for name, _ in rows)

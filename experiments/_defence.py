@@ -4,7 +4,7 @@ Source: Loo et al., ICLR 2024 (arXiv:2302.01428): networks are trained on the se
 attacked for twice as many images; those found are compared with the original ones.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,8 +22,35 @@ ATTACKS = {"kkt": _attacks.run_kkt, "auto": _auto.run}
 """The published search; and decoding exactly, then searching for the rest."""
 
 
+# Training images at a time, whose products with the distilled ones are in memory.
+_ROWS = 4096
+
+
+class Real(NamedTuple):
+    """What `nearest` asks for, where there is no `data.Dataset`.
+
+    x_train: images less the mean. mean: of their intensities.
+    """
+
+    x_train: np.ndarray
+    mean: np.ndarray
+
+
+def _closest(rows: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Returns the row next to each point, up to rounding."""
+    points = points.reshape(len(points), -1)
+    least, index = np.full(len(points), np.inf), np.zeros(len(points), int)
+    for first in range(0, len(rows), _ROWS):
+        block = rows[first : first + _ROWS].reshape(-1, points.shape[1])
+        scores = np.sum(block**2, axis=1)[:, None] - 2 * block @ points.T
+        found = scores.min(axis=0)
+        index = np.where(found < least, first + scores.argmin(axis=0), index)
+        least = np.minimum(found, least)
+    return index
+
+
 def nearest(
-    dataset: data.Dataset, images: np.ndarray, noise: np.ndarray | None
+    dataset: data.Dataset | Real, images: np.ndarray, noise: np.ndarray | None
 ) -> dict[str, Any]:
     """Returns each distilled image's nearest training image: does the method copy?
 
@@ -38,39 +65,34 @@ def nearest(
       another one; num_copies, those whose PSNR counts as recovered, and with noise
       psnr_outside_noise, the best over all training images of the other entries.
     """
-    index, distances = [], []
-    for image in images:
-        squared = np.sum((dataset.x_train - image[None]) ** 2, axis=(1, 2, 3))
-        index.append(int(np.argmin(squared)))
-        distances.append(float(np.sqrt(squared.min())))
-    everywhere = np.ones(images.shape[1:], bool)
-    best = [_best_psnr(dataset, image, everywhere) for image in images]
-    psnr = [value for _, value in best]
+    index = _closest(dataset.x_train, images)
+    apart = (dataset.x_train[index] - images).reshape(len(images), -1)
+    shown = np.clip(images + dataset.mean, 0, 1)
+    truth = np.clip(dataset.x_train + dataset.mean, 0, 1)
+    psnr_index = _closest(truth, shown)
+    errors = np.mean((truth[psnr_index] - shown) ** 2, axis=(1, 2, 3))
+    with np.errstate(divide="ignore"):
+        psnr = (-10 * np.log10(errors)).tolist()
     told: dict[str, Any] = {
-        "index": index,
-        "distances": distances,
-        "psnr_index": [row for row, _ in best],
+        "index": index.tolist(),
+        "distances": np.linalg.norm(apart, axis=1).tolist(),
+        "psnr_index": psnr_index.tolist(),
         "psnr": psnr,
         "num_copies": int(np.sum(np.asarray(psnr) >= RECOVERED_PSNR)),
     }
     if noise is not None:
         told["psnr_outside_noise"] = [
-            _best_psnr(dataset, image, ~mask)[1]
-            for image, mask in zip(images, noise, strict=True)
+            _best_psnr(truth, image, ~mask)
+            for image, mask in zip(shown, noise, strict=True)
         ]
     return told
 
 
-def _best_psnr(
-    dataset: data.Dataset, image: np.ndarray, kept: np.ndarray
-) -> tuple[int, float]:
-    """Returns row and decibels of the greatest PSNR; inf of an equal image."""
-    found = np.clip(image + dataset.mean, 0, 1)
-    truth = np.clip(dataset.x_train + dataset.mean, 0, 1)
-    errors = ((truth - found[None]) ** 2)[:, kept].mean(axis=1)
-    row = int(np.argmin(errors))
+def _best_psnr(truth: np.ndarray, image: np.ndarray, kept: np.ndarray) -> float:
+    """Returns the greatest PSNR, in decibels; inf of an equal image."""
+    errors = ((truth - image[None]) ** 2)[:, kept].mean(axis=1)
     with np.errstate(divide="ignore"):
-        return row, float(-10 * np.log10(errors[row]))
+        return float(-10 * np.log10(errors.min()))
 
 
 def attack(

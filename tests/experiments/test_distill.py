@@ -454,6 +454,18 @@ def test_the_nearest_image_need_not_be_the_one_of_the_best_psnr():
     assert (copy["psnr_index"], copy["psnr"], copy["num_copies"]) == ([2], [np.inf], 1)
 
 
+def test_the_closest_row_is_found_in_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(23, 2, 3, 1)).astype(np.float32)
+    points = np.concatenate([rng.normal(size=(6, 2, 3, 1)), rows[[0, 9, 22]]])
+    points = points.astype(np.float32)
+    apart = np.sum((rows[None] - points[:, None]) ** 2, axis=(2, 3, 4))
+    for size in (1, 5, 100):
+        monkeypatch.setattr(_defence, "_ROWS", size)
+        found = _defence._closest(rows, points)
+        np.testing.assert_array_equal(found, apart.argmin(axis=1))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_state(
     tmp_path, capsys, monkeypatch
 ):

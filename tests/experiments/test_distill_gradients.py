@@ -57,6 +57,19 @@ def test_a_run_has_both_accuracies_and_goes_on_after_a_kill(
         assert stored["images"].shape == (10, 8, 8, 1)
         np.testing.assert_array_equal(stored["labels"], np.arange(10))
         assert ("step_size" in stored) == (method == "mtt")
+        made = stored["images"] * stored["deviation"]
+        mean = stored["mean"]
+    images = distill._condense_run._load(
+        distill.Config(**{**TOY, "workdir": str(tmp_path), **changes})
+    )
+    apart = (images.x - mean)[None] - made[:, None]
+    apart = np.linalg.norm(apart.reshape(*apart.shape[:2], -1), axis=2)
+    near = results["nearest"]
+    np.testing.assert_allclose(near["distances"], apart.min(1), rtol=1e-4)
+    shown = np.clip(made + mean, 0, 1)
+    errors = np.mean((images.x[near["psnr_index"]] - shown) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(near["psnr"], -10 * np.log10(errors), rtol=1e-4)
+    assert near["num_copies"] == sum(value >= 25 for value in near["psnr"])
 
     class Killed(BaseException):
         """Nothing in a run may catch it."""
