@@ -205,10 +205,11 @@ def _blocks(arrays: Sequence[Array], depth: int) -> list[Array] | None:
 
 def fastest(x: Images, kernel: Kernels, precision: Any) -> Values:
     """Convolves in the way that is the fastest one on CPU."""
-    g, n, *_, c = x.shape
+    g, n, h, w, c = x.shape
     k = kernel.shape[-1]
     if not _tiles_win(x, k):
-        if g > 1:
+        # A first layer of few images: less to spread than to fill, within the cache.
+        if g > 1 or (9 * c <= k and n * h * w * k <= _CACHED):
             return by_product(x, kernel, precision)
         return plain(x[0], kernel[0], 1, precision)[None]
     blocks = _blocks([x], max(c, k))
