@@ -164,6 +164,11 @@ def test_images_that_are_not_finite_are_named():
         rkip.target_duals(bad, Y, kernel_fn=KERNEL)
 
 
+def _coarse(x1, x2=None):
+    near = [None if x is None else jnp.round(x, 2) for x in (x1, x2)]
+    return KERNEL(*near)
+
+
 @pytest.mark.parametrize("diag_reg", [0.0, 1e-9])
 def test_duplicates_that_contradict_each_other_name_the_ridge(diag_reg):
     x = X.astype(jnp.float32).at[1].set(X[0].astype(jnp.float32))
@@ -171,11 +176,12 @@ def test_duplicates_that_contradict_each_other_name_the_ridge(diag_reg):
     told = r"images 0 and 1 coincide.: raise diag_reg, such as 1e-5"
     with pytest.raises(ValueError, match=told):
         rkip.target_duals(x, y, kernel_fn=KERNEL, diag_reg=diag_reg)
-    # Not quite duplicates are seen by what becomes of them.
+    # Not quite duplicates are seen by what becomes of them. The kernel does not tell
+    # them apart: in float32 some processors' rounding does, and the duals converge.
     x = x.at[1, 0, 0, 0].add(1e-5)
     told = r"raise diag_reg=.*such as 1e-5"
     with pytest.raises(rkip.NotConvergedError, match=told) as error:
-        rkip.target_duals(x, y, kernel_fn=KERNEL, diag_reg=diag_reg, max_steps=60)
+        rkip.target_duals(x, y, kernel_fn=_coarse, diag_reg=diag_reg, max_steps=60)
     assert error.value.residual > 0.01
     assert "rank" not in str(error.value)
 
