@@ -218,7 +218,9 @@ def test_nan_before_the_boundary_is_refused(toy, name):
         attack(masked, toy.x[clear], toy.y[clear], key=KEY, threat_model=bound)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [jnp.float16, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", ["pgd", "apgd", "fab", "square"])
 def test_half_precision_is_attacked(toy, model, name, norm, dtype):
