@@ -16,11 +16,11 @@ import numpy as np
 
 from benchmarks import _measure
 from experiments import _victim, reconstruct
-from experiments._timing import Timer
 from experiments._workdir import Workdir
 from ntk_privacy import _loop
 from ntk_privacy.evaluation import reconstruction_curve
 from ntk_privacy.reconstruction import algebraic, kkt
+from ntk_privacy.resume import Timer
 
 ROWS = {
     "mnist_20_1024": {"dataset": "mnist", "num_images": 20, "width": 1024},

@@ -11,10 +11,10 @@ from flax.errors import FlaxError
 from experiments import _robust_training
 from experiments._flags import UsageError
 from experiments._image_sets import Images
-from experiments._timing import Timer
 from experiments._workdir import Workdir
 from ntk_privacy.evaluation import attacked_batches
 from ntk_privacy.models import saved
+from ntk_privacy.resume import Timer
 
 # What asks a traced array for its values.
 _CONCRETE = (

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments._progress import Progress
-from experiments._timing import Timer
-from experiments._victim import Every, Victim
+from experiments import _progress
+from experiments._victim import Victim
 from experiments._workdir import Workdir
-from ntk_privacy import checkpoint
 from ntk_privacy.reconstruction import algebraic, kkt
+from ntk_privacy.resume import Timer
 
 
 class Attacked(NamedTuple):
@@ -92,40 +91,14 @@ def search(
       num_steps: in all.
       timer: of the attack.
     """
-    folder = workdir.checkpoint_folder / name
+
+    def go(state, done, callback):
+        return run(attack._replace(state=state), done, callback)
+
+    stage = _progress.stage(config, workdir.checkpoint_folder, timer)
+    ran = stage(name, attack.state, go, num_steps)
     # NaN where a search that was lost did not get.
-    losses = np.full(num_steps, np.nan, np.dtype(config.precision))
-    first = checkpoint.latest_step(folder) or 0
-    if first:
-        like = {"state": attack.state, "losses": losses, "seconds": np.zeros(2)}
-        stored = checkpoint.restore(folder, first, like)
-        attack = attack._replace(state=stored["state"])
-        losses = np.array(stored["losses"])
-        timer.run, timer.compile = map(float, stored["seconds"])
-        # The search ends at a chunk whose last loss is not finite; so does its rerun.
-        if not np.isfinite(losses[first - 1]):
-            first = num_steps
-    every = Every(config.checkpoint_seconds)
-    with (
-        timer(),
-        Progress(
-            num_steps, description=name, first_step=first, show=config.progress
-        ) as bar,
-    ):
-
-        def callback(step, state, metrics):
-            chunk = np.asarray(metrics["loss"])
-            losses[step - len(chunk) : step] = chunk
-            bar(step, state, metrics)
-            if every():
-                spent = np.asarray([timer.elapsed(), timer.compile])
-                checkpoint.save(
-                    folder, step, {"state": state, "losses": losses, "seconds": spent}
-                )
-
-        result = run(attack, first, callback)
-        jax.block_until_ready(result.images)
-    return result, losses
+    return ran.result, ran.losses.astype(config.precision)
 
 
 def run_search(

@@ -20,10 +20,10 @@ from experiments._attacks import (
     run_search,
     told,
 )
-from experiments._timing import Timer
 from experiments._victim import Victim
 from experiments._workdir import Workdir
 from ntk_privacy.reconstruction import algebraic, kkt, replay
+from ntk_privacy.resume import Timer
 
 REPLAY_POINTS = 8
 """Points of a replayed training at which features are taken."""

@@ -16,12 +16,12 @@ import numpy as np
 from experiments import _condensed, _defence, _image_sets
 from experiments._condensed import Condensed
 from experiments._image_sets import Images
-from experiments._timing import Timer
 from experiments._workdir import Workdir, versions
 from ntk_privacy.condensation import distribution_matching
 from ntk_privacy.evaluation import protocol
 from ntk_privacy.models import ConvNet, saved
 from ntk_privacy.reports import loss_plots, plots
+from ntk_privacy.resume import Timer
 
 _STAGES = ("condensed", "random")
 

@@ -16,16 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import _gradient_methods
+from experiments import _gradient_methods, _progress
 from experiments._flags import UsageError
 from experiments._image_sets import Images
-from experiments._progress import Progress
-from experiments._timing import Timer
-from experiments._victim import Every
-from ntk_privacy import checkpoint
 from ntk_privacy.condensation import distribution_matching, robust_mean
 from ntk_privacy.evaluation import protocol
 from ntk_privacy.models import ConvNet
+from ntk_privacy.resume import Timer
 
 # Steps between checkpoints, at least: one of gradient matching takes minutes at the
 # published loops.
@@ -290,40 +287,10 @@ def condense(
       ValueError: the loss is not finite, or a checkpoint is damaged.
     """
     entry = METHODS[method]
-    losses = np.full(config.num_steps, np.nan, np.float32)
-    state, first = None, checkpoint.latest_step(folder) or 0
-    if first:
-        start = entry.start(config, images, x, key)
-        like = {"state": start, "losses": losses, "seconds": np.zeros(2)}
-        stored = checkpoint.restore(folder, first, like)
-        state = jax.tree.map(jnp.asarray, stored["state"])
-        losses = np.array(stored["losses"])
-        timer.run, timer.compile = map(float, stored["seconds"])
-    every = Every(config.checkpoint_seconds)
 
-    def save(state):
-        spent = np.asarray([timer.elapsed(), timer.compile])
-        entry = {"state": state, "losses": losses, "seconds": spent}
-        checkpoint.save(folder, int(state.steps), entry)
-
-    with (
-        timer(),
-        Progress(
-            config.num_steps,
-            description=description,
-            first_step=first,
-            show=config.progress or None,
-        ) as bar,
-    ):
-
-        def callback(step, state, metrics):
-            part = np.asarray(metrics["loss"])
-            losses[step - len(part) : step] = part
-            bar(step, state, metrics)
-            if step < config.num_steps and not bool(state.nonfinite) and every():
-                save(state)
-
-        out = entry.condense(
+    def go(state, done, callback):
+        del done  # the state knows
+        return entry.condense(
             config,
             images,
             x,
@@ -332,7 +299,11 @@ def condense(
             chunk=_CHUNKS.get(method, _CHUNK),
             callback=callback,
         )
-        jax.block_until_ready(out.images)
+
+    stage = _progress.stage(config, folder.parent, timer, description=description)
+    start = entry.start(config, images, x, key)
+    ran = stage(folder.name, start, go, config.num_steps)
+    out = ran.result
     if bool(out.nonfinite):
         also = ""
         if method in _gradient_methods.WITH_EXPERTS:
@@ -341,13 +312,11 @@ def condense(
             f"The loss of {method} is not finite after {int(out.state.steps)} steps: "
             f"lower learning_rate={config.learning_rate}{also}, in another --workdir."
         )
-    if first < config.num_steps:
-        save(out.state)
     learnt = getattr(out.state, "step_size", None)
     return Condensed(
         np.asarray(out.images),
         np.asarray(out.labels),
-        losses,
+        ran.losses.astype(np.float32),
         None if learnt is None else np.asarray(learnt),
     )
 
@@ -398,27 +367,12 @@ def evaluate(
     }
     fixed = (jnp.asarray(condensed.images), jnp.asarray(condensed.labels))
     fixed += (images.normalised(images.x_test), jnp.asarray(images.class_test))
-    state, first = None, checkpoint.latest_step(folder) or 0
-    if first:
-        start = protocol.init(
-            fixed[0],
-            model=options["model"],
-            key=key,
-            num_networks=config.num_networks,
-        )
-        like = {"state": start, "seconds": np.zeros(2)}
-        stored = checkpoint.restore(folder, first, like)
-        state = jax.tree.map(jnp.asarray, stored["state"])
-        timer.run, timer.compile = map(float, stored["seconds"])
-    every = Every(config.checkpoint_seconds)
+    start = protocol.init(
+        fixed[0], model=options["model"], key=key, num_networks=config.num_networks
+    )
 
-    def callback(step, state, metrics):
-        del metrics
-        if every():
-            spent = np.asarray([timer.elapsed(), timer.compile])
-            checkpoint.save(folder, step, {"state": state, "seconds": spent})
-
-    with timer():
+    def go(state, done, callback):
+        del done  # the state knows
         return protocol.evaluate(
             *fixed,
             num_epochs=config.num_epochs,
@@ -427,6 +381,11 @@ def evaluate(
             chunk=_CHUNK,
             **options,
         )
+
+    size = min(256, len(fixed[0]))
+    num_steps = (config.num_epochs + 1) * -(-len(fixed[0]) // size)
+    stage = _progress.stage(config, folder.parent, timer, description="train")
+    return stage(folder.name, start, go, num_steps).result
 
 
 def remove(folder: pathlib.Path) -> None:

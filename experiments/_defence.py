@@ -11,12 +11,12 @@ import numpy as np
 
 from experiments import _attacks, _auto, _distillation, _victim, reconstruct
 from experiments._distillation import Distilled
-from experiments._timing import Timer
 from experiments._workdir import Workdir
 from ntk_privacy import data
 from ntk_privacy.evaluation import reconstruction_curve
 from ntk_privacy.evaluation.reconstruction_curve import RECOVERED_PSNR
 from ntk_privacy.reports import plots
+from ntk_privacy.resume import Timer
 
 ATTACKS = {"kkt": _attacks.run_kkt, "auto": _auto.run}
 """The published search; and decoding exactly, then searching for the rest."""

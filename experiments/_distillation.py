@@ -12,13 +12,12 @@ from jaxtyping import Bool
 from experiments import _attacks, _victim, reconstruct
 from experiments._flags import UsageError
 from experiments._progress import Progress
-from experiments._timing import Timer
-from experiments._victim import Every
 from experiments._workdir import Workdir
-from ntk_privacy import checkpoint, data, kip, rkip, sharding
+from ntk_privacy import data, kip, rkip, sharding
 from ntk_privacy._types import KernelFn
 from ntk_privacy.kernels import conjugate_gradients, infinite, regression, structured
 from ntk_privacy.reconstruction import kkt
+from ntk_privacy.resume import Every, Timer
 from ntk_privacy.training import distillation
 
 SEARCHED = ("kip", "rkip", "rkip_noise")
@@ -187,49 +186,15 @@ def _search(config, workdir, dataset, key, timer) -> Distilled:
     """KIP or RKIP from the last checkpoint."""
     x, y, shared = _arguments(config, dataset, key)
     state = distillation.init(x, y, **shared)
-    folder = workdir.checkpoint_folder / "distill"
-    losses = np.full(config.num_steps, np.nan, x.dtype)
-    first = checkpoint.latest_step(folder) or 0
-    if first:
-        like = {"state": state, "losses": losses, "seconds": np.zeros(2)}
-        stored = checkpoint.restore(folder, first, like)
-        state = jax.tree.map(jnp.asarray, stored["state"])
-        losses = np.array(stored["losses"])
-        timer.run, timer.compile = map(float, stored["seconds"])
-        if bool(state.nonfinite):  # lost before: another try would end there too
-            raise ValueError(_lost(config, workdir, first))
-    every = Every(config.checkpoint_seconds)
     kernel = kernel_fn(config)
     method: Any = kip if config.method == "kip" else rkip
     options = {}
     if method is rkip and len(x) > _DENSE:
-        options["target"] = _target_duals(
-            config, workdir, x, y, kernel, timer, in_timer=first > 0
-        )
+        options["target"] = _target_duals(config, workdir, x, y, kernel, timer)
 
-    def save(state):
-        spent = np.asarray([timer.elapsed(), timer.compile])
-        entry = {"state": state, "losses": losses, "seconds": spent}
-        checkpoint.save(folder, int(state.steps), entry)
-
-    with (
-        timer(),
-        Progress(
-            config.num_steps,
-            description=config.method,
-            first_step=first,
-            show=config.progress,
-        ) as bar,
-    ):
-
-        def callback(step, state, metrics):
-            chunk = np.asarray(metrics["loss"])
-            losses[step - len(chunk) : step] = chunk
-            bar(step, state, metrics)
-            if not bool(state.nonfinite) and every():
-                save(state)
-
-        result = method.distill(
+    def go(state, done, callback):
+        del done  # the state knows
+        return method.distill(
             x,
             y,
             kernel_fn=kernel,
@@ -242,9 +207,15 @@ def _search(config, workdir, dataset, key, timer) -> Distilled:
             **shared,
             **options,
         )
-        jax.block_until_ready(result.images)
-        labels = result.labels
-        if config.label_solve and not bool(result.nonfinite):
+
+    stage = _progress.stage(
+        config, workdir.checkpoint_folder, timer, description=config.method
+    )
+    ran = stage("distill", state, go, config.num_steps)
+    result = ran.result
+    labels = result.labels
+    if config.label_solve and not bool(result.nonfinite):
+        with timer():
             # Of RKIP's options only the duals of the targets are known to both.
             labels = method.label_solve(
                 result.images,
@@ -256,21 +227,13 @@ def _search(config, workdir, dataset, key, timer) -> Distilled:
             )
     images, labels = np.asarray(result.images), np.asarray(labels)
     if bool(result.nonfinite):
-        steps = int(result.state.steps)
-        if steps and steps != checkpoint.latest_step(folder):
-            save(result.state)
         workdir.write_arrays("last_good.npz", images=images, labels=labels)
-        raise ValueError(_lost(config, workdir, steps))
-    return Distilled(images, labels, losses)
+        raise ValueError(_lost(config, workdir, int(result.state.steps)))
+    return Distilled(images, labels, ran.losses.astype(x.dtype))
 
 
-def _target_duals(
-    config, workdir, x, y, kernel, timer, *, in_timer
-) -> rkip.TargetDuals:
-    """Those of many targets: read back, else solved on from the last checkpoint.
-
-    `in_timer`: whether a later checkpoint has told the time that they took.
-    """
+def _target_duals(config, workdir, x, y, kernel, timer) -> rkip.TargetDuals:
+    """Those of many targets: read back, else solved on from the last checkpoint."""
     folder = workdir.checkpoint_folder
     state_name, duals_name = (
         str((folder / f"target_{part}.npz").relative_to(workdir.folder))
@@ -280,8 +243,7 @@ def _target_duals(
     if is_solved or workdir.path(state_name).exists():
         stored = workdir.read_arrays(duals_name if is_solved else state_name)
         seconds = stored.pop("seconds")
-        if not in_timer:
-            timer.run, timer.compile = map(float, seconds)
+        timer.run, timer.compile = map(float, seconds)
         if is_solved:
             return rkip.TargetDuals(**jax.tree.map(jnp.asarray, stored))
         state = conjugate_gradients.CGState(**stored)

@@ -9,16 +9,13 @@ from jax.sharding import Mesh
 
 from experiments import _condensed
 from experiments._image_sets import Images
-from experiments._progress import Progress
-from experiments._timing import Timer
-from experiments._victim import Every
 from experiments._workdir import Workdir
-from ntk_privacy import checkpoint
 from ntk_privacy.evaluation import attacked_batches, named_attacks, robust_accuracy
 from ntk_privacy.evaluation.robust_accuracy import RobustAccuracy, RobustState
 from ntk_privacy.evasion import ThreatModel
 from ntk_privacy.evasion import task as tasks
 from ntk_privacy.reports import adversarial_plots
+from ntk_privacy.resume import Timer
 
 _SHOWN = 10
 _PROBED = 8
@@ -131,52 +128,26 @@ def attack(
     key = _key(config)
     probe = _probe(logits_fn, images, key)
     seconds = np.zeros(len(stages))
-    state, folder = None, _folder(workdir)
-    first = checkpoint.latest_step(folder)
-    if first is not None:
-        like = {
-            "state": robust_accuracy.init(x, stages=stages),
-            "seconds": seconds,
-            "compile": np.zeros(1),
-            "probe": probe,
-        }
-        stored = checkpoint.restore(folder, first, like)
-        if not np.allclose(stored["probe"], probe, rtol=1e-3, atol=1e-4):
+    start = {
+        "state": robust_accuracy.init(x, stages=stages),
+        "seconds": seconds,
+        "probe": probe,
+    }
+
+    def go(start, done, callback):
+        if done and not np.allclose(start["probe"], probe, rtol=1e-3, atol=1e-4):
             raise ValueError(
                 "The model is not that of the checkpoint: give another --workdir, or "
                 "the model as it was."
             )
-        state = RobustState(*(np.array(part) for part in stored["state"]))
-        seconds, timer.compile = (
-            np.array(stored["seconds"]),
-            float(stored["compile"][0]),
-        )
-        timer.run = float(seconds.sum())
-    every, told = Every(config.checkpoint_seconds), {"run": timer.run}
-    with (
-        timer(),
-        Progress(
-            len(stages) * n,
-            description="attack",
-            first_step=first or 0,
-            loss="accuracy",
-            show=config.progress or None,
-        ) as bar,
-    ):
+        seconds, told = np.array(start["seconds"]), {"run": timer.run}
 
-        def callback(done, state, metrics):
+        def watch(done, state, metrics):
             spent = timer.elapsed()
             seconds[metrics["index"]] += spent - told["run"]
             told["run"] = spent
-            bar(done, state, metrics)
-            if every() and done < len(stages) * n:
-                entry = {
-                    "state": state,
-                    "seconds": seconds,
-                    "compile": np.asarray([timer.compile]),
-                    "probe": probe,
-                }
-                checkpoint.save(folder, done, entry)
+            entry = {"state": state, "seconds": seconds, "probe": probe}
+            return callback(done, entry, metrics)
 
         found = robust_accuracy.robust_accuracy(
             logits_fn,
@@ -190,9 +161,18 @@ def attack(
             num_steps=config.num_steps,
             num_queries=config.num_queries,
             mesh=mesh,
-            state=state,
-            callback=callback,
+            state=RobustState(*(np.array(part) for part in start["state"]))
+            if done
+            else None,
+            callback=watch,
         )
+        return found, seconds
+
+    folder = _folder(workdir)
+    stage = _progress.stage(
+        config, folder.parent, timer, description="attack", loss="accuracy"
+    )
+    found, seconds = stage(folder.name, start, go, len(stages) * n).result
     by_name = dict.fromkeys(config.attacks, 0.0)
     for stage, spent in zip(stages, seconds, strict=True):
         by_name[stage.name] += float(spent)

@@ -10,10 +10,8 @@ import numpy as np
 
 from experiments._flags import UsageError
 from experiments._progress import Progress
-from experiments._timing import Timer
-from experiments._victim import Every
 from experiments._workdir import Workdir
-from ntk_privacy import checkpoint, sharding
+from ntk_privacy import sharding
 from ntk_privacy.evaluation.kernel_distance import kernel_distance
 from ntk_privacy.kernels import (
     blockwise,
@@ -23,6 +21,7 @@ from ntk_privacy.kernels import (
     neural_tangents,
 )
 from ntk_privacy.models import MLP
+from ntk_privacy.resume import Timer
 from ntk_privacy.training import train
 
 DEFAULT_BUDGET = 256.0  # MiB
@@ -216,38 +215,21 @@ def train_and_look(
     }
     looks["rows"][0] = (0, float(state.loss), 0.0)
     looks["count"] += 1
-    folder = workdir.checkpoint_folder / "train"
-    done = checkpoint.latest_step(folder)
-    if done is not None:
-        stored = checkpoint.restore(folder, done, {"state": state, "looks": looks})
-        state, looks = stored["state"], jax.tree.map(np.array, stored["looks"])
-    every = Every(config.checkpoint_seconds)
 
     def kernel_at(params):
         return of_params(config, net, params)(x)
 
-    def look(steps, state):
-        distance = float(kernel_distance(kernel_0, kernel_at(state.params)))
-        looks["rows"][looks["count"]] = (steps, float(state.loss), distance)
-        looks["count"] += 1
+    def go(start, done, callback):
+        del done  # the state knows
+        looks = jax.tree.map(np.array, start["looks"])
 
-    def callback(steps, state, metrics):
-        bar(steps, state, metrics)
-        if steps >= CHUNK * 2 ** (int(looks["count"]) - 1):
-            look(steps, state)
-        elif not every():
-            return
-        checkpoint.save(folder, steps, {"state": state, "looks": looks})
+        def look(steps, state, metrics):
+            if steps >= CHUNK * 2 ** (int(looks["count"]) - 1):
+                distance = float(kernel_distance(kernel_0, kernel_at(state.params)))
+                looks["rows"][looks["count"]] = (steps, float(state.loss), distance)
+                looks["count"] += 1
+            return callback(steps, {"state": state, "looks": looks}, metrics)
 
-    with (
-        timer(),
-        Progress(
-            config.max_train_steps,
-            description="train",
-            first_step=int(state.steps),
-            show=config.progress,
-        ) as bar,
-    ):
         trained = train.full_batch(
             apply_fn,
             net.params_0,
@@ -257,10 +239,16 @@ def train_and_look(
             max_steps=config.max_train_steps,
             stop_loss=config.stop_loss,
             chunk=CHUNK,
-            state=state,
-            callback=callback,
+            state=start["state"],
+            callback=look,
         )
-        kernel_t = np.asarray(kernel_at(trained.params))
+        return trained, kernel_at(trained.params), looks
+
+    stage = _progress.stage(config, workdir.checkpoint_folder, timer)
+    start = {"state": state, "looks": looks}
+    ran = stage("train", start, go, config.max_train_steps)
+    trained, kernel_t, looks = ran.result
+    kernel_t = np.asarray(kernel_t)
     rows = looks["rows"][: int(looks["count"])]
     if rows[-1, 0] < trained.steps:
         last = float(kernel_distance(kernel_0, jnp.asarray(kernel_t)))

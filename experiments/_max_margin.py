@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments._attacks import Attacked, search
-from experiments._progress import Progress
-from experiments._timing import Timer
-from experiments._victim import Every, Victim
+from experiments._victim import Victim
 from experiments._workdir import Workdir
-from ntk_privacy import checkpoint, data
+from ntk_privacy import data
 from ntk_privacy.evaluation import max_margin_ranking
 from ntk_privacy.reconstruction import max_margin, max_margin_settings
 from ntk_privacy.reports import plots
+from ntk_privacy.resume import Timer
 from ntk_privacy.training import logistic
 
 # Of the fast preset: 50,000 epochs were no better at N = 20.
@@ -51,37 +50,11 @@ def make(
     x, _ = logistic.preprocess(dataset.x_train)
     model = logistic.network(config.width)
     params_0 = logistic.init_params(model, key_init, x.shape[1:], dtype=dtype)
-    folder = workdir.checkpoint_folder / "train"
     state = logistic.init(model, params_0, x, dataset.y_train)
-    done = checkpoint.latest_step(folder)
-    if done is not None:
-        stored = checkpoint.restore(
-            folder, done, {"state": state, "seconds": np.zeros(2)}
-        )
-        state = stored["state"]
-        timer.run, timer.compile = map(float, stored["seconds"])
-    every = Every(config.checkpoint_seconds)
 
-    def save(step, state):
-        spent = np.asarray([timer.elapsed(), timer.compile])
-        checkpoint.save(folder, step, {"state": state, "seconds": spent})
-
-    with (
-        timer(),
-        Progress(
-            config.max_train_steps,
-            description="train",
-            first_step=int(state.epochs),
-            show=config.progress,
-        ) as bar,
-    ):
-
-        def callback(step, state, metrics):
-            bar(step, state, metrics)
-            if every():
-                save(step, state)
-
-        trained = logistic.train(
+    def go(state, done, callback):
+        del done  # the state knows
+        return logistic.train(
             model,
             params_0,
             x,
@@ -94,8 +67,9 @@ def make(
             state=state,
             callback=callback,
         )
-    if done != trained.epochs:
-        save(trained.epochs, trained.state)
+
+    stage = _progress.stage(config, workdir.checkpoint_folder, timer)
+    trained = stage("train", state, go, config.max_train_steps).result
     centre = dataset.x_train.mean(axis=0)
     test = dataset.x_test[:1000] - centre
     outputs = np.asarray(model.apply_fn(trained.params, jnp.asarray(test, dtype)))

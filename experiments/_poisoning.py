@@ -1,6 +1,5 @@
 """What a seed of `experiments.poison` fixes, and the poisons made for it, resumable."""
 
-import dataclasses
 import functools
 import pathlib
 from typing import Any, NamedTuple
@@ -12,8 +11,6 @@ import numpy as np
 from experiments import _condensed
 from experiments._flags import UsageError
 from experiments._image_sets import Images
-from experiments._progress import Progress
-from experiments._victim import Every
 from ntk_privacy import checkpoint
 from ntk_privacy.condensation import robust_mean
 from ntk_privacy.data import augmentation
@@ -96,20 +93,6 @@ def bound_in_steps(config: Any, images: Images) -> int:
     return steps
 
 
-@dataclasses.dataclass(frozen=True)
-class _Saving:
-    """A callback of `perturbation.craft` that saves its state now and then."""
-
-    folder: pathlib.Path
-    bar: Progress
-    every: Every
-
-    def __call__(self, step, state, metrics):
-        self.bar(step, state, metrics)
-        if self.every():
-            checkpoint.save(self.folder, step, state)
-
-
 def poisons(
     config: Any, images: Images, scene: Scene, *, folder: pathlib.Path
 ) -> np.ndarray:
@@ -135,37 +118,36 @@ def poisons(
     )
     model = _condensed.model(config, images)
     total = config.attack_steps * config.num_restarts
-    crafting = folder / "craft"
-    state, first = None, checkpoint.latest_step(crafting) or 0
-    if first:
-        like = perturbation.init(clean, config.num_restarts)
-        state = jax.tree.map(jnp.asarray, checkpoint.restore(crafting, first, like))
-    told = f"poisons, {config.attack}"
-    with Progress(
-        total, description=told, first_step=first, show=config.progress or None
-    ) as bar:
-        options: dict[str, Any] = {
-            "model": model,
-            "operations": images.operations,
-            "key": jax.random.fold_in(scene.key, 2),
-            "bound": bound_in_steps(config, images) / images.levels,
-            "step": 1 / images.levels,
-            "levels": images.levels,
-            "num_steps": config.attack_steps,
-            "num_restarts": config.num_restarts,
-            "state": state,
-            "chunk": _CHUNK,
-            "callback": _Saving(crafting, bar, Every(config.checkpoint_seconds)),
-        }
+    options: dict[str, Any] = {
+        "model": model,
+        "operations": images.operations,
+        "key": jax.random.fold_in(scene.key, 2),
+        "bound": bound_in_steps(config, images) / images.levels,
+        "step": 1 / images.levels,
+        "levels": images.levels,
+        "num_steps": config.attack_steps,
+        "num_restarts": config.num_restarts,
+        "chunk": _CHUNK,
+    }
+
+    def go(state, done, callback):
+        del done  # the state knows
+        loop = {"state": state, "callback": callback}
         if config.attack == "dm":
-            return np.asarray(dm_poisoning.poison(clean, parts, **options).images)
+            return dm_poisoning.poison(clean, parts, **options, **loop)
         ensemble = gradient_matching.prepare(
             _clean_networks(config, images, scene, folder / "clean"),
             parts,
             model=model,
             adversarial_class=scene.adversarial_class,
         )
-        return np.asarray(gradient_matching.poison(clean, ensemble, **options).images)
+        return gradient_matching.poison(clean, ensemble, **options, **loop)
+
+    stage = _progress.stage(
+        config, folder, resume.Timer(), description=f"poisons, {config.attack}"
+    )
+    start = perturbation.init(clean, config.num_restarts)
+    return np.asarray(stage("craft", start, go, total).result.images)
 
 
 def _clean_networks(config, images, scene, folder) -> list[Any]:

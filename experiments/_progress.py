@@ -1,11 +1,14 @@
 """A progress bar with loss and time left, as a callback of the library's loops."""
 
+import pathlib
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tqdm
+
+from ntk_privacy import resume
 
 _FORMAT = (
     "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
@@ -69,3 +72,49 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         """Draws the last state and leaves the line."""
         self.close()
+
+
+class Paced(Protocol):
+    """The flags of every binary that runs for long."""
+
+    @property
+    def progress(self) -> bool:
+        """Show a bar even if stderr is no terminal."""
+        ...
+
+    @property
+    def checkpoint_seconds(self) -> float:
+        """Time between checkpoints."""
+        ...
+
+
+def stage(
+    config: Paced,
+    folder: pathlib.Path,
+    timer: resume.Timer,
+    *,
+    description: str | None = None,
+    loss: str = "loss",
+) -> resume.Stage:
+    """Returns what runs the loops of a binary: resumable, timed, with a bar.
+
+    Args:
+      config: its flags.
+      folder: of the checkpoints.
+      timer: of these loops.
+      description: on the bar; None is the name of the loop.
+      loss: the metric that the bar shows.
+    """
+
+    def bar(name, num_steps, done):
+        return Progress(
+            num_steps,
+            description=description or name,
+            first_step=done,
+            loss=loss,
+            show=config.progress,
+        )
+
+    return resume.resumed(
+        folder, timer=timer, seconds=config.checkpoint_seconds, bar=bar
+    )

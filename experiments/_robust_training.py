@@ -12,14 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments._image_sets import Images
-from experiments._progress import Progress
-from experiments._timing import Timer
-from experiments._victim import Every
-from ntk_privacy import _loop, checkpoint
+from ntk_privacy import _loop
 from ntk_privacy.data import augmentation
 from ntk_privacy.evasion import ThreatModel, losses, pgd
 from ntk_privacy.evasion import task as tasks
 from ntk_privacy.models import ConvNet, saved
+from ntk_privacy.resume import Timer
 
 _CHUNK = 20
 _MOMENTUM, _DECAY = 0.9, 5e-4
@@ -171,40 +169,22 @@ def train(
         jnp.asarray(deviation),
         jax.random.key_data(key_steps),
     )
-    first = checkpoint.latest_step(checkpoints) or 0
-    if first:
-        like = {"state": state, "seconds": np.zeros(2)}
-        stored = checkpoint.restore(checkpoints, first, like)
-        state = jax.tree.map(jnp.asarray, stored["state"])
-        timer.run, timer.compile = map(float, stored["seconds"])
-    every = Every(config.checkpoint_seconds)
-    with (
-        timer(),
-        Progress(
-            num_steps,
-            description=f"train, {config.train}",
-            first_step=first,
-            show=config.progress or None,
-        ) as bar,
-    ):
 
-        def callback(done, state, metrics):
-            bar(done, state, metrics)
-            if done < num_steps and every():
-                spent = np.asarray([timer.elapsed(), timer.compile])
-                entry = {"state": state, "seconds": spent}
-                checkpoint.save(checkpoints, done, entry)
-
-        state, _ = _loop.run(
+    def go(state, done, callback):
+        return _loop.run(
             step,
             state,
             data,
             num_steps=num_steps,
-            first_step=first,
+            first_step=done,
             chunk=_CHUNK,
             callback=callback,
-        )
-        jax.block_until_ready(state)
+        )[0]
+
+    stage = _progress.stage(
+        config, checkpoints.parent, timer, description=f"train, {config.train}"
+    )
+    state = stage(checkpoints.name, state, go, num_steps).result
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state)):
         raise ValueError(
             "The loss of training is not finite: lower "

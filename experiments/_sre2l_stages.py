@@ -9,14 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments._image_sets import Images
-from experiments._progress import Progress
 from experiments._sre2l_config import Config
-from experiments._timing import Timer
-from experiments._victim import Every
 from experiments._workdir import Workdir
-from ntk_privacy import checkpoint, curvature
+from ntk_privacy import curvature
 from ntk_privacy.condensation import cda, sre2l
 from ntk_privacy.models import ResNet18
+from ntk_privacy.resume import Timer
 from ntk_privacy.training import adversarial, soft_labels, squeeze
 
 STAGES = ("squeeze", "recover", "relabel", "post_train")
@@ -81,52 +79,28 @@ class Stages:
           start: the state before the first step.
           go: `(state, callback)` to the last state.
         """
-        folder = self.workdir.checkpoint_folder / name
-        timer, config = self.timers[name], self.config
-        losses = np.full(num_steps, np.nan, np.float32)
-        like = {"state": start, "losses": losses, "seconds": np.zeros(2)}
-        state, first = start, checkpoint.latest_step(folder) or 0
-        if first:
-            stored = checkpoint.restore(folder, first, like)
-            state = jax.tree.map(jnp.asarray, stored["state"])
-            losses = np.array(stored["losses"])
-            timer.run, timer.compile = map(float, stored["seconds"])
-        self.losses[name] = losses
-        if first == num_steps:
-            return state
-        every = Every(config.checkpoint_seconds)
+        stage = _progress.stage(
+            self.config, self.workdir.checkpoint_folder, self.timers[name]
+        )
 
-        def save(step, state):
-            spent = np.asarray([timer.elapsed(), timer.compile])
-            entry = {"state": state, "losses": losses, "seconds": spent}
-            checkpoint.save(folder, step, entry)
+        def checked(state, done, callback):
+            if done == num_steps:
+                return state
 
-        with (
-            timer(),
-            Progress(
-                num_steps,
-                description=name,
-                first_step=first,
-                show=config.progress or None,
-            ) as bar,
-        ):
+            def watch(step, state, metrics):
+                stop = callback(step, state, metrics)
+                if not np.isfinite(np.asarray(metrics.get("loss", 0.0))).all():
+                    raise ValueError(
+                        f"The loss of {name} is not finite after {step} steps: lower "
+                        "its learning rate or the penalty's weight."
+                    )
+                return stop
 
-            def callback(step, state, metrics):
-                if "loss" in metrics:
-                    part = np.asarray(metrics["loss"])
-                    losses[step - len(part) : step] = part
-                    if not np.isfinite(part).all():
-                        raise ValueError(
-                            f"The loss of {name} is not finite after {step} steps: "
-                            "lower its learning rate or the penalty's weight."
-                        )
-                bar(step, state, metrics)
-                if step < num_steps and every():
-                    save(step, state)
+            return go(state, watch)
 
-            state = jax.block_until_ready(go(state, callback))
-        save(num_steps, state)
-        return state
+        ran = stage(name, start, checked, num_steps)
+        self.losses[name] = ran.losses.astype(np.float32)
+        return ran.result
 
     def squeeze(self) -> tuple[Any, Any]:
         """Returns parameters and statistics of the network that bears the data."""

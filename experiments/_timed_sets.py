@@ -13,10 +13,10 @@ import optax
 from experiments import _condensed, _distill_config
 from experiments._image_sets import Images
 from experiments._progress import Progress
-from experiments._timing import Timer
 from ntk_privacy import kip, rkip
 from ntk_privacy.condensation import distribution_matching
 from ntk_privacy.kernels import infinite
+from ntk_privacy.resume import Timer
 
 KERNEL_METHODS = ("kip", "rkip", "rkip_noise")
 CONDENSING = ("dm", "rdm", "dc", "dsa", "mtt", "tesla")
@@ -35,10 +35,6 @@ class TimedSet(NamedTuple):
     steps: int
     seconds: float
     noise: np.ndarray | None = None
-
-
-class _TimeOver(Exception):
-    """Ends a search from within its callback."""
 
 
 def _by_kernel(method: str, config, images: Images, x, key, **loop) -> Any:
@@ -109,8 +105,7 @@ def make(
         last["state"] = state
         over = timer.elapsed() >= config.seconds
         bar(total if over else int(timer.elapsed()), state, metrics)
-        if over or bool(state.nonfinite):
-            raise _TimeOver
+        return over or bool(state.nonfinite)
 
     loop: dict[str, Any] = {"chunk": CHUNK, "callback": callback, **options}
     total = math.ceil(config.seconds)
@@ -119,15 +114,12 @@ def make(
         timer(),
         Progress(total, description=told, show=config.progress or None) as bar,
     ):
-        try:
-            if method in KERNEL_METHODS:
-                loop["num_steps"] = _LIMIT
-                _by_kernel(method, config, images, x, key, **loop)
-            else:
-                flags = flags_of(method, config, folder, rate=rate)
-                _condensed.METHODS[method].condense(flags, images, x, key, **loop)
-        except _TimeOver:
-            pass
+        if method in KERNEL_METHODS:
+            loop["num_steps"] = _LIMIT
+            _by_kernel(method, config, images, x, key, **loop)
+        else:
+            flags = flags_of(method, config, folder, rate=rate)
+            _condensed.METHODS[method].condense(flags, images, x, key, **loop)
     state = last["state"]
     if bool(state.nonfinite):
         raise ValueError(

@@ -13,11 +13,11 @@ import numpy as np
 
 from experiments import _distillation, _victim
 from experiments._distillation import Distilled
-from experiments._timing import Timer
 from experiments._workdir import Workdir
 from ntk_privacy import data
 from ntk_privacy.kernels import regression
 from ntk_privacy.models import MLP
+from ntk_privacy.resume import Timer
 from ntk_privacy.training import linearized
 
 _BLOCK = 1000

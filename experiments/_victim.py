@@ -1,8 +1,6 @@
 """The network under attack: data, initialisation and training, resumable."""
 
 import functools
-import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments._flags import UsageError
-from experiments._progress import Progress
-from experiments._timing import Timer
 from experiments._workdir import Workdir
 from ntk_privacy import checkpoint, data
 from ntk_privacy.evaluation.kernel_distance import kernel_distance
 from ntk_privacy.kernels import structured
 from ntk_privacy.models import MLP
+from ntk_privacy.resume import Timer
 from ntk_privacy.training import linearized, subspace, train
 
 
@@ -184,23 +181,10 @@ def fit_standard(config, folder, model, params_0, x, y, *, fraction=0.02):
     state = train.init(
         model.apply_fn, small.params, small.images, y, optimizer=optimizer
     )
-    done = checkpoint.latest_step(folder)
-    if done is not None:
-        state = checkpoint.restore(folder, done, state)
-    every = Every(config.checkpoint_seconds)
-    with Progress(
-        config.max_train_steps,
-        description="train",
-        first_step=int(state.steps),
-        show=config.progress,
-    ) as bar:
 
-        def callback(step, state, metrics):
-            bar(step, state, metrics)
-            if every():
-                checkpoint.save(folder, step, state)
-
-        trained = train.full_batch(
+    def go(state, done, callback):
+        del done  # the state knows
+        return train.full_batch(
             model.apply_fn,
             small.params,
             small.images,
@@ -212,6 +196,9 @@ def fit_standard(config, folder, model, params_0, x, y, *, fraction=0.02):
             state=state,
             callback=callback,
         )
+
+    stage = _progress.stage(config, folder.parent, resume.Timer(), description="train")
+    trained = stage(folder.name, state, go, config.max_train_steps).result
     return {
         "params": small.restore(trained.params),
         "duals": jnp.zeros_like(y),
@@ -233,18 +220,3 @@ def _accuracy(config, dataset, model, params_0, params_t, dtype):
     if y.shape[1] == 1:
         return float(np.mean(np.sign(outputs) == np.sign(y)))
     return float(np.mean(outputs.argmax(1) == y.argmax(1)))
-
-
-class Every:
-    """True at most once in so many seconds: when to write a checkpoint."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float] | None = None):
-        self._seconds, self._clock = seconds, clock or time.monotonic
-        self._last = self._clock()
-
-    def __call__(self) -> bool:
-        """Whether the time has come."""
-        if self._clock() - self._last < self._seconds:
-            return False
-        self._last = self._clock()
-        return True

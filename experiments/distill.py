@@ -37,9 +37,9 @@ from experiments import (
     _victim,
 )
 from experiments._distill_config import Config as Config
-from experiments._timing import Timer
 from experiments._workdir import Workdir, versions
 from ntk_privacy.reports import plots
+from ntk_privacy.resume import Timer
 
 # What may differ when a run goes on in its folder: all but what makes the set and the
 # networks. More may be asked of a finished run.

@@ -21,12 +21,12 @@ import jax
 
 from experiments import _attacked_model, _evasion, _flags, _image_sets
 from experiments._image_sets import Images
-from experiments._timing import Timer
 from experiments._workdir import Workdir, versions
 from ntk_privacy import _checks, sharding
 from ntk_privacy.evaluation import named_attacks
 from ntk_privacy.evaluation.robust_accuracy import RobustnessWarning
 from ntk_privacy.evasion import ThreatModel
+from ntk_privacy.resume import Timer
 
 NOT_RESULTS = ("workdir", "progress", "checkpoint_seconds", "data_dir", "download")
 

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import _flags, _kernels, _victim
-from experiments._timing import Timer
 from experiments._workdir import Workdir, versions
 from ntk_privacy import _checks
 from ntk_privacy.reports import kernel_plots
+from ntk_privacy.resume import Timer
 
 MAX_SHOWN = 2000
 """Images of which a streamed kernel is drawn and its spectrum taken."""

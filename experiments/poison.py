@@ -21,12 +21,12 @@ from experiments import _condensed, _flags, _image_sets, _poisoning
 from experiments._condensed import DM_METHODS
 from experiments._image_sets import Images
 from experiments._poisoning import Scene
-from experiments._timing import Timer
 from experiments._workdir import Workdir, versions
 from ntk_privacy import _checks
 from ntk_privacy.evaluation import protocol
 from ntk_privacy.poisoning import direct
 from ntk_privacy.reports import loss_plots, plots
+from ntk_privacy.resume import Timer
 
 NOT_RESULTS = (
     *("workdir", "progress", "checkpoint_seconds", "data_dir", "download"),

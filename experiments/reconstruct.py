@@ -14,11 +14,11 @@ import jax
 import numpy as np
 
 from experiments import _attacks, _auto, _flags, _max_margin, _sweep, _victim
-from experiments._timing import Timer
 from experiments._workdir import Workdir, versions
 from ntk_privacy import _checks
 from ntk_privacy.evaluation import reconstruction_curve
 from ntk_privacy.reports import plots
+from ntk_privacy.resume import Timer
 
 METHODS = {
     "auto": _auto.run,

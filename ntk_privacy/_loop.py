@@ -13,6 +13,16 @@ State = TypeVar("State")
 StepFn = Callable[[State, Any, Any], tuple[State, dict[str, Any]]]
 
 
+def asks_to_stop(
+    callback: Callable[[int, Any, dict[str, Any]], bool | None] | None,
+    step: int,
+    state: Any,
+    metrics: dict[str, Any],
+) -> bool:
+    """Calls a user's callback, if there is one; returns whether it said stop."""
+    return callback is not None and bool(callback(step, state, metrics))
+
+
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _scan_chunk(
     step_fn: StepFn, state: Any, data: Any, length: int, first_step: Any
@@ -71,6 +81,6 @@ def run(
             step_fn, state, data, stop - done, jnp.asarray(done, jnp.int32)
         )
         done = stop
-        if callback is not None and callback(done, state, metrics):
+        if asks_to_stop(callback, done, state, metrics):
             break
     return state, done

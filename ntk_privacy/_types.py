@@ -19,6 +19,8 @@ KernelFn = Callable[..., Float[Array, "n1 n2"]]
 class Callback(Protocol):
     """Called on the host between jitted chunks; may checkpoint or show progress."""
 
-    def __call__(self, step: int, state: Any, metrics: Mapping[str, Any]) -> None:
-        """`step` steps are done, `state` is what to resume from."""
+    def __call__(
+        self, step: int, state: Any, metrics: Mapping[str, Any]
+    ) -> bool | None:
+        """`step` steps are done, `state` is what to resume from; True stops."""
         ...

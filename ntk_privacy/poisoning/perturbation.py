@@ -261,8 +261,7 @@ def craft(
 
     def after_chunk(done, state, metrics):
         losses.append(np.asarray(metrics["loss"]))
-        if callback is not None:
-            callback(done, state, metrics)
+        return _loop.asks_to_stop(callback, done, state, metrics)
 
     run_step = _Step(
         objective, bound_steps, step_steps, num_steps, num_draws, levels, sign

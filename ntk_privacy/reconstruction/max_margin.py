@@ -313,9 +313,8 @@ def run(
 
     def after_chunk(done, state, metrics):
         losses.append(np.asarray(metrics["loss"]))
-        if callback is not None:
-            callback(done, state, metrics)
-        return not np.isfinite(losses[-1][-1])
+        stop = _loop.asks_to_stop(callback, done, state, metrics)
+        return stop or not np.isfinite(losses[-1][-1])
 
     state, _ = _loop.run(
         attack.step,

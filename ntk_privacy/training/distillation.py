@@ -338,9 +338,8 @@ def descend(
 
     def after_chunk(done, state, metrics):
         losses.append(np.asarray(metrics["loss"]))
-        if callback is not None:
-            callback(done, state, metrics)
-        return bool(state.nonfinite)
+        stop = _loop.asks_to_stop(callback, done, state, metrics)
+        return stop or bool(state.nonfinite)
 
     first_step = int(state.steps)
     state, _ = _loop.run(

@@ -220,10 +220,9 @@ def train(
         state = init(model, params_0, x, y_train)
 
     def after_chunk(done, state, metrics):
-        if callback is not None:
-            callback(done, state, metrics)
+        stop = _loop.asks_to_stop(callback, done, state, metrics)
         loss = float(state.loss)
-        return loss < stop_loss or not np.isfinite(loss)
+        return stop or loss < stop_loss or not np.isfinite(loss)
 
     data = _TrainData(
         x, signs, jnp.asarray(learning_rate, dtype), jnp.asarray(stop_loss, dtype)

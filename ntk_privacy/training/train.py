@@ -217,10 +217,9 @@ def full_batch(
         )
 
     def after_chunk(done, state, metrics):
-        if callback is not None:
-            callback(done, state, metrics)
+        stop = _loop.asks_to_stop(callback, done, state, metrics)
         loss = float(state.loss)
-        return loss < stop_loss or not np.isfinite(loss)
+        return stop or loss < stop_loss or not np.isfinite(loss)
 
     data = _Data(x, y, jnp.asarray(stop_loss, y.dtype), levels)
     state, _ = _loop.run(

@@ -23,7 +23,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks, checkpoint
+from ntk_privacy import _checks, _loop, checkpoint
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
 from ntk_privacy.models.convnet import Classifier
@@ -225,6 +225,8 @@ def record(
             operations=operations,
             parallel=parallel,
         )
+        if snapshots is None:
+            break
         if not np.isfinite(snapshots).all():
             shutil.rmtree(unfinished, ignore_errors=True)
             raise ValueError(
@@ -243,15 +245,15 @@ def record(
 
 def _with_expert(callback: Callback, first: int) -> Callback:
     def told(step, state, metrics):
-        callback(step, state, {**metrics, "expert": first})
+        return callback(step, state, {**metrics, "expert": first})
 
     return told
 
 
 def _train(
     unfinished, x_train, labels, *, model, keys, num_epochs, callback, **options
-) -> np.ndarray:
-    """Returns parameters as rows, (experts, epochs + 1, size)."""
+) -> np.ndarray | None:
+    """Returns parameters as rows, (experts, epochs + 1, size); None when stopped."""
     x, k = jnp.asarray(x_train), len(keys)
     state = classification.init(x, model=model, keys=keys)
     rows = jax.vmap(lambda params: ravel_pytree(params)[0])
@@ -272,10 +274,9 @@ def _train(
         if epoch < num_epochs:
             entry = {"state": state, "snapshots": snapshots}
             checkpoint.save(unfinished, epoch, entry)
-        if callback is not None:
-            callback(epoch, state, metrics)
+        return _loop.asks_to_stop(callback, epoch, state, metrics)
 
-    classification.train(
+    state = classification.train(
         x,
         labels,
         model=model,
@@ -286,7 +287,7 @@ def _train(
         callback=after_epoch,
         **options,
     )
-    return snapshots
+    return snapshots if int(state.steps) == num_epochs * per_epoch else None
 
 
 def _damage(path: pathlib.Path, checksum: str) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from experiments import _attacks, _auto, _flags, _workdir, reconstruct
-from experiments._victim import Every
 from ntk_privacy import checkpoint
+from ntk_privacy.resume import Every
 
 TOY = {
     "width": 32,
