@@ -23,7 +23,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks, checkpoint
+from ntk_privacy import _checks, _class_checks, checkpoint
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
 from ntk_privacy.models.convnet import Classifier
@@ -152,7 +152,7 @@ def record(
 
     Raises:
       ValueError: the folder has experts of another recipe or a damaged manifest, a
-        number is out of range, or parameters are not finite.
+        label has no output, a number is out of range, or parameters are not finite.
     """
     _checks.at_least(
         1,
@@ -165,7 +165,7 @@ def record(
     _checks.positive(learning_rate=learning_rate)
     _checks.in_range(0, 1, momentum=momentum)
     _checks.at_least(0, weight_decay=weight_decay)
-    _checks.same_length(x_train=x_train, labels=labels)
+    _class_checks.labelled(model, x_train, labels, names=("x_train", "labels"))
     augmentation.check(operations)
     folder = pathlib.Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
