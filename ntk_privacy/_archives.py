@@ -4,11 +4,12 @@
 `ml_dtypes` (bfloat16, float8): it gives them as raw bytes.
 """
 
+import contextlib
 import io
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -35,12 +36,18 @@ def read(
         ValueError: It is no such archive, lacks an array, or has one that does not fit;
             objects, which are pickles, never do.
     """
+    with _told(source, remedy), zipfile.ZipFile(stream) as archive:
+        return {name: _array(archive, name, fits) for name, fits in wanted.items()}
+
+
+@contextlib.contextmanager
+def _told(source: str, remedy: str) -> Iterator[None]:
+    """Whatever a damaged archive raises is one sentence."""
     try:
-        with zipfile.ZipFile(stream) as archive:
-            return {name: _array(archive, name, fits) for name, fits in wanted.items()}
+        yield
     except (
         *(ValueError, TypeError, KeyError, EOFError, NotImplementedError),
-        *(zipfile.BadZipFile, zlib.error, RuntimeError, OverflowError),
+        *(zipfile.BadZipFile, zlib.error, RuntimeError, OverflowError, SyntaxError),
     ) as error:
         told = " ".join(str(error.args[0] if error.args else error).split())
         raise ValueError(
@@ -48,25 +55,41 @@ def read(
         ) from error
 
 
-def names(stream: io.BufferedIOBase) -> set[str]:
-    """Returns the names of the arrays of an .npz file; none if it is none."""
-    try:
-        with zipfile.ZipFile(stream) as archive:
-            return {name.removesuffix(".npy") for name in archive.namelist()}
-    except (ValueError, zipfile.BadZipFile, NotImplementedError):
-        return set()
+def shapes(
+    stream: io.BufferedIOBase, *, source: str, remedy: str
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each array of an .npz file, by its header.
+
+    Args:
+        stream: The file.
+        source: The file's name, for messages.
+        remedy: Ends every message.
+
+    Raises:
+        ValueError: It is no such archive.
+    """
+    with _told(source, remedy), zipfile.ZipFile(stream) as archive:
+        found = {}
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                found[name.removesuffix(".npy")] = _header(member, name)[0]
+        return found
+
+
+def _header(member: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(member)
+    header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if header is None:
+        raise ValueError(f"{name} has version {version} of the format")
+    return header(member)
 
 
 def _array(archive: zipfile.ZipFile, name: str, fits: Fits) -> np.ndarray:
     with archive.open(f"{name}.npy") as member:
-        version = np.lib.format.read_magic(member)
-        header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if header is None:
-            raise ValueError(f"{name} has version {version} of the format")
-        shape, columns_first, dtype = header(member)
+        shape, columns_first, dtype = _header(member, name)
         if dtype.hasobject or not fits(shape, dtype):
             raise ValueError(f"{name} is {dtype} of shape {shape}")
         size = math.prod(shape) * dtype.itemsize

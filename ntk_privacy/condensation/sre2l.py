@@ -326,6 +326,7 @@ def recover(
             f"num_classes={num_classes} but the network has {outputs} outputs: images "
             f"are recovered of at most {outputs} classes."
         )
+    _checks.full_precision(params=params, stats=stats)
     dtype = stats[0].mean.dtype
     start = init(
         key=key,

@@ -63,7 +63,8 @@ def missing_files(folder: Path) -> list[str]:
     folders = ["train", "val/images"]
     if _by_class(folder):
         lists, folders = lists[:1], folders[:1]
-    lacks = [name for name in lists if _files.kind(folder / name)]
+    # What is there but no regular file is told by who reads it.
+    lacks = [name for name in lists if _files.kind(folder / name) == "missing"]
     return lacks + [name for name in folders if not (folder / name).is_dir()]
 
 
@@ -237,7 +238,7 @@ def _list_val(
     told = _files.shown(source)
     sorted_by_class = _by_class(folder)
     annotated = None
-    if not sorted_by_class or not _files.kind(source):
+    if not sorted_by_class or _files.kind(source) != "missing":
         annotated = parse_annotations(_read_list(source), wnids, source=told)
     if sorted_by_class:
         return _list_sorted(sorted_by_class, wnids, annotated, told)
