@@ -18,7 +18,7 @@ from experiments._condensed import Condensed
 from experiments._image_sets import Images
 from experiments._timing import Timer
 from experiments._workdir import Workdir, versions
-from ntk_privacy.condensation import distribution_matching
+from ntk_privacy.condensation import distribution_matching, student
 from ntk_privacy.evaluation import protocol
 from ntk_privacy.models import ConvNet, saved
 from ntk_privacy.reports import loss_plots, plots
@@ -101,6 +101,7 @@ def _run(config, workdir: Workdir, images: Images) -> dict[str, Any]:
         "seed": config.seed,
         "loss": float(np.mean(condensed.losses[-50:])),
         "nonfinite": False,
+        **_told_of_step_size(config, condensed),
         # Does the set show training images?
         "nearest": _defence.nearest(
             _defence.Real(images.x - images.mean, images.mean),
@@ -108,7 +109,8 @@ def _run(config, workdir: Workdir, images: Images) -> dict[str, Any]:
             None,
         ),
     }
-    if config.evaluate:
+    usable = not results.get("step_size_fault") or config.train_learning_rate
+    if config.evaluate and usable:
         real = distribution_matching.init(
             x,
             jnp.asarray(images.classes),
@@ -135,6 +137,17 @@ def _run(config, workdir: Workdir, images: Images) -> dict[str, Any]:
     # Last: its presence says that the run is whole.
     workdir.write_json("results.json", results)
     return workdir.read_json("results.json")
+
+
+def _told_of_step_size(config, condensed: Condensed) -> dict[str, Any]:
+    """Returns the step size that was learnt, and what is wrong with it, if any."""
+    if condensed.step_size is None:
+        return {}
+    size = float(condensed.step_size)
+    return {
+        "step_size": size,
+        "step_size_fault": student.step_size_fault(size, config.step_size),
+    }
 
 
 def _condense(config, workdir, images, x, key, timer) -> Condensed:
@@ -214,6 +227,8 @@ def summary(results: dict[str, Any]) -> str:
             rate = results[entry]
             value = f"{100 * rate['convnet']:.2f}%"
             rows.append((told, f"{value} +- {100 * rate['convnet_deviation']:.2f}"))
+    if results.get("step_size_fault"):
+        rows.append(("step size", results["step_size_fault"]))
     if "nearest" in results:
         count = f"{results['nearest']['num_copies']} of {results['num_distilled']}"
         rows.append(("copies of training images (PSNR >= 25 dB)", count))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _class_checks
 from ntk_privacy._types import Callback
 from ntk_privacy.data import augmentation
 from ntk_privacy.models.convnet import Classifier
@@ -109,9 +109,12 @@ def evaluate(
       callback: `(steps, state, metrics)` after each chunk.
 
     Raises:
-      ValueError: lengths differ, or a number is out of range.
+      ValueError: images or classes are none, a class has no output, lengths differ, or
+        a number is out of range.
     """
-    _checks.same_length(x_test=x_test, class_test=class_test)
+    _class_checks.labelled(model, x_test, class_test, names=("x_test", "class_test"))
+    if targets is not None and len(targets):
+        _class_checks.images(targets=targets)
     _checks.at_least(1, num_networks=num_networks)
     state = classification.train(
         images,

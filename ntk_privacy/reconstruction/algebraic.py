@@ -76,6 +76,7 @@ def _layers(params_0: Params, params_t: Params) -> layer_inversion.Layers:
     """Reads and checks the layers of a ReLU MLP; features are those of `params_0`."""
     _checks.same_structure("params_0", params_0, "params_t", params_t)
     _checks.finite(params_0=params_0, params_t=params_t)
+    _checks.full_precision(params_0=params_0, params_t=params_t)
     _checks.differ("params_0", params_0, "params_t", params_t)
     count = len(params_0) if hasattr(params_0, "keys") else 0
     names = [f"Dense_{i}" for i in range(count)]

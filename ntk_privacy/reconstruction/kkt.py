@@ -103,6 +103,7 @@ def prepare(
     """
     _checks.same_structure("params_0", params_0, "params_t", params_t)
     _checks.finite(params_0=params_0, params_t=params_t)
+    _checks.full_precision(params_0=params_0, params_t=params_t)
     _checks.differ("params_0", params_0, "params_t", params_t)
     _checks.at_least(1, num_images=num_images)
     points = parse_points(points)

@@ -78,15 +78,26 @@ class _Adversarial:
     num_steps: int = 10
 
     def __post_init__(self):
-        _checks.positive(eps=self.eps)
+        if not 0 < self.eps <= 1:
+            told = f"such as eps={self.eps:g}/255" if self.eps > 1 else "above 0"
+            raise ValueError(
+                f"eps={self.eps} must lie in (0, 1], for intensities do: give a share "
+                f"of them, {told}."
+            )
         _checks.at_least(1, num_steps=self.num_steps)
         if self.step is not None:
             _checks.positive(step=self.step)
         _checks.same_length(mean=self.mean, deviation=self.deviation)
-        for value in self.deviation:
+        for centre, value in zip(self.mean, self.deviation, strict=True):
+            _checks.in_range(0, 1, mean=centre)
             _checks.positive(deviation=value)
 
     def _attack(self, loss_fn, x, start):
+        if len(self.mean) != x.shape[-1]:
+            raise ValueError(
+                f"mean has {len(self.mean)} entries for images of {x.shape[-1]} "
+                "channels: give one of each per channel."
+            )
         return attacked(
             loss_fn,
             x,

@@ -192,9 +192,12 @@ def full_batch(
       callback: `(steps, state, metrics)` after each chunk.
 
     Raises:
-      ValueError: lengths differ, a number is out of range, or the loss is not finite.
+      ValueError: lengths differ, images or targets are no finite floating-point
+        numbers, a number is out of range, or the loss is not finite.
     """
     _checks.same_length(x_train=x_train, y_train=y_train)
+    _checks.floating(x_train=x_train, y_train=y_train)
+    _checks.finite_data(x_train=x_train, y_train=y_train)
     _checks.positive(stop_loss=stop_loss)
     for level in snapshot_losses:
         _checks.positive(snapshot_loss=level)

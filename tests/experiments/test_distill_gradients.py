@@ -244,3 +244,40 @@ def test_compare_has_a_row_per_method_and_a_column_per_architecture(tmp_path):
 def test_comparisons_of_nothing_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
         compare.Config(**flags)
+
+
+@pytest.mark.parametrize(("learnt", "fault"), [(-0.02, "is not above 0"), (0.04, None)])
+def test_a_learnt_step_size_and_its_fault_are_results(
+    tmp_path, monkeypatch, learnt, fault
+):
+    """A set that was condensed with a lost step size is told, not trained with it."""
+    random = np.random.default_rng(0)
+    made = _condensed.Condensed(
+        random.normal(size=(10, 8, 8, 1)).astype(np.float32),
+        np.arange(10, dtype=np.int32),
+        np.ones(4, np.float32),
+        np.float32(learnt),
+    )
+    monkeypatch.setattr(distill._condense_run, "_condense", lambda *_: made)
+    trained = []
+
+    def accuracies(config, workdir, images, made, *rest):
+        trained.append(getattr(made, "step_size", None))
+        return [0.5]
+
+    monkeypatch.setattr(distill._condense_run, "_accuracies", accuracies)
+    changes = {"method": "mtt", "evaluate": True, "preset": "paper", **TRAJECTORY}
+    results = _run(tmp_path, **changes)
+    assert results["step_size"] == pytest.approx(learnt)
+    if fault is None:
+        assert results["step_size_fault"] is None
+        assert len(trained) == 2
+        return
+    assert fault in results["step_size_fault"]
+    assert not trained
+    assert "accuracy" not in results
+    assert fault in distill._condense_run.summary(results)
+    # With a step size of one's own the set may still be tried.
+    other = _run(tmp_path / "other", **changes, train_learning_rate=0.01)
+    assert fault in other["step_size_fault"]
+    assert len(trained) == 2

@@ -165,5 +165,5 @@ def test_refusals():
         squeeze.Regularized(curvature.regularize, 0)
     with pytest.raises(ValueError, match="learning_rate=0 must be above 0"):
         squeeze.train(x, labels, model=MODEL, learning_rate=0, **options)
-    with pytest.raises(ValueError, match="eps=0 must be above 0"):
+    with pytest.raises(ValueError, match=r"eps=0 must lie in \(0, 1\].* above 0"):
         adversarial.PGD(MEAN, DEVIATION, eps=0)

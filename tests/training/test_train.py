@@ -168,6 +168,11 @@ def test_bad_arguments_are_refused_before_anything_runs():
 
     with pytest.raises(ValueError, match=r"stop_loss=0.0 must be above 0"):
         call(stop_loss=0.0)
+    # Not the learning rate is to blame.
+    with pytest.raises(ValueError, match="NaN or infinite values in 1 rows"):
+        call(x=x.at[2].set(jnp.nan))
+    with pytest.raises(ValueError, match="y_train has NaN or infinite"):
+        call(y=y.at[0].set(jnp.inf))
     with pytest.raises(ValueError, match=r"snapshot_loss=-1.0 must be above 0"):
         call(snapshot_losses=[-1.0])
     with pytest.raises(ValueError, match=r"y_train has shape \(4, 2\), the outputs"):
