@@ -1,7 +1,7 @@
 r"""Distances between images that all but coincide, where products of them cancel.
 
-Where two images have a correlation within rounding of 1, $1 - \rho$ is lost, and with it
-the angle between them: to $\sqrt{\epsilon}$ and not $\epsilon$. The squared distance
+Where two images have a correlation within rounding of 1, $1 - \rho$ is lost, and with
+it the angle between them: to $\sqrt{\epsilon}$ and not $\epsilon$. The squared distance
 $D = \|x - x'\|^2 / d$ keeps every digit there if the difference is taken first, and
 $\sqrt{q q'} (1 - \rho) = (D - (\sqrt q - \sqrt{q'})^2) / 2$. Likewise $\|x + x'\|^2$
 where images are opposite.
