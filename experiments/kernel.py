@@ -267,9 +267,10 @@ def summary(results: dict[str, Any]) -> str:
         ("alignment with the targets", f"{results['target_alignment']:.4g}"),
     ]
     if "kernel_distance" in results:
+        short = "" if results["converged"] else " (not reached what was asked)"
         rows += [
             ("training steps", str(results["train_steps"])),
-            ("training loss", f"{results['train_loss']:.3g}"),
+            ("training loss", f"{results['train_loss']:.3g}{short}"),
             ("kernel distance after training", f"{results['kernel_distance']:.4g}"),
         ]
     told = ", ".join(f"{seconds[k]:.1f}" for k in ("compile", "kernel", "train"))

@@ -358,6 +358,15 @@ def test_a_damaged_file_of_the_run_is_named_not_worked_around(tmp_path, capsys):
     assert "results.json is damaged" in told
 
 
+def test_a_closed_form_is_not_taken_to_have_converged():
+    config = reconstruct.Config(
+        workdir="unused", dynamics="linearized", schedule="flow", early_stop_loss=0.1336
+    )
+    y = np.ones((4, 1), np.float32)
+    assert reconstruct._converged(config, 0.1337, y) is True
+    assert reconstruct._converged(config, 0.154, y) is False
+
+
 def test_training_that_stops_short_is_told(tmp_path):
     changes = {"dynamics": "standard", "num_steps": 5}
     short = _run(tmp_path / "short", max_train_steps=3, **changes)

@@ -183,3 +183,14 @@ def test_bad_arguments_are_refused_before_anything_runs():
         train.paper_optimizer(0)
     with pytest.raises(ValueError, match=r"lambda_max=nan must be above 0"):
         train.stable_optimizer(float("nan"), 4)
+
+
+def test_a_loss_is_reached_up_to_rounding_and_no_further():
+    y = jnp.ones((4, 1), jnp.float32)
+    assert train.reached(1.0e-10, 1e-10, y)
+    assert train.reached(1.6e-10, 1e-10, y)
+    assert not train.reached(2e-10, 1e-10, y)
+    assert not train.reached(1.6e-10, 1e-10, y.astype(jnp.float64))
+    assert train.reached(0.1336, 0.1336, y)
+    assert not train.reached(0.154, 0.1336, y)
+    assert not train.reached(float("nan"), 0.1, y)
