@@ -24,7 +24,15 @@ from ntk_privacy.evasion import (
 )
 from ntk_privacy.evasion import task as tasks
 
-__all__ = ["ATTACKS", "AttackFn", "Stage", "plan", "settings", "version_of"]
+__all__ = [
+    "ATTACKS",
+    "AttackFn",
+    "Stage",
+    "honest_name",
+    "plan",
+    "settings",
+    "version_of",
+]
 
 AttackFn = Callable[..., Adversarial]
 """`(logits_fn, x, y, *, key, threat_model) -> Adversarial`."""
@@ -89,9 +97,37 @@ def settings(
       num_steps: see `plan`.
       num_queries: see `plan`.
     """
-    changed = [text for text, _ in _changes(name, num_steps, num_queries)]
+    changed = [f"{k}={v}" for k, v, _ in _changes(name, num_steps, num_queries)]
     told = ATTACKS[name]
     return f"{told}; but with {' and '.join(changed)}" if changed else told
+
+
+def honest_name(
+    name: str,
+    *,
+    num_steps: int | None = None,
+    num_queries: int = _QUERIES,
+    shown: str | None = None,
+) -> str:
+    """Returns a name for tables, with what is not as the name promises in brackets.
+
+    As `autoattack (20 steps, 300 queries)`; the name alone where all is as it stands
+    for. A name that is none of `ATTACKS` is returned as it is.
+
+    Args:
+      name: of `ATTACKS`, or of an attack of your own.
+      num_steps: see `plan`.
+      num_queries: see `plan`.
+      shown: in its place, such as "AutoAttack".
+    """
+    shown = name if shown is None else shown
+    if name not in ATTACKS:
+        return shown
+    changed = [
+        f"{value} {what.removeprefix('num_')}"
+        for what, value, _ in _changes(name, num_steps, num_queries)
+    ]
+    return f"{shown} ({', '.join(changed)})" if changed else shown
 
 
 def version_of(name: str) -> str | None:
@@ -134,16 +170,16 @@ def _attack(name: str, classes: int, num_steps: int | None, queries: int) -> Att
 
 def _changes(
     name: str, num_steps: int | None, num_queries: int
-) -> list[tuple[str, bool]]:
+) -> list[tuple[str, int, bool]]:
     """Returns what of an attack is not as its name tells, and whether it is less."""
     version = version_of(name)
     found = []
     own = _STEPS.get(name, 100)
     if not name.startswith("square") and num_steps not in (None, own):
-        found.append((f"num_steps={num_steps}", num_steps < own))
+        found.append(("num_steps", num_steps, num_steps < own))
     asks = version not in (None, "rand") or name.startswith("square")
     if asks and num_queries != _QUERIES:
-        found.append((f"num_queries={num_queries}", num_queries < _QUERIES))
+        found.append(("num_queries", num_queries, num_queries < _QUERIES))
     return found
 
 
@@ -211,7 +247,8 @@ def plan(
             fewer.append(name)
     short = []
     for name in attacks:
-        less = [t for t, less in _changes(name, num_steps, num_queries) if less]
+        changes = _changes(name, num_steps, num_queries)
+        less = [f"{what}={value}" for what, value, fewer_ in changes if fewer_]
         if less:
             short.append(f"{name} with {' and '.join(less)}")
     said = []

@@ -80,6 +80,7 @@ class RobustAccuracy(NamedTuple):
         any is; the image itself where none was found.
       found_by: the attack that found it, or "".
       warnings: why the result may be too good; they were also raised.
+      names: by attack, what a table may call it, see `named_attacks.honest_name`.
       state: of the end.
     """
 
@@ -94,6 +95,7 @@ class RobustAccuracy(NamedTuple):
     images: Float[np.ndarray, "n h w c"]
     found_by: list[str]
     warnings: tuple[str, ...]
+    names: dict[str, str]
     state: RobustState
 
 
@@ -273,7 +275,15 @@ def robust_accuracy(
     first = init(images, stages=stages)
     state = first if state is None else _copied(state, first)
     state = _run(state, stages, batches, read, key_attacks, survivors_only, callback)
-    found = _result(state, stages, names, correct, survivors_only, said)
+    called = {
+        name: named_attacks.honest_name(
+            name, num_steps=num_steps, num_queries=num_queries
+        )
+        if not isinstance(attacks, Mapping)
+        else name
+        for name in names
+    }
+    found = _result(state, stages, called, correct, survivors_only, said)
     for text in found.warnings:
         warnings.warn(text, RobustnessWarning, stacklevel=2)
     return found
@@ -333,7 +343,7 @@ def _run(
 def _result(
     state: RobustState,
     stages: Sequence[Stage],
-    names: Sequence[str],
+    names: Mapping[str, str],
     correct: np.ndarray,
     survivors_only: bool,
     said: Sequence[str],
@@ -374,5 +384,6 @@ def _result(
         state.images,
         [stages[i].name if i >= 0 else "" for i in state.found_by],
         tuple(said),
+        dict(names),
         state,
     )
