@@ -23,7 +23,7 @@ ATTACKS = {
     "pgd100": "pgd100",
     "square": "square_rescaled",
     "autoattack": "autoattack",
-    "cw": "cw",
+    "cw": "cw_guard",
     "mim": "mim",
 }
 _ATTACK_BATCH = 50

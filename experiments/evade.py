@@ -227,7 +227,9 @@ def summary(results: dict[str, Any]) -> str:
     for name in results["settings"]:
         spent = results["seconds"]["attacks"][name]
         queries = f"{results['queries'][name]:.0f}"
-        rows.append((name, f"{100 * share[name]:.2f}", queries, f"{spent:.1f}"))
+        # Older results do not have it.
+        called = results.get("names", {}).get(name, name)
+        rows.append((called, f"{100 * share[name]:.2f}", queries, f"{spent:.1f}"))
         for part, left in results["left"].get(name, {}).items():
             rows.append((f"  after {part}", f"{100 * left:.2f}", "", ""))
     rows.append(("all within eps", f"{100 * share['ensemble']:.2f}", "", ""))
