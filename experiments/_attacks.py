@@ -166,8 +166,15 @@ def run_kkt(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Atta
     )
 
 
-def decode(config: Any, workdir: Workdir, victim: Victim, timer: Timer):
-    """Decodes, or reads back what an earlier start of this run decoded."""
+def decode(
+    config: Any, workdir: Workdir, victim: Victim, timer: Timer, *, some: bool = False
+):
+    """Decodes, or reads back what an earlier start of this run decoded.
+
+    Raises:
+      UndecodableError: a network that decoding does not take, or no image if `some`
+        are asked for.
+    """
     path = workdir.checkpoint_folder / "decoded.npz"
     name = str(path.relative_to(workdir.folder))
     if path.exists():
@@ -188,7 +195,13 @@ def decode(config: Any, workdir: Workdir, victim: Victim, timer: Timer):
             )
         except ValueError as error:
             raise UndecodableError(str(error)) from error
-        decoded = {k: np.asarray(v) for k, v in decoded._asdict().items()}
+        if some and not len(decoded.images):
+            raise UndecodableError(decoded.message)
+        fields = decoded._asdict()
+        said = fields.pop("verdict")
+        explained = np.nan if said.explained is None else said.explained
+        fields |= {"verdict": said.word, "reason": said.reason, "explained": explained}
+        decoded = {k: np.asarray(v) for k, v in fields.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     workdir.write_arrays(
         name, seconds=np.asarray([timer.run, timer.compile]), **decoded
@@ -204,6 +217,10 @@ def told(decoded: dict[str, Any]) -> dict[str, Any]:
         "num_certified": int(np.sum(decoded["certified"])),
         "certified": decoded["certified"],
         "residuals": decoded["residuals"],
+        "errors": decoded["errors"],
+        "verdict": decoded["verdict"],
+        "reason": decoded["reason"],
+        "explained": decoded["explained"],
         "message": decoded["message"],
     }
 

@@ -216,7 +216,7 @@ def _searched_and_refined(
 def run(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked:
     """Decodes, searches for what is missing, polishes where features move."""
     try:
-        decoded = decode(config, workdir, victim, timer)
+        decoded = decode(config, workdir, victim, timer, some=True)
     except UndecodableError as error:
         count = algebraic.count_images(
             victim.params_0, victim.params_t, key=jax.random.key(config.seed)
@@ -229,15 +229,15 @@ def run(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked
     settings, points = kkt_settings(config)
     linear = decoded["rank_gap"] > _LINEAR_GAP
     count = decoded["estimated_num_images"]
-    if not linear and 2 * np.sum(decoded["certified"]) < count:
+    if not linear and 2 * np.sum(decoded["accepted"]) < count:
         # What moving features made of most rows is worse than noise to start from.
         return _searched_only(
             _searched_and_refined(config, workdir, victim, timer, count),
             f"searched from noise: of the decoding, {decoded['message']}",
             count,
         )
-    # Uncertified images of linear dynamics may be anything: the search replaces them.
-    keep = decoded["certified"] if linear else np.ones(len(decoded["images"]), bool)
+    # Images that contradict themselves may be anything: the search replaces them.
+    keep = decoded["accepted"] if linear else np.ones(len(decoded["images"]), bool)
     images, duals = decoded["images"][keep], decoded["duals"][keep]
     certified, sources = decoded["certified"][keep], ["decoded"] * len(images)
     duals = np.repeat(duals[None] / len(points), len(points), axis=0)

@@ -383,7 +383,9 @@ def _faint(monkeypatch):
     def faint(*args, **kwargs):
         found = decode(*args, num_images=4, **kwargs)
         nothing = np.zeros(len(found.certified), bool)
-        return found._replace(rank_gap=3.0, certified=nothing, message="none.")
+        return found._replace(
+            rank_gap=3.0, certified=nothing, accepted=nothing, message="none."
+        )
 
     monkeypatch.setattr(_attacks.algebraic, "reconstruct", faint)
 
