@@ -10,10 +10,11 @@ normalisation 0.65, GELU 0.83), or lie outside the bounds by 0.1 to 0.4 (others 
 
 import numpy as np
 
+from ntk_privacy.reconstruction.algebraic import AlgebraicReconstruction
 from ntk_privacy.reconstruction.evidence import Evidence
 from ntk_privacy.reconstruction.verdict import Verdict
 
-__all__ = ["of_search", "percent", "replayed"]
+__all__ = ["completed", "of_decoding", "of_replay", "of_search", "percent", "replayed"]
 
 EXPLAINED, PREDICTED = 0.9, 0.8
 """The least shares of a search that found something."""
@@ -101,6 +102,30 @@ def of_search(evidence: Evidence | None) -> Verdict:
     )
 
 
+def of_replay(miss: float) -> Verdict:
+    """Judges images by the training that they make.
+
+    Args:
+      miss: distance of its end from the trained weights, over the length of the way.
+    """
+    told = f"training again on these images ends {percent(miss)} of the way off"
+    explained = max(1 - miss**2, 0.0)
+    if miss <= MISS:
+        return Verdict(
+            "approximate",
+            f"No certificate, but {told} (on random images: 80% or more).",
+            explained=explained,
+            replay_misses=miss,
+        )
+    return Verdict(
+        "nothing found",
+        f"Too far to tell from random images: {told}, where theirs end 80% off or more "
+        "and images that are nearly right less than 50%.",
+        explained=explained,
+        replay_misses=miss,
+    )
+
+
 def replayed(verdict: Verdict, miss: float) -> Verdict:
     """Adds how far a training on the images found ends from the trained weights.
 
@@ -118,4 +143,34 @@ def replayed(verdict: Verdict, miss: float) -> Verdict:
         )
     return verdict._replace(
         reason=f"{verdict.reason.rstrip('.')}; {ends}.", replay_misses=miss
+    )
+
+
+def of_decoding(decoded: AlgebraicReconstruction) -> Verdict:
+    """Returns the verdict of a decoding."""
+    verdict = getattr(decoded, "verdict", None)
+    if verdict is not None:
+        return verdict
+    certified = int(np.sum(decoded.certified))
+    return Verdict(
+        "exact" if certified else "nothing found",
+        decoded.message,
+        gap=float(decoded.rank_gap),
+        num_certified=certified,
+    )
+
+
+def completed(decoded: Verdict, searched: Verdict) -> Verdict:
+    """Judges certified images together with others that a search has added to them.
+
+    Args:
+      decoded: of the decoding; its certified images were held.
+      searched: of the search, all images together.
+    """
+    if not decoded.num_certified:
+        return searched._replace(gap=decoded.gap)
+    return decoded._replace(
+        reason=f"{decoded.reason.rstrip('.')}; the others were searched for: "
+        f"{searched.reason}",
+        explained=searched.explained,
     )
