@@ -150,12 +150,13 @@ def line(row: dict[str, Any]) -> str:
     certified = row["num_certified"]
     told = "" if certified is None else f", {certified} certified"
     stop = "" if row["early_stop_loss"] is None else ", early stopped"
+    verdict = row.get("verdict")
+    judged = "" if verdict is None else f"; {verdict['word']}: {verdict['reason']}"
     return (
         f"{row['dataset']} {row['task']} {row['dynamics']}{stop}: "
         f"N={row['num_images']} "
         f"width={row['width']}: {row['num_recovered']} recovered{told}, kernel "
-        f"distance {float(row['kernel_distance']):.2g}; {row['verdict']['word']}: "
-        f"{row['verdict']['reason']}"
+        f"distance {float(row['kernel_distance']):.2g}{judged}"
     )
 
 
@@ -187,7 +188,7 @@ def draw(rows: list[dict[str, Any]], workdir: Workdir) -> None:
             stop = ", early" if row["early_stop_loss"] else ""
             label = f"{row['dataset']} {row['task']}{stop}"
             series.setdefault(label, []).append(
-                (row["kernel_distance"], float(row["mean_error"]))
+                (float(row["kernel_distance"]), float(row["mean_error"]))
             )
         plots.scatter(
             series,

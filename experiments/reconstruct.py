@@ -307,7 +307,8 @@ def _converged(config: Config, loss: float) -> bool | None:
 def summary(results: dict[str, Any]) -> str:
     """Returns a short table for the terminal."""
     squared = np.asarray(results["squared_distances"], float)
-    verdict = results["verdict"]
+    # Runs of earlier versions have none.
+    verdict = results.get("verdict") or {"word": "none was given", "reason": ""}
     seconds = results["seconds"]
     n = results["num_images"]
     short = " (not reached what was asked)" if results.get("converged") is False else ""
@@ -330,7 +331,10 @@ def summary(results: dict[str, Any]) -> str:
     size = max(len(name) for name, _ in rows)
     lines = [f"{name:<{size}}  {value}" for name, value in rows]
     # In full, below the table: it is why the word was chosen.
-    return "\n".join([*lines, *textwrap.wrap(verdict["reason"], 79)])
+    told = [verdict["reason"], *(f"warning: {w}" for w in results.get("warnings", ()))]
+    return "\n".join(
+        lines + [part for text in told for part in textwrap.wrap(text, 79)]
+    )
 
 
 def _distance_rows(squared: np.ndarray, ssim: list[Any]) -> list[tuple[str, str]]:

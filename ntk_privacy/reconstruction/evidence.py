@@ -36,6 +36,7 @@ __all__ = [
     "Evidence",
     "Part",
     "explain",
+    "is_finite",
     "measure",
     "outside",
     "parts",
@@ -204,6 +205,12 @@ def _lifted(kernel: np.ndarray, eps: float) -> np.ndarray:
     return kernel + ridge * np.eye(len(kernel))
 
 
+def is_finite(found: dict[str, Part]) -> bool:
+    """Whether no layer's part holds a NaN or an infinity."""
+    arrays = [a for part in found.values() for a in part]
+    return all(bool(np.isfinite(a).all()) for a in arrays)
+
+
 def _share(part: Part, duals: np.ndarray) -> float:
     """Part of a squared norm that duals explain: 2 a p - a K a."""
     return float(2 * duals @ part.projection - duals @ part.kernel @ duals)
@@ -296,8 +303,10 @@ def measure(
     duals: Float[Array | np.ndarray, "q m c"],
     *,
     bounds: tuple[Any, Any],
-) -> Evidence:
+) -> Evidence | None:
     """Measures what images explain of a change of parameters.
+
+    None where the images are too large for their gradients to be finite.
 
     Args:
       network: an `MLP`, or any `apply_fn`.
@@ -323,13 +332,18 @@ def measure(
         found = parts(
             network, features, change, jnp.asarray(pictures, dtype), num_outputs=c
         )
+        if not is_finite(found):
+            return None
         whole = _sum(found.values())
         return found, whole, explain(whole.kernel, whole.projection, eps=eps)
 
-    found, whole, best = found_by(host[kept])
+    by_images, by_random = found_by(host[kept]), found_by(random_like(host[kept]))
+    if by_images is None or by_random is None:
+        return None
+    found, whole, best = by_images
+    _, by_chance, chance = by_random
     contributions = np.zeros(m)
     contributions[kept] = _contributions(whole, best, (q, len(kept), c), eps)
-    _, by_chance, chance = found_by(random_like(host[kept]))
     explained = min(_share(whole, best) / whole.squared_norm, 1.0)
     possible = first = 1.0
     if isinstance(network, MLP) and explained < 0.95:

@@ -1,11 +1,13 @@
 """From evidence to a verdict, in one word and one sentence.
 
-The limits were measured on networks of width 32 to 256 with 8 to 32 images (linearized,
-gradient descent, momentum and minibatches; foreign, noisy and permuted weights, Adam,
-weight decay, layer normalisation, other activations and bounds). Images within a third
-of the truth's norm explain 0.90 to 1.00 of the change and predict 0.84 to 1.00 of it;
-images that are wrong explain at most 0.87 (foreign weights 0.1, Adam 0.4, layer
-normalisation 0.65, GELU 0.83), or lie outside the bounds by 0.1 to 0.4 (others 0.006).
+The limits were measured in 104 searches of 1,200 steps, widths 32 to 256, 8 to 24
+images: linearized training, early stops, gradient descent, momentum, minibatches;
+foreign, noisy and permuted weights, Adam, weight decay, layer normalisation, other
+activations, parametrisations and bounds. Images of honest training within a third of
+the truth's norm explain 0.90 to 1.00 of the change and predict 0.84 to 1.00 of it.
+Wrong images explain at most 0.87 (foreign weights 0.1, Adam 0.4, layer normalisation
+0.65, GELU 0.83), or lie outside the bounds by 0.09 to 0.3 (honest ones by 0.006). Leaky
+ReLU comes to 0.90, with images a quarter off.
 """
 
 import numpy as np
@@ -44,12 +46,12 @@ def of_search(evidence: Evidence | None) -> Verdict:
     """Judges a search that knows the parameters before and after.
 
     Args:
-      evidence: of its images; None if its loss became NaN.
+      evidence: of its images; None if its loss became NaN, or they overflow.
     """
     if evidence is None:
         return Verdict(
             "nothing found",
-            "The loss of the search became NaN or infinite, so its images are nothing: "
+            "The search was lost, its loss or images too large for numbers to hold: "
             "lower the learning rate.",
         )
     e = evidence
@@ -64,7 +66,8 @@ def of_search(evidence: Evidence | None) -> Verdict:
         and not e.predicted < PREDICTED
         and 1 - e.explained <= BEYOND_CHANCE * (1 - e.chance)
     )
-    if e.outside > OUTSIDE:
+    # An unfinished search may be anywhere; one that fits has gone where it had to.
+    if enough and e.outside > OUTSIDE:
         return Verdict(
             "assumptions do not hold",
             f"{percent(e.outside)} of the images' squared norm lies outside the bounds "

@@ -259,7 +259,7 @@ def run(
     )
 
 
-def _evidence(attack: Attack, images, duals) -> evidence.Evidence:
+def _evidence(attack: Attack, images, duals) -> evidence.Evidence | None:
     judged = attack.judged
     features = judged.features or stationarity.features(
         judged.params_0, judged.params_t, judged.points

@@ -52,8 +52,10 @@ def measure(
     params: Params,
     images: Float[Array | np.ndarray, "m h w d"],
     labels: Float[Array | np.ndarray, " m"],
-) -> MarginEvidence:
+) -> MarginEvidence | None:
     """Fits non-negative multipliers and measures what they explain of the weights.
+
+    None where the images are too large for their gradients to be finite.
 
     Args:
       model: one output.
@@ -67,6 +69,8 @@ def measure(
     def shares(pictures):
         pictures = jnp.asarray(pictures, params["Dense_0"]["kernel"].dtype)
         found = evidence.parts(model, (params,), params, pictures)
+        if not evidence.is_finite(found):
+            return None
         kernel = sum(part.kernel for part in found.values()) * np.outer(signs, signs)
         along = sum(part.projection for part in found.values()) * signs
         weights = _non_negative(kernel, along, eps)
@@ -79,8 +83,12 @@ def measure(
             weights * along / whole,
         )
 
-    explained, first, contributions = shares(images)
-    _, chance, _ = shares(evidence.random_like(np.asarray(images)))
+    by_images = shares(images)
+    by_chance = shares(evidence.random_like(np.asarray(images)))
+    if by_images is None or by_chance is None:
+        return None
+    explained, first, contributions = by_images
+    _, chance, _ = by_chance
     return MarginEvidence(
         explained=min(explained, 1.0),
         first=min(first, 1.0),
@@ -109,7 +117,7 @@ def judge(found: MarginEvidence | None) -> Verdict:
     if found is None:
         return Verdict(
             "nothing found",
-            "The loss of the search became NaN or infinite, so its images are nothing: "
+            "The search was lost, its loss or images too large for numbers to hold: "
             "lower the learning rate of the images.",
         )
     told = (

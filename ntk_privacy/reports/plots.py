@@ -142,8 +142,10 @@ def scatter(
                 marker="os^Dv*"[i % 6],
                 label=label,
             )
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        if any(len(drawn.get_offsets()) for drawn in axes.collections):
+            # Without a point there is no scale.
+            axes.set_xscale("log")
+            axes.set_yscale("log")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.set_title(title, fontsize=12)
