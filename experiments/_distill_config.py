@@ -306,6 +306,43 @@ class Config:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
+    def passed_over(self) -> dict[str, str]:
+        """Returns flags that are not read, each with the choice that makes it so."""
+        why = f"--method={self.method}"
+        if self.method in _condensed.METHODS:
+            out = dict.fromkeys(_KERNEL_ONLY, why)
+            if not self.evaluate:
+                told = ("num_networks", "num_epochs", "train_learning_rate")
+                out |= dict.fromkeys(told, "a set that is not evaluated")
+            return out
+        if self.is_study:
+            finite = not self.methods or "rkip_finite" in self.methods
+            if self.table and not finite:
+                return dict.fromkeys(("attack_steps", "dynamics"), "--table")
+            return {}
+        out = {}
+        if self.method not in _distillation.SEARCHED:
+            unread = ("num_steps", "learning_rate", "batch_size")
+            out |= dict.fromkeys((*unread, "learn_labels", "label_solve"), why)
+            if not self.evaluate:
+                out["kernel"] = why
+        if self.method == "full":
+            out["num_distilled"] = why
+        if not self.evaluate:
+            alone = "a set that is not evaluated"
+            out |= dict.fromkeys(("num_runs", "num_finite_runs"), alone)
+        attacked = self.attack or self.method == "rkip_finite"
+        if not attacked:
+            out["attack_steps"] = "no attack"
+            out["dynamics"] = "no network that is attacked"
+        if not (attacked or self.evaluate):
+            out["stop_loss"] = "no network that is trained"
+            if self.kernel != "standard":
+                out["width"] = "no network and --kernel=ntk"
+        if not self.evaluate and not (attacked and self.dynamics == "standard"):
+            out["max_train_steps"] = "no network that is trained step by step"
+        return out
+
     @property
     def is_study(self) -> bool:
         """Whether several methods or seeds are asked for."""

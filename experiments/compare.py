@@ -132,6 +132,15 @@ class Config:
         for name in self.architectures:
             network(name, 10)
 
+    def passed_over(self) -> dict[str, str]:
+        """Returns flags that are not read, each with the choice that makes it so."""
+        unread = _OF_ATTACKS if self.attacks == "none" else _NOT_OF_ATTACKS
+        out = dict.fromkeys(unread, f"--attacks={self.attacks}")
+        names = [name.removesuffix(_compare_attacks.SUFFIX) for name in self.methods]
+        if not any(name in KERNEL_METHODS for name in names):
+            out["num_targets"] = "--methods that make no kernel"
+        return out
+
     def _check_attacks(self) -> None:
         """Refuses numbers out of range, and flags that would have no effect."""
         unused = _OF_ATTACKS if self.attacks == "none" else _NOT_OF_ATTACKS

@@ -118,6 +118,16 @@ class Config:
         # Unknown and repeated names, before anything is loaded.
         _planned(self, 1000)
 
+    def passed_over(self) -> dict[str, str]:
+        """Returns flags that are not read, each with the choice that makes it so."""
+        if self.model is not None:
+            unread = ("width", "num_train", "num_epochs", "train_batch_size")
+            unread += ("train_attack_steps", "learning_rate")
+            return dict.fromkeys(unread, "--model, which is trained already")
+        if self.train == "plain":
+            return {"train_attack_steps": "--train=plain"}
+        return {}
+
     @property
     def threat_model(self) -> ThreatModel:
         """What the attacker may do; a ValueError if eps is no bound."""

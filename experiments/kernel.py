@@ -129,6 +129,21 @@ class Config:
                 "stream=true keeps no kernel in memory to compare with: add --notrain."
             )
 
+    def passed_over(self) -> dict[str, str]:
+        """Returns flags that are not read, each with the choice that makes it so."""
+        why = f"--kernel={self.kernel}"
+        finite = self.kernel == "empirical_mlp"
+        out = {}
+        if self.kernel != "infinite_convnet":
+            out |= dict.fromkeys(("head", "pooling"), why)
+        if not finite:
+            out |= dict.fromkeys(("train", "stop_loss", "max_train_steps"), why)
+            if self.parametrization != "standard":
+                out["width"] = why + " in the NTK parametrisation"
+        elif not self.train:
+            out |= dict.fromkeys(("stop_loss", "max_train_steps"), "--notrain")
+        return out
+
 
 def run(config: Config) -> dict[str, Any]:
     """Runs one configuration; returns what results.json holds.

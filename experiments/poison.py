@@ -126,6 +126,16 @@ class Config:
             if getattr(self, name) is not None:
                 _checks.at_least(1, **{name: getattr(self, name)})
 
+    def passed_over(self) -> dict[str, str]:
+        """Returns flags that are not read, each with the choice that makes it so."""
+        unread = {
+            "none": ("bound", "attack_steps", "num_restarts", "num_clean"),
+            "direct": ("bound", "attack_steps", "num_restarts", "num_clean"),
+            "dm": ("num_clean",),
+            "gradient": (),
+        }[self.attack]
+        return dict.fromkeys(unread, f"--attack={self.attack}")
+
 
 def _cell(
     config: Config,

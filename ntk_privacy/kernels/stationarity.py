@@ -31,6 +31,7 @@ from ntk_privacy import _linalg, _tree
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Params
 from ntk_privacy.kernels import structured
+from ntk_privacy.models import fitting
 from ntk_privacy.models.mlp import MLP
 
 __all__ = [
@@ -122,6 +123,34 @@ def parameter_form(
     return _tree.squared_norm(residual)
 
 
+def _check(model, features, change, images) -> None:
+    """Refuses what does not belong together; shapes alone, so free under `jit`."""
+    if not features:
+        raise ValueError("features is empty: give parameters of one point at least.")
+    for i, params in enumerate(features):
+        fitting.check_mlp(
+            model, params, image_shape=images.shape[1:], name=f"features[{i}]"
+        )
+    unknown = sorted(set(change) - set(features[0]))
+    if unknown:
+        raise ValueError(
+            f"change names {unknown}, which the network has not: give layers of "
+            f"{sorted(features[0])}."
+        )
+    for name, layer in change.items():
+        for kind, leaf in layer.items():
+            shape = features[0][name][kind].shape
+            if isinstance(leaf, Factored):
+                found = (leaf.left.shape[0], leaf.right.shape[1])
+            else:
+                found = np.shape(leaf)
+            if found != shape:
+                raise ValueError(
+                    f"change[{name!r}][{kind!r}] has shape {found}, the network "
+                    f"{shape}: give params_t - params_0 of this network."
+                )
+
+
 def _product(a, kernel):
     if isinstance(kernel, Factored):
         return matmul(matmul(a, kernel.left), kernel.right)
@@ -149,6 +178,7 @@ def kernel_form(
       squared_norm: of the change: a constant of the attack.
       sharpness: of the smoothed ReLU.
     """
+    _check(model, features, change, images)
     traces, signals = [], []
     for params, a in zip(features, duals, strict=True):
         trace = structured.forward(model, params, images, sharpness)
@@ -196,6 +226,7 @@ def normal_equations(
       images: candidates.
       sharpness: of the smoothed ReLU.
     """
+    _check(model, features, change, images)
     m, c = len(images), model.num_outputs
     traces, signals = [], []
     for params in features:
