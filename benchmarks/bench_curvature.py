@@ -6,7 +6,8 @@ Each side is `steps` steps of `training.squeeze.train` in one compiled scan, in 
 process, so that the peak of memory is its own; what a process has before its first step
 is told beside it. `cpu` is processor time per step, which other processes disturb less
 than `run`, the time on the clock: `taskset -c 0` compares on one core. A part of
-the batch: what of it the penalty sees; all of it in the paper.
+the batch: what of it the penalty sees, or PGD attacks; all of it in the papers. What
+stands side by side sees the same part.
 """
 
 import functools
@@ -33,7 +34,8 @@ SIDES = {
     "loss_difference, half of the batch": ("loss_difference", 0.5),
     "loss_difference, a quarter of the batch": ("loss_difference", 0.25),
     "gradient": ("gradient", 1.0),
-    "PGD-10": "adversarial",
+    "PGD-10": ("PGD-10", 1.0),
+    "PGD-10, a quarter of the batch": ("PGD-10", 0.25),
 }
 
 
@@ -41,9 +43,9 @@ def _loss(side):
     kind = SIDES[side]
     if kind is None:
         return squeeze.cross_entropy
-    if kind == "adversarial":
-        return adversarial.PGD((0.5,) * 3, (0.25,) * 3, num_steps=10)
     mode, share = kind
+    if mode == "PGD-10":
+        return adversarial.PGD((0.5,) * 3, (0.25,) * 3, num_steps=10, share=share)
     transform = functools.partial(curvature.regularize, weight=1.0, mode=mode)
     return squeeze.Regularized(transform, share)
 
