@@ -159,7 +159,7 @@ class Config:
         None, "Of the curvature in the loss of real images (dc, dsa); none is 0."
     )
     penalty_step: float | None = _field(
-        None, "Length of the step that tells the curvature (dc, dsa)."
+        None, "Length of the step that tells the curvature (dc, dsa); none is 3."
     )
     student_steps: int | None = _field(
         None, "Steps on the condensed set that follow an expert (mtt, tesla)."
@@ -231,6 +231,11 @@ class Config:
         for name, least in (("attack_steps", 1), ("batch_size", 1)):
             if getattr(self, name) is not None:
                 _checks.at_least(least, **{name: getattr(self, name)})
+        if self.penalty_step is not None and self.penalty_weight is None:
+            raise ValueError(
+                f"penalty_step={self.penalty_step} has no effect without "
+                "penalty_weight: give that too, or leave it out."
+            )
         if self.num_finite_runs is not None:
             _checks.in_range(0, self.num_runs, num_finite_runs=self.num_finite_runs)
         if self.noise_ratio is not None:

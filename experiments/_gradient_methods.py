@@ -47,7 +47,7 @@ def _short(images_per_class: int) -> int:
 
 def _presets(num_steps: int, learning_rate: float) -> dict[str, dict[str, Any]]:
     """Returns presets; the numbers are for two cores and many images per class."""
-    plain = {"penalty_weight": None, "penalty_step": _PENALTY_STEP}
+    plain = {"penalty_weight": None, "penalty_step": None}
     return {
         "paper": {
             **plain,
@@ -191,7 +191,8 @@ def _start(initial: str, config: Any, images: Images, x, key) -> Any:
 def _condense(initial: str, config: Any, images: Images, x, key, **loop) -> Any:
     model = ConvNet(images.num_classes, config.width)
     if config.penalty_weight is not None:
-        loop["real_loss"] = real_loss(model, config.penalty_weight, config.penalty_step)
+        step = config.penalty_step or _PENALTY_STEP
+        loop["real_loss"] = real_loss(model, config.penalty_weight, step)
     return gradient_matching.distill(
         x,
         jnp.asarray(images.classes),
