@@ -1,6 +1,7 @@
 """A step of squeezing, plain, regularised and adversarial: seconds and peak memory.
 
     python -m benchmarks.bench_curvature --out=results/benchmarks/curvature.json
+    python -m benchmarks.bench_curvature --share=0.25   # plain, and sides that see that
 
 Each side is `steps` steps of `training.squeeze.train` in one compiled scan, in its own
 process, so that the peak of memory is its own; what a process has before its first step
@@ -71,7 +72,7 @@ def _side(options) -> None:
 
 def main() -> None:
     options = _measure.arguments(
-        repeats=3, width=16, batch=64, size=32, steps=2, side=""
+        repeats=3, width=16, batch=64, size=32, steps=2, side="", share=0.0
     )
     if options.side:
         _side(options)
@@ -79,7 +80,9 @@ def main() -> None:
     names = ("width", "batch", "size", "steps", "repeats")
     flags = [f"--{name}={getattr(options, name)}" for name in names]
     rows = []
-    for side in SIDES:
+    for side, kind in SIDES.items():
+        if options.share and kind is not None and kind[1] != options.share:
+            continue
         program = [sys.executable, "-m", "benchmarks.bench_curvature"]
         done = subprocess.run(
             [*program, *flags, f"--side={side}"],
