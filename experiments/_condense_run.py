@@ -19,7 +19,7 @@ from experiments._image_sets import Images
 from experiments._timing import Timer
 from experiments._workdir import Workdir, versions
 from ntk_privacy.condensation import distribution_matching, student
-from ntk_privacy.evaluation import protocol
+from ntk_privacy.evaluation import rates
 from ntk_privacy.models import ConvNet, saved
 from ntk_privacy.reports import loss_plots, plots
 
@@ -127,7 +127,7 @@ def _run(config, workdir: Workdir, images: Images) -> dict[str, Any]:
             for name in _STAGES
         }
         for entry, name in (("accuracy", "condensed"), ("accuracy_random", "random")):
-            rate = protocol.mean_and_deviation(np.asarray(found[name]))
+            rate = rates.mean_and_deviation(found[name])
             results[entry] = {"convnet": rate.mean, "convnet_deviation": rate.deviation}
         results["runs"] = found
     seconds = {name: timer.run for name, timer in timers.items()}
@@ -224,9 +224,9 @@ def summary(results: dict[str, Any]) -> str:
         ("accuracy_random", "test accuracy, random real images"),
     ):
         if entry in results:
-            rate = results[entry]
-            value = f"{100 * rate['convnet']:.2f}%"
-            rows.append((told, f"{value} +- {100 * rate['convnet_deviation']:.2f}"))
+            name = "condensed" if entry == "accuracy" else "random"
+            value = rates.in_percent(results["runs"][name], digits=2)
+            rows.append((told, f"{value}%"))
     if results.get("step_size_fault"):
         rows.append(("step size", results["step_size_fault"]))
     if "nearest" in results:

@@ -35,7 +35,7 @@ from experiments._image_sets import Images
 from experiments._timed_sets import CONDENSING, KERNEL_METHODS, TimedSet
 from experiments._workdir import Workdir, versions
 from ntk_privacy import _checks
-from ntk_privacy.evaluation import protocol
+from ntk_privacy.evaluation import protocol, rates
 from ntk_privacy.models import MLP, convnet
 from ntk_privacy.reports import plots
 
@@ -316,8 +316,7 @@ def markdown(results: dict[str, Any]) -> str:
     for method, row in results["rows"].items():
         cells = [method, str(row["steps"]), f"{row['seconds']:.0f}"]
         for name in names:
-            rate = protocol.mean_and_deviation(np.asarray(row["accuracy"][name]))
-            cells.append(f"{100 * rate.mean:.1f} +- {100 * rate.deviation:.1f}")
+            cells.append(rates.in_percent(row["accuracy"][name]))
         lines.append(cells)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 

@@ -120,22 +120,34 @@ class PGD(_Adversarial):
       eps: radius of the l_inf ball, in intensity.
       step: of the attack, in intensity; 2.5 eps over the number of steps if None.
       num_steps: of the attack, from a random point of the ball.
+      share: of the batch that is attacked, its first images, which are random; the
+        others stay clean. The counterpart of `squeeze.Regularized.share`.
 
     Raises:
       ValueError: a number is out of range.
     """
 
+    share: _checks.Number = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        _checks.positive(share=self.share)
+        _checks.in_range(0, 1, share=self.share)
+
     def __call__(self, model, params, stats, x, labels, key):
         """See `squeeze.BatchLoss`."""
+        seen = max(1, round(self.share * len(x)))
+        few = x[:seen]
 
         def loss(images):
             return jnp.sum(
-                cross_entropies(model.eval_fn(params, stats, images), labels)
+                cross_entropies(model.eval_fn(params, stats, images), labels[:seen])
             )
 
         scale = jnp.asarray(self.eps, x.dtype) / jnp.asarray(self.deviation, x.dtype)
-        noise = jax.random.uniform(key, x.shape, x.dtype, -1, 1)
-        images = self._attack(loss, x, x + noise * scale[None, None, None])
+        noise = jax.random.uniform(key, few.shape, x.dtype, -1, 1)
+        moved = self._attack(loss, few, few + noise * scale[None, None, None])
+        images = jnp.concatenate([moved, x[seen:]])
         logits, after = model.train_fn(params, stats, images)
         return jnp.mean(cross_entropies(logits, labels)), after
 

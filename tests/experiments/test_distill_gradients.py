@@ -20,6 +20,8 @@ from experiments import (
     distill,
 )
 from ntk_privacy import checkpoint
+from ntk_privacy.condensation import gradient_matching
+from ntk_privacy.models import ConvNet
 from ntk_privacy.training import classification, trajectories
 
 TOY = {
@@ -88,6 +90,29 @@ def test_a_run_has_both_accuracies_and_goes_on_after_a_kill(
     assert _run(tmp_path / "cut", **changes)["runs"] == results["runs"]
     whole, cut = ((tmp_path / n / "arrays.npz").read_bytes() for n in ("whole", "cut"))
     assert whole == cut
+
+
+def test_dc_matches_the_regularised_loss_if_a_weight_is_given(tmp_path, monkeypatch):
+    """At the same steps: dc and dc_curvature side by side, not at the same seconds."""
+    asked = []
+    real = gradient_matching.distill
+
+    def distil(x, classes, *, real_loss=None, **options):
+        asked.append((real_loss, options["num_steps"]))
+        return real(x, classes, real_loss=real_loss, **options)
+
+    monkeypatch.setattr(gradient_matching, "distill", distil)
+    plain, flat, shorter = (
+        _run(tmp_path / name, method="dc", num_steps=2, **changes)
+        for name, changes in (
+            ("plain", {}),
+            ("flat", {"penalty_weight": 2.0}),
+            ("shorter", {"penalty_weight": 2.0, "penalty_step": 0.5}),
+        )
+    )
+    want = [_gradient_methods.real_loss(ConvNet(10, 4), 2.0, h) for h in (3.0, 0.5)]
+    assert asked == [(loss, 2) for loss in (None, *want)]
+    assert len({plain["loss"], flat["loss"], shorter["loss"]}) == 3
 
 
 def test_experts_of_a_folder_are_completed_after_a_kill_or_taken_as_they_are(
@@ -187,6 +212,9 @@ def test_many_products_are_not_kept():
             ["--method=dc", "--images_per_class=90", "--evaluate", *LOOPS],
             "what --evaluate compares with: use fewer",
         ),
+        (["--method=dm", "--penalty_weight=3"], "method='dm' takes no penalty_weight"),
+        (["--method=dc", "--penalty_weight=0"], "penalty_weight=0.0 must be above 0"),
+        (["--method=dc", "--penalty_step=2"], "has no effect without penalty_weight"),
         (["--method=mtt", "--step_size=0"], "step_size=0.0 must be above 0"),
         (["--method=tesla", "--num_experts=0"], "num_experts=0 must be at least 1"),
     ],
