@@ -8,7 +8,7 @@ from ntk_privacy.evaluation import named_attacks, robust_accuracy
 from ntk_privacy.evaluation.robust_accuracy import RobustnessWarning
 from ntk_privacy.evasion import ThreatModel, pgd
 
-_OWN_STEPS = {"pgd": 20, "mim": 20, "cw": 50, "cw_binary": 10_000}
+_OWN_STEPS = {"pgd": 20, "mim": 20, "cw": 50, "cw_guard": 50, "cw_binary": 10_000}
 
 
 @pytest.mark.parametrize("name", named_attacks.ATTACKS)
