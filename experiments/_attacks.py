@@ -166,15 +166,8 @@ def run_kkt(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Atta
     )
 
 
-def decode(
-    config: Any, workdir: Workdir, victim: Victim, timer: Timer, *, some: bool = False
-):
-    """Decodes, or reads back what an earlier start of this run decoded.
-
-    Raises:
-      UndecodableError: a network that decoding does not take, or no image if `some`
-        are asked for.
-    """
+def decode(config: Any, workdir: Workdir, victim: Victim, timer: Timer):
+    """Decodes, or reads back what an earlier start of this run decoded."""
     path = workdir.checkpoint_folder / "decoded.npz"
     name = str(path.relative_to(workdir.folder))
     if path.exists():
@@ -195,13 +188,9 @@ def decode(
             )
         except ValueError as error:
             raise UndecodableError(str(error)) from error
-        if some and not len(decoded.images):
-            raise UndecodableError(decoded.message)
         fields = decoded._asdict()
-        said = fields.pop("verdict")
-        explained = np.nan if said.explained is None else said.explained
-        fields |= {"verdict": said.word, "reason": said.reason, "explained": explained}
-        decoded = {k: np.asarray(v) for k, v in fields.items()}
+        fields["verdict"] = decoded.verdict.word
+        decoded = {k: np.asarray(v) for k, v in fields.items() if v is not None}
     path.parent.mkdir(parents=True, exist_ok=True)
     workdir.write_arrays(
         name, seconds=np.asarray([timer.run, timer.compile]), **decoded
@@ -212,15 +201,12 @@ def decode(
 def told(decoded: dict[str, Any]) -> dict[str, Any]:
     """What results.json says of a decoding."""
     return {
-        "estimated_num_images": decoded["estimated_num_images"],
+        "estimated_num_images": decoded.get("estimated_num_images"),
         "rank_gap": decoded["rank_gap"],
         "num_certified": int(np.sum(decoded["certified"])),
         "certified": decoded["certified"],
         "residuals": decoded["residuals"],
         "errors": decoded["errors"],
-        "verdict": decoded["verdict"],
-        "reason": decoded["reason"],
-        "explained": decoded["explained"],
         "message": decoded["message"],
     }
 

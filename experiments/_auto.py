@@ -216,7 +216,7 @@ def _searched_and_refined(
 def run(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked:
     """Decodes, searches for what is missing, polishes where features move."""
     try:
-        decoded = decode(config, workdir, victim, timer, some=True)
+        decoded = decode(config, workdir, victim, timer)
     except UndecodableError as error:
         count = algebraic.count_images(
             victim.params_0, victim.params_t, key=jax.random.key(config.seed)
@@ -228,8 +228,8 @@ def run(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked
         )
     settings, points = kkt_settings(config)
     linear = decoded["rank_gap"] > _LINEAR_GAP
-    count = decoded["estimated_num_images"]
-    if not linear and 2 * np.sum(decoded["accepted"]) < count:
+    count = decoded.get("estimated_num_images")
+    if count is None or (not linear and 2 * np.sum(decoded["accepted"]) < count):
         # What moving features made of most rows is worse than noise to start from.
         return _searched_only(
             _searched_and_refined(config, workdir, victim, timer, count),

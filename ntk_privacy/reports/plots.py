@@ -89,7 +89,8 @@ def curve(
             )
         axes.set_yscale("log")
         axes.set_ylim(low, high)
-        axes.set_xlim(*((0.5, longest + 0.5) if longest <= 100 else (1, longest)))
+        last = longest + 0.5 if longest <= 100 else longest
+        axes.set_xlim(0.5 if longest <= 100 else 1, max(last, 1.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("training image, sorted by distance (rank)")
         axes.set_ylabel("squared L2 distance (intensity²)")
@@ -203,12 +204,12 @@ def gallery(
       title: above the figure.
 
     Raises:
-      ValueError: lengths differ, or there is no pair.
+      ValueError: lengths differ.
     """
     _checks.same_length(
         images=images, reconstructions=reconstructions, distances=distances, psnr=psnr
     )
-    _checks.at_least(1, num_pairs=len(images), max_columns=max_columns)
+    _checks.at_least(1, max_columns=max_columns)
     worst_first = np.argsort(
         -np.nan_to_num(np.asarray(distances), nan=np.inf), kind="stable"
     )
@@ -220,9 +221,10 @@ def gallery(
     decibels = np.asarray(psnr, np.float64)[shown]
     thinned = len(places) < len(worst_first)
     chosen = f"{len(places)} of {len(worst_first)} pairs, evenly chosen; " * thinned
-    title += f"\n{chosen}sorted by {sorted_by}, PSNR below each pair"
+    caption = f"{chosen}sorted by {sorted_by}, PSNR below each pair"
+    title += "\n" + (caption if len(shown) else "nothing was reconstructed")
 
-    columns = min(max_columns, len(shown))
+    columns = min(max_columns, max(len(shown), 1))
     blocks = -(-len(shown) // columns)
     cell = 0.62  # inches: room for "25.3 dB" in 7 points
     head, foot = 0.46, 0.06
