@@ -189,15 +189,8 @@ def run_kkt(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Atta
     )
 
 
-def decode(
-    config: Any, workdir: Workdir, victim: Victim, timer: Timer, *, some: bool = False
-):
-    """Decodes, or reads back what an earlier start of this run decoded.
-
-    Raises:
-      UndecodableError: a network that decoding does not take, or no image if `some`
-        are asked for.
-    """
+def decode(config: Any, workdir: Workdir, victim: Victim, timer: Timer):
+    """Decodes, or reads back what an earlier start of this run decoded."""
     path = workdir.checkpoint_folder / "decoded.npz"
     name = str(path.relative_to(workdir.folder))
     if path.exists():
@@ -222,8 +215,6 @@ def decode(
             )
         except ValueError as error:
             raise UndecodableError(in_flags(str(error))) from error
-        if some and not len(decoded.images):
-            raise UndecodableError(in_flags(decoded.message))
         verdict = decoded.verdict
         verdict = verdict._replace(reason=in_flags(verdict.reason))
         fields = decoded._asdict() | {"verdict": json.dumps(verdict._asdict())}
@@ -244,7 +235,7 @@ def _plain(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 def told(decoded: dict[str, Any]) -> dict[str, Any]:
     """What results.json says of a decoding."""
     return {
-        "estimated_num_images": decoded["estimated_num_images"],
+        "estimated_num_images": decoded.get("estimated_num_images"),
         "rank_gap": decoded["rank_gap"],
         "num_certified": int(np.sum(decoded["certified"])),
         "certified": decoded["certified"],

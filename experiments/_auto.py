@@ -224,7 +224,7 @@ def _searched_and_refined(
 def run(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked:
     """Decodes, searches for what is missing, polishes where features move."""
     try:
-        decoded = decode(config, workdir, victim, timer, some=True)
+        decoded = decode(config, workdir, victim, timer)
     except UndecodableError as error:
         count = config.known_num_images or algebraic.count_images(
             victim.params_0, victim.params_t, key=jax.random.key(config.seed)

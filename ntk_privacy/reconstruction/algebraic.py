@@ -61,7 +61,7 @@ class AlgebraicReconstruction(NamedTuple):
         where there is none.
       certified: `errors` within `tolerance`, and nothing speaks against the image.
       tolerance: `TOLERANCE`.
-      estimated_num_images: N, from the rank; 0 where noise hides it.
+      estimated_num_images: N, from the rank; None where noise hides it.
       rank_gap: last kept over first dropped singular value: 1 is no evidence for N,
         above 20 is certainty.
       num_rounds: rounds of random starts that were used.
@@ -78,7 +78,7 @@ class AlgebraicReconstruction(NamedTuple):
     errors: Float[Array, " m"]
     certified: Bool[Array, " m"]
     tolerance: float
-    estimated_num_images: int
+    estimated_num_images: int | None
     rank_gap: float
     num_rounds: int
     message: str
@@ -208,7 +208,7 @@ def _nothing(
         errors=jnp.zeros(0, dtype),
         certified=jnp.zeros(0, bool),
         tolerance=TOLERANCE,
-        estimated_num_images=0,
+        estimated_num_images=None,
         rank_gap=error.gap,
         num_rounds=0,
         message=str(error),

@@ -22,7 +22,7 @@ from ntk_privacy.reconstruction.verdict import Verdict
 __all__ = ["Evidence", "Judgement", "judge", "weigh"]
 
 # Of the bound: for the part of a disturbance that the images themselves absorb.
-_MARGIN = 2.0
+_MARGIN = 3.0
 # Units whose preactivation is below this share of the image's own are as likely open
 # as closed: the change decides.
 _AMBIGUOUS = 0.02
@@ -31,8 +31,9 @@ _STEPS = 4
 # what spoils the rest.
 _ADMITTED = (0.25, 1e-2, 1e-3)
 # Over the number of hidden units: relative distance below which images share all gates
-# as likely as not, and show as one.
-_REGION = 4.0
+# as likely as not, and show as one: their mean weighted by duals, of either sign, so up
+# to the edge of the region away.
+_REGION = 10.0
 # Share of the change below which images are no explanation of it.
 _EXPLAINED = 0.5
 
@@ -101,7 +102,7 @@ def _decide(rest, p, q, signal, gates, pre) -> None:
         step = np.clip(gates[i, units] + fit, 0.0, 1.0) - gates[i, units]
         gates[i, units] += step
         step *= signal[i, units]
-        rest[:, units] -= np.outer(p[i], step).astype(rest.dtype)
+        rest[:, units] -= np.outer(p[i], step)
         q[i, units] += step
 
 
@@ -121,31 +122,31 @@ def weigh(
       missing: images known to be left out; each may own one direction of every layer.
     """
     dtype = layers.kernels[0].dtype
-    kernels = [k.astype(np.float64) for k in layers.kernels]
-    acts, pres = [inputs.astype(np.float64)], []
-    for kernel, bias in zip(kernels[:-1], layers.biases[:-1], strict=True):
+    acts, pres = [inputs.astype(dtype)], []
+    for kernel, bias in zip(layers.kernels[:-1], layers.biases[:-1], strict=True):
         pres.append(acts[-1] @ kernel + bias)
         acts.append(np.maximum(pres[-1], 0.0))
     total = unexplained = 0.0
     errors = np.zeros(len(inputs))
     output_rest = np.zeros(duals.shape[1])
-    signal = duals.astype(np.float64)
-    for k in range(len(kernels) - 1, -1, -1):
-        p, change = acts[k], layers.kernel_changes[k]
+    signal = duals.astype(dtype)
+    for k in range(len(layers.kernels) - 1, -1, -1):
+        p, change = acts[k], layers.kernel_changes[k].astype(dtype)
         trained = bool(np.any(layers.bias_changes[k]))
         if trained:
-            p = np.concatenate([p, np.ones((len(p), 1))], 1)
-            change = np.concatenate([change, layers.bias_changes[k][None]])
-        total += float(np.sum(change**2))
+            p = np.concatenate([p, np.ones((len(p), 1), dtype)], 1)
+            bias = layers.bias_changes[k][None].astype(dtype)
+            change = np.concatenate([change, bias])
+        total += float(np.vdot(change, change))
         hidden = k < len(pres)
-        gates = (pres[k] > 0).astype(float) if hidden else np.ones(signal.shape)
+        gates = (pres[k] > 0).astype(dtype) if hidden else np.ones_like(signal)
         q = signal * gates
-        rest = change.astype(dtype) - p.T.astype(dtype) @ q.astype(dtype)
+        rest = change - p.T @ q
         if hidden:
             _decide(rest, p, q, signal, gates, pres[k])
             value, others = _leading(rest, missing)
-            norms = _dual_norms(q, others)
-            size = np.maximum(np.linalg.norm(acts[k], axis=1), 1e-300)
+            norms = _dual_norms(q.astype(np.float64), others)
+            size = np.maximum(np.linalg.norm(acts[k], axis=1), 1e-30)
             errors = np.maximum(errors, value * norms / size)
             if trained:
                 # The bias alone gives an image its scale.
@@ -153,8 +154,8 @@ def weigh(
                 errors = np.maximum(errors, 3.0 * row * norms)
         elif trained:
             output_rest = rest[-1].astype(np.float64)
-        unexplained += float(np.sum(np.square(rest, dtype=np.float64)))
-        signal = q @ kernels[k].T
+        unexplained += float(np.vdot(rest, rest))
+        signal = q @ layers.kernels[k].T
     return Evidence(_MARGIN * errors, 1.0 - unexplained / total, output_rest)
 
 
@@ -196,6 +197,7 @@ def judge(
     units = sum(k.shape[1] for k in found.layers.kernels[:-1])
     bounds, errors = errors, np.maximum(errors, _REGION / units)
     certified = errors <= tolerance
+    whole = certified.sum() == found.rank
     notes = []
     if certified.any():
         doubted, notes = label_evidence.doubts(
@@ -203,7 +205,7 @@ def judge(
         )
         where = np.flatnonzero(certified)[doubted]
         certified[where], errors[where] = False, np.inf
-        if certified.sum() == found.rank and best is not None:
+        if whole and best is not None:
             slack = np.abs(found.decoded.duals) * bounds[:, None]
             slack = 10.0 * (slack.sum(0) + roundoff * np.abs(found.layers.biases[-1]))
             if np.any(np.abs(best.output_rest) > slack + 1e-300):

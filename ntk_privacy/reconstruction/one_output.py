@@ -27,8 +27,14 @@ def midpoint(layers: layer_inversion.Layers) -> layer_inversion.Layers:
 
 
 def _usable(out: Float[np.ndarray, " units"], num_images: int | None) -> np.ndarray:
-    """Returns the units whose output weight is large enough to divide by."""
-    columns = np.flatnonzero(np.abs(out) > 0.2 * np.sqrt(np.mean(out**2)))
+    """Returns the units whose output weight is large enough to divide by.
+
+    A few more are left out so that networks alike share one compiled program.
+    """
+    count = int(np.sum(np.abs(out) > 0.2 * np.sqrt(np.mean(out**2))))
+    block = max(8, len(out) // 64)
+    count = count // block * block or count
+    columns = np.sort(np.argsort(-np.abs(out), kind="stable")[:count])
     if num_images is not None and len(columns) <= num_images:
         raise ValueError(
             f"num_images={num_images} but only {len(columns)} units of the last hidden "

@@ -89,7 +89,8 @@ def curve(
             )
         axes.set_yscale("log")
         axes.set_ylim(low, high)
-        axes.set_xlim(*((0.5, longest + 0.5) if longest <= 100 else (1, longest)))
+        last = longest + 0.5 if longest <= 100 else longest
+        axes.set_xlim(0.5 if longest <= 100 else 1, max(last, 1.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("training image, sorted by distance (rank)")
         axes.set_ylabel("squared L2 distance (intensity²)")
