@@ -10,8 +10,12 @@ from jaxtyping import Array, Float
 
 def add_ridge(k: Float[Array, "n n"], diag_reg: float) -> Float[Array, "n n"]:
     """Returns k + diag_reg * mean(diag(k)) * I: the ridge is dimensionless."""
-    n = k.shape[0]
-    return k + (diag_reg * jnp.trace(k) / n) * jnp.eye(n, dtype=k.dtype)
+    return k + ridge(k, diag_reg) * jnp.eye(k.shape[0], dtype=k.dtype)
+
+
+def ridge(k: Float[Array, "n n"], diag_reg: float) -> Float[Array, ""]:
+    """Returns diag_reg * mean(diag(k))."""
+    return diag_reg * jnp.trace(k) / k.shape[0]
 
 
 def solve_ridge(

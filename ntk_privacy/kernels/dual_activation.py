@@ -125,6 +125,7 @@ def dual_of_gaps(
     lengths = (root1 - root2) ** 2
     below, above = (jnp.maximum(gap - lengths, 0) for gap in gaps)
     if nonlinearity != "homogeneous":
+        below, above = (jnp.where(q1 * q2 > 0, gap, 0.0) for gap in (below, above))
         k = 0.25 * (above - below)
         fn = _erf if nonlinearity == "erf" else _gelu
         out = fn(k, q1, q2, 0.25 * above * below)
@@ -137,9 +138,10 @@ def dual_of_gaps(
     below, above = (jnp.where(half > 0, half * gap, 1.0) for gap in (below, above))
     kappa, lost = complements(below, above)
     slope = curved * kappa + straight
-    gap = scale * lengths + 2 * root1 * root2 * (curved * lost + straight * below)
-    both = scale * (q1 + q2)
-    return Dual(0.5 * (both - gap), slope), Gaps(gap, 2 * both - gap)
+    lost = curved * lost + straight * below
+    gap = scale * lengths + 2 * root1 * root2 * lost
+    product = root1 * root2 * (scale - lost)
+    return Dual(product, slope), Gaps(gap, 2 * scale * (q1 + q2) - gap)
 
 
 def gaps_of(
