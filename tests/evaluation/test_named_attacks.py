@@ -1,6 +1,7 @@
 """What tables may call an attack: weaker settings never read as the plain name."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -32,6 +33,27 @@ def test_the_shown_name_carries_the_same():
     # More than the standard is not the standard either.
     assert call("autoattack", num_steps=200) == "autoattack (200 steps)"
     assert call("my own", num_steps=3) == "my own"
+
+
+def test_the_published_cw_says_once_what_it_is():
+    x = np.random.default_rng(1).uniform(0.4, 0.6, size=(6, 4, 4, 1))
+
+    def far(images):
+        z = 100 * images.reshape(len(images), -1).mean(axis=1)
+        return jnp.stack([z, jnp.zeros_like(z)], axis=1)
+
+    with pytest.warns(RobustnessWarning, match="cite cw, which searches") as caught:
+        found = robust_accuracy.robust_accuracy(
+            far,
+            x,
+            np.zeros(6, np.int32),
+            key=jax.random.key(0),
+            attacks=("cw_guard",),
+            threat_model=ThreatModel("l2", 0.1),
+            batch_size=2,
+        )
+    assert len(caught) == 1
+    assert found.accuracy == {"cw_guard": 1.0}
 
 
 def test_results_carry_the_names_of_their_attacks():
