@@ -29,7 +29,10 @@ LAYERS = (
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Below everything: they import nothing of the package but one another.
-BASE = {"_types", "_checks", "_tree", "_linalg", "_loop", "checkpoint", "sharding"}
+BASE = {
+    *("_types", "_checks", "_tree", "_linalg", "_programs", "_loop"),
+    *("checkpoint", "sharding"),
+}
 WRITERS = (
     "data/fetch.py",
     "checkpoint.py",
