@@ -1,10 +1,11 @@
 # Every target builds the environment if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+FAST_TESTS = $(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not slow"
 # Tests that need the real files look here; they skip with a reason without them.
 export NTK_PRIVACY_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: reconstruct test test-slow notebooks lint format bench clean
+.PHONY: reconstruct test test-slow test-processors notebooks lint format bench clean
 
 .venv: .venv/installed
 
@@ -19,10 +20,24 @@ reconstruct: .venv
 	$(BIN)/python -m experiments.reconstruct --dataset=digits --width=4096 --workdir=runs/digits
 
 test: .venv
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not slow"
+	$(FAST_TESTS)
 
 test-slow: .venv
 	$(BIN)/python -m pytest -q -m slow
+
+# The fast tests as older processors compute them, as this one does, and on one thread.
+test-processors: .venv
+	@failed=; \
+	for isa in SSE4_2 AVX AVX2 own one_thread; do \
+		case $$isa in \
+		own) flags= ;; \
+		one_thread) flags="NPROC=1 OMP_NUM_THREADS=1 XLA_FLAGS=--xla_cpu_multi_thread_eigen=false" ;; \
+		*) flags="XLA_FLAGS=--xla_cpu_max_isa=$$isa" ;; \
+		esac; \
+		echo "== $$isa: $$flags"; \
+		env $$flags $(FAST_TESTS) || failed="$$failed $$isa"; \
+	done; \
+	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 notebooks: .venv
 	$(BIN)/python -m pytest -q tests/test_notebooks.py

@@ -1,12 +1,14 @@
 """A step of squeezing, plain, regularised and adversarial: seconds and peak memory.
 
     python -m benchmarks.bench_curvature --out=results/benchmarks/curvature.json
+    python -m benchmarks.bench_curvature --share=0.25   # plain, and sides that see that
 
 Each side is `steps` steps of `training.squeeze.train` in one compiled scan, in its own
 process, so that the peak of memory is its own; what a process has before its first step
 is told beside it. `cpu` is processor time per step, which other processes disturb less
 than `run`, the time on the clock: `taskset -c 0` compares on one core. A part of
-the batch: what of it the penalty sees; all of it in the paper.
+the batch: what of it the penalty sees, or PGD attacks; all of it in the papers. What
+stands side by side sees the same part.
 """
 
 import functools
@@ -33,7 +35,8 @@ SIDES = {
     "loss_difference, half of the batch": ("loss_difference", 0.5),
     "loss_difference, a quarter of the batch": ("loss_difference", 0.25),
     "gradient": ("gradient", 1.0),
-    "PGD-10": "adversarial",
+    "PGD-10": ("PGD-10", 1.0),
+    "PGD-10, a quarter of the batch": ("PGD-10", 0.25),
 }
 
 
@@ -41,9 +44,9 @@ def _loss(side):
     kind = SIDES[side]
     if kind is None:
         return squeeze.cross_entropy
-    if kind == "adversarial":
-        return adversarial.PGD((0.5,) * 3, (0.25,) * 3, num_steps=10)
     mode, share = kind
+    if mode == "PGD-10":
+        return adversarial.PGD((0.5,) * 3, (0.25,) * 3, num_steps=10, share=share)
     transform = functools.partial(curvature.regularize, weight=1.0, mode=mode)
     return squeeze.Regularized(transform, share)
 
@@ -69,7 +72,7 @@ def _side(options) -> None:
 
 def main() -> None:
     options = _measure.arguments(
-        repeats=3, width=16, batch=64, size=32, steps=2, side=""
+        repeats=3, width=16, batch=64, size=32, steps=2, side="", share=0.0
     )
     if options.side:
         _side(options)
@@ -77,7 +80,9 @@ def main() -> None:
     names = ("width", "batch", "size", "steps", "repeats")
     flags = [f"--{name}={getattr(options, name)}" for name in names]
     rows = []
-    for side in SIDES:
+    for side, kind in SIDES.items():
+        if options.share and kind is not None and kind[1] != options.share:
+            continue
         program = [sys.executable, "-m", "benchmarks.bench_curvature"]
         done = subprocess.run(
             [*program, *flags, f"--side={side}"],

@@ -9,7 +9,8 @@ The models are those of `_evasion_models`, trained at the first run and kept in 
 folder; PyTorch and torchattacks are the extra `bench`. Attacks get the images that the
 model reads correctly, with the steps of standard AutoAttack on both sides: 100 of APGD
 and FAB, 9 targets, 5000 queries of Square without stretching its schedule; PGD has 100
-steps of eps / 4, MIM 20 of eps, CW 50 with c = 1, counted within 0.5 in l_2.
+steps of eps / 4, MIM 20 of eps, CW 50 with c = 1, counted within 0.5 in l_2; ours
+in torchattacks' form, which sees what is added to the logits (`evasion.cw`).
 
 `parity` writes after every attack and goes on where it was stopped. `--images` is for
 the cheap attacks, `--few` for the three slow ones; `--only=a,b` takes some models,
@@ -66,7 +67,7 @@ BATCH = 250
 OURS: dict[str, Callable[..., Any]] = {
     "pgd": pgd.attack,
     "mim": mim.attack,
-    "cw": functools.partial(cw.attack, constant=1.0),
+    "cw": functools.partial(cw.attack, form="torchattacks", constant=1.0),
     "apgd_ce": apgd.attack,
     "apgd_dlr": functools.partial(apgd.attack, loss="dlr"),
     "apgd_t": functools.partial(apgd.attack, loss="targeted-dlr"),

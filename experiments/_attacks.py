@@ -1,6 +1,8 @@
 """The attacks behind `experiments.reconstruct --method=...`, resumable."""
 
 import dataclasses
+import json
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,14 +13,15 @@ import numpy as np
 from experiments import _progress
 from experiments._victim import Victim
 from experiments._workdir import Workdir
-from ntk_privacy.reconstruction import algebraic, kkt
+from ntk_privacy.reconstruction import algebraic, judging, kkt
+from ntk_privacy.reconstruction.verdict import Verdict
 from ntk_privacy.resume import Timer
 
 
 class Attacked(NamedTuple):
     """images: reconstructions. duals: their multipliers, (q, m, c). losses: of the
     search, one per step. extra: further entries of results.json. arrays: further
-    entries of arrays.npz.
+    entries of arrays.npz. verdict: what the attack says of them.
     """  # noqa: D205
 
     images: np.ndarray
@@ -26,10 +29,17 @@ class Attacked(NamedTuple):
     losses: np.ndarray
     extra: dict[str, Any]
     arrays: dict[str, np.ndarray]
+    verdict: Verdict
 
 
 class UndecodableError(ValueError):
     """The network is not one that decoding takes."""
+
+
+def in_flags(message: str) -> str:
+    """Names flags where a message of the library names arguments and functions."""
+    told = message.replace("reconstruction.kkt.reconstruct", "--method=kkt")
+    return re.sub(r"(?<![-_\w])num_images", "--known_num_images", told)
 
 
 def kkt_settings(config: Any) -> tuple[kkt.Settings, Any]:
@@ -104,7 +114,7 @@ def search(
 def run_search(
     config: Any, workdir: Workdir, name: str, attack: kkt.Attack, timer: Timer
 ) -> tuple[kkt.Reconstruction, np.ndarray]:
-    return search(
+    result, losses = search(
         config,
         workdir,
         name,
@@ -115,6 +125,15 @@ def run_search(
         attack.step.settings.num_steps,
         timer,
     )
+    if not np.isfinite(losses).all():
+        # Lost in an earlier start of this run, perhaps.
+        result = result._replace(verdict=judging.of_search(None))
+    return result, losses
+
+
+def num_candidates(config: Any) -> int:
+    """Returns how many images a search looks for: twice as many as there are."""
+    return config.num_candidates or 2 * (config.known_num_images or config.num_images)
 
 
 def run_kkt(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked:
@@ -124,7 +143,7 @@ def run_kkt(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Atta
         victim.model,
         victim.params_0,
         victim.params_t,
-        num_images=config.num_candidates or 2 * config.num_images,
+        num_images=num_candidates(config),
         points=points,
         settings=settings,
         **common(config, victim),
@@ -134,8 +153,12 @@ def run_kkt(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Atta
         images=np.asarray(result.images),
         duals=np.asarray(result.duals),
         losses=losses,
-        extra={"nonfinite": not bool(np.isfinite(losses).all())},
+        extra={
+            "nonfinite": not bool(np.isfinite(losses).all()),
+            "contributions": result.contributions,
+        },
         arrays={},
+        verdict=result.verdict,
     )
 
 
@@ -146,7 +169,7 @@ def decode(config: Any, workdir: Workdir, victim: Victim, timer: Timer):
     if path.exists():
         stored = workdir.read_arrays(name)
         timer.run, timer.compile = map(float, stored.pop("seconds"))
-        return {k: v.item() if v.ndim == 0 else v for k, v in stored.items()}
+        return _plain(stored)
     auxiliary = None
     if config.auxiliary == "test_images":
         auxiliary = jnp.asarray(
@@ -157,39 +180,75 @@ def decode(config: Any, workdir: Workdir, victim: Victim, timer: Timer):
     with timer():
         try:
             decoded = algebraic.reconstruct(
-                victim.params_0, victim.params_t, auxiliary=auxiliary, **given
+                victim.params_0,
+                victim.params_t,
+                auxiliary=auxiliary,
+                num_images=config.known_num_images,
+                **given,
             )
         except ValueError as error:
-            raise UndecodableError(str(error)) from error
-        decoded = {k: np.asarray(v) for k, v in decoded._asdict().items()}
+            raise UndecodableError(in_flags(str(error))) from error
+        verdict = decoded.verdict
+        verdict = verdict._replace(reason=in_flags(verdict.reason))
+        fields = decoded._asdict() | {"verdict": json.dumps(verdict._asdict())}
+        decoded = {k: np.asarray(v) for k, v in fields.items() if v is not None}
     path.parent.mkdir(parents=True, exist_ok=True)
     workdir.write_arrays(
         name, seconds=np.asarray([timer.run, timer.compile]), **decoded
     )
-    return {k: v.item() if v.ndim == 0 else v for k, v in decoded.items()}
+    return _plain(decoded)
+
+
+def _plain(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    decoded = {k: v.item() if v.ndim == 0 else v for k, v in arrays.items()}
+    decoded.setdefault("estimated_num_images", None)
+    return {**decoded, "verdict": Verdict(**json.loads(decoded["verdict"]))}
 
 
 def told(decoded: dict[str, Any]) -> dict[str, Any]:
     """What results.json says of a decoding."""
     return {
-        "estimated_num_images": decoded["estimated_num_images"],
+        "estimated_num_images": decoded.get("estimated_num_images"),
         "rank_gap": decoded["rank_gap"],
         "num_certified": int(np.sum(decoded["certified"])),
         "certified": decoded["certified"],
         "residuals": decoded["residuals"],
-        "message": decoded["message"],
+        "errors": decoded["errors"],
+        "message": in_flags(decoded["message"]),
     }
 
 
 def run_algebraic(
     config: Any, workdir: Workdir, victim: Victim, timer: Timer
 ) -> Attacked:
-    """Decodes the gates; no search."""
-    decoded = decode(config, workdir, victim, timer)
+    """Decodes the gates; no search. Nothing decoded is a result."""
+    try:
+        decoded = decode(config, workdir, victim, timer)
+    except UndecodableError as error:
+        return _undecoded(victim, str(error))
     return Attacked(
         images=decoded["images"],
         duals=decoded["duals"][None],
         losses=np.zeros(0),
         extra=told(decoded),
         arrays={name: decoded[name] for name in ("activations", "gates")},
+        verdict=decoded["verdict"],
+    )
+
+
+def _undecoded(victim: Victim, reason: str) -> Attacked:
+    """Returns no image, and why."""
+    outputs = victim.dataset.y_train.shape[1]
+    return Attacked(
+        images=np.zeros((0, *victim.dataset.x_train.shape[1:])),
+        duals=np.zeros((1, 0, outputs)),
+        losses=np.zeros(0),
+        extra={
+            "estimated_num_images": None,
+            "num_certified": 0,
+            "certified": [],
+            "message": f"not decoded ({reason})",
+        },
+        arrays={},
+        verdict=Verdict("nothing found", reason),
     )

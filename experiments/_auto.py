@@ -15,6 +15,7 @@ from experiments._attacks import (
     UndecodableError,
     common,
     decode,
+    in_flags,
     kkt_settings,
     run_kkt,
     run_search,
@@ -22,7 +23,7 @@ from experiments._attacks import (
 )
 from experiments._victim import Victim
 from experiments._workdir import Workdir
-from ntk_privacy.reconstruction import algebraic, kkt, replay
+from ntk_privacy.reconstruction import algebraic, judging, kkt, replay
 from ntk_privacy.resume import Timer
 
 REPLAY_POINTS = 8
@@ -43,7 +44,9 @@ def _searched_only(
     found: Attacked, message: str, estimate: int | None = None
 ) -> Attacked:
     """Says that decoding was no help."""
+    told = f"{found.verdict.reason.rstrip('.')}; {message.rstrip('.')}."
     return found._replace(
+        verdict=found.verdict._replace(reason=told),
         extra={
             "sources": ["kkt"] * len(found.images),
             **found.extra,
@@ -51,7 +54,7 @@ def _searched_only(
             "num_certified": 0,
             "certified": [False] * len(found.images),
             "message": message,
-        }
+        },
     )
 
 
@@ -101,7 +104,8 @@ def _replayed(
         if misses[-1] >= misses[-2]:
             break
         result, losses = polished
-    return result, losses, misses
+    verdict = judging.replayed(result.verdict, min(misses))
+    return result._replace(verdict=verdict), losses, misses
 
 
 def _path(victim: Victim, timer: Timer, result: kkt.Reconstruction) -> replay.Replay:
@@ -206,10 +210,14 @@ def _searched_and_refined(
         losses=losses,
         extra={
             **found.extra,
+            "contributions": np.concatenate(
+                [result.contributions, np.zeros(len(rest))]
+            ),
             "sources": ["kkt, polished"] * len(kept) + ["kkt"] * len(rest),
             "replay_misses": misses,
         },
         arrays={},
+        verdict=result.verdict,
     )
 
 
@@ -218,7 +226,7 @@ def run(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked
     try:
         decoded = decode(config, workdir, victim, timer)
     except UndecodableError as error:
-        count = algebraic.count_images(
+        count = config.known_num_images or algebraic.count_images(
             victim.params_0, victim.params_t, key=jax.random.key(config.seed)
         )
         return _searched_only(
@@ -229,20 +237,21 @@ def run(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked
     settings, points = kkt_settings(config)
     linear = decoded["rank_gap"] > _LINEAR_GAP
     count = decoded["estimated_num_images"]
-    if not linear and 2 * np.sum(decoded["certified"]) < count:
+    if count is None or (not linear and 2 * np.sum(decoded["accepted"]) < count):
         # What moving features made of most rows is worse than noise to start from.
         return _searched_only(
             _searched_and_refined(config, workdir, victim, timer, count),
-            f"searched from noise: of the decoding, {decoded['message']}",
+            f"searched from noise: of the decoding, {in_flags(decoded['message'])}",
             count,
         )
-    # Uncertified images of linear dynamics may be anything: the search replaces them.
-    keep = decoded["certified"] if linear else np.ones(len(decoded["images"]), bool)
+    # Images that contradict themselves may be anything: the search replaces them.
+    keep = decoded["accepted"] if linear else np.ones(len(decoded["images"]), bool)
     images, duals = decoded["images"][keep], decoded["duals"][keep]
     certified, sources = decoded["certified"][keep], ["decoded"] * len(images)
     duals = np.repeat(duals[None] / len(points), len(points), axis=0)
     losses = np.zeros(0)
     missing, misses = count - len(images), []
+    verdict, extra_told = decoded["verdict"], {}
     given = {**common(config, victim), "points": points}
     network = (victim.model, victim.params_0, victim.params_t)
     if missing > 0:
@@ -268,6 +277,8 @@ def run(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked
         duals = np.asarray(result.duals)
         certified = np.concatenate([certified, np.zeros(extra, bool)])
         sources += ["kkt"] * extra
+        verdict = judging.completed(verdict, result.verdict)
+        extra_told = {"contributions": result.contributions}
     if not linear:
         # More candidates than images would be another training.
         whole = len(images) == count
@@ -276,6 +287,10 @@ def run(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked
         )
         images, duals = np.asarray(result.images), np.asarray(result.duals)
         sources = [f"{source}, polished" for source in sources]
+        # The certificates were of the images before they moved.
+        certified = np.zeros(len(images), bool)
+        verdict = result.verdict._replace(gap=decoded["verdict"].gap)
+        extra_told = {"contributions": result.contributions, "num_certified": 0}
     return Attacked(
         images=images,
         duals=duals,
@@ -285,6 +300,8 @@ def run(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked
             "certified": certified,
             "sources": sources,
             "replay_misses": misses,
+            **extra_told,
         },
         arrays={"decoded": decoded["images"]},
+        verdict=verdict,
     )

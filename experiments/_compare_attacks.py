@@ -11,23 +11,25 @@ real images; of all others the set is the same, and the networks that are traine
 are regularised.
 """
 
-import functools
 import warnings
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from experiments import _defence, _evasion, _poisoning, _timed_sets
+from experiments import (
+    _defence,
+    _evasion,
+    _gradient_methods,
+    _poisoning,
+    _timed_sets,
+)
 from experiments._image_sets import Images
 from experiments._poisoning import Scene
 from experiments._timed_sets import TimedSet
 from experiments._workdir import Workdir, versions
-from ntk_privacy import curvature
-from ntk_privacy.evaluation import protocol, robust_accuracy
+from ntk_privacy.evaluation import named_attacks, protocol, rates, robust_accuracy
 from ntk_privacy.evaluation.reconstruction_curve import RECOVERED_PSNR
 from ntk_privacy.evaluation.robust_accuracy import RobustnessWarning
 from ntk_privacy.models import ConvNet, saved
@@ -47,22 +49,6 @@ class _Poison(NamedTuple):
 
     rate: float
     attack: str = "direct"
-
-
-@functools.cache
-def _regularize(weight: float, step: float) -> Callable[..., Any]:
-    # One object for all calls: compiled programs are looked up by it.
-    return functools.partial(curvature.regularize, weight=weight, step=step)
-
-
-@functools.cache
-def _real_loss(model: ConvNet, weight: float, step: float) -> Callable[..., Any]:
-    def losses(params, images, labels):
-        logits = model.apply_fn(params, images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-    flat = _regularize(weight, step)(losses)
-    return lambda params, images, labels: jnp.mean(flat(params, images, labels))
 
 
 class _Judge:
@@ -92,8 +78,9 @@ class _Judge:
         if base == "random":
             made = _timed_sets.random(config, self.images, x, key_random)
         else:
-            weight, step = config.penalty_weight, config.penalty_step
-            loss = {"real_loss": _real_loss(self.model, weight, step)} if flat else {}
+            numbers = config.penalty_weight, config.penalty_step
+            curved = _gradient_methods.real_loss(self.model, *numbers)
+            loss = {"real_loss": curved} if flat else {}
             made = _timed_sets.make(
                 base,
                 config,
@@ -186,7 +173,9 @@ class _Judge:
         base = method.removesuffix(SUFFIX)
         regularize = None
         if method != base and base not in _MATCH_GRADIENTS:
-            regularize = _regularize(config.penalty_weight, config.penalty_step)
+            regularize = _gradient_methods.regularize(
+                config.penalty_weight, config.penalty_step
+            )
         target = jnp.asarray(images.x_test[scene.target])
         poison = direct.poison(target, num_poisons=len(scene.where))
         poisoned = direct.replace(jnp.asarray(images.x), poison, scene.where)
@@ -227,39 +216,58 @@ def row(method: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
     def every(name: str) -> np.ndarray:
         return np.array([value for cell in mine for value in cell[name]])
 
-    accuracy = protocol.mean_and_deviation(every("accuracies"))
-    hits = [
-        found == cell["adversarial_class"]
-        for cell in mine
-        for found in cell["target_classes"]
-    ]
+    accuracy = rates.mean_and_deviation(every("accuracies"))
+
+    def hits(name: str) -> list[bool]:
+        return [
+            found == cell["adversarial_class"] for cell in mine for found in cell[name]
+        ]
+
     told = ("accuracy_attacked", *ATTACKS, "recovered", "steps", "seconds")
     return {
         "method": method,
         "accuracy": accuracy.mean,
         "accuracy_std": accuracy.deviation,
         "accuracy_poisoned": float(np.mean(every("accuracies_poisoned"))),
-        "attack_success": float(np.mean(hits)),
-        "num_decisions": len(hits),
+        "attack_success": float(np.mean(hits("target_classes"))),
+        # The control: what networks trained without poison take the target for.
+        "success_without_attack": float(np.mean(hits("target_classes_clean"))),
+        "num_decisions": len(hits("target_classes")),
+        "num_targets": len(mine),
         "best_psnr": max(float(value) for cell in mine for value in cell["psnr"]),
         **{name: float(np.mean([cell[name] for cell in mine])) for name in told},
     }
 
 
-def markdown(table: list[dict[str, Any]]) -> str:
+def names(config: Any) -> list[str]:
+    """Returns what a table may call the attacks.
+
+    Args:
+      config: has attack_steps and num_queries.
+    """
+    given = {"num_steps": config.attack_steps, "num_queries": config.num_queries}
+    return [
+        named_attacks.honest_name(name, shown=shown, **given)
+        for name, shown in zip(ATTACKS, ("PGD", "AutoAttack"), strict=True)
+    ]
+
+
+def markdown(table: list[dict[str, Any]], called: list[str]) -> str:
     """Returns the table: a row per method, in per cent.
 
     Args:
       table: rows of `row`.
+      called: of `names`.
     """
-    head = ["method", "accuracy", "attacked images, clean", "PGD", "AutoAttack"]
-    head += ["poisoning succeeds", "set recovers", "best PSNR, dB"]
+    head = ["method", "accuracy", "attacked images, clean", *called]
+    head += ["poisoning succeeds", "without attack", "set recovers", "best PSNR, dB"]
     lines = [head, ["---"] * len(head)]
     for one in table:
-        spread = f"{100 * one['accuracy']:.1f} +- {100 * one['accuracy_std']:.1f}"
-        names = ("accuracy_attacked", *ATTACKS, "attack_success", "recovered")
-        shares = [f"{100 * one[name]:.1f}" for name in names]
-        lines.append([one["method"], spread, *shares, f"{one['best_psnr']:.1f}"])
+        rate = rates.Rate(one["accuracy"], one["accuracy_std"]).scaled(100)
+        told = ("accuracy_attacked", *ATTACKS, "attack_success")
+        told += ("success_without_attack", "recovered")
+        shares = [f"{100 * one[name]:.1f}" for name in told]
+        lines.append([one["method"], f"{rate:.1f}", *shares, f"{one['best_psnr']:.1f}"])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
@@ -300,7 +308,7 @@ def run(config: Any, images: Images, *, ignore: tuple[str, ...]) -> dict[str, An
             "table": table,
             "runs": cells,
             "versions": versions(),
-            "markdown": markdown(table),
+            "markdown": markdown(table, names(config)),
         }
         results["device"] = results["versions"].pop("device")
         workdir.write_text("table.md", results["markdown"] + "\n")

@@ -17,8 +17,8 @@ from experiments import _condensed, _defence, _image_sets
 from experiments._condensed import Condensed
 from experiments._image_sets import Images
 from experiments._workdir import Workdir, versions
-from ntk_privacy.condensation import distribution_matching
-from ntk_privacy.evaluation import protocol
+from ntk_privacy.condensation import distribution_matching, student
+from ntk_privacy.evaluation import rates
 from ntk_privacy.models import ConvNet, saved
 from ntk_privacy.reports import loss_plots, plots
 from ntk_privacy.resume import Timer
@@ -101,6 +101,7 @@ def _run(config, workdir: Workdir, images: Images) -> dict[str, Any]:
         "seed": config.seed,
         "loss": float(np.mean(condensed.losses[-50:])),
         "nonfinite": False,
+        **_told_of_step_size(config, condensed),
         # Does the set show training images?
         "nearest": _defence.nearest(
             _defence.Real(images.x - images.mean, images.mean),
@@ -108,7 +109,8 @@ def _run(config, workdir: Workdir, images: Images) -> dict[str, Any]:
             None,
         ),
     }
-    if config.evaluate:
+    usable = not results.get("step_size_fault") or config.train_learning_rate
+    if config.evaluate and usable:
         real = distribution_matching.init(
             x,
             jnp.asarray(images.classes),
@@ -125,7 +127,7 @@ def _run(config, workdir: Workdir, images: Images) -> dict[str, Any]:
             for name in _STAGES
         }
         for entry, name in (("accuracy", "condensed"), ("accuracy_random", "random")):
-            rate = protocol.mean_and_deviation(np.asarray(found[name]))
+            rate = rates.mean_and_deviation(found[name])
             results[entry] = {"convnet": rate.mean, "convnet_deviation": rate.deviation}
         results["runs"] = found
     seconds = {name: timer.run for name, timer in timers.items()}
@@ -135,6 +137,17 @@ def _run(config, workdir: Workdir, images: Images) -> dict[str, Any]:
     # Last: its presence says that the run is whole.
     workdir.write_json("results.json", results)
     return workdir.read_json("results.json")
+
+
+def _told_of_step_size(config, condensed: Condensed) -> dict[str, Any]:
+    """Returns the step size that was learnt, and what is wrong with it, if any."""
+    if condensed.step_size is None:
+        return {}
+    size = float(condensed.step_size)
+    return {
+        "step_size": size,
+        "step_size_fault": student.step_size_fault(size, config.step_size),
+    }
 
 
 def _condense(config, workdir, images, x, key, timer) -> Condensed:
@@ -211,9 +224,11 @@ def summary(results: dict[str, Any]) -> str:
         ("accuracy_random", "test accuracy, random real images"),
     ):
         if entry in results:
-            rate = results[entry]
-            value = f"{100 * rate['convnet']:.2f}%"
-            rows.append((told, f"{value} +- {100 * rate['convnet_deviation']:.2f}"))
+            name = "condensed" if entry == "accuracy" else "random"
+            value = rates.in_percent(results["runs"][name], digits=2)
+            rows.append((told, f"{value}%"))
+    if results.get("step_size_fault"):
+        rows.append(("step size", results["step_size_fault"]))
     if "nearest" in results:
         count = f"{results['nearest']['num_copies']} of {results['num_distilled']}"
         rows.append(("copies of training images (PSNR >= 25 dB)", count))

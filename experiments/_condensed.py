@@ -20,6 +20,7 @@ from experiments import _gradient_methods, _progress
 from experiments._flags import UsageError
 from experiments._image_sets import Images
 from ntk_privacy.condensation import distribution_matching, robust_mean
+from ntk_privacy.condensation.student import step_size_fault
 from ntk_privacy.evaluation import protocol
 from ntk_privacy.models import ConvNet
 from ntk_privacy.resume import Timer
@@ -352,11 +353,8 @@ def evaluate(
     if rate is None:
         learnt = getattr(condensed, "step_size", None)
         rate = 0.01 if learnt is None else float(learnt)
-        if rate <= 0:
-            raise ValueError(
-                f"The step size that was learnt is {rate:.3g}: lower "
-                "--step_size_rate, in another --workdir."
-            )
+        if learnt is not None and (fault := step_size_fault(rate, config.step_size)):
+            raise ValueError(f"{fault} (--step_size_rate, in another --workdir.)")
     options: dict[str, Any] = {
         "model": network or model(config, images),
         "key": key,

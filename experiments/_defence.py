@@ -133,7 +133,7 @@ def attack(
                 entry: found.extra[entry]
                 for entry in ("num_certified", "message", "nonfinite")
                 if entry in found.extra
-            }
+            } | {"verdict": found.verdict}
             arrays[f"reconstructions_{name}"] = found.images
     timer.run, timer.compile = spent, timer.compile + training.compile
     workdir.write_arrays("attack.npz", **arrays)
@@ -163,7 +163,8 @@ def _judge(dataset, distilled, images) -> dict[str, Any]:
     return {
         "num_recovered": original.num_recovered,
         "recovered": original.train_index[original.psnr >= RECOVERED_PSNR],
-        "best_psnr": float(original.psnr.max()),
+        # Of nothing found there is none.
+        "best_psnr": float(original.psnr.max(initial=-np.inf)),
         "squared_distances": original.squared_distances,
         "psnr": original.psnr,
         # Of the set itself: did the attack work at all?

@@ -40,7 +40,8 @@ _RATES = (
     *("learning_rate", "train_learning_rate", "step_size", "step_size_rate"),
     "expert_learning_rate",
 )
-_NOT_COUNTS = ("rate", "experts", *_RATES)
+_PENALTY = ("penalty_weight", "penalty_step")
+_NOT_COUNTS = ("rate", "experts", *_RATES, *_PENALTY)
 
 
 def _field(default: Any, text: str, **more: Any) -> Any:
@@ -154,6 +155,12 @@ class Config:
     inner_epochs: int | None = _field(
         None, "Of training a network on the images between two moves (dc, dsa)."
     )
+    penalty_weight: float | None = _field(
+        None, "Of the curvature in the loss of real images (dc, dsa); none is 0."
+    )
+    penalty_step: float | None = _field(
+        None, "Length of the step that tells the curvature (dc, dsa); none is 3."
+    )
     student_steps: int | None = _field(
         None, "Steps on the condensed set that follow an expert (mtt, tesla)."
     )
@@ -218,12 +225,17 @@ class Config:
             checkpoint_seconds=self.checkpoint_seconds,
         )
         _checks.positive(stop_loss=self.stop_loss)
-        for name in _RATES:
+        for name in (*_RATES, *_PENALTY):
             if getattr(self, name) is not None:
                 _checks.positive(**{name: getattr(self, name)})
         for name, least in (("attack_steps", 1), ("batch_size", 1)):
             if getattr(self, name) is not None:
                 _checks.at_least(least, **{name: getattr(self, name)})
+        if self.penalty_step is not None and self.penalty_weight is None:
+            raise ValueError(
+                f"penalty_step={self.penalty_step} has no effect without "
+                "penalty_weight: give that too, or leave it out."
+            )
         if self.num_finite_runs is not None:
             _checks.in_range(0, self.num_runs, num_finite_runs=self.num_finite_runs)
         if self.noise_ratio is not None:
@@ -305,6 +317,43 @@ class Config:
             }
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    def passed_over(self) -> dict[str, str]:
+        """Returns flags that are not read, each with the choice that makes it so."""
+        why = f"--method={self.method}"
+        if self.method in _condensed.METHODS:
+            out = dict.fromkeys(_KERNEL_ONLY, why)
+            if not self.evaluate:
+                told = ("num_networks", "num_epochs", "train_learning_rate")
+                out |= dict.fromkeys(told, "a set that is not evaluated")
+            return out
+        if self.is_study:
+            finite = not self.methods or "rkip_finite" in self.methods
+            if self.table and not finite:
+                return dict.fromkeys(("attack_steps", "dynamics"), "--table")
+            return {}
+        out = {}
+        if self.method not in _distillation.SEARCHED:
+            unread = ("num_steps", "learning_rate", "batch_size")
+            out |= dict.fromkeys((*unread, "learn_labels", "label_solve"), why)
+            if not self.evaluate:
+                out["kernel"] = why
+        if self.method == "full":
+            out["num_distilled"] = why
+        if not self.evaluate:
+            alone = "a set that is not evaluated"
+            out |= dict.fromkeys(("num_runs", "num_finite_runs"), alone)
+        attacked = self.attack or self.method == "rkip_finite"
+        if not attacked:
+            out["attack_steps"] = "no attack"
+            out["dynamics"] = "no network that is attacked"
+        if not (attacked or self.evaluate):
+            out["stop_loss"] = "no network that is trained"
+            if self.kernel != "standard":
+                out["width"] = "no network and --kernel=ntk"
+        if not self.evaluate and not (attacked and self.dynamics == "standard"):
+            out["max_train_steps"] = "no network that is trained step by step"
+        return out
 
     @property
     def is_study(self) -> bool:

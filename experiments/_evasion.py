@@ -196,6 +196,7 @@ def told(attacked: Attacked) -> dict[str, Any]:
             **found.accuracy,
             "ensemble": found.ensemble,
         },
+        "names": found.names,
         "left": found.left,
         "queries": spent,
         "median_distance": nearest,

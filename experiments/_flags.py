@@ -152,11 +152,13 @@ def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
       config_class: a frozen dataclass; fields are bool, int, float, str, Literal,
         optionals of these, or tuples of numbers (between commas on the command line).
         Field metadata: `help`, a sentence; `choices`, the values allowed; `elsewhere`,
-        values that another config of the same program takes.
+        values that another config of the same program takes. A method `passed_over`
+        names the flags that would have no effect: see `refuse_passed_over`.
       arguments: without the program's name.
 
     Raises:
-      UsageError: an unknown flag, a wrong type, or a value that the config refuses.
+      UsageError: an unknown flag, a wrong type, a value that the config refuses, or a
+        flag that would have no effect.
     """
     hints = typing.get_type_hints(config_class)
     values = flags.FlagValues()
@@ -196,9 +198,31 @@ def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
     for field in fields:
         _check_size(field.name, values[field.name].value)
     try:
-        return config_class(**{f.name: values[f.name].value for f in fields})
+        config = config_class(**{f.name: values[f.name].value for f in fields})
     except ValueError as error:
         raise UsageError(str(error)) from error
+    given = [field.name for field in fields if values[field.name].present]
+    refuse_passed_over(config, given)
+    return config
+
+
+def refuse_passed_over(config: Any, given: Sequence[str]) -> None:
+    """Refuses flags that were given and would have no effect.
+
+    Args:
+      config: may have a method `passed_over`, which returns the names of the fields
+        that it does not read, each with the choice that makes it so.
+      given: the flags that stand on the command line, whatever their values.
+
+    Raises:
+      UsageError: names the first such flag.
+    """
+    reasons = config.passed_over() if hasattr(config, "passed_over") else {}
+    for name in given:
+        if name in reasons:
+            raise UsageError(
+                f"--{name} has no effect with {reasons[name]}: leave it out."
+            )
 
 
 def call(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments._image_sets import Images
+from ntk_privacy import curvature
 from ntk_privacy.condensation import gradient_matching, tesla, trajectory_matching
 from ntk_privacy.models import ConvNet
 from ntk_privacy.training import trajectories
@@ -26,6 +27,8 @@ _EVALUATION: Mapping[str, Mapping[str, Any]] = {
 
 
 _KNOWN = (1, 10)
+# GUARD's length of the step that tells the curvature, in normalised units.
+_PENALTY_STEP = 3.0
 # Bytes of the products of students, above which they are computed again.
 _MUCH = 4 * 10**9
 
@@ -44,8 +47,10 @@ def _short(images_per_class: int) -> int:
 
 def _presets(num_steps: int, learning_rate: float) -> dict[str, dict[str, Any]]:
     """Returns presets; the numbers are for two cores and many images per class."""
+    plain = {"penalty_weight": None, "penalty_step": None}
     return {
         "paper": {
+            **plain,
             "width": 128,
             "images_per_class": 10,
             "num_steps": 1000,
@@ -56,6 +61,7 @@ def _presets(num_steps: int, learning_rate: float) -> dict[str, dict[str, Any]]:
             **_EVALUATION["paper"],
         },
         "cpu": {
+            **plain,
             "width": 32,
             "images_per_class": 10,
             "num_steps": lambda each: 400 if each == 1 else num_steps,
@@ -141,6 +147,35 @@ def _sgd(learning_rate: float) -> optax.GradientTransformation:
     return optax.sgd(learning_rate, momentum=0.5)
 
 
+@functools.cache
+def regularize(weight: float, step: float) -> Callable[..., Any]:
+    """Returns the curvature regulariser; one object, by which programs are looked up.
+
+    Args:
+      weight: of the curvature in the loss.
+      step: that tells the curvature.
+    """
+    return functools.partial(curvature.regularize, weight=weight, step=step)
+
+
+@functools.cache
+def real_loss(model: ConvNet, weight: float, step: float) -> Callable[..., Any]:
+    """Returns the loss of real images whose gradient is matched, regularised.
+
+    Args:
+      model: the network.
+      weight: of `regularize`.
+      step: of `regularize`.
+    """
+
+    def losses(params, images, labels):
+        logits = model.apply_fn(params, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+    flat = regularize(weight, step)(losses)
+    return lambda params, images, labels: jnp.mean(flat(params, images, labels))
+
+
 def _start(initial: str, config: Any, images: Images, x, key) -> Any:
     return gradient_matching.init(
         x,
@@ -154,10 +189,14 @@ def _start(initial: str, config: Any, images: Images, x, key) -> Any:
 
 
 def _condense(initial: str, config: Any, images: Images, x, key, **loop) -> Any:
+    model = ConvNet(images.num_classes, config.width)
+    if config.penalty_weight is not None:
+        step = config.penalty_step or _PENALTY_STEP
+        loop["real_loss"] = real_loss(model, config.penalty_weight, step)
     return gradient_matching.distill(
         x,
         jnp.asarray(images.classes),
-        model=ConvNet(images.num_classes, config.width),
+        model=model,
         key=key,
         num_classes=images.num_classes,
         images_per_class=config.images_per_class,

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments._flags import UsageError
 from ntk_privacy import _checks, data
-from ntk_privacy.data import augmentation, image_folder
+from ntk_privacy.data import augmentation, image_folder, splits
 
 FOLDER = "image_folder"
 """The set that is any folder of pictures: its config has image_size, too."""
@@ -102,6 +102,7 @@ def load(
     num_test: int | None = None,
     raw: data.Raw | None = None,
     every_class: bool = True,
+    judged_on: str = "test",
 ) -> Images:
     """Returns an image set, or a random part of it that is the same for every seed.
 
@@ -112,6 +113,8 @@ def load(
       num_test: test images; None is all.
       raw: what `load_raw` returned, if it was called.
       every_class: whether training images without one of the classes are of no use.
+      judged_on: "validation" puts training images that are left over in the place of
+        the test images, as many as there would be: to choose by.
 
     Raises:
       UsageError: more images are asked for than there are, or so few that a class has
@@ -128,9 +131,23 @@ def load(
                 f"{asked} {name} images are more than the {there} of {config.dataset}: "
                 f"ask for at most {there}, or none for all."
             )
-    order = np.random.default_rng(0)
-    train = np.sort(order.permutation(len(raw.labels_train))[:num_train])
-    test = np.sort(order.permutation(len(raw.labels_test))[:num_test])
+    there = len(raw.labels_train), len(raw.labels_test)
+    validation = judged_on == "validation"
+    held = (there[1] if num_test is None else num_test) if validation else 0
+    left = there[0] - (there[0] if num_train is None else num_train)
+    if held > left:
+        raise UsageError(
+            f"judged_on='validation' takes {held} images of the {left} training images "
+            f"that are left over: use at most {there[0] - held} to train, or fewer to "
+            "judge."
+        )
+    train, chosen, test = splits.split(
+        *there, num_train=num_train, num_test=num_test, num_validation=held
+    )
+    if validation:
+        judging, labels = raw.images_train[chosen], raw.labels_train[chosen]
+    else:
+        judging, labels = raw.images_test[test], raw.labels_test[test]
     seen = np.bincount(raw.labels_train[train], minlength=len(raw.class_names))
     if every_class and not seen.all():
         raise UsageError(
@@ -139,7 +156,7 @@ def load(
         )
     x, x_test = (
         images.astype(np.float32) / np.float32(raw.max_intensity)
-        for images in (raw.images_train[train], raw.images_test[test])
+        for images in (raw.images_train[train], judging)
     )
     mean, deviation = (part((0, 1, 2), dtype=np.float64) for part in (x.mean, x.std))
     if config.preset == "paper":
@@ -148,7 +165,7 @@ def load(
         x,
         raw.labels_train[train],
         x_test,
-        raw.labels_test[test],
+        labels,
         np.asarray(mean, np.float32),
         np.asarray(deviation, np.float32),
         len(raw.class_names),

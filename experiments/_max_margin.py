@@ -11,12 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments._attacks import Attacked, search
+from experiments._attacks import Attacked, num_candidates, search
 from experiments._victim import Victim
 from experiments._workdir import Workdir
 from ntk_privacy import data
 from ntk_privacy.evaluation import max_margin_ranking
-from ntk_privacy.reconstruction import max_margin, max_margin_settings
+from ntk_privacy.reconstruction import (
+    max_margin,
+    max_margin_settings,
+    max_margin_verdict,
+)
 from ntk_privacy.reports import plots
 from ntk_privacy.resume import Timer
 from ntk_privacy.training import logistic
@@ -97,7 +101,7 @@ def run(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked
         victim.params_t,
         key=jax.random.fold_in(jax.random.key(1), config.seed),
         image_shape=x.shape[1:],
-        num_images=config.num_candidates or 2 * config.num_images,
+        num_images=num_candidates(config),
         settings=settings(config),
     )
     result, losses = search(
@@ -111,6 +115,8 @@ def run(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked
         attack.num_epochs,
         timer,
     )
+    # In an earlier start of this run, perhaps.
+    lost = not bool(np.isfinite(losses).all())
     mean_image = centre + dataset.mean
     found = np.asarray(result.images)
     ranking = max_margin_ranking.rank(x, found, mean=mean_image)
@@ -135,7 +141,8 @@ def run(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked
         duals=np.asarray(result.lambdas * result.labels)[None, :, None],
         losses=losses,
         extra={
-            "nonfinite": not bool(np.isfinite(losses).all()),
+            "nonfinite": lost,
+            "contributions": result.contributions,
             "ranking": {
                 "ssim": ranking.ssim,
                 "mean_ssim_best_10": ranking.mean_ssim_best,
@@ -144,6 +151,7 @@ def run(config: Any, workdir: Workdir, victim: Victim, timer: Timer) -> Attacked
             },
         },
         arrays={"ranked": ranking.images, "ranked_train_index": order},
+        verdict=max_margin_verdict.judge(None) if lost else result.verdict,
     )
 
 

@@ -18,8 +18,9 @@ from ntk_privacy.models import saved
 from ntk_privacy.reports import plots
 
 NOT_RESULTS = ("workdir", "progress", "checkpoint_seconds", "data_dir", "download")
-_ATTACK = ("eps", "attack_steps", "num_queries")
-LATER = ("evaluate", "baseline", *_ATTACK)
+_ATTACK = ("eps", "attack_steps", "num_queries", "attacks", "judged_on")
+# Who judges and on what: the networks are the same.
+LATER = ("evaluate", "baseline", "num_test", *_ATTACK)
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -42,8 +43,7 @@ def run(config: Config) -> dict[str, Any]:
     with Workdir(config.workdir, config, ignore=ignore) as workdir:
         if workdir.is_done():
             known = workdir.read_json("results.json")
-            asked = {name: getattr(config, name) for name in _ATTACK}
-            same = all(known.get(name, asked[name]) == asked[name] for name in asked)
+            same = known.get("judging") == _judging(config)
             if not config.evaluate or ("accuracy" in known and same):
                 if "accuracy" in known and beside is not None:
                     _sre2l_evaluation.draw(config, workdir, known["num_images"], beside)
@@ -55,8 +55,17 @@ def run(config: Config) -> dict[str, Any]:
 
 def _load(config: Config) -> Images:
     return _image_sets.load(
-        config, num_train=config.num_images, num_test=config.num_test
+        config,
+        num_train=config.num_images,
+        num_test=config.num_test,
+        judged_on=config.judged_on,
     )
+
+
+def _judging(config: Config) -> dict[str, Any]:
+    """Returns the flags that judge, as JSON holds them."""
+    told = {name: getattr(config, name) for name in (*_ATTACK, "num_test")}
+    return told | {"attacks": list(config.attacks or ())}
 
 
 class _Run:
@@ -86,6 +95,17 @@ class _Run:
             title=f"{config.method}, regularizer {config.regularizer}: {count} "
             f"images of {config.dataset} condensed to {each} of each class",
         )
+
+    def eigenvalues(self, **networks: Any) -> dict[str, np.ndarray]:
+        """Returns those of each network, at training images: what is there is kept."""
+        if not self.workdir.path("eigenvalues.npz").exists():
+            model, key = self.stages.model, self.stages.keys["evaluate"]
+            found = {
+                name: _sre2l_evaluation.eigenvalues(self.images, model, network, key)
+                for name, network in networks.items()
+            }
+            self.workdir.write_arrays("eigenvalues.npz", **found)
+        return self.workdir.read_arrays("eigenvalues.npz")
 
     def __call__(self) -> dict[str, Any]:
         """Runs what is not there yet; returns the results."""
@@ -130,7 +150,7 @@ class _Run:
             "num_distilled": len(images),
             "width": config.width,
             "seed": config.seed,
-            **{name: getattr(config, name) for name in _ATTACK},
+            "judging": _judging(config),
             "accuracy_squeezed": _sre2l_evaluation.accuracy(
                 self.images, stages.model, teacher
             ),
@@ -147,15 +167,10 @@ class _Run:
                         stages.keys["evaluate"],
                     )
                 )
-                found = {
-                    name: _sre2l_evaluation.eigenvalues(
-                        self.images, stages.model, network, stages.keys["evaluate"]
-                    )
-                    for name, network in (("squeezed", teacher), ("student", student))
-                }
-            results["top_hessian_eigenvalue"] = float(np.mean(found["squeezed"]))
-            results["top_hessian_eigenvalue_student"] = float(np.mean(found["student"]))
-            self.workdir.write_arrays("eigenvalues.npz", **found)
+                found = self.eigenvalues(squeezed=teacher, student=student)
+            results["top_hessian_eigenvalue"] = {
+                name: float(np.mean(values)) for name, values in found.items()
+            }
             _sre2l_evaluation.draw(
                 config, self.workdir, len(self.images.x), self.beside
             )
@@ -171,15 +186,14 @@ class _Run:
 
 def summary(results: dict[str, Any]) -> str:
     """Returns a short table for the terminal."""
-    rows = [("squeezed network, clean", f"{100 * results['accuracy_squeezed']:.2f}%")]
+    rows = [
+        ("judged on", f"{results['num_test']} {results['judging']['judged_on']} images")
+    ]
+    rows += [("squeezed network, clean", f"{100 * results['accuracy_squeezed']:.2f}%")]
     for name, value in results.get("accuracy", {}).items():
         rows.append((f"student, {name}", f"{100 * value:.2f}%"))
-    for name, told in (
-        ("top_hessian_eigenvalue", "top eigenvalue, squeezed network"),
-        ("top_hessian_eigenvalue_student", "top eigenvalue, student"),
-    ):
-        if name in results:
-            rows.append((told, f"{results[name]:.3g}"))
+    for name, value in results.get("top_hessian_eigenvalue", {}).items():
+        rows.append((f"top eigenvalue, {name}", f"{value:.3g}"))
     spent = [f"{name} {s:.1f}" for name, s in results["seconds"].items() if s]
     rows.append(("seconds", ", ".join(spent)))
     size = max(len(name) for name, _ in rows)

@@ -10,22 +10,16 @@ import numpy as np
 
 from experiments._flags import UsageError
 from experiments._image_sets import Images
+from experiments._sre2l_config import ATTACKS
 from experiments._workdir import Workdir, read_arrays
 from ntk_privacy import curvature
+from ntk_privacy.evaluation import named_attacks
 from ntk_privacy.evaluation import robust_accuracy as robust
 from ntk_privacy.evasion import ThreatModel
 from ntk_privacy.models import ResNet18, saved
 from ntk_privacy.reports import curvature_plots
 from ntk_privacy.training import squeeze
 
-# Column of the results and the attack it is.
-ATTACKS = {
-    "pgd100": "pgd100",
-    "square": "square_rescaled",
-    "autoattack": "autoattack",
-    "cw": "cw",
-    "mim": "mim",
-}
 _ATTACK_BATCH = 50
 _NUM_EIGENVALUES = 128
 # More than the classes, of which a network of ReLUs has at most as many eigenvalues.
@@ -66,6 +60,26 @@ def eigenvalues(
     return np.asarray(found)
 
 
+def _steps(name: str, config: Any) -> int | None:
+    """Those of pgd100 are its name."""
+    return None if name == "pgd100" else config.attack_steps
+
+
+def column(name: str, config: Any) -> str:
+    """Returns an attack's name, and what of it is not as the name tells.
+
+    Args:
+      name: of `ATTACKS`.
+      config: has attack_steps and num_queries.
+    """
+    return named_attacks.honest_name(
+        ATTACKS[name],
+        shown=name,
+        num_steps=_steps(name, config),
+        num_queries=config.num_queries,
+    )
+
+
 def attack(
     config: Any,
     workdir: Workdir,
@@ -74,7 +88,7 @@ def attack(
     network: tuple[Any, Any],
     key: Any,
 ) -> tuple[dict[str, float], dict]:
-    """Returns accuracy by attack, and what AutoAttack's stages left."""
+    """Returns accuracy by attack, each named by `column`, and what stages left."""
     params, stats = network
     logits_fn = saved.logits_fn(
         model, params, stats=stats, mean=images.mean, deviation=images.deviation
@@ -82,17 +96,18 @@ def attack(
     accuracy: dict[str, float] = {}
     left: dict[str, Any] = {}
     # One at a time: what is known of a killed run is read back.
-    for name, attack in ATTACKS.items():
-        about = workdir.checkpoint_folder / f"attack_{name}.json"
+    for name in config.attacks:
+        attack = ATTACKS[name]
+        about = workdir.checkpoint_folder / f"attack_{config.judged_on}_{name}.json"
         path = str(about.relative_to(workdir.folder))
         given = [config.eps, config.attack_steps, config.num_queries]
+        given.append(len(images.x_test))
         if about.exists():
             told = workdir.read_json(path)
             if told["given"] == given:
                 accuracy |= told["accuracy"]
                 left |= told["left"]
                 continue
-        steps = None if attack == "pgd100" else config.attack_steps
         found = robust.robust_accuracy(
             logits_fn,
             images.x_test,
@@ -101,13 +116,14 @@ def attack(
             attacks=(attack,),
             threat_model=ThreatModel(eps=config.eps),
             batch_size=_ATTACK_BATCH,
-            num_steps=steps,
+            num_steps=_steps(name, config),
             num_queries=config.num_queries,
         )
+        called = column(name, config)
         told = {
             "given": given,
-            "accuracy": {"clean": found.clean, name: found.accuracy[attack]},
-            "left": {n: v for n, v in found.left.items() if v},
+            "accuracy": {"clean": found.clean, called: found.accuracy[attack]},
+            "left": {called: found.left[attack]} if found.left.get(attack) else {},
         }
         about.parent.mkdir(parents=True, exist_ok=True)
         workdir.write_json(path, told)
@@ -117,7 +133,7 @@ def attack(
 
 
 def baseline(config: Any) -> np.ndarray | None:
-    """Returns the eigenvalues of the run to draw beside, if one was given.
+    """Returns the eigenvalues of the student to draw beside, if one was given.
 
     Raises:
       UsageError: they are not there, or damaged.
@@ -126,7 +142,7 @@ def baseline(config: Any) -> np.ndarray | None:
         return None
     path = pathlib.Path(config.baseline) / "eigenvalues.npz"
     try:
-        return read_arrays(path)["squeezed"]
+        return read_arrays(path)["student"]
     except FileNotFoundError:
         told = "has no eigenvalues.npz"
     except (OSError, KeyError, ValueError):
@@ -140,16 +156,12 @@ def baseline(config: Any) -> np.ndarray | None:
 def draw(
     config: Any, workdir: Workdir, num_images: int, beside: np.ndarray | None
 ) -> None:
-    """Draws those of the squeezed network, beside the student's or a baseline's."""
+    """Draws those of the student, beside a baseline's or the squeezed network's."""
     found = workdir.read_arrays("eigenvalues.npz")
     shown = {f"{name} network": values for name, values in found.items()}
+    told = f"Squeezed from {num_images} images of {config.dataset}, and its student"
     if beside is not None:
-        shown = {
-            "baseline": beside,
-            f"regularizer {config.regularizer}": found["squeezed"],
-        }
-    curvature_plots.eigenvalues(
-        shown,
-        workdir.path("eigenvalues.png"),
-        title=f"Squeezed from {num_images} images of {config.dataset}",
-    )
+        own = f"regularizer {config.regularizer}"
+        shown = {"baseline": beside, own: found["student"]}
+        told = f"Students, distilled from {num_images} images of {config.dataset}"
+    curvature_plots.eigenvalues(shown, workdir.path("eigenvalues.png"), title=told)

@@ -15,6 +15,7 @@ import numpy as np
 from experiments import _defence, _distillation, _transfer
 from experiments._flags import UsageError
 from experiments._workdir import Workdir
+from ntk_privacy.evaluation import rates
 from ntk_privacy.reports import plots
 
 _TABLE = ("full", "kip", "rkip", "rkip_noise", "rkip_finite", "random")
@@ -136,10 +137,9 @@ def _sound(runs) -> list[dict[str, Any]]:
 
 
 def _cell(values: list[float]) -> str:
-    mean, deviation = _transfer.mean_and_deviation([100 * v for v in values])
-    if mean is None:
+    if not values:
         return "-"
-    return f"{mean:.2f} +- {deviation:.2f} ({len(values)})"
+    return f"{rates.in_percent(values, digits=2)} ({len(values)})"
 
 
 def _table(found) -> dict[str, Any]:
@@ -170,14 +170,14 @@ def _table(found) -> dict[str, Any]:
                     for told in _sound(runs)
                     if told[score][kind] is not None
                 ]
-                mean, deviation = _transfer.mean_and_deviation(values)
-                row[kind], row[f"{kind}_deviation"] = mean, deviation
+                rate = rates.mean_and_deviation(values) if values else (None, None)
+                row[kind], row[f"{kind}_deviation"] = rate
                 row[f"{kind}_values"] = values
             row["errors"] = [told["error"] for told in runs if "error" in told]
             rows.append(row)
             told = " | ".join(_cell(row[f"{kind}_values"]) for kind in kinds)
             lines.append(f"| {method} | {told} |")
-    lines += ["", "Test accuracy in per cent, mean +- deviation (runs)."]
+    lines += ["", "Test accuracy in per cent, mean +- sample deviation (runs)."]
     lines += _failures(found)
     return {"rows": rows, "markdown": "\n".join(lines) + "\n"}
 
@@ -198,7 +198,8 @@ def _attacks(found) -> dict[str, Any]:
                 "method": method,
                 "attack": name,
                 "num_recovered": [t["num_recovered"] for t in told],
-                "best_psnr": [t["best_psnr"] for t in told],
+                "best_psnr": [float(t["best_psnr"]) for t in told],
+                "verdicts": [t["verdict"]["word"] for t in told if "verdict" in t],
                 "num_distilled_recovered": [t["num_distilled_recovered"] for t in told],
                 "num_copies": [run["nearest"]["num_copies"] for run in sound],
                 "num_distilled": [run["num_distilled"] for run in sound],

@@ -16,6 +16,12 @@ import numpy as np
 from experiments._workdir import Workdir
 from ntk_privacy.reports import plots
 
+# What a study sets in every cell, in place of the flags.
+AXES = (
+    *("dataset", "task", "num_images", "width", "dynamics", "early_stop_loss"),
+    "known_num_images",
+)
+
 # The axes of each named study. Ten outputs make every candidate ten rows, and networks
 # whose features move are trained and searched step by step: there N is less.
 _LINEARIZED, _STANDARD = "linearized", "standard"
@@ -91,6 +97,7 @@ def cells(config: Any) -> list[Any]:
             width=width,
             dynamics=dynamics,
             early_stop_loss=early,
+            known_num_images=None,
             workdir=str(pathlib.Path(config.workdir) / name),
         )
         out.append(cell)
@@ -127,6 +134,7 @@ def run(
             else:
                 names = ("num_recovered", "num_certified", "estimated_num_images")
                 names += ("mean_error", "kernel_distance", "train_loss", "seconds")
+                names += ("verdict", "warnings")
                 row |= {name: results.get(name) for name in names}
                 row["squared_distances"] = results["squared_distances"]
                 print(line(row), flush=True)
@@ -142,11 +150,13 @@ def line(row: dict[str, Any]) -> str:
     certified = row["num_certified"]
     told = "" if certified is None else f", {certified} certified"
     stop = "" if row["early_stop_loss"] is None else ", early stopped"
+    verdict = row.get("verdict")
+    judged = "" if verdict is None else f"; {verdict['word']}: {verdict['reason']}"
     return (
         f"{row['dataset']} {row['task']} {row['dynamics']}{stop}: "
         f"N={row['num_images']} "
         f"width={row['width']}: {row['num_recovered']} recovered{told}, kernel "
-        f"distance {row['kernel_distance']:.2g}"
+        f"distance {float(row['kernel_distance']):.2g}{judged}"
     )
 
 
@@ -178,7 +188,7 @@ def draw(rows: list[dict[str, Any]], workdir: Workdir) -> None:
             stop = ", early" if row["early_stop_loss"] else ""
             label = f"{row['dataset']} {row['task']}{stop}"
             series.setdefault(label, []).append(
-                (row["kernel_distance"], float(row["mean_error"]))
+                (float(row["kernel_distance"]), float(row["mean_error"]))
             )
         plots.scatter(
             series,

@@ -15,6 +15,7 @@ from experiments import _distillation, _victim
 from experiments._distillation import Distilled
 from experiments._workdir import Workdir
 from ntk_privacy import data
+from ntk_privacy.evaluation import rates
 from ntk_privacy.kernels import regression
 from ntk_privacy.models import MLP
 from ntk_privacy.resume import Timer
@@ -115,15 +116,9 @@ def _means(known, entry) -> dict[str, float | None]:
     out = {}
     for kind in ("infinite", "standard", "linearized"):
         values = [told[entry] for told in known[kind]]
-        out[kind], out[f"{kind}_deviation"] = mean_and_deviation(values)
+        rate = rates.mean_and_deviation(values) if values else (None, None)
+        out[kind], out[f"{kind}_deviation"] = rate
     return out
-
-
-def mean_and_deviation(values: list[float]) -> tuple[float | None, float | None]:
-    """Returns the mean and the sample deviation, 0 of a single value."""
-    if not values:
-        return None, None
-    return float(np.mean(values)), float(np.std(values, ddof=min(1, len(values) - 1)))
 
 
 def _infinite(config, dataset, distilled) -> np.ndarray:

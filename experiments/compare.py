@@ -35,7 +35,7 @@ from experiments._image_sets import Images
 from experiments._timed_sets import CONDENSING, KERNEL_METHODS, TimedSet
 from experiments._workdir import Workdir, versions
 from ntk_privacy import _checks
-from ntk_privacy.evaluation import protocol
+from ntk_privacy.evaluation import protocol, rates
 from ntk_privacy.models import MLP, convnet
 from ntk_privacy.reports import plots
 
@@ -131,6 +131,15 @@ class Config:
                 _checks.at_least(1, **{name: getattr(self, name)})
         for name in self.architectures:
             network(name, 10)
+
+    def passed_over(self) -> dict[str, str]:
+        """Returns flags that are not read, each with the choice that makes it so."""
+        unread = _OF_ATTACKS if self.attacks == "none" else _NOT_OF_ATTACKS
+        out = dict.fromkeys(unread, f"--attacks={self.attacks}")
+        names = [name.removesuffix(_compare_attacks.SUFFIX) for name in self.methods]
+        if not any(name in KERNEL_METHODS for name in names):
+            out["num_targets"] = "--methods that make no kernel"
+        return out
 
     def _check_attacks(self) -> None:
         """Refuses numbers out of range, and flags that would have no effect."""
@@ -307,8 +316,7 @@ def markdown(results: dict[str, Any]) -> str:
     for method, row in results["rows"].items():
         cells = [method, str(row["steps"]), f"{row['seconds']:.0f}"]
         for name in names:
-            rate = protocol.mean_and_deviation(np.asarray(row["accuracy"][name]))
-            cells.append(f"{100 * rate.mean:.1f} +- {100 * rate.deviation:.1f}")
+            cells.append(rates.in_percent(row["accuracy"][name]))
         lines.append(cells)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 

@@ -38,6 +38,7 @@ from experiments import (
 )
 from experiments._distill_config import Config as Config
 from experiments._workdir import Workdir, versions
+from ntk_privacy.evaluation import rates
 from ntk_privacy.reports import plots
 from ntk_privacy.resume import Timer
 
@@ -203,9 +204,9 @@ def summary(results: dict[str, Any]) -> str:
     for kind in ("infinite", "linearized", "standard"):
         mean = results.get("accuracy", {}).get(kind)
         if mean is not None:
-            spread = results["accuracy"][f"{kind}_deviation"]
-            told = f"{100 * mean:.2f}% +- {100 * spread:.2f}"
-            rows.append((f"test accuracy, {kind}", told))
+            runs = [told["accuracy"] for told in results["runs"][kind]]
+            told = rates.in_percent(runs, digits=2)
+            rows.append((f"test accuracy, {kind}", f"{told}%"))
     nearest = results["nearest"]
     count = f"{nearest['num_copies']} of {results['num_distilled']}"
     rows.append(("copies of training images (PSNR >= 25 dB)", count))

@@ -118,6 +118,16 @@ class Config:
         # Unknown and repeated names, before anything is loaded.
         _planned(self, 1000)
 
+    def passed_over(self) -> dict[str, str]:
+        """Returns flags that are not read, each with the choice that makes it so."""
+        if self.model is not None:
+            unread = ("width", "num_train", "num_epochs", "train_batch_size")
+            unread += ("train_attack_steps", "learning_rate")
+            return dict.fromkeys(unread, "--model, which is trained already")
+        if self.train == "plain":
+            return {"train_attack_steps": "--train=plain"}
+        return {}
+
     @property
     def threat_model(self) -> ThreatModel:
         """What the attacker may do; a ValueError if eps is no bound."""
@@ -227,7 +237,9 @@ def summary(results: dict[str, Any]) -> str:
     for name in results["settings"]:
         spent = results["seconds"]["attacks"][name]
         queries = f"{results['queries'][name]:.0f}"
-        rows.append((name, f"{100 * share[name]:.2f}", queries, f"{spent:.1f}"))
+        # Older results do not have it.
+        called = results.get("names", {}).get(name, name)
+        rows.append((called, f"{100 * share[name]:.2f}", queries, f"{spent:.1f}"))
         for part, left in results["left"].get(name, {}).items():
             rows.append((f"  after {part}", f"{100 * left:.2f}", "", ""))
     rows.append(("all within eps", f"{100 * share['ensemble']:.2f}", "", ""))

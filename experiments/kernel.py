@@ -129,6 +129,21 @@ class Config:
                 "stream=true keeps no kernel in memory to compare with: add --notrain."
             )
 
+    def passed_over(self) -> dict[str, str]:
+        """Returns flags that are not read, each with the choice that makes it so."""
+        why = f"--kernel={self.kernel}"
+        finite = self.kernel == "empirical_mlp"
+        out = {}
+        if self.kernel != "infinite_convnet":
+            out |= dict.fromkeys(("head", "pooling"), why)
+        if not finite:
+            out |= dict.fromkeys(("train", "stop_loss", "max_train_steps"), why)
+            if self.parametrization != "standard":
+                out["width"] = why + " in the NTK parametrisation"
+        elif not self.train:
+            out |= dict.fromkeys(("stop_loss", "max_train_steps"), "--notrain")
+        return out
+
 
 def run(config: Config) -> dict[str, Any]:
     """Runs one configuration; returns what results.json holds.
@@ -267,9 +282,10 @@ def summary(results: dict[str, Any]) -> str:
         ("alignment with the targets", f"{results['target_alignment']:.4g}"),
     ]
     if "kernel_distance" in results:
+        short = "" if results["converged"] else " (not reached what was asked)"
         rows += [
             ("training steps", str(results["train_steps"])),
-            ("training loss", f"{results['train_loss']:.3g}"),
+            ("training loss", f"{results['train_loss']:.3g}{short}"),
             ("kernel distance after training", f"{results['kernel_distance']:.4g}"),
         ]
     told = ", ".join(f"{seconds[k]:.1f}" for k in ("compile", "kernel", "train"))

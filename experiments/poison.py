@@ -4,7 +4,9 @@
         --methods=dm,rdm --num_seeds=5 --workdir=DIR
 
 Each seed draws a target among the test images, an adversarial class and the training
-images of that class that become poison. Writes config.json, results.json, losses.png
+images of that class that become poison. Each method condenses the clean images too, and
+the networks trained on that say what they take every target for: how often the attacker
+gets his way without an attack. Writes config.json, results.json, losses.png
 and, for each seed, pictures of its poisons and condensed sets to --workdir. Killed and
 started again with the same --workdir it goes on with the first seed and method that is
 not done.
@@ -23,14 +25,14 @@ from experiments._image_sets import Images
 from experiments._poisoning import Scene
 from experiments._workdir import Workdir, versions
 from ntk_privacy import _checks
-from ntk_privacy.evaluation import protocol
+from ntk_privacy.evaluation import rates
 from ntk_privacy.poisoning import direct
 from ntk_privacy.reports import loss_plots, plots
 from ntk_privacy.resume import Timer
 
 NOT_RESULTS = (
     *("workdir", "progress", "checkpoint_seconds", "data_dir", "download"),
-    *("num_seeds", "methods"),
+    *("num_seeds", "methods", "control"),
 )
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -77,6 +79,9 @@ class Config:
         ("dm", "rdm"), "Of " + ", ".join(DM_METHODS) + "."
     )
     num_seeds: int = _field(5, "Targets, one per seed.")
+    control: bool = _field(
+        True, "Condense the clean images, too: the attack's success without an attack."
+    )
     rate: float = _field(0.01, "Poison, as a share of the training set.")
     bound: int = _field(
         64,
@@ -125,6 +130,16 @@ class Config:
         for name in ("num_train", "num_test"):
             if getattr(self, name) is not None:
                 _checks.at_least(1, **{name: getattr(self, name)})
+
+    def passed_over(self) -> dict[str, str]:
+        """Returns flags that are not read, each with the choice that makes it so."""
+        unread = {
+            "none": ("bound", "attack_steps", "num_restarts", "num_clean"),
+            "direct": ("bound", "attack_steps", "num_restarts", "num_clean"),
+            "dm": ("num_clean",),
+            "gradient": (),
+        }[self.attack]
+        return dict.fromkeys(unread, f"--attack={self.attack}")
 
 
 def _cell(
@@ -192,6 +207,42 @@ def _cell(
     return workdir.read_json(f"cell_{name}.json")
 
 
+def _control(
+    config: Config, workdir: Workdir, images: Images, method: str, run: int
+) -> np.ndarray:
+    """Returns what networks of clean condensed images take every test image for.
+
+    They serve all targets. The draws are those of the first seed, so that poison is all
+    that its own cell differs by. What is on disk is read back.
+    """
+    name = f"control_{method}_{run}"
+    if not workdir.path(f"{name}.npz").exists():
+        folder = workdir.checkpoint_folder / name
+        key = jax.random.fold_in(jax.random.key(config.first_seed), 100 + run)
+        condensed = _condensed.condense(
+            method,
+            config,
+            images,
+            images.normalised(images.x),
+            key,
+            folder=folder / "condense",
+            timer=Timer(),
+            description=f"no attack, {method}",
+        )
+        found = _condensed.evaluate(
+            images,
+            condensed,
+            config,
+            jax.random.fold_in(key, 1),
+            folder=folder / "evaluate",
+            timer=Timer(),
+            targets=images.normalised(images.x_test),
+        )
+        workdir.write_arrays(f"{name}.npz", classes=found.target_classes)
+        _condensed.remove(folder)
+    return workdir.read_arrays(f"{name}.npz")["classes"]
+
+
 def _seed(
     config: Config, workdir: Workdir, images: Images, seed: int, scene: Scene
 ) -> list[dict[str, Any]]:
@@ -202,10 +253,13 @@ def _seed(
     entries = []
     for method in config.methods:
         kept = _poisoning.deviation(config, images, x, scene, method)
-        entries += [
-            _cell(config, workdir, images, scene, x, method, seed, run) | kept
-            for run in range(config.num_runs or 0)
-        ]
+        for run in range(config.num_runs or 0):
+            cell = _cell(config, workdir, images, scene, x, method, seed, run) | kept
+            if config.control and config.attack != "none":
+                classes = _control(config, workdir, images, method, run)
+                told = classes[:, scene.target].tolist()
+                cell["target_classes_without_attack"] = told
+            entries.append(cell)
     return entries
 
 
@@ -246,17 +300,23 @@ def _draw(config, workdir, images, scene, poisons, seed) -> None:
     )
 
 
+def _hits(entries: list[dict[str, Any]], name: str) -> list[bool]:
+    """Returns the decisions for the attacker, of all networks that were asked."""
+    return [
+        found == entry["adversarial_class"]
+        for entry in entries
+        for found in entry.get(name, ())
+    ]
+
+
 def _row(config: Config, method: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
     mine = [entry for entry in entries if entry["method"] == method]
-    accuracy = protocol.mean_and_deviation(
+    accuracy = rates.mean_and_deviation(
         np.array([value for entry in mine for value in entry["accuracies"]])
     )
-    hits = [
-        found == entry["adversarial_class"]
-        for entry in mine
-        for found in entry["target_classes"]
-    ]
-    success = protocol.mean_and_deviation(np.array(hits))
+    hits = _hits(mine, "target_classes")
+    success = rates.mean_and_deviation(hits)
+    without = _hits(mine, "target_classes_without_attack")
     return {
         "method": method,
         "attack": config.attack,
@@ -265,6 +325,7 @@ def _row(config: Config, method: str, entries: list[dict[str, Any]]) -> dict[str
         "attack_success": success.mean,
         "attack_success_std": success.deviation,
         "num_decisions": len(hits),
+        "success_without_attack": float(np.mean(without)) if without else None,
         **{
             name: None
             if mine[0][name] is None
@@ -344,12 +405,15 @@ def run(config: Config) -> dict[str, Any]:
 def main(config: Config) -> None:
     """Runs and prints the table."""
     table = run(config)["table"]
-    print("method        accuracy %      attack success %")
+    print("method        accuracy %      attack success %  without attack %")
     for row in table:
-        accuracy = f"{100 * row['accuracy']:.2f} +- {100 * row['accuracy_std']:.2f}"
-        success = 100 * row["attack_success"], 100 * row["attack_success_std"]
+        rate = rates.Rate(row["accuracy"], row["accuracy_std"]).scaled(100)
+        success = rates.Rate(row["attack_success"], row["attack_success_std"])
+        without = row["success_without_attack"]
+        told = "-" if without is None else f"{100 * without:.2f}"
         print(
-            f"{row['method']:<13} {accuracy:<15} {success[0]:.2f} +- {success[1]:.2f}"
+            f"{row['method']:<13} {format(rate, '.2f'):<15} "
+            f"{format(success.scaled(100), '.2f'):<17} {told}"
         )
 
 

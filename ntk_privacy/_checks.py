@@ -89,6 +89,20 @@ def floating(**arrays: Any) -> None:
             )
 
 
+def full_precision(**trees: Any) -> None:
+    """Raises ValueError if a leaf of any tree has fewer than 32 bits a number."""
+    for name, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            dtype = np.asarray(leaf).dtype if np.isscalar(leaf) else leaf.dtype
+            if jax.numpy.issubdtype(dtype, jax.numpy.floating) and dtype.itemsize < 4:
+                raise ValueError(
+                    f"{name}{jax.tree_util.keystr(path)} is {dtype}, in which squares "
+                    "of small numbers are 0: convert all leaves to float32 first, such "
+                    "as jax.tree.map(jnp.float32, params); what rounding to "
+                    f"{dtype} took is lost."
+                )
+
+
 def same_structure(name_a: str, a: Any, name_b: str, b: Any) -> None:
     """Raises ValueError unless two pytrees agree in structure and leaf shapes."""
     if jax.tree.structure(a) != jax.tree.structure(b):

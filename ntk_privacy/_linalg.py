@@ -10,8 +10,12 @@ from jaxtyping import Array, Float
 
 def add_ridge(k: Float[Array, "n n"], diag_reg: float) -> Float[Array, "n n"]:
     """Returns k + diag_reg * mean(diag(k)) * I: the ridge is dimensionless."""
-    n = k.shape[0]
-    return k + (diag_reg * jnp.trace(k) / n) * jnp.eye(n, dtype=k.dtype)
+    return k + ridge(k, diag_reg) * jnp.eye(k.shape[0], dtype=k.dtype)
+
+
+def ridge(k: Float[Array, "n n"], diag_reg: float) -> Float[Array, ""]:
+    """Returns diag_reg * mean(diag(k))."""
+    return diag_reg * jnp.trace(k) / k.shape[0]
 
 
 def solve_ridge(
@@ -28,6 +32,28 @@ def solve_ridge(
 def matmul(a: Float[Array, "... n k"], b: Float[Array, "... k m"]) -> Array:
     """Returns a @ b at full precision; accelerators default to less."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def norm(
+    a: Float[Array, "..."], axis: int | tuple[int, ...] | None = None
+) -> Float[Array, "..."]:
+    """Returns the L2 norm over `axis`, or over all, kept as axes of length 1.
+
+    Scaled before it is squared: right wherever the numbers themselves are normal ones,
+    while squares leave float32 beyond 1e19 and below 1e-19. Its gradient is zero, not
+    NaN, where all is zero.
+
+    Args:
+      a: numbers; those of half precision are summed in float32.
+      axis: to sum over.
+    """
+    wide = a.astype(jnp.float32) if jnp.finfo(a.dtype).bits < 32 else a
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(wide), axis, keepdims=True))
+    scale = jnp.where(scale == 0, 1, scale)
+    squares = jnp.sum(jnp.square(wide / scale), axis, keepdims=True)
+    none = squares == 0  # NaN is some
+    root = jnp.where(none, 0, jnp.sqrt(jnp.where(none, 1, squares)))
+    return (scale * root).astype(a.dtype)
 
 
 @jax.custom_jvp

@@ -1,13 +1,12 @@
 """One loop for everything iterative: jitted scans in chunks, host work between."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _programs
 
 State = TypeVar("State")
 StepFn = Callable[[State, Any, Any], tuple[State, dict[str, Any]]]
@@ -23,9 +22,9 @@ def asks_to_stop(
     return callback is not None and bool(callback(step, state, metrics))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@_programs.jit(num_static=2)
 def _scan_chunk(
-    step_fn: StepFn, state: Any, data: Any, length: int, first_step: Any
+    step_fn: StepFn, length: int, state: Any, data: Any, first_step: Any
 ) -> tuple[Any, dict[str, Any]]:
     """Runs `length` steps in one jitted scan; metrics are stacked over steps."""
     return jax.lax.scan(
@@ -78,7 +77,7 @@ def run(
     while done < num_steps:
         stop = min((done // chunk + 1) * chunk, num_steps)
         state, metrics = _scan_chunk(
-            step_fn, state, data, stop - done, jnp.asarray(done, jnp.int32)
+            step_fn, stop - done, state, data, jnp.asarray(done, jnp.int32)
         )
         done = stop
         if asks_to_stop(callback, done, state, metrics):

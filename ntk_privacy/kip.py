@@ -7,13 +7,14 @@ NeurIPS 2021 (arXiv:2107.13034). RKIP (`rkip`) matches the regressors themselves
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from ntk_privacy import _checks, _linalg
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Callback, KernelFn
-from ntk_privacy.kernels import blockwise, regression
+from ntk_privacy.kernels import blockwise, host, regression
 from ntk_privacy.training import distillation
 from ntk_privacy.training.distillation import Distilled, DistillState
 
@@ -48,7 +49,8 @@ def loss(
 
     $$\tfrac12 \mathrm{mean} (y_T - K_{TS} (K_{SS} + \lambda \bar k I)^{-1} y_S)^2$$
     $\lambda$ is `diag_reg`, $\bar k$ the mean diagonal of $K_{SS}$. The mean runs over
-    targets and outputs. A singular kernel gives NaN.
+    targets and outputs. A singular kernel gives NaN. Computed in float64; where traced,
+    in the dtype of the images, whose rounding is then relative to the least eigenvalue.
 
     Args:
       images: synthetic images.
@@ -64,6 +66,11 @@ def loss(
     _checks.same_length(images=images, labels=labels)
     _checks.same_length(x_target=x_target, y_target=y_target)
     _checks.same_width(labels=labels, y_target=y_target)
+    if host.is_concrete(images, labels, x_target, y_target):
+        k_ss = host.kernel(kernel_fn, images)
+        a = host.solve(k_ss, labels, diag_reg=diag_reg)
+        error = np.asarray(y_target) - host.kernel(kernel_fn, x_target, images) @ a
+        return jnp.asarray(0.5 * np.mean(error**2), y_target.dtype)
     return _Objective(kernel_fn, diag_reg)(images, labels, (x_target, y_target), ())
 
 
@@ -91,16 +98,18 @@ def label_solve(
       ValueError: lengths differ, or the kernel of `images` is singular.
     """
     _checks.same_length(x_target=x_target, y_target=y_target)
-    k_ss = blockwise.self_kernel(kernel_fn, images)
-    regression.check_solvable("The kernel of images", k_ss, diag_reg)
-    k_ts = kernel_fn(x_target, images)
+    k_ss = host.kernel(kernel_fn, images)
+    dtype = jnp.result_type(y_target)
+    regression.check_solvable("The kernel of images", k_ss, diag_reg, dtype=dtype)
+    k_ts = host.kernel(kernel_fn, x_target, images)
+    y = np.asarray(y_target, np.float64)
     if len(x_target) < len(images):
         # Many labels are best; the pseudo-inverse has the shortest, in labels.
-        predictor = _linalg.solve_ridge(k_ss, k_ts.T, diag_reg=diag_reg).T
-        return jnp.linalg.lstsq(predictor, y_target)[0]
-    duals, *_ = jnp.linalg.lstsq(k_ts, y_target)
+        predictor = host.solve(k_ss, k_ts.T, diag_reg=diag_reg).T
+        return jnp.asarray(np.linalg.lstsq(predictor, y)[0], dtype)
+    duals, *_ = np.linalg.lstsq(k_ts, y)
     # The inverse of the ridged kernel has full rank: undo it after the least squares.
-    return matmul(_linalg.add_ridge(k_ss, diag_reg), duals)
+    return jnp.asarray(host.add_ridge(k_ss, diag_reg) @ duals, dtype)
 
 
 def distill(

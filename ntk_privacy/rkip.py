@@ -11,13 +11,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from ntk_privacy import _checks, _linalg
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Callback, KernelFn
-from ntk_privacy.kernels import blockwise, regression
+from ntk_privacy.kernels import blockwise, host, regression
 from ntk_privacy.training import distillation
 from ntk_privacy.training.distillation import Distilled, DistillState
 from ntk_privacy.training.target_duals import (
@@ -66,13 +67,40 @@ class _Objective:
         a = _linalg.solve_ridge(k_ss, labels, diag_reg=self.diag_reg)
         # K_ST rather than K_TS: the few images first makes a faster product on CPU.
         cross = matmul(self.kernel_fn(images, x), target)
-        return 0.5 * (jnp.sum(a * (matmul(k_ss, a) - 2 * cross)) + constants)
+        # K a is y less the ridge's part: the product would cancel, with large duals.
+        explained = labels - _linalg.ridge(k_ss, self.diag_reg) * a
+        return 0.5 * (jnp.sum(a * (explained - 2 * cross)) + constants)
 
 
 def _dense(kernel_fn, x, y, diag_reg) -> tuple[Array, TargetDuals]:
     k = blockwise.self_kernel(kernel_fn, x)
     a = _linalg.solve_ridge(k, y, diag_reg=diag_reg)
-    return k, TargetDuals(a, jnp.sum(a * matmul(k, a)))
+    return k, TargetDuals(a, jnp.sum(a * (y - _linalg.ridge(k, diag_reg) * a)))
+
+
+class _Hosted(NamedTuple):
+    """Kernels, duals and energies in float64: S the images, T the targets."""
+
+    k_ss: np.ndarray
+    k_ts: np.ndarray
+    k_tt: np.ndarray
+    a_s: np.ndarray
+    a_t: np.ndarray
+    energy_s: np.floating
+    energy_t: np.floating
+
+
+def _hosted(kernel_fn, images, labels, x_target, y_target, diag_reg) -> _Hosted:
+    k_ss, k_tt = host.kernel(kernel_fn, images), host.kernel(kernel_fn, x_target)
+    a_s = host.solve(k_ss, labels, diag_reg=diag_reg)
+    a_t = host.solve(k_tt, y_target, diag_reg=diag_reg)
+    # a K a by what a solves: K a itself would cancel.
+    energies = (
+        np.sum(a * (np.asarray(y, np.float64) - diag_reg * np.trace(k) / len(k) * a))
+        for k, a, y in ((k_ss, a_s, labels), (k_tt, a_t, y_target))
+    )
+    k_ts = host.kernel(kernel_fn, x_target, images)
+    return _Hosted(k_ss, k_ts, k_tt, a_s, a_t, *energies)
 
 
 def _check(images, labels, x_target, y_target) -> None:
@@ -96,7 +124,8 @@ def loss(
       - 2 \alpha_T^\top K_{TS} \alpha_S + \alpha_T^\top K_{TT} \alpha_T),
       \quad \alpha = (K + \lambda \bar k I)^{-1} y$$
     $\lambda$ is `diag_reg`, $\bar k$ the mean diagonal of $K$. A singular kernel gives
-    NaN.
+    NaN. Computed in float64; where traced, in the dtype of the images, whose rounding
+    is then relative to the least eigenvalue: 10 eps / `diag_reg` or so at worst.
 
     Args:
       images: synthetic images.
@@ -110,6 +139,12 @@ def loss(
       ValueError: lengths or widths differ.
     """
     _check(images, labels, x_target, y_target)
+    if host.is_concrete(images, labels, x_target, y_target):
+        h = _hosted(kernel_fn, images, labels, x_target, y_target, diag_reg)
+        across = np.sum(h.a_t * (h.k_ts @ h.a_s))
+        # A norm: what is below 0 is rounding. (NaN stays.)
+        half = np.maximum(0.5 * (h.energy_s + h.energy_t) - across, 0)
+        return jnp.asarray(half, y_target.dtype)
     _, target = _dense(kernel_fn, x_target, y_target, diag_reg)
     rows = (x_target, target.duals)
     return _Objective(kernel_fn, diag_reg)(images, labels, rows, target.energy)
@@ -124,7 +159,7 @@ def terms(
     kernel_fn: KernelFn,
     diag_reg: float = 1e-5,
 ) -> Terms:
-    r"""Splits `loss` by Theorem 2; the two add up to it.
+    r"""Splits `loss` by Theorem 2, in float64; the two add up to it.
 
     $$\tfrac12 \| K_{TT} \alpha_T - K_{TS} \alpha_S \|^2_{K_{TT}^+}, \quad
       \tfrac12 \mathrm{tr}\, \alpha_S^\top (K_{SS} - K_{ST} K_{TT}^+ K_{TS}) \alpha_S$$
@@ -143,17 +178,16 @@ def terms(
       ValueError: lengths or widths differ.
     """
     _check(images, labels, x_target, y_target)
-    k_tt, target = _dense(kernel_fn, x_target, y_target, diag_reg)
-    k_ss = blockwise.self_kernel(kernel_fn, images)
-    a_s = _linalg.solve_ridge(k_ss, labels, diag_reg=diag_reg)
-    predicted = matmul(kernel_fn(x_target, images), a_s)
-    values, vectors = jnp.linalg.eigh(k_tt)
-    floor = len(k_tt) * jnp.finfo(k_tt.dtype).eps * values[-1]
-    inverse = jnp.where(values > floor, 1 / jnp.maximum(values, floor), 0)[:, None]
-    error = matmul(vectors.T, matmul(k_tt, target.duals) - predicted)
-    inside = matmul(vectors.T, predicted)
-    variance = jnp.sum(a_s * matmul(k_ss, a_s)) - jnp.sum(inverse * inside**2)
-    return Terms(0.5 * jnp.sum(inverse * error**2), 0.5 * variance)
+    h = _hosted(kernel_fn, images, labels, x_target, y_target, diag_reg)
+    predicted = h.k_ts @ h.a_s
+    values, vectors = np.linalg.eigh(h.k_tt)
+    floor = len(h.k_tt) * np.finfo(np.float64).eps * values[-1]
+    inverse = np.where(values > floor, 1 / np.maximum(values, floor), 0)[:, None]
+    error = vectors.T @ (h.k_tt @ h.a_t - predicted)
+    inside = vectors.T @ predicted
+    variance = np.maximum(h.energy_s - np.sum(inverse * inside**2), 0)
+    parts = (0.5 * np.sum(inverse * error**2), 0.5 * variance)
+    return Terms(*(jnp.asarray(v, y_target.dtype) for v in parts))
 
 
 def label_solve(
@@ -183,17 +217,20 @@ def label_solve(
       ValueError: lengths differ, or a kernel is singular.
     """
     _checks.same_length(x_target=x_target, y_target=y_target)
-    k_ss = blockwise.self_kernel(kernel_fn, images)
+    k_ss = host.kernel(kernel_fn, images)
     # The projection is that of the kernel itself: the ridge is no remedy here.
-    regression.check_solvable("The kernel of images", k_ss, 0.0, ridge_helps=False)
+    dtype = jnp.result_type(images)
+    regression.check_solvable(
+        "The kernel of images", k_ss, 0.0, ridge_helps=False, dtype=dtype
+    )
     if target is None:
         a_t = regression.duals(kernel_fn, x_target, y_target, diag_reg=diag_reg)
     else:
         check_targets(target, x_target, y_target, diag_reg=diag_reg)
         a_t = target.duals
-    along = matmul(kernel_fn(x_target, images).T, a_t)
-    a_s = _linalg.solve_ridge(k_ss, along)
-    return matmul(_linalg.add_ridge(k_ss, diag_reg), a_s)
+    along = host.kernel(kernel_fn, x_target, images).T @ np.asarray(a_t, np.float64)
+    labels = host.add_ridge(k_ss, diag_reg) @ host.solve(k_ss, along)
+    return jnp.asarray(labels, a_t.dtype)
 
 
 def distill(

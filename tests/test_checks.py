@@ -1,10 +1,14 @@
 """Every message names the argument, its value and what to do."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ntk_privacy import _checks
+from ntk_privacy.models import MLP
+from ntk_privacy.reconstruction import algebraic, kkt, max_margin
+from ntk_privacy.reconstruction.max_margin_settings import RELEASED
 
 
 @pytest.mark.parametrize(
@@ -81,3 +85,29 @@ def test_reduced_precision_and_integer_leaves_are_checked_too():
     _checks.finite(tree=[jnp.ones(2, jnp.bfloat16), jnp.arange(3), 1.5])
     with pytest.raises(ValueError, match=r"tree\[0\] has 1 values"):
         _checks.finite(tree=[jnp.array([jnp.nan], jnp.bfloat16)])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e5m2"])
+def test_attacks_are_not_run_in_half_precision(dtype):
+    """There the squares of a change are 0, and images of zeros were no error."""
+    model = MLP((4, 4), 1)
+    one, other = (
+        jax.tree.map(
+            lambda leaf: leaf.astype(dtype),
+            model.init_params(jax.random.key(i), (2, 2, 1), jnp.float32),
+        )
+        for i in range(2)
+    )
+    options = {"key": jax.random.key(2), "image_shape": (2, 2, 1)}
+    told = f"is {dtype}, in which .* convert all leaves to float32"
+    with pytest.raises(ValueError, match=told):
+        kkt.reconstruct(model, one, other, num_images=2, bounds=(0, 1), **options)
+    with pytest.raises(ValueError, match=told):
+        algebraic.reconstruct(one, other, **options)
+    with pytest.raises(ValueError, match=told):
+        max_margin.reconstruct(
+            model, one, num_images=2, settings=RELEASED["mnist_rbijxft7"], **options
+        )
+    with pytest.raises(ValueError, match=told):
+        _checks.full_precision(params={"w": one, "v": 1.0})
+    _checks.full_precision(params={"w": np.zeros(2, np.float32), "n": 3, "v": 1.0})

@@ -30,8 +30,8 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Below everything: they import nothing of the package but one another.
 BASE = {
-    *("_types", "_checks", "_tree", "_linalg", "_loop"),
-    *("checkpoint", "resume", "sharding"),
+    *("_types", "_checks", "_class_checks", "_tree", "_linalg", "_programs"),
+    *("_loop", "_files", "_archives", "checkpoint", "resume", "sharding"),
 }
 WRITERS = (
     "data/fetch.py",

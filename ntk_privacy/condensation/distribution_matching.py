@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _class_checks
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.condensation import robust_mean, synthetic_set
 from ntk_privacy.condensation.robust_mean import MeanFn
@@ -182,8 +182,9 @@ def distill(
         loss before each of its steps.
 
     Raises:
-      ValueError: lengths differ, a class has no images or fewer than `batch_size`, a
-        number is out of range, or `state` has other shapes.
+      ValueError: images or classes are none, lengths differ, a class has no output, no
+        images or fewer than `batch_size`, a number is out of range, or `state` has
+        other shapes.
 
     Example:
       >>> out = distribution_matching.distill(
@@ -192,6 +193,9 @@ def distill(
     """
     _checks.at_least(1, batch_size=batch_size)
     augmentation.check(operations)
+    _class_checks.labelled(
+        model, x_target, class_target, names=("x_target", "class_target")
+    )
     start = init(
         x_target,
         class_target,

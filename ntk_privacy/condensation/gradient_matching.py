@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _class_checks
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.condensation import synthetic_set
 from ntk_privacy.condensation.gradient_distance import METRICS, distance
@@ -374,8 +374,9 @@ def distill(
         mean loss over the moves of each of its steps.
 
     Raises:
-      ValueError: lengths differ, a class has no images or fewer than `batch_size`, a
-        number is out of range, or `state` has other shapes.
+      ValueError: images or classes are none, lengths differ, a class has no output, no
+        images or fewer than `batch_size`, a number is out of range, or `state` has
+        other shapes.
 
     Example:
       >>> out = gradient_matching.distill(
@@ -386,6 +387,9 @@ def distill(
     _checks.positive(inner_learning_rate=inner_learning_rate)
     _checks.one_of(METRICS, metric=metric)
     augmentation.check(operations)
+    _class_checks.labelled(
+        model, x_target, class_target, names=("x_target", "class_target")
+    )
     start = init(
         x_target,
         class_target,

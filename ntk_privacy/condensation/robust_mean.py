@@ -9,6 +9,10 @@ Source: the paper of RDM-DC, algorithms 4 and 5, and its baselines. `quantum_ent
 Dong, Hopkins & Li, NeurIPS 2019 (arXiv:1906.11366); as a defence against poison,
 without the covariance that is estimated there, Hayase et al., ICML 2021 (SPECTRE,
 arXiv:2104.11315).
+
+Each is the same at every scale of the representations. A NaN or an infinity among them
+is refused (ValueError) where there are numbers; under jit, where nothing can be raised,
+the mean is NaN and nothing counts as kept.
 """
 
 import dataclasses
@@ -20,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _linalg
 from ntk_privacy._linalg import gram
 
 __all__ = [
@@ -85,14 +89,39 @@ def num_dropped(num_samples: int, rate: float) -> int:
     return dropped
 
 
+def _check_finite(features: Array) -> None:
+    if not isinstance(features, jax.core.Tracer):
+        _checks.finite_data(features=features)
+
+
+def _scaled(a: Array) -> Array:
+    """Returns numbers over their largest, whose squares stay within any dtype."""
+    largest = jnp.max(jnp.abs(a), initial=0)
+    return a / jnp.where(largest == 0, 1, largest)
+
+
+def _centred(features: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """Returns what lies between features and their mean, the largest number 1."""
+    scaled = _scaled(features)
+    # Again: they may lie far from zero and near one another.
+    return _scaled(scaled - jnp.mean(scaled, axis=0, keepdims=True))
+
+
 def mean(features: Float[Array, "n d"]) -> Float[Array, " d"]:
     """The plain mean, that of DM."""
+    _check_finite(features)
     return jnp.mean(features, axis=0)
 
 
 def median(features: Float[Array, "n d"]) -> Float[Array, " d"]:
     """Median of each dimension; of an even number the mean of the middle two."""
-    return jnp.median(features, axis=0)
+    _check_finite(features)
+    return jnp.median(_nan_everywhere(features), axis=0)
+
+
+def _nan_everywhere(features: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """Returns the features, or NaN alone if one is not finite: none hides by order."""
+    return jnp.where(jnp.all(jnp.isfinite(features)), features, jnp.nan)
 
 
 def _matvec(a: Array, b: Array) -> Array:
@@ -119,13 +148,17 @@ class Selection:
     def kept(self, features: Float[Array, "n d"]) -> Bool[Array, " n"]:
         """Which rows enter the mean."""
         keep = len(features) - num_dropped(len(features), self.rate)
-        order = jnp.argsort(self.scores(features))
-        return jnp.zeros(len(features), bool).at[order[:keep]].set(True)
+        _check_finite(features)
+        scores = self.scores(features)
+        chosen = jnp.zeros(len(features), bool).at[jnp.argsort(scores)[:keep]].set(True)
+        # One NaN is in the mean, and so in the scores: no order can be trusted.
+        return chosen & jnp.all(jnp.isfinite(scores))
 
     def __call__(self, features: Float[Array, "n d"]) -> Float[Array, " d"]:
         """Returns the mean of what is kept."""
         kept = self.kept(features).astype(features.dtype)
-        return _matvec(kept, features) / jnp.sum(kept)
+        # Nothing kept: 0 / 0, and NaN it is.
+        return _matvec(kept, _nan_everywhere(features)) / jnp.sum(kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,16 +167,16 @@ class _Calibrated(Selection):
     seed: int
 
     def scores(self, features):
-        n, d = features.shape
-        centred = features - jnp.mean(features, axis=0, keepdims=True)
+        d = features.shape[1]
+        centred = _centred(features)
         # A constant of the program: nothing to draw at every step.
         start = np.random.default_rng(self.seed).normal(size=d)
 
         def step(v, _):
-            # The covariance, d x d, is never formed.
-            v = _matvec(_matvec(centred, v), centred) / max(n - 1, 1)
+            # The covariance, d x d, is never formed; its scale does not matter.
+            v = _matvec(_matvec(centred, v), centred)
             norm = jnp.linalg.norm(v)
-            return v / jnp.where(norm > 0, norm, 1), None
+            return v / jnp.where(norm == 0, 1, norm), None
 
         v = jnp.asarray(start, features.dtype)
         v, _ = jax.lax.scan(step, v, None, length=self.num_iterations)
@@ -171,8 +204,7 @@ def calibrated(
 @dataclasses.dataclass(frozen=True)
 class _Truncated(Selection):
     def scores(self, features):
-        centred = features - jnp.mean(features, axis=0, keepdims=True)
-        return jnp.sum(jnp.square(centred), axis=1)
+        return jnp.sum(jnp.square(_centred(features)), axis=1)
 
 
 def truncated(*, rate: float = 0.1) -> _Truncated:
@@ -192,11 +224,10 @@ class _QuantumEntropy(Selection):
     sharpness: float
 
     def scores(self, features):
-        centred = features - jnp.mean(features, axis=0, keepdims=True)
         # Eigenvectors of n x n have those of the d x d covariance as their other half.
-        energies, vectors = jnp.linalg.eigh(gram(centred))
+        energies, vectors = jnp.linalg.eigh(gram(_centred(features)))
         top = energies[-1]
-        share = energies / jnp.where(top > 0, top, 1)
+        share = energies / jnp.where(top == 0, 1, top)
         weights = energies * jnp.exp(self.sharpness * (share - 1))
         return _matvec(jnp.square(vectors), weights)
 
@@ -230,7 +261,9 @@ class _Trimmed:
     def __call__(self, features: Float[Array, "n d"]) -> Float[Array, " d"]:
         n = len(features)
         side = num_dropped(n, self.rate) // 2
-        return jnp.mean(jnp.sort(features, axis=0)[side : n - side], axis=0)
+        _check_finite(features)
+        order = jnp.sort(_nan_everywhere(features), axis=0)
+        return jnp.mean(order[side : n - side], axis=0)
 
 
 def trimmed(*, rate: float = 0.1) -> _Trimmed:
@@ -263,4 +296,4 @@ def poisoned_deviation(
     chosen = jnp.ones_like(is_poison) if kept is None else kept
     poison = (is_poison & chosen).astype(features.dtype)
     count = jnp.sum(chosen.astype(features.dtype))
-    return jnp.linalg.norm(_matvec(poison, features)) / count
+    return _linalg.norm(_matvec(poison, features)).reshape(()) / count

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _class_checks
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import crops
 from ntk_privacy.models.resnet import Stats
@@ -307,8 +307,8 @@ def recover(
       Normalised images, their classes, and the loss before each step.
 
     Raises:
-      ValueError: the network has no running statistics, a number is out of range, or
-        `state` has other shapes.
+      ValueError: the network has no running statistics or fewer outputs than classes,
+        a number is out of range, or `state` has other shapes.
     """
     check_model(model)
     _checks.at_least(0, bn_weight=bn_weight, jitter=jitter)
@@ -317,8 +317,16 @@ def recover(
             f"mean has {len(mean)} and deviation {len(deviation)} entries for images "
             f"of {image_shape[-1]} channels: give one of each per channel."
         )
-    for value in deviation:
+    for centre, value in zip(mean, deviation, strict=True):
+        _checks.in_range(0, 1, mean=centre)
         _checks.positive(deviation=value)
+    outputs = _class_checks.num_outputs(model, image_shape)
+    if num_classes > outputs:
+        raise ValueError(
+            f"num_classes={num_classes} but the network has {outputs} outputs: images "
+            f"are recovered of at most {outputs} classes."
+        )
+    _checks.full_precision(params=params, stats=stats)
     dtype = stats[0].mean.dtype
     start = init(
         key=key,

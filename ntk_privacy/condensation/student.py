@@ -1,17 +1,29 @@
-"""The student of trajectory matching: which images it sees, and its loss."""
+"""The student of trajectory matching: its images, its loss, its learnt step size."""
 
-from typing import NamedTuple
+import math
+import warnings
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from ntk_privacy._types import Params
+from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
 from ntk_privacy.models.convnet import Classifier
 
-__all__ = ["StudentPart", "student_loss", "student_parts"]
+__all__ = [
+    "VANISHING",
+    "StudentPart",
+    "step_size_fault",
+    "student_loss",
+    "student_parts",
+    "watched",
+]
+
+VANISHING = 1e-3
+"""Below this part of the first step size a student no longer moves to speak of."""
 
 
 class StudentPart(NamedTuple):
@@ -86,3 +98,48 @@ def student_loss(
     each = optax.softmax_cross_entropy(model.apply_fn(params, images), targets)
     weights = part.weights.astype(each.dtype)
     return jnp.sum(weights * each) / jnp.sum(weights)
+
+
+def step_size_fault(step_size: float, first: float) -> str | None:
+    """Returns what is wrong with a step size that was learnt, or None.
+
+    Args:
+      step_size: as it is now.
+      first: as it was at first, above 0.
+    """
+    if math.isfinite(step_size) and step_size >= VANISHING * first:
+        return None
+    kind = "is not finite"
+    if math.isfinite(step_size):
+        kind = "has vanished" if step_size > 0 else "is not above 0"
+    return (
+        f"The learnt step size of the student, {step_size:.3g}, {kind} (it began at "
+        f"{first:.3g}), so no network learns from these images with it: lower the step "
+        "of step_size_optimizer, or use experts whose loss falls, and begin anew."
+    )
+
+
+def watched(callback: Callback | None, *, first: float) -> Callback:
+    """Returns a callback that warns, once, of a step size with which none can learn.
+
+    Args:
+      callback: to call besides.
+      first: the step size at first.
+    """
+    warned = False
+
+    def after_chunk(done: int, state: Any, metrics: Any) -> None:
+        nonlocal warned
+        fault = step_size_fault(float(state.step_size), first)
+        if not warned and (fault or int(state.backward)):
+            warned = True
+            told = fault or (
+                "The learnt step size of the student was not above 0 for "
+                f"{int(state.backward)} steps, though it is again: lower the step of "
+                "step_size_optimizer."
+            )
+            warnings.warn(f"Step {done}: {told}", stacklevel=2)
+        if callback is not None:
+            callback(done, state, metrics)
+
+    return after_chunk

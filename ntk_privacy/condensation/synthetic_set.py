@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _class_checks
 from ntk_privacy.data import augmentation
 
 __all__ = [
@@ -181,11 +181,12 @@ def init(
       optimizer: of the images.
 
     Raises:
-      ValueError: a class without images, or too few of them for `initial="real"`.
+      ValueError: images or classes that are none, a class without images, or too few
+        of them for `initial="real"`.
     """
+    _class_checks.images(x_target=x_target)
+    _class_checks.numbers(class_target=class_target)
     _checks.same_length(x_target=x_target, class_target=class_target)
-    if len(x_target) == 0:
-        raise ValueError("x_target has no images: give some of each class.")
     _checks.at_least(1, images_per_class=images_per_class)
     _checks.one_of(("noise", "real"), initial=initial)
     classes = np.asarray(class_target)

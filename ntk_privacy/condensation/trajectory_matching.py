@@ -17,10 +17,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from ntk_privacy import _checks, _tree
+from ntk_privacy import _checks, _class_checks, _tree
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.condensation import synthetic_set
-from ntk_privacy.condensation.student import student_loss, student_parts
+from ntk_privacy.condensation.student import (
+    VANISHING,
+    student_loss,
+    student_parts,
+    watched,
+)
 from ntk_privacy.data import augmentation
 from ntk_privacy.models import convolution
 from ntk_privacy.models.convnet import Classifier
@@ -43,13 +48,16 @@ class TrajectoryState(NamedTuple):
 
     images, labels: the synthetic set; classes, or with a teacher's labels one row of
     probabilities each. step_size: of the student, in parameter units. opt_state: of
-    both optimizers. steps, nonfinite: as `synthetic_set.MatchState`.
+    both optimizers. backward: steps after which the step size was zero, negative or
+    less than a thousandth of the first; no network learns with such a one. steps,
+    nonfinite: as `synthetic_set.MatchState`.
     """
 
     images: Float[Array, "m h w d"]
     labels: Int[Array, " m"] | Float[Array, "m c"]
     step_size: Float[Array, ""]
     opt_state: Any
+    backward: Int[Array, ""]
     steps: Int[Array, ""]
     nonfinite: Bool[Array, ""]
 
@@ -135,12 +143,13 @@ class _Step:
 
     slope: Slope
     model: Classifier
-    num_classes: int
+    num_outputs: int
     student_steps: int
     student_batch_size: int | None
     expert_epochs: int
     max_start_epoch: int
     teacher_labels: bool
+    least_step_size: float
     operations: tuple[str, ...]
     optimizer: optax.GradientTransformation
     step_size_optimizer: optax.GradientTransformation
@@ -160,7 +169,7 @@ class _Step:
         if self.teacher_labels:
             labels = jax.nn.softmax(self.model.apply_fn(end, state.images))
         soft = labels.ndim == 2
-        targets = labels if soft else jax.nn.one_hot(labels, self.num_classes)
+        targets = labels if soft else jax.nn.one_hot(labels, self.num_outputs)
         value, grads = self.slope(
             state.images,
             targets.astype(dtype),
@@ -180,11 +189,13 @@ class _Step:
             grads,
             state.opt_state,
         )
+        lost = step_size < jnp.asarray(self.least_step_size, dtype)
         new = state._replace(
             images=images,
             labels=labels,
             step_size=step_size,
             opt_state=(memory, small_memory),
+            backward=state.backward + lost.astype(jnp.int32),
         )
         finite = jnp.isfinite(images).all() & jnp.isfinite(step_size)
         metrics = {"loss": value, "step_size": state.step_size}
@@ -237,6 +248,7 @@ def init(
         labels=labels,
         step_size=size,
         opt_state=(first.opt_state, memory),
+        backward=jnp.zeros((), jnp.int32),
         steps=first.steps,
         nonfinite=first.nonfinite,
     )
@@ -299,6 +311,8 @@ def match(
     if student_batch_size is not None:
         _checks.at_least(1, student_batch_size=student_batch_size)
     augmentation.check(operations)
+    names = ("x_target", "class_target")
+    _class_checks.labelled(model, x_target, class_target, names=names)
     start = init(
         x_target,
         class_target,
@@ -313,18 +327,26 @@ def match(
     )
     needed = max_start_epoch - 1 + expert_epochs
     _check_experts(experts, model, x_target.shape[1:], start.images.dtype, needed)
+    outputs = _class_checks.num_outputs(model, x_target.shape[1:])
+    classes = len(start.labels) // images_per_class
+    if teacher_labels and outputs != classes:
+        raise ValueError(
+            f"The network has {outputs} outputs but there are {classes} classes: with "
+            f"teacher_labels=True build it with num_outputs={classes}."
+        )
     begin = distillation.resume(state, start)
     # Later epochs would only take room.
     seen = jax.tree.map(lambda leaf: jnp.asarray(leaf[:, : needed + 1]), experts)
     step = _Step(
         slope=slope,
         model=model,
-        num_classes=len(start.labels) // images_per_class,
+        num_outputs=outputs,
         student_steps=student_steps,
         student_batch_size=student_batch_size,
         expert_epochs=expert_epochs,
         max_start_epoch=max_start_epoch,
         teacher_labels=teacher_labels,
+        least_step_size=VANISHING * float(step_size),
         operations=operations,
         optimizer=optimizer or _sgd(100.0),
         step_size_optimizer=step_size_optimizer or _sgd(1e-7),
@@ -335,7 +357,7 @@ def match(
         _Data(seen, jax.random.key_data(key)),
         num_steps=num_steps,
         chunk=chunk,
-        callback=callback,
+        callback=watched(callback, first=float(step_size)),
     )
 
 
@@ -396,9 +418,14 @@ def distill(
       callback: `(steps, state, metrics)` after each chunk; metrics has `loss` and
         `step_size` before each of its steps.
 
+    Warns:
+      UserWarning: the step size became zero, negative or less than a thousandth of the
+        first; `state.backward` counts such steps.
+
     Raises:
-      ValueError: lengths differ, a class has no images, experts are of another network
-        or have too few epochs, a number is out of range, or `state` has other shapes.
+      ValueError: images or classes are none, a class has no images or no output,
+        experts are of another network or have too few epochs, a number is out of
+        range, or `state` has other shapes.
 
     Example:
       >>> experts = trajectories.load(folder, model=model, image_shape=(28, 28, 1))

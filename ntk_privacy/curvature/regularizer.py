@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _linalg
 
 __all__ = ["MODES", "LossFn", "penalty", "perturbation", "regularize"]
 
@@ -63,9 +63,7 @@ def _squares(move: Float[Array, "n ..."]) -> Float[Array, " n"]:
 
 def _norms(move: Float[Array, "n ..."]) -> Float[Array, " n"]:
     """Norms whose gradient is zero, not NaN, where nothing moves."""
-    squares = _squares(move)
-    some = squares > 0
-    return jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1)), 0)
+    return _linalg.norm(move, tuple(range(1, move.ndim))).reshape(-1)
 
 
 def perturbation(
@@ -75,16 +73,19 @@ def perturbation(
 
     Args:
       gradient: g, of each image's own loss; where it and the offset are zero, so is
-        the perturbation.
+        the perturbation. Any size will do that the dtype holds as a normal number:
+        down to 1e-38 in float32, below which a processor may read zero.
       step: its norm h, in units of the images.
       offset: epsilon. 0 is equation 11. The released code takes 1e-7 with gradients of
         the batch's mean loss, so 1e-7 times the batch size here.
     """
     gradient = jax.lax.stop_gradient(gradient)
-    size = _norms(gradient) + jnp.asarray(offset, gradient.dtype)
-    size = jnp.where(size > 0, size, 1).reshape(-1, *[1] * (gradient.ndim - 1))
-    factor = jnp.asarray(step, gradient.dtype)
-    return factor * (gradient + jnp.asarray(offset, gradient.dtype)) / size
+    axes = tuple(range(1, gradient.ndim))
+    moved = gradient + jnp.asarray(offset, gradient.dtype)
+    size = _linalg.norm(gradient, axes) + jnp.asarray(offset, gradient.dtype)
+    # Divided first: a step times a small gradient could be too small a number.
+    unit = moved / jnp.where(size == 0, 1, size)
+    return jnp.asarray(step, gradient.dtype) * unit
 
 
 def penalty(

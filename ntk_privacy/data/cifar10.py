@@ -1,13 +1,19 @@
 """CIFAR-10 from its binary version."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from ntk_privacy import _files
 from ntk_privacy.data.raw import Raw, find_folder
 
-FOLDERS = ("cifar-10-batches-bin",)
+_NAMES = ("cifar10", "cifar-10", "cifar_10", "cifar-10-binary")
+FOLDERS = (
+    "cifar-10-batches-bin",
+    *(f"{name}{end}" for end in ("/cifar-10-batches-bin", "") for name in _NAMES),
+)
 TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST_FILE = "test_batch.bin"
 CLASS_NAMES = (
@@ -23,7 +29,13 @@ CLASS_NAMES = (
     "truck",
 )
 RECORD_BYTES = 1 + 3 * 32 * 32
-_REMEDY = "delete the file and fetch it again"
+MAX_RECORDS = 1_000_000
+_ALIKE = r"cifar|^data_batch|^test_batch|^batches"
+_PICKLES = (
+    "the python version, which is pickles and never loaded: get the binary version, "
+    "cifar-10-binary.tar.gz"
+)
+_REMEDY = "give the file as published, of cifar-10-binary.tar.gz"
 
 
 def load_raw(root: Path) -> Raw:
@@ -33,10 +45,19 @@ def load_raw(root: Path) -> Raw:
         root: The folder that holds the files, or one `cifar-10-batches-bin` that does.
 
     Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: A file is corrupt.
+        FileNotFoundError: A file is missing; the python version, which is pickles, is
+            told apart and never loaded.
+        ValueError: A file is corrupt, no regular file or too large.
     """
-    folder = find_folder("cifar10", root, FOLDERS, missing_files)
+    folder = find_folder(
+        "cifar10",
+        root,
+        FOLDERS,
+        missing_files,
+        alike=_ALIKE,
+        taken=_taken,
+        note=_note,
+    )
     batches = [_read_batch(folder / name) for name in TRAIN_FILES]
     images_test, labels_test = _read_batch(folder / TEST_FILE)
     return Raw(
@@ -52,7 +73,25 @@ def load_raw(root: Path) -> Raw:
 def missing_files(folder: Path) -> list[str]:
     """Names of the files that `folder` lacks."""
     names = (*TRAIN_FILES, TEST_FILE)
-    return [name for name in names if not (folder / name).is_file()]
+    return [name for name in names if _files.kind(folder / name)]
+
+
+def _taken(folder: Path) -> list[Path]:
+    lacks = missing_files(folder)
+    return [folder / n for n in (*TRAIN_FILES, TEST_FILE) if n not in lacks]
+
+
+def _note(path: Path) -> str:
+    name = path.name.lower()
+    if name in ("batches.meta.txt", "batches.meta"):
+        return _PICKLES if name == "batches.meta" else "a list of class names"
+    if name in ("cifar-10-batches-py", "cifar-10-python.tar.gz"):
+        return _PICKLES
+    if name in ("cifar-10-batches-mat", "cifar-10-matlab.tar.gz") or ".mat" in name:
+        return "the Matlab version: get the binary version, cifar-10-binary.tar.gz"
+    if re.fullmatch(r"(data_batch_[1-5]|test_batch)(\.pkl|\.pickle)?", name):
+        return _files.kind(path) or _PICKLES
+    return ""
 
 
 def parse_batch(
@@ -88,4 +127,5 @@ def parse_batch(
 
 
 def _read_batch(path: Path):
-    return parse_batch(path.read_bytes(), source=str(path))
+    data = _files.read(path, most=MAX_RECORDS * RECORD_BYTES, remedy=_REMEDY)
+    return parse_batch(data, source=_files.shown(path))

@@ -2,11 +2,19 @@
 
 import contextlib
 import io
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from ntk_privacy import _files
+
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""Eight bits a channel: of more, Pillow's conversion keeps the wrong ones."""
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @contextlib.contextmanager
@@ -16,7 +24,8 @@ def opened(
     """Opens one picture; whatever fails while it is open is a ValueError.
 
     JPEG has no checksum: a truncated or malformed file is told, flipped bits inside
-    the compressed pixels may decode to other pixels.
+    the compressed pixels may decode to other pixels. What stands beside the pixels,
+    such as a camera's notes, may be damaged: it is not looked at.
 
     Args:
         data: The file's bytes.
@@ -25,7 +34,8 @@ def opened(
         remedy: Ends every message.
 
     Raises:
-        ValueError: The bytes are no complete picture in one of the formats.
+        ValueError: The bytes are no complete picture in one of the formats, or one of
+            more than 89 million pixels.
     """
     # Pillow fills what a missing end leaves open; inside compressed pixels the
     # end-of-image marker cannot occur, so after the last scan header it is the end.
@@ -36,38 +46,89 @@ def opened(
             f"truncated or no JPEG: {remedy}."
         )
     try:
+        data = _needed(data) if data.startswith(_PNG) else data
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            # Reading PNGs passes over the checksums that they do have.
+            # Of damaged notes Pillow warns, and reads the pixels, as everybody does.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=list(formats)) as image:
                 image.verify()
             with Image.open(io.BytesIO(data), formats=list(formats)) as image:
                 yield image
+    except MemoryError as error:
+        raise ValueError(
+            f"{source} does not fit the memory that is left: {remedy}."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{source} is no readable {' or '.join(formats)} (its {len(data)} bytes "
+            f"start with {data[:8]!r}): {remedy}."
+        ) from error
     except Exception as error:  # Pillow's decoders raise nearly anything
-        told = str(error) or type(error).__name__
+        told = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{source} is no readable {' or '.join(formats)} ({told}): {remedy}."
         ) from error
 
 
-def list_images(folder: Path, *, suffixes: Sequence[str], remedy: str) -> list[Path]:
+def _needed(data: bytes) -> bytes:
+    """Returns of a PNG what its pixels need, up to its end.
+
+    A chunk is length, name, content and checksum; a small first letter means that it
+    may be left out: notes, colour profiles, of which all may be damaged. Reading passes
+    over the checksums of the others, which `verify` is to see.
+    """
+    kept, at = [_PNG], len(_PNG)
+    while at + 12 <= len(data):
+        size = struct.unpack(">I", data[at : at + 4])[0]
+        chunk = data[at : at + 12 + size]
+        if not chunk[4:5].islower():
+            kept.append(chunk)
+        if chunk[4:8] == b"IEND":
+            break
+        at += 12 + size
+    return b"".join(kept)
+
+
+def rgb(image: Any) -> Any:
+    """Returns a picture in RGB; transparency is dropped."""
+    # Pillow warns of palettes with transparency unless they become RGBA first.
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def list_images(
+    folder: Path, *, suffixes: Sequence[str], remedy: str, nested: bool = True
+) -> list[Path]:
     """Returns a folder's picture files; hidden ones and other suffixes are left out.
 
     Args:
-        folder: To look in, not below.
+        folder: To look in; if it has no picture but one folder, in that.
         suffixes: In small letters; files may have them in capitals.
-        remedy: Ends the message.
+        remedy: Ends every message.
+        nested: Whether to look in that one folder.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or one is no regular file.
     """
-    paths = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith(".")
-    ]
+    there = _files.entries(folder)
+    paths = [path for path in there if path.suffix.lower() in suffixes]
+    if not paths and nested:
+        below = [path for path in there if path.is_dir()]
+        if len(below) == 1:
+            return list_images(below[0], suffixes=suffixes, remedy=remedy, nested=False)
     if not paths:
         told = ", ".join(f"*{suffix}" for suffix in suffixes)
-        raise ValueError(f"{folder} holds no image ({told}): {remedy}.")
+        has = f" but {_files.told_of([p.name for p in there])}" if there else ""
+        raise ValueError(
+            f"{_files.shown(folder)} holds no image ({told}){has}: {remedy}."
+        )
+    for path in paths:
+        if told := _files.kind(path):
+            raise ValueError(
+                f"{_files.shown(path)} is {told}, not a regular file: repair or delete "
+                "it."
+            )
     # By length first, so that image 2 precedes image 10.
     return sorted(paths, key=lambda path: (len(path.name), path.name))

@@ -7,15 +7,13 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _files
 from ntk_privacy.data import decoding
 from ntk_privacy.data.raw import Raw
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-TEST_FOLDERS = ("val", "test")
+TEST_FOLDERS = ("val", "validation", "valid", "test")
 _FORMATS = ("JPEG", "PNG")
-# Eight bits a channel: of more, Pillow's conversion keeps the wrong ones.
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _REMEDY = "repair or delete it"
 
 
@@ -23,8 +21,9 @@ def load_raw(folder: Path, *, size: int) -> Raw:
     """Reads `train/CLASS/*` and `val/CLASS/*`, or `test` where there is no `val`.
 
     Classes are the sorted names of the folders in `train`; of the test set some may be
-    missing. Files other than .jpg, .jpeg and .png (in capitals too), and hidden ones,
-    are passed over.
+    missing. Images may lie one folder deeper, `CLASS/images/*`. Files other than .jpg,
+    .jpeg and .png (in capitals too), hidden ones and what systems leave behind are
+    passed over.
 
     Args:
         folder: Holds `train` and `val` or `test`.
@@ -33,7 +32,8 @@ def load_raw(folder: Path, *, size: int) -> Raw:
     Raises:
         FileNotFoundError: The folder, `train`, or both `val` and `test` are missing.
         ValueError: There is no class, a class without images or one that `train` does
-            not have, a damaged image, or size is below 1.
+            not have, a damaged image, what is no regular file or too large, or size is
+            below 1.
     """
     _checks.at_least(1, size=size)
     train, test = _parts(folder)
@@ -41,8 +41,8 @@ def load_raw(folder: Path, *, size: int) -> Raw:
     unknown = [name for name in tested if name not in names]
     if unknown:
         raise ValueError(
-            f"{test} holds class {unknown[0]!r}, which is not among the {len(names)} "
-            f"of {train}: rename or remove it."
+            f"{_files.shown(test)} holds class '{_files.shown(unknown[0])}', which is "
+            f"not among the {len(names)} of {_files.shown(train)}: rename or remove it."
         )
     images_train, labels_train = _read(train, names, size)
     images_test, labels_test = _read(test, names, size)
@@ -51,7 +51,7 @@ def load_raw(folder: Path, *, size: int) -> Raw:
         labels_train,
         images_test,
         labels_test,
-        class_names=tuple(names),
+        class_names=tuple(_files.shown(name) for name in names),
         max_intensity=255,
     )
 
@@ -77,19 +77,12 @@ def decode(
         data, formats=_FORMATS, source=source, remedy=_REMEDY
     ) as image:
         mode = image.mode
-        if mode in _MODES:
-            return np.asarray(_square(_rgb(image), size), dtype=np.uint8)
+        if mode in decoding.MODES:
+            return np.asarray(_square(decoding.rgb(image), size), dtype=np.uint8)
     raise ValueError(
         f"{source} has pixels of mode {mode}, expected 8 bits a channel: convert it, "
         "or delete it."
     )
-
-
-def _rgb(image: Any) -> Any:
-    # Pillow warns of palettes with transparency unless they become RGBA first.
-    if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def _square(image: Any, size: int) -> Any:
@@ -106,29 +99,49 @@ def _square(image: Any, size: int) -> Any:
 
 def _parts(folder: Path) -> tuple[Path, Path]:
     if not folder.is_dir():
+        told = _files.kind(folder) or "a file"
         raise FileNotFoundError(
-            f"{folder} is no folder: name the one that holds train and val."
+            f"{_files.shown(folder)} is no folder but {told}: name the one that holds "
+            "train and val."
         )
-    train = folder / "train"
-    tests = [folder / name for name in TEST_FOLDERS if (folder / name).is_dir()]
-    if not train.is_dir() or not tests:
-        lacks = "val or test" if train.is_dir() else "train"
+    train, tests = _named(folder, ("train",)), _named(folder, TEST_FOLDERS)
+    if not train or not tests:
+        lacks = "val or test" if train else "train"
         raise FileNotFoundError(
-            f"{folder} has no folder {lacks}: images are looked for in train/CLASS and "
-            "val/CLASS, or test/CLASS."
+            f"{_files.shown(folder)} has no folder {lacks}{_elsewhere(folder)}: images "
+            "are looked for in train/CLASS and val/CLASS, or test/CLASS."
         )
-    return train, tests[0]
+    return train[0], tests[0]
+
+
+def _named(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """Returns folders of these names, in capitals or not, in the order of the names."""
+    there = {p.name.lower(): p for p in _files.entries(folder) if p.is_dir()}
+    return [there[name] for name in names if name in there]
+
+
+def _elsewhere(folder: Path) -> str:
+    """Returns where the images seem to be, if the folder is a level too high or low."""
+    below = [path for path in _files.entries(folder) if path.is_dir()]
+    for path in below:
+        if _named(path, ("train",)):
+            return f", but {_files.shown(path.name)} in it has: name that one"
+    above = folder.absolute().parent
+    if _named(above, ("train",)) and _named(above, TEST_FOLDERS):
+        return f", but {_files.shown(above)} above it has: name that one"
+    names = [path.name for path in below]
+    return f", only {_files.told_of(names)}" if names else ""
 
 
 def _class_names(folder: Path) -> list[str]:
-    names = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_dir() and not path.name.startswith(".")
-    )
+    there = _files.entries(folder)
+    names = [path.name for path in there if path.is_dir()]
     if not names:
+        lies = [path for path in there if path.suffix.lower() in SUFFIXES]
+        told = f" but {len(lies)} images without one" if lies else ""
         raise ValueError(
-            f"{folder} holds no class: put the images of each into a folder of its own."
+            f"{_files.shown(folder)} holds no class{told}: put the images of each into "
+            "a folder of its own."
         )
     return names
 
@@ -144,8 +157,14 @@ def _read(
         for name in names
     ]
     paths = [path for part in per_class for path in part]
-    images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
+    images = _files.room(
+        len(paths),
+        (size, size, 3),
+        source=folder,
+        remedy="ask for a smaller size, or keep fewer images",
+    )
     for image, path in zip(images, paths, strict=True):
-        image[:] = decode(path.read_bytes(), size=size, source=str(path))
+        data = _files.read(path, most=_files.MAX_IMAGE_BYTES, remedy=_REMEDY)
+        image[:] = decode(data, size=size, source=_files.shown(path))
     counts = [len(part) for part in per_class]
     return images, np.repeat(np.arange(len(names), dtype=np.int32), counts)

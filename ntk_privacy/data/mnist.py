@@ -1,4 +1,4 @@
-"""MNIST from its IDX files, gzipped or plain."""
+"""MNIST from its IDX files, gzipped or plain, or from the archive that Keras has."""
 
 import gzip
 import io
@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from ntk_privacy import _archives, _files
 from ntk_privacy.data.raw import Raw, find_folder
 
-FOLDERS = ("mnist",)
+FOLDERS = ("mnist", "mnist/raw", "mnist/mnist/raw", "raw")
 FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -23,28 +24,47 @@ IMAGE_SHAPE = (28, 28)
 MAX_RECORDS = 1_000_000
 _MAGIC = {1: 0x00000801, 3: 0x00000803}
 _GZIP_MAGIC = b"\x1f\x8b"
-_REMEDY = "delete the file and fetch it again"
+_REMEDY = "give the file as published"
+_ALIKE = r"mnist|ubyte|^(train|t10k|test).*(image|label)"
+_ARCHIVE = "mnist.npz"
 
 
 def load_raw(root: Path) -> Raw:
-    """Reads the four IDX files under `root`.
+    """Reads the four IDX files under `root`, or `mnist.npz`.
+
+    A file may be gzipped or plain, have a dot in place of the dash before `idx`, and
+    lie in a folder of its own name.
 
     Args:
-        root: The folder that holds the files, or a folder `mnist` that does.
+        root: The folder that holds the files, or a folder `mnist`, `mnist/raw` or `raw`
+            that does, in capitals or not.
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A file is corrupt, or images and labels differ in number.
+        ValueError: A file is corrupt or no regular file, or images and labels differ in
+            number.
     """
-    folder = find_folder("mnist", root, FOLDERS, missing_files)
-    train = _read_pair(folder, FILES[0], FILES[1])
-    test = _read_pair(folder, FILES[2], FILES[3])
+    folder = find_folder(
+        "mnist", root, FOLDERS, missing_files, alike=_ALIKE, taken=_taken
+    )
+    if all(_path(folder, name) for name in FILES):
+        train = _read_pair(folder, FILES[0], FILES[1])
+        test = _read_pair(folder, FILES[2], FILES[3])
+    else:
+        train, test = _read_archive(_path(folder, _ARCHIVE))
     return Raw(*train, *test, class_names=CLASS_NAMES, max_intensity=255)
 
 
 def missing_files(folder: Path) -> list[str]:
     """Names of the files that `folder` holds neither gzipped nor plain."""
-    return [f"{name}.gz" for name in FILES if _path(folder, name) is None]
+    lacks = [f"{name}.gz" for name in FILES if _path(folder, name) is None]
+    return [] if lacks and _path(folder, _ARCHIVE) else lacks
+
+
+def _taken(folder: Path) -> list[Path]:
+    found = [_path(folder, name) for name in FILES]
+    there = [path for path in found if path is not None]
+    return there + [path.parent for path in there]
 
 
 def parse_idx_images(
@@ -75,10 +95,19 @@ def parse_idx_labels(data: bytes, *, source: str = "labels") -> Int32[np.ndarray
     return _check_labels(_read_idx(io.BytesIO(data), (), source), source)
 
 
-def _path(folder: Path, name: str) -> Path | None:
-    for path in (folder / f"{name}.gz", folder / name):
-        if path.is_file():
-            return path
+def _path(folder: Path, name: str, *, nested: bool = True) -> Path | None:
+    """Returns where a file is, under one of its names."""
+    if not folder.is_dir():
+        return None
+    there = {path.name.lower(): path for path in _files.entries(folder)}
+    for plain in (name, name.replace("-idx", ".idx")):
+        for told in (f"{plain}.gz", plain):
+            path = there.get(told)
+            if nested and path is not None and path.is_dir():
+                # Unpacked by Kaggle: a folder of the file's name holds it.
+                path = _path(path, name, nested=False)
+            if path is not None and not _files.kind(path):
+                return path
     return None
 
 
@@ -86,16 +115,51 @@ def _read_pair(folder: Path, image_name: str, label_name: str):
     image_path, label_path = _path(folder, image_name), _path(folder, label_name)
     assert image_path is not None  # find_folder has seen both
     assert label_path is not None
-    with image_path.open("rb") as stream:
-        images = _read_idx(stream, IMAGE_SHAPE, str(image_path))
-    with label_path.open("rb") as stream:
-        labels = _check_labels(_read_idx(stream, (), str(label_path)), str(label_path))
+    with _files.opened(image_path, remedy=_REMEDY) as stream:
+        images = _read_idx(stream, IMAGE_SHAPE, _files.shown(image_path))
+    told = _files.shown(label_path)
+    with _files.opened(label_path, remedy=_REMEDY) as stream:
+        labels = _check_labels(_read_idx(stream, (), told), told)
+    return _pair(images, labels, _files.shown(image_path), told)
+
+
+def _pair(images, labels, image_source: str, label_source: str):
     if len(images) != len(labels):
         raise ValueError(
-            f"{image_path} holds {len(images)} images but {label_path} holds "
+            f"{image_source} holds {len(images)} images but {label_source} holds "
             f"{len(labels)} labels: give the two files of one set."
         )
     return images[..., None], labels
+
+
+def _read_archive(path: Path | None):
+    """Reads x_train, y_train, x_test and y_test, bytes."""
+    assert path is not None  # find_folder has seen it
+    source = _files.shown(path)
+    with _files.opened(path, remedy=_REMEDY) as stream:
+        arrays = _archives.read(
+            stream,
+            {
+                f"{kind}_{part}": lambda shape, dtype, inner=inner: (
+                    dtype == np.uint8
+                    and 1 <= (shape or (0,))[0] <= MAX_RECORDS
+                    and shape[1:] == inner
+                )
+                for kind, inner in (("x", IMAGE_SHAPE), ("y", ()))
+                for part in ("train", "test")
+            },
+            source=source,
+            remedy=_REMEDY,
+        )
+    return tuple(
+        _pair(
+            arrays[f"x_{part}"],
+            _check_labels(arrays[f"y_{part}"], f"y_{part} of {source}"),
+            f"x_{part} of {source}",
+            f"y_{part}",
+        )
+        for part in ("train", "test")
+    )
 
 
 def _read_idx(

@@ -1,6 +1,8 @@
 """Undecorated image sets, and where their files are looked for."""
 
+import fnmatch
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from ntk_privacy import _files
+
 ENVIRONMENT_VARIABLE = "NTK_PRIVACY_DATA"
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".xz", ".bz2", ".zst")
+_UNFINISHED = (".part", ".crdownload", ".download", ".tmp", ".aria2")
 
 
 class Raw(NamedTuple):
@@ -53,27 +59,75 @@ def find_folder(
     root: Path,
     patterns: Sequence[str],
     missing: Callable[[Path], list[str]],
+    *,
+    alike: str,
+    taken: Callable[[Path], list[Path]],
+    note: Callable[[Path], str] = lambda _: "",
 ) -> Path:
     """Returns the first folder that holds every file of a set.
 
     Args:
         name: The set's name, for the message.
         root: The folder to look in.
-        patterns: Sub-folder names or globs, in order of preference; `root` itself
-            comes last.
+        patterns: Sub-folder names or globs in small letters, "a/b" for one in another,
+            in order of preference; capitals are taken alike; `root` itself comes last.
         missing: Names of the files that a folder lacks.
+        alike: A regular expression of names, in small letters, that may be what is
+            missing, under another name or packed.
+        taken: Files of a folder that are right.
+        note: What to say of such a file, if anything.
 
     Raises:
-        FileNotFoundError: No folder is complete.
+        FileNotFoundError: No folder is complete; what is alike is named.
+        ValueError: A folder may not be looked into.
     """
-    found = [path for pattern in patterns for path in sorted(root.glob(pattern))]
+    found = [path for pattern in patterns for path in _matching(root, pattern)]
     candidates = [path for path in [*found, root] if path.is_dir()]
     for folder in candidates:
         if not missing(folder):
             return folder
-    wanted = candidates[0] if candidates else root
+    # The one that lacks least; of equals the first.
+    wanted = min(candidates, key=lambda f: len(missing(f)), default=root)
     raise FileNotFoundError(
-        f"{name}: {', '.join(missing(wanted))} not found in {wanted}: give the folder "
-        f"as data_dir or in {ENVIRONMENT_VARIABLE}, or ask for a download with "
-        "download=True (--download)."
+        f"{name}: {', '.join(missing(wanted))} not found in {_files.shown(wanted)}"
+        f"{_near_misses(candidates, alike, taken, note)}: give the folder as data_dir "
+        f"or in {ENVIRONMENT_VARIABLE}, or ask for a download with download=True "
+        "(--download)."
     )
+
+
+def _matching(root: Path, pattern: str) -> list[Path]:
+    found = [root] if root.is_dir() else []
+    for part in pattern.split("/"):
+        found = [
+            path
+            for folder in found
+            for path in _files.entries(folder)
+            if fnmatch.fnmatchcase(path.name.lower(), part) and path.is_dir()
+        ]
+    return found
+
+
+def _near_misses(folders, alike, taken, note) -> str:
+    """Returns what is there instead, grouped by what is wrong with it."""
+    told: dict[str, list[str]] = {}
+    for folder in dict.fromkeys(folders):
+        right = {*taken(folder), *folders}
+        for path in _files.entries(folder):
+            if re.search(alike, path.name.lower()) and path not in right:
+                why = note(path) or _why_not(path)
+                told.setdefault(why, []).append(path.name)
+    parts = [
+        _files.told_of(names) + (f" ({why})" if why else "")
+        for why, names in told.items()
+    ]
+    return f"; found {'; '.join(parts)}" if parts else ""
+
+
+def _why_not(path: Path) -> str:
+    if path.name.lower().endswith(_ARCHIVES):
+        return "packed: unpack it"
+    if path.name.lower().endswith(_UNFINISHED):
+        return "an unfinished download"
+    told = _files.kind(path)
+    return told if told != "a folder" or any(path.iterdir()) else "an empty folder"

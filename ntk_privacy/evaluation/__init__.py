@@ -4,6 +4,7 @@ from ntk_privacy.evaluation import kernel_distance as kernel_distance
 from ntk_privacy.evaluation import max_margin_ranking as max_margin_ranking
 from ntk_privacy.evaluation import named_attacks as named_attacks
 from ntk_privacy.evaluation import protocol as protocol
+from ntk_privacy.evaluation import rates as rates
 from ntk_privacy.evaluation import reconstruction_curve as reconstruction_curve
 from ntk_privacy.evaluation import robust_accuracy as robust_accuracy
 from ntk_privacy.evaluation.reconstruction_curve import Evaluation as Evaluation
@@ -20,6 +21,7 @@ __all__ = [
     "max_margin_ranking",
     "named_attacks",
     "protocol",
+    "rates",
     "reconstruction_curve",
     "robust_accuracy",
 ]

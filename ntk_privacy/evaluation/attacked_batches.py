@@ -13,10 +13,10 @@ from jaxtyping import Array
 
 from ntk_privacy import sharding
 from ntk_privacy.evaluation.named_attacks import Stage
-from ntk_privacy.evasion import LogitsFn
+from ntk_privacy.evasion import LogitsFn, inputs, reading
 from ntk_privacy.evasion import task as tasks
 
-__all__ = ["Batches", "attack", "num_classes_of", "read_clean"]
+__all__ = ["Batches", "attack", "most_frequent", "num_classes_of", "read"]
 
 
 # What `_note` heard from programs on the device; read and cleared after each batch.
@@ -53,9 +53,13 @@ def _told(logits: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Watched:
-    """A model that tells of NaN logits, on all devices."""
+    """A model that tells of NaN logits, on all devices.
+
+    compared: its images are known to be read each by itself.
+    """
 
     mesh: Mesh | None
+    compared: bool = True
 
     def __call__(self, inner: Any, x: Array) -> Array:
         return _told(inner(_spread(x, self.mesh)))
@@ -66,6 +70,7 @@ class _WatchedRandom:
     """The same for random models."""
 
     mesh: Mesh | None
+    compared: bool = True
 
     def __call__(self, inner: Any, x: Array, *, key: Array) -> Array:
         return _told(inner(_spread(x, self.mesh), key=key))
@@ -129,17 +134,7 @@ def num_classes_of(logits_fn: LogitsFn, shape: Sequence[int], dtype: Any = None)
         found = jax.eval_shape(lambda x: logits_fn(x, key=jax.random.key(0)), x)
     else:
         found = jax.eval_shape(lambda x: logits_fn(x), x)
-    has = getattr(found, "shape", None)
-    if has is None or len(has) != 2 or has[0] != x.shape[0] or has[1] < 2:
-        raise ValueError(
-            f"logits_fn returned {has or type(found).__name__}: return an array "
-            f"({x.shape[0]}, classes) with at least two classes."
-        )
-    if not jnp.issubdtype(found.dtype, jnp.floating):
-        raise ValueError(
-            f"logits_fn returned {found.dtype}: return floating-point logits."
-        )
-    return has[1]
+    return inputs.check_logits(found, x.shape[0])
 
 
 def _not_a_number(count: int, where: str) -> ValueError:
@@ -149,18 +144,48 @@ def _not_a_number(count: int, where: str) -> ValueError:
     )
 
 
-def read_clean(batches: Batches, key: Array) -> np.ndarray:
-    """Returns the class that each image is read as."""
+def read(batches: Batches, images: np.ndarray, key: Array) -> np.ndarray:
+    """Returns the class that each image is read as, by draw of the model.
+
+    Args:
+      batches: with the model, and the size of a batch.
+      images: as many as those of the data set.
+      key: typed key.
+
+    Returns:
+      (draws, n): one draw, or `reading.DRAWS` of a random model.
+
+    Raises:
+      ValueError: NaN logits.
+    """
+    keys = reading.draws(key) if batches.random else [key]
     found = []
-    for first in range(0, len(batches.x), batches.size):
-        rows = np.arange(first, min(first + batches.size, len(batches.x)))
-        images = batches.place(batches.x[batches.chosen(rows)])
-        logits = batches.logits(images, jax.random.fold_in(key, first))
-        bad = int(np.isnan(np.asarray(logits)[: len(rows)]).any(axis=1).sum())
-        if bad:
-            raise _not_a_number(bad, "of the data set")
-        found.append(np.argmax(np.asarray(logits)[: len(rows)], axis=1))
-    return np.concatenate(found)
+    for first in range(0, len(images), batches.size):
+        rows = np.arange(first, min(first + batches.size, len(images)))
+        placed = batches.place(images[batches.chosen(rows)])
+        draws = []
+        for one in keys:
+            logits = batches.logits(placed, jax.random.fold_in(one, first))
+            logits = np.asarray(logits)[: len(rows)]
+            bad = int(np.isnan(logits).any(axis=1).sum())
+            if bad:
+                raise _not_a_number(bad, "of the data set")
+            draws.append(np.argmax(logits, axis=1))
+        found.append(np.stack(draws))
+    return np.concatenate(found, axis=1)
+
+
+def most_frequent(classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns the class that most draws read; on a tie the label, if it is in it.
+
+    Args:
+      classes: of `read`, (draws, n).
+      labels: (n,).
+    """
+    count = (classes[:, None] == classes[None]).sum(0)  # of each draw's own class
+    first = classes[count.argmax(0), np.arange(classes.shape[1])]
+    own = (classes == labels).sum(0)
+    return np.where(own == count.max(0), labels, first)
 
 
 def attack(

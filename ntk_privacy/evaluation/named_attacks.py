@@ -1,12 +1,13 @@
 """Attacks by name, with the settings of published evaluations.
 
-Sources: the evaluation of GUARD (arXiv:2403.10045) for pgd100, mim, cw,
+Sources: the evaluation of GUARD (arXiv:2403.10045) for pgd100, mim, cw_guard,
 square_rescaled and autoattack_torchattacks10; AutoAttack (arXiv:2003.01690) for the
 others but pgd, which is that of Madry et al. (arXiv:1706.06083).
 """
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +25,15 @@ from ntk_privacy.evasion import (
 )
 from ntk_privacy.evasion import task as tasks
 
-__all__ = ["ATTACKS", "AttackFn", "Stage", "plan", "settings", "version_of"]
+__all__ = [
+    "ATTACKS",
+    "AttackFn",
+    "Stage",
+    "honest_name",
+    "plan",
+    "settings",
+    "version_of",
+]
 
 AttackFn = Callable[..., Adversarial]
 """`(logits_fn, x, y, *, key, threat_model) -> Adversarial`."""
@@ -33,8 +42,9 @@ ATTACKS: Mapping[str, str] = {
     "pgd": "20 steps of eps / 4 from a random start",
     "pgd100": "100 steps of eps / 4 from a random start",
     "mim": "20 steps of eps with momentum 1, from the image itself",
-    "cw": "l_2, constant 1e-4, 50 steps of Adam at 0.01; no bound unless norm is l2",
+    "cw": "l_2, 9 constants, 50 steps each; no bound unless norm is l2",
     "cw_binary": "l_2, 9 constants, up to 10000 steps each; no bound unless norm is l2",
+    "cw_guard": "l_2, constant 1e-4 in torchattacks' form, 50 steps: next to nothing",
     "apgd_ce": "100 steps on the cross-entropy",
     "apgd_dlr": "100 steps on the difference of logits ratio; needs 3 classes",
     "apgd_t": "100 steps towards each of 9 classes; needs 4 classes",
@@ -53,7 +63,7 @@ _TARGETS = 9
 _QUERIES = 5000
 # Where it is not 100.
 _STEPS = {
-    **{"pgd": 20, "mim": 20, "cw": 50, "cw_binary": 10_000},
+    **{"pgd": 20, "mim": 20, "cw": 50, "cw_binary": 10_000, "cw_guard": 50},
     "autoattack_torchattacks10": 10,
 }
 _FEWEST = {"apgd_dlr": 3, "apgd_t": 4}
@@ -89,9 +99,37 @@ def settings(
       num_steps: see `plan`.
       num_queries: see `plan`.
     """
-    changed = [text for text, _ in _changes(name, num_steps, num_queries)]
+    changed = [f"{k}={v}" for k, v, _ in _changes(name, num_steps, num_queries)]
     told = ATTACKS[name]
     return f"{told}; but with {' and '.join(changed)}" if changed else told
+
+
+def honest_name(
+    name: str,
+    *,
+    num_steps: int | None = None,
+    num_queries: int = _QUERIES,
+    shown: str | None = None,
+) -> str:
+    """Returns a name for tables, with what is not as the name promises in brackets.
+
+    As `autoattack (20 steps, 300 queries)`; the name alone where all is as it stands
+    for. A name that is none of `ATTACKS` is returned as it is.
+
+    Args:
+      name: of `ATTACKS`, or of an attack of your own.
+      num_steps: see `plan`.
+      num_queries: see `plan`.
+      shown: in its place, such as "AutoAttack".
+    """
+    shown = name if shown is None else shown
+    if name not in ATTACKS:
+        return shown
+    changed = [
+        f"{value} {what.removeprefix('num_')}"
+        for what, value, _ in _changes(name, num_steps, num_queries)
+    ]
+    return f"{shown} ({', '.join(changed)})" if changed else shown
 
 
 def version_of(name: str) -> str | None:
@@ -105,7 +143,14 @@ def version_of(name: str) -> str | None:
 def _staged(logits_fn, x, y, *, key, threat_model, stage) -> Adversarial:
     task = tasks.prepare(logits_fn, x, y, key=key, threat_model=threat_model)
     found = stage(task, key=key, norm=threat_model.norm)
-    return tasks.finish(task, found, norm=threat_model.norm)
+    return tasks.finish(task, found, key, norm=threat_model.norm)
+
+
+def _cw_guard(*args, **options) -> Adversarial:
+    with warnings.catch_warnings():
+        # `plan` says it once, not for each batch.
+        warnings.filterwarnings("ignore", message="CW misread nothing")
+        return cw.attack(*args, form="torchattacks", constant=1e-4, **options)
 
 
 def _attack(name: str, classes: int, num_steps: int | None, queries: int) -> AttackFn:
@@ -115,8 +160,9 @@ def _attack(name: str, classes: int, num_steps: int | None, queries: int) -> Att
         "pgd": (pgd.attack, {"num_steps": 20, **steps}),
         "pgd100": (pgd.attack, {"num_steps": 100, **steps}),
         "mim": (mim.attack, {"num_steps": 20, **steps}),
-        "cw": (cw.attack, {"form": "short", **steps}),
+        "cw": (cw.attack, {"form": "original", "num_steps": 50, **steps}),
         "cw_binary": (cw.attack, {"form": "original", **steps}),
+        "cw_guard": (_cw_guard, steps),
         "apgd_ce": (apgd.attack, {"loss": "ce", **steps}),
         "apgd_dlr": (apgd.attack, {"loss": "dlr", **steps}),
         "apgd_t": (
@@ -134,16 +180,16 @@ def _attack(name: str, classes: int, num_steps: int | None, queries: int) -> Att
 
 def _changes(
     name: str, num_steps: int | None, num_queries: int
-) -> list[tuple[str, bool]]:
+) -> list[tuple[str, int, bool]]:
     """Returns what of an attack is not as its name tells, and whether it is less."""
     version = version_of(name)
     found = []
     own = _STEPS.get(name, 100)
     if not name.startswith("square") and num_steps not in (None, own):
-        found.append((f"num_steps={num_steps}", num_steps < own))
+        found.append(("num_steps", num_steps, num_steps < own))
     asks = version not in (None, "rand") or name.startswith("square")
     if asks and num_queries != _QUERIES:
-        found.append((f"num_queries={num_queries}", num_queries < _QUERIES))
+        found.append(("num_queries", num_queries, num_queries < _QUERIES))
     return found
 
 
@@ -211,17 +257,29 @@ def plan(
             fewer.append(name)
     short = []
     for name in attacks:
-        less = [t for t, less in _changes(name, num_steps, num_queries) if less]
+        changes = _changes(name, num_steps, num_queries)
+        less = [f"{what}={value}" for what, value, fewer_ in changes if fewer_]
         if less:
             short.append(f"{name} with {' and '.join(less)}")
     said = []
     if short:
         said.append(f"{', '.join(short)}: weaker than what the name stands for.")
+    if "cw_guard" in attacks:
+        said.append(
+            "cw_guard: a constant of 1e-4 leaves the loss next to no weight, so that "
+            "little is found whatever the model: cite cw, which searches the constant."
+        )
     if not fewer:
         return stages, said
+    lost = dict.fromkeys(p for n in fewer for p in _left_out(n, num_classes))
+    needs = f", without {' and '.join(lost)}, which need more" * bool(lost)
     return stages, [
         *said,
         f"The model has {num_classes} classes, fewer than {_TARGETS + 1}: "
-        f"{', '.join(fewer)} with {num_classes - 1} of {_TARGETS} targets, and without "
-        "attacks that need more classes.",
+        f"{', '.join(fewer)} with {num_classes - 1} of {_TARGETS} targets{needs}.",
     ]
+
+
+def _left_out(name: str, num_classes: int) -> list[str]:
+    version = version_of(name)
+    return [] if version is None else autoattack.left_out(version, num_classes)

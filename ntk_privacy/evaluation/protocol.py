@@ -11,19 +11,18 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _class_checks
 from ntk_privacy._types import Callback
 from ntk_privacy.data import augmentation
+from ntk_privacy.evaluation import rates
 from ntk_privacy.models.convnet import Classifier
 from ntk_privacy.training import classification
 
 __all__ = [
     "Evaluated",
-    "Rate",
     "attack_success",
     "evaluate",
     "init",
-    "mean_and_deviation",
 ]
 
 
@@ -35,13 +34,6 @@ class Evaluated(NamedTuple):
     accuracy: Float[np.ndarray, " k"]
     target_classes: Int[np.ndarray, "k t"]
     state: classification.ClassifierState
-
-
-class Rate(NamedTuple):
-    """A mean over runs and its population deviation, in the units of the runs."""
-
-    mean: float
-    deviation: float
 
 
 def init(
@@ -109,9 +101,12 @@ def evaluate(
       callback: `(steps, state, metrics)` after each chunk.
 
     Raises:
-      ValueError: lengths differ, or a number is out of range.
+      ValueError: images or classes are none, a class has no output, lengths differ, or
+        a number is out of range.
     """
-    _checks.same_length(x_test=x_test, class_test=class_test)
+    _class_checks.labelled(model, x_test, class_test, names=("x_test", "class_test"))
+    if targets is not None and len(targets):
+        _class_checks.images(targets=targets)
     _checks.at_least(1, num_networks=num_networks)
     state = classification.train(
         images,
@@ -140,26 +135,11 @@ def evaluate(
 
 def attack_success(
     target_classes: Int[np.ndarray, " runs"], adversarial_class: int
-) -> Rate:
+) -> rates.Rate:
     """Returns the share of runs that take the target for the adversarial class.
 
     Args:
       target_classes: the decision of each run, one network each.
       adversarial_class: what the attacker wants.
     """
-    return mean_and_deviation(np.asarray(target_classes) == adversarial_class)
-
-
-def mean_and_deviation(values: np.ndarray) -> Rate:
-    """Returns mean and population deviation, as the papers print them.
-
-    Args:
-      values: one per run.
-
-    Raises:
-      ValueError: there are none.
-    """
-    if len(values) == 0:
-        raise ValueError("values is empty: give the result of at least one run.")
-    values = np.asarray(values, np.float64)
-    return Rate(float(values.mean()), float(values.std()))
+    return rates.mean_and_deviation(np.asarray(target_classes) == adversarial_class)

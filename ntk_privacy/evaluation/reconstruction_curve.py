@@ -56,7 +56,8 @@ class Evaluation(NamedTuple):
     psnr: decibels on the [0, 1] scale, reconstructions clipped; inf if equal.
     ssim: structural similarity, at most 1, reconstructions clipped.
     num_recovered: pairs whose PSNR reaches the threshold.
-    mean_error: mean of `distances`; mean_squared_error: mean of `squared_distances`.
+    mean_error: mean of `distances`; mean_squared_error: mean of `squared_distances`;
+      inf without pairs.
     train_index, reconstruction_index: rows of each pair.
     """
 
@@ -140,17 +141,17 @@ def match(
         that hold a NaN or an infinity are matched last, at distance inf.
 
     Returns:
-      min(n, m) pairs, their distances ascending.
+      min(n, m) pairs, their distances ascending; none where an attack found nothing.
 
     Raises:
-      ValueError: no image, no reconstruction, or a NaN among the training images.
+      ValueError: no image, or a NaN among the training images.
     """
-    _checks.at_least(
-        1, num_images=images.shape[0], num_reconstructions=reconstructions.shape[0]
-    )
+    _checks.at_least(1, num_images=images.shape[0])
     _checks.finite(images=images)
     truth = np.asarray(images, np.float64).reshape(images.shape[0], -1)
-    found = np.asarray(reconstructions, np.float64).reshape(len(reconstructions), -1)
+    found = np.asarray(reconstructions, np.float64).reshape(
+        len(reconstructions), truth.shape[1]
+    )
     usable = np.isfinite(found).all(axis=1)
     cost = np.full((len(truth), len(found)), np.inf)
     cost[:, usable] = _squared_distances(truth, found[usable])
@@ -179,6 +180,8 @@ def _psnr_and_ssim(
     truth: Float[np.ndarray, "k h w c"], found: Float[np.ndarray, "k h w c"]
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """Returns both metrics on the [0, 1] scale; SSIM's window is 11 or what fits."""
+    if not len(truth):
+        return np.zeros(0), np.zeros(0)
     side = min(truth.shape[1:3])
     window = min(11, side if side % 2 else side - 1)
     a, b = truth.astype(np.float32), found.astype(np.float32)
@@ -211,21 +214,24 @@ def evaluate(
 
     Returns:
       The figures of min(n, m) pairs: with fewer reconstructions than images, images
-      without a partner enter no mean.
+      without a partner enter no mean. No reconstruction is a result: 0 recovered,
+      empty curves, and means that are inf.
 
     Raises:
       ValueError: no images, a NaN among them, or images plus mean outside [0, 1].
     """
     pairs = match(images, reconstructions)
     mean = np.asarray(mean, np.float64)[None, None, None, :]
-    truth = np.asarray(images, np.float64)[pairs.train_index] + mean
+    shifted = np.asarray(images, np.float64) + mean
+    truth = shifted[pairs.train_index]
     found = np.asarray(reconstructions, np.float64)[pairs.reconstruction_index] + mean
-    low, high = float(truth.min()), float(truth.max())
+    low, high = float(shifted.min()), float(shifted.max())
     if low < -1e-3 or high > 1 + 1e-3:
         raise ValueError(
             f"images plus mean span [{low:.4g}, {high:.4g}] but PSNR and SSIM need "
             "[0, 1]: give the images as loaded and the mean that was subtracted."
         )
+    some = len(truth) > 0
     psnr, ssim = _psnr_and_ssim(truth, np.clip(found, 0.0, 1.0))
     return Evaluation(
         squared_distances=pairs.squared_distances,
@@ -233,8 +239,8 @@ def evaluate(
         psnr=psnr,
         ssim=ssim,
         num_recovered=int(np.sum(psnr >= recovered_psnr)),
-        mean_error=float(np.mean(pairs.distances)),
-        mean_squared_error=float(np.mean(pairs.squared_distances)),
+        mean_error=float(np.mean(pairs.distances)) if some else np.inf,
+        mean_squared_error=float(np.mean(pairs.squared_distances)) if some else np.inf,
         train_index=pairs.train_index,
         reconstruction_index=pairs.reconstruction_index,
     )

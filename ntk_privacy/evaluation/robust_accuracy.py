@@ -21,7 +21,7 @@ from ntk_privacy._types import Callback
 from ntk_privacy.evaluation import attacked_batches, named_attacks
 from ntk_privacy.evaluation.attacked_batches import Batches
 from ntk_privacy.evaluation.named_attacks import AttackFn, Stage
-from ntk_privacy.evasion import LogitsFn, ThreatModel, autoattack
+from ntk_privacy.evasion import LogitsFn, ThreatModel, autoattack, inputs
 from ntk_privacy.evasion import task as tasks
 
 __all__ = [
@@ -80,6 +80,9 @@ class RobustAccuracy(NamedTuple):
         any is; the image itself where none was found.
       found_by: the attack that found it, or "".
       warnings: why the result may be too good; they were also raised.
+      reread: of a random model, the share of draws that read `images` rightly, whose
+        accuracies count an image as broken if most draws misread it; None for others.
+      names: by attack, what a table may call it, see `named_attacks.honest_name`.
       state: of the end.
     """
 
@@ -94,6 +97,8 @@ class RobustAccuracy(NamedTuple):
     images: Float[np.ndarray, "n h w c"]
     found_by: list[str]
     warnings: tuple[str, ...]
+    reread: float | None
+    names: dict[str, str]
     state: RobustState
 
 
@@ -223,30 +228,16 @@ def robust_accuracy(
         at a point that an attack reached; or a state of another evaluation.
     """
     threat_model = threat_model or ThreatModel()
-    _checks.same_length(x=x, y=y)
-    _checks.at_least(1, batch_size=batch_size, num_images=len(x))
-    images, labels = np.asarray(x), np.asarray(y)
-    _checks.floating(x=images)
+    _checks.at_least(1, batch_size=batch_size)
+    images = np.asarray(x)
     # Attacks see NumPy's float64 as float32 unless JAX has 64 bits.
     images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype))
-    _checks.finite_data(x=images)
+    labels = inputs.check(images, y, threat_model)
     size = min(batch_size, len(images))
     classes = attacked_batches.num_classes_of(
         logits_fn, (size, *images.shape[1:]), images.dtype
     )
-    if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(
-            f"y spans [{labels.min()}, {labels.max()}] but the model has {classes} "
-            f"classes: labels must lie in [0, {classes - 1}]."
-        )
-    # In the dtype of the images, as in `evasion.task.prepare`.
-    limits = threat_model.limits(images.dtype)
-    if images.min() < np.asarray(limits.low) or images.max() > np.asarray(limits.high):
-        raise ValueError(
-            f"x spans [{images.min():.6g}, {images.max():.6g}], outside the box "
-            f"[{threat_model.low}, {threat_model.high}]: scale the images to it, and "
-            "normalise inside the model."
-        )
+    inputs.check_classes(labels, classes)
     stages, said = named_attacks.plan(
         attacks,
         threat_model=threat_model,
@@ -268,15 +259,38 @@ def robust_accuracy(
     names = list(dict.fromkeys(stage.name for stage in stages))
     key_clean, key_check, key_attacks = jax.random.split(key, 3)
     said += _warn_of_the_model(logits_fn, batches, names, key_check, threat_model)
-    read = attacked_batches.read_clean(batches, key_clean)
+    drawn = attacked_batches.read(batches, images, key_clean)
+    read = attacked_batches.most_frequent(drawn, labels)
     correct = read == labels
     first = init(images, stages=stages)
     state = first if state is None else _copied(state, first)
     state = _run(state, stages, batches, read, key_attacks, survivors_only, callback)
-    found = _result(state, stages, names, correct, survivors_only, said)
+    called = {
+        name: named_attacks.honest_name(
+            name, num_steps=num_steps, num_queries=num_queries
+        )
+        if not isinstance(attacks, Mapping)
+        else name
+        for name in names
+    }
+    found = _result(state, stages, called, correct, survivors_only, said)
+    if batches.random:
+        found = _read_again(found, batches, jax.random.fold_in(key_check, 1))
     for text in found.warnings:
         warnings.warn(text, RobustnessWarning, stacklevel=2)
     return found
+
+
+def _read_again(found: RobustAccuracy, batches: Batches, key: Array) -> RobustAccuracy:
+    """Adds how often draws of a random model read the returned images rightly."""
+    drawn = attacked_batches.read(batches, found.images, key)
+    share = float(np.mean(drawn == batches.y))
+    text = (
+        f"The model is random: an image counts as broken if {len(drawn)} draws read "
+        "another class more often than its own; a draw reads the returned images "
+        f"rightly in {share:.3f} of cases."
+    )
+    return found._replace(reread=share, warnings=(*found.warnings, text))
 
 
 def _copied(state: RobustState, like: RobustState) -> RobustState:
@@ -333,7 +347,7 @@ def _run(
 def _result(
     state: RobustState,
     stages: Sequence[Stage],
-    names: Sequence[str],
+    names: Mapping[str, str],
     correct: np.ndarray,
     survivors_only: bool,
     said: Sequence[str],
@@ -374,5 +388,7 @@ def _result(
         state.images,
         [stages[i].name if i >= 0 else "" for i in state.found_by],
         tuple(said),
+        None,
+        dict(names),
         state,
     )

@@ -15,13 +15,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ntk_privacy import _checks
 from ntk_privacy.evasion import losses, pgd, pool
-from ntk_privacy.evasion.task import Found, LogitsFn, Task, carry_out, evaluate
+from ntk_privacy.evasion.task import (
+    Found,
+    LogitsFn,
+    Task,
+    carry_out,
+    confirmed,
+    evaluate,
+)
 from ntk_privacy.evasion.threat_model import (
     Adversarial,
     ThreatModel,
     per_sample,
     project,
     region,
+    wide,
 )
 
 __all__ = ["attack", "run", "targets", "walk", "windows"]
@@ -93,7 +101,7 @@ def walk(
         allowed = region(spot.task.x, spot.task.limits, norm=norm)
         noise = pgd.unit_noise(pool.keys(key, spot), spot.task.x, norm=norm)
         point = project(spot.task.x + allowed.eps * noise, allowed, norm=norm)
-        flat = jnp.zeros_like(score)
+        flat = jnp.zeros(score.shape, spot.task.logits.dtype)
         no = jnp.zeros(score.shape, bool)
         none = jnp.zeros(score.shape, jnp.int32)
         return State(
@@ -104,7 +112,7 @@ def walk(
             best_loss=flat - jnp.inf,
             last_loss=flat,
             increases=none,
-            step=flat + 2 * spot.task.limits.eps,
+            step=jnp.full(score.shape, 2 * spot.task.limits.eps, point.dtype),
             reduced=~no,
             checked_loss=flat - jnp.inf,
             found=Found(spot.task.x, no, none),
@@ -122,10 +130,12 @@ def walk(
             spot.target,
             key,
             eot=eot,
+            log_weight=losses.LOG_WEIGHTS.get(loss),
         )
         images, success, queries = state.found
         spent = task.active & ~success if stop_early else task.active
-        hit = losses.misread(logits, task.y) & spent
+        asked = jax.random.fold_in(key, 1)
+        hit = confirmed(task, state.point, logits, asked) & spent
         found = Found(
             jnp.where(per_sample(hit), state.point, images),
             success | hit,
@@ -173,7 +183,7 @@ def walk(
     def outcome(spot: pool.Spot, state: State) -> pool.Outcome:
         del spot
         images, success, queries = state.found
-        score = jnp.where(success, 0, jnp.inf).astype(images.dtype)
+        score = jnp.where(success, 0, jnp.inf).astype(wide(images.dtype))
         over = state.i >= len(closes)
         done = over | success if stop_early else over
         return pool.Outcome(images, score, queries, done, success)

@@ -1,11 +1,14 @@
-"""The attack of Carlini and Wagner in l_2: a short form and the original.
+"""The attack of Carlini and Wagner in l_2: a short form, torchattacks', the original.
 
-Source: Carlini & Wagner, IEEE S&P 2017 (arXiv:1608.04644). The short form, of
-torchattacks, has no search over the constant; it is what GUARD (arXiv:2403.10045)
-reports.
+Source: Carlini & Wagner, IEEE S&P 2017 (arXiv:1608.04644). The short form has no search
+over the constant. That of torchattacks takes the greatest other logit to be at least 0,
+so that its result depends on what is added to all logits, and where all are negative it
+does nothing; it is what GUARD (arXiv:2403.10045) reports, with a constant of 1e-4 that
+leaves the loss next to no weight. It is here for comparisons alone.
 """
 
 import functools
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +17,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ntk_privacy import _checks
 from ntk_privacy.evasion import losses
-from ntk_privacy.evasion.task import Found, LogitsFn, Task, carry_out, evaluate
+from ntk_privacy.evasion.task import (
+    Found,
+    LogitsFn,
+    Task,
+    carry_out,
+    confirmed,
+    evaluate,
+)
 from ntk_privacy.evasion.threat_model import (
     Adversarial,
     ThreatModel,
     distance,
     per_sample,
+    wide,
 )
 
 __all__ = ["attack"]
@@ -27,7 +38,7 @@ __all__ = ["attack"]
 # tanh reaches the ends of the box only at infinity.
 _EDGE = 1 - 1e-6
 _UNBOUNDED = 1e10
-_DEFAULTS = {"short": (1e-4, 50), "original": (1e-3, 10000)}
+_DEFAULTS = {"short": (1.0, 50), "original": (1e-3, 10000), "torchattacks": (1.0, 50)}
 
 
 class _Best(NamedTuple):
@@ -50,14 +61,14 @@ class _Descent(NamedTuple):
 
 def _excess(logits: Array, y: Array, kappa: Array, form: str) -> Array:
     """Returns max(z_y - greatest other logit, -kappa)."""
-    if form == "short":
+    if form == "torchattacks":
         # The true class stands among the others with a 0, as in torchattacks.
         own = jnp.arange(logits.shape[1], dtype=y.dtype)[None, :] == y[:, None]
         other = jnp.max(jnp.where(own, 0, logits), axis=1)
         ahead = jnp.sum(jnp.where(own, logits, 0), axis=1) - other
     else:
         ahead = losses.margin(logits, y)
-    return jnp.maximum(ahead, -kappa)
+    return jnp.maximum(ahead, -kappa.astype(ahead.dtype))
 
 
 def _descend(
@@ -74,7 +85,7 @@ def _descend(
     """Minimises ||x' - x||^2 + c excess by Adam, c one per image."""
     low, width = task.limits.low, task.limits.high - task.limits.low
     every = max(num_steps // 10, 1)
-    slack = 1.0 if form == "short" else 0.9999
+    slack = 0.9999 if form == "original" else 1.0
 
     def image(w):
         inside = low + width * (jnp.tanh(w) + 1) / 2
@@ -90,9 +101,10 @@ def _descend(
         values, logits, gradient = evaluate(
             task.model, cost, images, task.y, task.y, jax.random.fold_in(key, state.i)
         )
-        values, gradient = constant * values, per_sample(constant) * gradient
+        values = constant.astype(values.dtype) * values
+        gradient = per_sample(constant) * gradient
         move = images - task.x
-        squares = jnp.sum(move**2, axis=(1, 2, 3))
+        squares = jnp.sum(move.astype(values.dtype) ** 2, axis=(1, 2, 3))
         (gradient,) = pull(gradient + 2 * move)
         # Adam, with the usual constants.
         mean = 0.9 * state.mean + 0.1 * gradient
@@ -101,10 +113,11 @@ def _descend(
         unbiased = jnp.sqrt(square / (1 - 0.999**count)) + 1e-8
         update = mean / (1 - 0.9**count) / unbiased
 
-        wrong = losses.misread(logits, task.y)
+        asked = jax.random.fold_in(jax.random.fold_in(key, state.i), 1)
+        wrong = confirmed(task, images, logits, asked)
         if form == "original":
             # NaN counts as misread, see `losses.misread`.
-            wrong &= ~(losses.margin(logits, task.y) > -kappa)
+            wrong &= ~(losses.margin(logits, task.y) > -kappa.astype(logits.dtype))
         far = distance(move, norm="l2")
         closer = wrong & (far < state.best.distance)
         found = _Best(
@@ -131,7 +144,7 @@ def _descend(
         jnp.zeros_like(w),
         jnp.zeros_like(w),
         best._replace(hit=jnp.zeros_like(best.hit)),
-        jnp.asarray(jnp.inf, w.dtype),
+        jnp.asarray(jnp.inf, task.logits.dtype),
         jnp.asarray(False),
         jnp.asarray(0, jnp.int32),
     )
@@ -150,10 +163,14 @@ def _search(
     form: str,
     num_steps: int,
     num_constants: int,
-) -> Found:
-    """Bisects the constant of each image: down where it is misread, else up."""
+) -> tuple[Found, Bool[Array, ""]]:
+    """Bisects the constant of each image: down where it is misread, else up.
+
+    Tells also whether any image was misread, within the bound or not.
+    """
     per_image = jnp.ones_like(task.x[:, 0, 0, 0])
-    best = _Best(task.x, per_image * jnp.inf, jnp.zeros(task.y.shape, bool))
+    far = jnp.full(task.y.shape, jnp.inf, wide(task.x.dtype))
+    best = _Best(task.x, far, jnp.zeros(task.y.shape, bool))
 
     def attempt(carry, i):
         best, constant, lower, upper, steps = carry
@@ -186,10 +203,12 @@ def _search(
     )
     carry, _ = jax.lax.scan(attempt, carry, jnp.arange(num_constants, dtype=jnp.int32))
     best, steps = carry[0], carry[-1]
-    reached = jnp.isfinite(best.distance) & (best.distance <= task.limits.eps)
+    eps = task.limits.eps.astype(best.distance.dtype)
+    reached = jnp.isfinite(best.distance) & (best.distance <= eps)
     success = task.active & reached
     images = jnp.where(per_sample(success), best.images, task.x)
-    return Found(images, success, jnp.broadcast_to(steps, task.y.shape))
+    found = Found(images, success, jnp.broadcast_to(steps, task.y.shape))
+    return found, jnp.any(jnp.isfinite(best.distance) & task.active)
 
 
 def run(
@@ -200,12 +219,21 @@ def run(
     constant: _checks.Number,
     rate: _checks.Number,
     kappa: _checks.Number,
+    form: str,
     **options: Any,
 ) -> Found:
     """Calls `_search` with numbers in the dtype of the images."""
     del norm
     numbers = (jnp.asarray(v, task.x.dtype) for v in (constant, rate, kappa))
-    return _search(task, *numbers, key, **options)
+    found, moved = _search(task, *numbers, key, form=form, **options)
+    if form != "original" and not bool(moved) and bool(jnp.any(task.active)):
+        warnings.warn(
+            f"CW misread nothing at constant={constant}, at no distance: that says "
+            "nothing of the model; give a greater constant, or form='original', which "
+            "searches it.",
+            stacklevel=4,
+        )
+    return found
 
 
 def attack(
@@ -234,8 +262,11 @@ def attack(
       y: labels.
       key: typed key, for a random model only.
       threat_model: of norm l_2; eps is infinite if None.
-      form: "short" for one constant, "original" for a search over it.
-      constant: c, or where its search starts; 1e-4 or 1e-3 if None.
+      form: "short" for one constant, "original" for a search over it, "torchattacks"
+        for the short one with the greatest other logit taken to be at least 0. That
+        depends on what is added to the logits; the others do not.
+      constant: c, or where its search starts; 1 or 1e-3 if None. The short forms find
+        little with a small one: GUARD's 1e-4 does nothing beyond the first step.
       kappa: how far ahead the wrong class should be.
       num_steps: steps of Adam, per constant; 50 or at most 10000 if None.
       num_constants: tries of the original form.
@@ -243,6 +274,8 @@ def attack(
 
     Raises:
       ValueError: see `task.prepare`; another norm, or a setting out of range.
+
+    Warns, with `UserWarning`, if a short form misreads nothing at any distance.
     """
     threat_model = threat_model or ThreatModel(norm="l2", eps=float("inf"))
     if threat_model.norm != "l2":
@@ -269,5 +302,5 @@ def attack(
         kappa=kappa,
         form=form,
         num_steps=num_steps,
-        num_constants=1 if form == "short" else num_constants,
+        num_constants=num_constants if form == "original" else 1,
     )

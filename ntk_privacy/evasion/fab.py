@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _checks
-from ntk_privacy.evasion import apgd, losses, pgd, pool
+from ntk_privacy.evasion import apgd, pgd, pool
 from ntk_privacy.evasion.task import (
     Found,
     LogitsFn,
     Task,
     carry_out,
+    confirmed,
     evaluate,
     finite,
 )
@@ -60,7 +61,7 @@ def onto_plane(
       norm: "linf" or "l2".
     """
     axes = (1, 2, 3)
-    steepest = distance(w, norm="linf")
+    steepest = distance(w, norm="linf").astype(w.dtype)
     unit = jnp.where(steepest > 0, steepest, 1)
     down = jnp.where(height < 0, -1, 1).astype(w.dtype)
     w = w * per_sample(down / unit)
@@ -109,7 +110,7 @@ def _aimed(task: Task, point: Array, target: Array, key: Array) -> tuple[Array, 
         return logits[rows, target] - logits[rows, y]
 
     height, _, w = evaluate(task.model, ahead, point, task.y, target, key)
-    return height, w
+    return height.astype(w.dtype), w
 
 
 def _nearest_plane(
@@ -132,7 +133,9 @@ def _nearest_plane(
             if norm == "linf"
             else distance(slope, norm="l2")
         )
-        far = jnp.abs(rise) / (dual + 1e-12)
+        rise, dual = rise.astype(slope.dtype), dual.astype(slope.dtype)
+        # No constant below: the scale of the logits does not count.
+        far = jnp.abs(rise) / dual
         take = (far < ratio) & (task.y != j)
         chosen = (
             jnp.where(take, far, ratio),
@@ -141,7 +144,7 @@ def _nearest_plane(
         )
         return chosen, None
 
-    zero = jnp.zeros_like(logits[:, 0])
+    zero = jnp.zeros_like(point[:, 0, 0, 0])
     first = (zero + jnp.inf, zero - 1, jnp.zeros_like(point))
     (_, height, w), _ = jax.lax.scan(closer, first, classes)
     return height, w
@@ -150,7 +153,8 @@ def _nearest_plane(
 def _within(task: Task, images: Array, nearest: Array, *, norm: str) -> Array:
     """Returns whether the nearest misread images lie in the region, to the last bit."""
     if norm == "l2":
-        return jnp.isfinite(nearest) & (nearest <= task.limits.eps)
+        eps = task.limits.eps.astype(nearest.dtype)
+        return jnp.isfinite(nearest) & (nearest <= eps)
     allowed = region(task.x, task.limits, norm=norm)
     inside = (images >= allowed.lower) & (images <= allowed.upper)
     return jnp.isfinite(nearest) & jnp.all(inside, axis=(1, 2, 3))
@@ -185,9 +189,8 @@ def walk(
         if num_restarts > 1:
             box = limits.high - limits.low
             most = jnp.where(jnp.isfinite(limits.eps), limits.eps, box)
-            radius = jnp.where(
-                spot.run % num_restarts > 0, jnp.minimum(score, most) / 2, 0
-            )
+            radius = jnp.minimum(score.astype(x.dtype), most) / 2
+            radius = jnp.where(spot.run % num_restarts > 0, radius, 0)
             noise = pgd.unit_noise(pool.keys(key, spot), x, norm=norm)
             point = jnp.clip(x + per_sample(radius) * noise, limits.low, limits.high)
         none = jnp.zeros(score.shape, jnp.int32)
@@ -206,11 +209,13 @@ def walk(
         d1 = onto_plane(state.point, w, height, limits, norm=norm)
         d2 = onto_plane(x, w, from_x, limits, norm=norm)
         a1, a2 = (jnp.maximum(distance(d, norm=norm), _FLOOR) for d in (d1, d2))
-        alpha = per_sample(jnp.minimum(a1 / (a1 + a2), alpha_max))
+        alpha = (a1 / (a1 + a2)).astype(alpha_max.dtype)
+        alpha = per_sample(jnp.minimum(alpha, alpha_max))
         new = (1 - alpha) * (state.point + eta * d1) + alpha * (x + eta * d2)
         new = jnp.clip(new, limits.low, limits.high)
 
-        wrong = losses.misread(task.model(new, two), task.y)
+        two, three = jax.random.split(two)
+        wrong = confirmed(task, new, task.model(new, two), three)
         far = distance(new - x, norm=norm)
         closer = task.active & wrong & (far < state.nearest)
         back = jnp.clip(x + beta * (new - x), limits.low, limits.high)

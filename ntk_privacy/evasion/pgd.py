@@ -13,7 +13,14 @@ from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _checks
 from ntk_privacy.evasion import losses
-from ntk_privacy.evasion.task import Found, LogitsFn, Task, carry_out, evaluate
+from ntk_privacy.evasion.task import (
+    Found,
+    LogitsFn,
+    Task,
+    carry_out,
+    confirmed,
+    evaluate,
+)
 from ntk_privacy.evasion.threat_model import (
     Adversarial,
     Region,
@@ -32,9 +39,10 @@ def direction(gradient: Float[Array, "n h w c"], *, norm: str) -> Array:
     if norm == "linf":
         return jnp.sign(gradient)
     # Scaled first: the square of a small gradient underflows.
-    most = distance(gradient, norm="linf")
+    dtype = gradient.dtype
+    most = distance(gradient, norm="linf").astype(dtype)
     scaled = gradient / per_sample(jnp.where(most > 0, most, 1))
-    size = distance(scaled, norm="l2")
+    size = distance(scaled, norm="l2").astype(dtype)
     return scaled / per_sample(jnp.where(size > 0, size, 1))
 
 
@@ -43,7 +51,7 @@ def unit_noise(keys: Array, x: Float[Array, "n h w c"], *, norm: str) -> Array:
     shape, dtype = x.shape[1:], x.dtype
     if norm == "linf":
         noise = jax.vmap(lambda k: jax.random.uniform(k, shape, dtype, -1, 1))(keys)
-        return noise / per_sample(distance(noise, norm=norm))
+        return noise / per_sample(distance(noise, norm=norm).astype(dtype))
     noise = jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(keys)
     return direction(noise, norm=norm)
 
@@ -95,15 +103,21 @@ def iterate(
 
     def advance(carry, i):
         images, momentum = carry
-        _, _, gradient = evaluate(
+        _, logits, gradient = evaluate(
             task.model,
-            losses.cross_entropy,
+            losses.ascent_of_cross_entropy,
             images,
             task.y,
             task.y,
             jax.random.fold_in(keys, i),
         )
         if remember:
+            if over == "batch":
+                # What one image's gradient is beside another's counts here.
+                weight = losses.LOG_WEIGHTS["ce"](logits, task.y)
+                most = jnp.max(jnp.where(task.active, weight, -jnp.inf))
+                weight = jnp.exp(jnp.minimum(weight - most, 0))
+                gradient = gradient * per_sample(weight).astype(gradient.dtype)
             size = jnp.sum(jnp.abs(gradient), axis=(1, 2, 3))
             if over == "batch":
                 size = jnp.full_like(size, jnp.sum(jnp.where(task.active, size, 0)))
@@ -115,7 +129,8 @@ def iterate(
 
     steps = jnp.arange(num_steps, dtype=jnp.int32)
     (images, _), _ = jax.lax.scan(advance, (images, jnp.zeros_like(images)), steps)
-    wrong = losses.misread(task.model(images, last), task.y)
+    one, two = jax.random.split(last)
+    wrong = confirmed(task, images, task.model(images, one), two)
     return Found(images, wrong, jnp.full(task.y.shape, num_steps + 1, jnp.int32))
 
 

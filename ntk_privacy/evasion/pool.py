@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ntk_privacy.evasion.task import Found, Task, batch_size
-from ntk_privacy.evasion.threat_model import per_sample
+from ntk_privacy.evasion.threat_model import per_sample, wide
 
 __all__ = [
     "Carry",
@@ -327,7 +327,7 @@ def run(
         nobody = seat(jnp.full((num_places,), total, jnp.int32))
         best = Best(
             task.x,
-            jnp.full(task.y.shape, jnp.inf, task.x.dtype),
+            jnp.full(task.y.shape, jnp.inf, wide(task.x.dtype)),
             jnp.zeros(task.y.shape, jnp.int32),
             jnp.zeros(task.y.shape, bool),
         )

@@ -14,7 +14,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ntk_privacy import _checks
 from ntk_privacy.evasion import losses, pgd, pool
-from ntk_privacy.evasion.task import Found, LogitsFn, Task, carry_out
+from ntk_privacy.evasion.task import (
+    Found,
+    LogitsFn,
+    Task,
+    carry_out,
+    confirmed,
+)
 from ntk_privacy.evasion.threat_model import (
     Adversarial,
     Region,
@@ -23,6 +29,7 @@ from ntk_privacy.evasion.threat_model import (
     per_sample,
     project,
     region,
+    wide,
 )
 
 __all__ = ["attack", "bump", "run", "sides", "walk"]
@@ -140,7 +147,7 @@ def _squares(key: Array, best: Array, allowed: Region, side: Array) -> Array:
 
 
 def _onto_sphere(move: Array, allowed: Region) -> Array:
-    size = per_sample(distance(move, norm="l2"))
+    size = per_sample(distance(move, norm="l2").astype(move.dtype))
     return project(
         allowed.centre + allowed.eps * move / (size + losses.tiny(move.dtype)),
         allowed,
@@ -238,7 +245,7 @@ def walk(
         return State(
             point=point,
             best=spot.task.x,
-            margin=jnp.full_like(score, jnp.inf),
+            margin=jnp.full(score.shape, jnp.inf, spot.task.logits.dtype),
             success=jnp.zeros(score.shape, bool),
             queries=none,
             i=none,
@@ -249,7 +256,7 @@ def walk(
         allowed = region(task.x, task.limits, norm=norm)
         logits = task.model(state.point, key)
         margin = losses.margin(logits, task.y)
-        wrong = losses.misread(logits, task.y)
+        wrong = confirmed(task, state.point, logits, jax.random.fold_in(key, 1))
         open_ = task.active & ~state.success
         take = open_ & ((margin < state.margin) | wrong | (state.i == 0))
         best = jnp.where(per_sample(take), state.point, state.best)
@@ -274,7 +281,7 @@ def walk(
 
     def outcome(spot: pool.Spot, state: State) -> pool.Outcome:
         del spot
-        score = jnp.where(state.success, 0, jnp.inf).astype(state.best.dtype)
+        score = jnp.where(state.success, 0, jnp.inf).astype(wide(state.best.dtype))
         # One evaluation of the start, then one for each query.
         done = state.success | (state.i > len(lengths))
         return pool.Outcome(state.best, score, state.queries, done, state.success)

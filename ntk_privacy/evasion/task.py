@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ntk_privacy import _checks
-from ntk_privacy.evasion import losses
+from ntk_privacy.evasion import inputs, losses, reading
 from ntk_privacy.evasion.threat_model import (
     Adversarial,
     Limits,
     ThreatModel,
     distance,
     per_sample,
+    wide,
 )
 
 __all__ = [
@@ -26,11 +26,12 @@ __all__ = [
     "Task",
     "batch_size",
     "carry_out",
+    "confirmed",
     "evaluate",
     "finish",
     "finite",
+    "misread",
     "prepare",
-    "refuse_nan",
     "takes_key",
 ]
 
@@ -48,6 +49,10 @@ program: other parameters of the same shapes do not trace again.
 # On CPU a batch that fits the caches takes less time per image than a large one.
 _BATCH = {"cpu": 32}
 _MOST = 512
+# Of the logarithm of a weight.
+_LEAST = -1e30
+# Draws that confirm what one draw of a random model misreads, during an attack.
+_CONFIRMING = 10
 
 
 def batch_size(count: int) -> int:
@@ -59,11 +64,12 @@ class Task(NamedTuple):
     """Checked input on the device.
 
     Attributes:
-      model: `(images, key) -> logits` in the dtype of the images, a pytree.
+      model: `(images, key) -> logits`, float32 at least, a pytree.
       x, y: images and labels.
       logits: of the model on x.
       active: what shall be attacked: what is read correctly.
       limits: numbers of the threat model.
+      draws: keys by which a random model is judged in the end; None for others.
     """
 
     model: Any
@@ -72,6 +78,7 @@ class Task(NamedTuple):
     logits: Float[Array, "n k"]
     active: Bool[Array, " n"]
     limits: Limits
+    draws: Array | None = None
 
 
 class Found(NamedTuple):
@@ -103,13 +110,10 @@ def _random(logits_fn: Any, x: Array, key: Array) -> Any:
     return logits_fn(x, key=key)
 
 
-def _cast(model: Any, x: Array, key: Array) -> Array:
-    return model(x, key).astype(x.dtype)
-
-
-@jax.jit
-def _read(model: Any, x: Array, key: Array) -> Any:
-    return model(x, key)
+# Logits cut down to half precision would tie, and be read otherwise.
+def _wide(model: Any, x: Array, key: Array) -> Array:
+    logits = model(x, key)
+    return logits.astype(wide(x.dtype, logits.dtype))
 
 
 def prepare(
@@ -131,7 +135,8 @@ def prepare(
 
     Raises:
       ValueError: no images, images that are no numbers of floating point or outside the
-        box, labels that are no classes, logits of the wrong shape, NaN logits.
+        box, labels that are no classes, logits of the wrong shape, NaN logits, or
+        outputs that depend on the rest of the batch.
       TypeError: within jit, vmap or grad.
     """
     given = jax.tree.leaves((x, y, key, logits_fn))
@@ -141,73 +146,113 @@ def prepare(
             "An attack is traced: attacks compile themselves and look at images; call "
             "them outside of jit, vmap and grad."
         )
-    _checks.same_length(x=x, y=y)
     # NumPy's float64 is float32 here unless JAX has 64 bits.
-    x, labels = jnp.asarray(x), np.asarray(y)
-    if not x.size or x.ndim != 4:
-        raise ValueError(
-            f"x has shape {x.shape}: give at least one image, as (n, height, width, "
-            "channels)."
-        )
-    _checks.floating(x=x)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"y is {labels.dtype} of shape {labels.shape}: give one class per image, "
-            f"integers of shape ({len(x)},)."
-        )
+    x = jnp.asarray(x)
+    labels = inputs.check(x, y, threat_model)
     limits = threat_model.limits(x.dtype)
-    least, most = jnp.min(x), jnp.max(x)
-    if not (limits.low <= least and most <= limits.high):
-        raise ValueError(
-            f"x spans [{float(least):.6g}, {float(most):.6g}], outside the box "
-            f"[{threat_model.low}, {threat_model.high}]: scale the images to it, and "
-            "normalise inside the model."
-        )
     partial = jax.tree_util.Partial
     inner = logits_fn if isinstance(logits_fn, partial) else partial(logits_fn)
-    raw = partial(_random if takes_key(logits_fn) else _plain, inner)
-    logits = _read(raw, x, key)
-    shape = getattr(logits, "shape", None)
-    if shape is None or len(shape) != 2 or shape[0] != len(x) or shape[1] < 2:
-        raise ValueError(
-            f"logits_fn returned {shape or type(logits).__name__}: return an array "
-            f"({len(x)}, classes) with at least two classes."
-        )
-    if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise ValueError(
-            f"logits_fn returned {logits.dtype}: return floating-point logits."
-        )
+    random = takes_key(logits_fn)
+    raw = partial(_random if random else _plain, inner)
+    logits = reading.read(raw, x, key)
+    classes = inputs.check_logits(logits, len(x))
     bad = int(jnp.sum(jnp.any(jnp.isnan(logits), axis=1)))
     if bad:
         raise ValueError(
             f"logits_fn returned NaN for {bad} of {len(x)} images: nothing can be said "
             "of its robustness; use parameters that are finite."
         )
-    if labels.min() < 0 or labels.max() >= shape[1]:
-        raise ValueError(
-            f"y spans [{labels.min()}, {labels.max()}] but the model has {shape[1]} "
-            f"classes: labels must lie in [0, {shape[1] - 1}]."
-        )
-    logits, y = logits.astype(x.dtype), jnp.asarray(labels.astype(np.int32))
-    return Task(partial(_cast, raw), x, y, logits, ~losses.misread(logits, y), limits)
+    inputs.check_classes(labels, classes)
+    # `evaluation.robust_accuracy` has compared them before.
+    if not getattr(inner.func, "compared", False):
+        reading.refuse_company(raw, x, logits, limits, key, random=random)
+    y = jnp.asarray(labels.astype(np.int32))
+    model = partial(_wide, raw)
+    logits = logits.astype(wide(x.dtype, logits.dtype))
+    keys = reading.draws(key) if random else None
+    task = Task(model, x, y, logits, jnp.ones(len(x), bool), limits, keys)
+    return task._replace(active=~(_judged(task, x) if random else misread(task)))
+
+
+def misread(task: Task) -> Bool[Array, " n"]:
+    """Returns which images are misread as they are, by one draw."""
+    return losses.misread(task.logits, task.y)
+
+
+@jax.jit
+def _judged(task: Task, images: Array) -> Bool[Array, " n"]:
+    return reading.votes(task.model, images, task.y, task.draws)[1]
+
+
+def confirmed(
+    task: Task, images: Float[Array, "n h w c"], logits: Float[Array, "n k"], key: Array
+) -> Bool[Array, " n"]:
+    """Returns which images are misread; one unlucky draw of a random model is not it.
+
+    Args:
+      task: of `prepare`.
+      images: that were read.
+      logits: of them.
+      key: typed key, for more draws.
+    """
+    wrong = losses.misread(logits, task.y)
+    if task.draws is None:
+        return wrong
+    keys = jax.random.split(key, _CONFIRMING)
+
+    def ask() -> Array:
+        return wrong & reading.votes(task.model, images, task.y, keys)[1]
+
+    return jax.lax.cond(jnp.any(wrong & task.active), ask, lambda: wrong)
 
 
 @functools.partial(jax.jit, static_argnames="norm")
-def finish(task: Task, found: Found, *, norm: str) -> Adversarial:
+def _finish(
+    task: Task, found: Found, key: Array, *, norm: str
+) -> tuple[Adversarial, Int[Array, ""]]:
+    images = jnp.where(per_sample(task.active), found.images, task.x)
+    if task.draws is None:
+        logits = task.model(images, key)
+        wrong, bad = losses.misread(logits, task.y), jnp.any(jnp.isnan(logits), axis=1)
+    else:
+        count, wrong = reading.votes(task.model, images, task.y, task.draws)
+        bad = jnp.any(jnp.isnan(task.model(images, key)), axis=1)
+        del count
+    success = found.success & wrong
+    images = jnp.where(per_sample(found.success & ~success), task.x, images)
+    out = Adversarial(
+        images,
+        jnp.where(task.active, success, True),
+        jnp.where(task.active, found.queries, 0),
+        distance(images - task.x, norm=norm),
+    )
+    return out, jnp.sum(bad)
+
+
+def finish(task: Task, found: Found, key: Array, *, norm: str) -> Adversarial:
     """Returns the result: what was misread before is returned as it was.
+
+    What an attack took for misread is read once more, as anyone would who is given the
+    images; a random model by draws that the attack has not seen.
 
     Args:
       task: of `prepare`.
       found: of the attack.
+      key: typed key, for a random model.
       norm: of the threat model.
+
+    Raises:
+      ValueError: NaN logits where the attack ended. Attacks take NaN for misread and
+        end there, all but PGD and MIM, which go on to their last step;
+        `evaluation.robust_accuracy` looks at every point.
     """
-    images = jnp.where(per_sample(task.active), found.images, task.x)
-    return Adversarial(
-        images,
-        jnp.where(task.active, found.success, losses.misread(task.logits, task.y)),
-        jnp.where(task.active, found.queries, 0),
-        distance(images - task.x, norm=norm),
-    )
+    out, bad = _finish(task, found, key, norm=norm)
+    if int(bad):
+        raise ValueError(
+            f"logits_fn returned NaN for {int(bad)} of {len(task.y)} images under "
+            "attack: nothing can be said of its robustness; repair the model."
+        )
+    return out
 
 
 def carry_out(
@@ -232,40 +277,11 @@ def carry_out(
       options: of `run`.
 
     Raises:
-      ValueError: see `prepare` and `refuse_nan`.
+      ValueError: see `prepare` and `finish`.
     """
     task = prepare(logits_fn, x, y, key=key, threat_model=threat_model)
     found = run(task, key=key, norm=threat_model.norm, **options)
-    refuse_nan(task, found.images, key)
-    return finish(task, found, norm=threat_model.norm)
-
-
-@jax.jit
-def _unread(task: Task, images: Array, key: Array) -> Bool[Array, " n"]:
-    last = jnp.where(per_sample(task.active), images, task.x)
-    return jnp.any(jnp.isnan(task.model(last, key)), axis=1)
-
-
-def refuse_nan(task: Task, images: Float[Array, "n h w c"], key: Array) -> None:
-    """Refuses a model with NaN where an attack ended.
-
-    Attacks take NaN logits for misread and end there, all but PGD and MIM, which go on
-    to their last step. `evaluation.robust_accuracy` looks at every point.
-
-    Args:
-      task: of `prepare`.
-      images: of the attack.
-      key: typed key.
-
-    Raises:
-      ValueError: NaN logits.
-    """
-    bad = int(jnp.sum(_unread(task, images, key)))
-    if bad:
-        raise ValueError(
-            f"logits_fn returned NaN for {bad} of {len(images)} images under attack: "
-            "nothing can be said of its robustness; repair the model."
-        )
+    return finish(task, found, key, norm=threat_model.norm)
 
 
 def finite(gradient: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -292,6 +308,7 @@ def evaluate(
     key: Array,
     *,
     eot: int = 1,
+    log_weight: Callable[..., Array] | None = None,
 ) -> tuple[Float[Array, " n"], Float[Array, "n k"], Float[Array, "n h w c"]]:
     """Returns losses, logits and gradients, each image's of its own loss.
 
@@ -304,6 +321,8 @@ def evaluate(
       key: typed key.
       eot: draws of a random model; gradients are their mean, losses and logits are of
         the last.
+      log_weight: of `losses.LOG_WEIGHTS`: of a draw's gradient in that mean, which is
+        then known but for a factor for each image.
     """
 
     def total(images, y, target, key):
@@ -322,13 +341,23 @@ def evaluate(
         return once(key)
 
     def add(carry, key):
+        (_, _, mean), most = carry
         values, logits, gradient = once(key)
-        return (values, logits, carry[2] + gradient / eot), None
+        weight = jnp.zeros_like(most)
+        if log_weight is not None:
+            weight = jnp.maximum(log_weight(logits, y), most.dtype.type(_LEAST))
+        # As exp(most) each: the weights themselves may underflow.
+        top = jnp.maximum(most, weight)
+        kept, share = (
+            per_sample(jnp.exp(w - top)).astype(gradient.dtype) for w in (most, weight)
+        )
+        return ((values, logits, mean * kept + gradient * share / eot), top), None
 
     keys = jax.random.split(key, eot)
     shapes = jax.eval_shape(once, key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.scan(add, zeros, keys)[0]
+    first = jnp.full(zeros[0].shape, _LEAST, zeros[1].dtype)
+    return jax.lax.scan(add, (zeros, first), keys)[0][0]
 
 
 def _in_blocks(f: Callable[..., Any], rows: Any, key: Array) -> Any:

@@ -18,6 +18,7 @@ __all__ = [
     "per_sample",
     "project",
     "region",
+    "wide",
 ]
 
 NORMS = ("linf", "l2")
@@ -110,6 +111,12 @@ class Region(NamedTuple):
     eps: Float[Array, ""]
 
 
+def wide(*dtypes: np.dtype | type) -> type:
+    """Returns a type of floating point that holds all of them, float32 at least."""
+    double = any(jnp.dtype(dtype) == jnp.float64 for dtype in dtypes)
+    return jnp.float64 if double else jnp.float32
+
+
 def per_sample(
     values: Float[Array, " n"] | Bool[Array, " n"],
 ) -> Float[Array, "n 1 1 1"] | Bool[Array, "n 1 1 1"]:
@@ -118,7 +125,8 @@ def per_sample(
 
 
 def distance(move: Float[Array, "n h w c"], *, norm: str) -> Float[Array, " n"]:
-    """Returns the norm of each move."""
+    """Returns the norm of each move, in float32 at least."""
+    move = move.astype(wide(move.dtype))
     if norm == "linf":
         return jnp.max(jnp.abs(move), axis=(1, 2, 3))
     return jnp.sqrt(jnp.sum(move**2, axis=(1, 2, 3)))
@@ -171,7 +179,7 @@ def project(
     room = jnp.where(move > 0, allowed.upper - centre, centre - allowed.lower)
     size = jnp.abs(move)
     eps = allowed.eps * (1 - 4 * jnp.finfo(move.dtype).eps)
-    length = distance(move, norm="l2")
+    length = distance(move, norm="l2").astype(move.dtype)
     start = jnp.minimum(eps / jnp.maximum(length, jnp.finfo(move.dtype).tiny), 1)
 
     def newton(state):

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["kappa0", "kappa1"]
+__all__ = ["complements", "kappa0", "kappa1"]
 
 # Lowest power of u first.
 _P32 = (
@@ -110,3 +110,36 @@ def kappa1(rho: Float[Array, "..."]) -> Float[Array, "..."]:
 def _kappa1_jvp(primals, tangents):
     (rho,), (tangent,) = primals, tangents
     return kappa1(rho), kappa0(rho) * tangent
+
+
+@jax.custom_jvp
+def complements(
+    below: Float[Array, "..."], above: Float[Array, "..."]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Returns kappa0 and 1 - kappa1 from 1 - rho and 1 + rho, neither of which cancels.
+
+    Args:
+      below: 1 - rho, with all its digits where rho is near 1.
+      above: 1 + rho, with all its digits where rho is near -1.
+
+    Derivatives are those of `kappa0` and `kappa1`, but that of kappa0 is 0 only at
+    angles below 32 eps, where what it multiplies is rounding.
+    """
+    near = below < 1
+    u = jnp.where(near, below, above)
+    wide = u.dtype == jnp.float64
+    angle = jnp.sqrt(u) * _horner(_P64 if wide else _P32, u)
+    rest = u * jnp.sqrt(u) * _horner(_R64 if wide else _R32, u)
+    return jnp.where(near, 1 - angle, angle), jnp.where(near, u - rest, 1 - rest)
+
+
+@complements.defjvp
+def _complements_jvp(primals, tangents):
+    below, above = primals
+    out = complements(below, above)
+    change = jnp.where(below < 1, tangents[0], -tangents[1])
+    squared_sine = below * above
+    inside = squared_sine > (32 * jnp.finfo(below.dtype).eps) ** 2
+    inverse = jax.lax.rsqrt(jnp.where(inside, squared_sine, 1.0))
+    slope = jnp.where(inside, inverse * (1 / jnp.pi), 0.0)
+    return out, (-slope * change, out[0] * change)

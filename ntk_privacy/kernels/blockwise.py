@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks, sharding
+from ntk_privacy import _checks, _programs, sharding
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Callback, KernelFn
 from ntk_privacy.kernels import hosts
@@ -96,7 +96,7 @@ def product(
     columns, _ = split(x2, block_size, None)
     columns = sharding.replicate(columns, mesh)
     v = sharding.replicate(v, mesh)
-    return _product(kernel_fn, mesh, rows, columns, v)[:n1]
+    return _product(kernel_fn, mesh, False, rows, columns, v)[:n1]
 
 
 def diagonal(
@@ -145,7 +145,7 @@ def _over_rows(fn, mesh: Mesh | None, over: int, whole: int):
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@_programs.jit(num_static=2)
 def _evaluate(kernel_fn, mesh, rows, columns):
     def fn(rows, columns):
         def row(block):
@@ -176,11 +176,11 @@ def self_product(
       columns: the same blocks, whole on every device.
       v: one row per image, zero for those that `split` repeats.
     """
-    return _product(kernel_fn, mesh, rows, columns, v, True)
+    return _product(kernel_fn, mesh, True, rows, columns, v)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 5))
-def _product(kernel_fn, mesh, rows, columns, v, same=False):
+@_programs.jit(num_static=3)
+def _product(kernel_fn, mesh, same, rows, columns, v):
     count, size = columns.shape[:2]
     spare = jnp.zeros((count * size - v.shape[0], v.shape[1]), v.dtype)
     v = jnp.concatenate([v, spare]).reshape(count, size, -1)
@@ -212,7 +212,7 @@ def _product(kernel_fn, mesh, rows, columns, v, same=False):
     return out.reshape(-1, v.shape[-1])
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@_programs.jit(num_static=1)
 def _diagonal(kernel_fn, blocks):
     return jax.lax.map(
         lambda b: jnp.diagonal(self_kernel(kernel_fn, b)), blocks

@@ -15,11 +15,27 @@ from jaxtyping import Array, Float
 
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import ApplyFn, Params
-from ntk_privacy.kernels import layer_trace
+from ntk_privacy.kernels import arguments, layer_trace
 
-__all__ = ["Method", "assemble", "jacobian", "ntk_vector", "structured"]
+__all__ = [
+    "Method",
+    "Out",
+    "assemble",
+    "jacobian",
+    "ntk_vector",
+    "structured",
+    "trainable",
+]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Out(NamedTuple):
+    """num_outputs: c. dtype: of the kernel. trace_outputs: see `empirical.ntk`."""
+
+    num_outputs: int
+    dtype: Any
+    trace_outputs: bool
 
 
 class Method(NamedTuple):
@@ -70,25 +86,41 @@ def _mean(total: Array, num_outputs: int, trace_outputs: bool) -> Array:
     return total / num_outputs if trace_outputs else total
 
 
-def jacobian(
-    apply_fn: ApplyFn, params: Params, num_outputs: int, trace_outputs: bool
-) -> Method:
-    """Returns the method that contracts whole Jacobians, leaf by leaf."""
-    leaves, structure = jax.tree.flatten(params)
-    chosen = [i for i, leaf in enumerate(leaves) if layer_trace.is_floating(leaf)]
+def trainable(
+    apply_fn: ApplyFn, params: Params
+) -> tuple[Callable[[list[Array], Array], Array], list[Array]]:
+    """Returns the network as a function of the leaves that count, and these.
 
-    def one(own, image):
+    Args:
+      apply_fn: `(params, images) -> (n, c)`.
+      params: any pytree of arrays.
+    """
+    apply_fn = arguments.real_apply_fn(apply_fn, params)
+    leaves, structure = jax.tree.flatten(arguments.real(params))
+    chosen = [i for i, leaf in enumerate(leaves) if arguments.is_floating(leaf)]
+
+    def network(own, x):
         full = list(leaves)
         for i, leaf in zip(chosen, own, strict=True):
             full[i] = leaf
-        return apply_fn(jax.tree.unflatten(structure, full), image[None])[0]
+        return apply_fn(jax.tree.unflatten(structure, full), x)
+
+    return network, [jnp.asarray(leaves[i]) for i in chosen]
+
+
+def jacobian(apply_fn: ApplyFn, params: Params, out: Out) -> Method:
+    """Returns the method that contracts whole Jacobians, leaf by leaf."""
+    network, own = trainable(apply_fn, params)
+    num_outputs, dtype, trace_outputs = out
+
+    def one(own, image):
+        return network(own, image[None])[0]
 
     def form(x):
-        own = [leaves[i] for i in chosen]
         # One by one: under vmap a convolution's gradient is a grouped convolution, for
         # which XLA may take memory that grows as the square of the images.
         rows = jax.lax.map(lambda image: jax.jacrev(one)(own, image), x)
-        return [row.reshape(len(x), num_outputs, -1) for row in rows]
+        return [row.reshape(len(x), num_outputs, -1).astype(dtype) for row in rows]
 
     def combine(f1, f2):
         parts = _products(f1, f2, trace_outputs)
@@ -101,22 +133,13 @@ def jacobian(
     return Method(lambda x: x, form, combine, diagonal)
 
 
-def ntk_vector(
-    apply_fn: ApplyFn, params: Params, num_outputs: int, trace_outputs: bool
-) -> Method:
+def ntk_vector(apply_fn: ApplyFn, params: Params, out: Out) -> Method:
     """Returns the method of one vjp and one jvp per column: no Jacobian is held.
 
     Source: Novak et al., ICML 2022 (arXiv:2206.08720), section 3.2.
     """
-    leaves, structure = jax.tree.flatten(params)
-    chosen = [i for i, leaf in enumerate(leaves) if layer_trace.is_floating(leaf)]
-    own = [leaves[i] for i in chosen]
-
-    def network(own, x):
-        full = list(leaves)
-        for i, leaf in zip(chosen, own, strict=True):
-            full[i] = leaf
-        return apply_fn(jax.tree.unflatten(structure, full), x)
+    network, own = trainable(apply_fn, params)
+    num_outputs, dtype, trace_outputs = out
 
     def combine(x1, x2):
         _, push = jax.linearize(lambda own: network(own, x1), own)
@@ -125,6 +148,7 @@ def ntk_vector(
             out, pull = jax.vjp(lambda own: network(own, image[None])[0], own)
             unit = jnp.eye(num_outputs, dtype=out.dtype)
             blocks = jax.vmap(lambda v: push(*pull(v)))(unit)  # (d, n1, c)
+            blocks = blocks.astype(dtype)
             if trace_outputs:
                 return jnp.einsum("cnc->n", blocks) / num_outputs
             return blocks.transpose(1, 2, 0)
@@ -140,8 +164,7 @@ def ntk_vector(
 def structured(
     apply_fn: ApplyFn,
     params: Params,
-    num_outputs: int,
-    trace_outputs: bool,
+    out: Out,
     image: Any,
     by_gram: tuple[bool, ...],
 ) -> Method:
@@ -150,18 +173,19 @@ def structured(
     Args:
       apply_fn: `(params, images) -> (n, c)`.
       params: any pytree.
-      num_outputs: c.
-      trace_outputs: see `empirical.ntk`.
+      out: of the network and of the kernel.
       image: shape and dtype of one image.
       by_gram: per group of `layer_trace`, whether its share is the product of two Gram
         matrices over positions, or that of Jacobians formed from the factors.
     """
     network = layer_trace.trace(apply_fn, params, image)
+    num_outputs, dtype, trace_outputs = out
 
     def run(x):
         return jax.vmap(lambda one: layer_trace.features(network, params, one))(x)
 
     def form(pieces):
+        pieces = jax.tree.map(lambda a: a.astype(dtype), pieces)
         grams, jacobians = [], list(pieces.jacobians)
         zipped = zip(
             network.groups, by_gram, pieces.inputs, pieces.signals, strict=True

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ntk_privacy.kernels.arccosine import kappa0, kappa1
+from ntk_privacy.kernels.arccosine import complements, kappa0, kappa1
 
-__all__ = ["Dual", "Nonlinearity", "dual"]
+__all__ = ["Dual", "Gaps", "Nonlinearity", "dual", "dual_of_gaps", "gaps_of"]
 
 Nonlinearity = Literal["homogeneous", "erf", "gelu"]
 
@@ -25,6 +25,15 @@ class Dual(NamedTuple):
 
     product: Float[Array, "..."]
     slope: Float[Array, "..."]
+
+
+class Gaps(NamedTuple):
+    """below: E[(u - v)^2], with all its digits where it is small beside the variances.
+    above: E[(u + v)^2], likewise.
+    """  # noqa: D205
+
+    below: Float[Array, "..."]
+    above: Float[Array, "..."]
 
 
 def dual(
@@ -88,21 +97,78 @@ def _inverse_sqrt(q):
     return jnp.where(inside, jax.lax.rsqrt(jnp.where(inside, q, 1.0)), 0.0)
 
 
-def _erf(k, q1, q2) -> Dual:
+def dual_of_gaps(
+    nonlinearity: Nonlinearity,
+    gaps: Gaps,
+    q1: Float[Array, "..."],
+    q2: Float[Array, "..."],
+    *,
+    negative_slope: float = 0.0,
+    positive_slope: float = 1.0,
+) -> tuple[Dual, Gaps]:
+    """Returns what `dual` does, and the gaps of f(u) and f(v), where u and v are close.
+
+    Args:
+      nonlinearity: as in `dual`.
+      gaps: of u and v.
+      q1: variances of u, broadcasting to the gaps.
+      q2: variances of v, broadcasting to the gaps.
+      negative_slope: of "homogeneous" only.
+      positive_slope: of "homogeneous" only.
+
+    The new `below` keeps its digits for "homogeneous", whose slope needs them; the
+    others are smooth, and theirs is as good as a difference of variances is.
+    """
+    inverse1, inverse2 = _inverse_sqrt(q1), _inverse_sqrt(q2)
+    root1, root2 = q1 * inverse1, q2 * inverse2
+    # 2 (sqrt(q1 q2) -+ k): of the part of the gap that is no change of length.
+    lengths = (root1 - root2) ** 2
+    below, above = (jnp.maximum(gap - lengths, 0) for gap in gaps)
+    if nonlinearity != "homogeneous":
+        below, above = (jnp.where(q1 * q2 > 0, gap, 0.0) for gap in (below, above))
+        k = 0.25 * (above - below)
+        fn = _erf if nonlinearity == "erf" else _gelu
+        out = fn(k, q1, q2, 0.25 * above * below)
+        own = [fn(q, q, q, jnp.zeros_like(q)).product for q in (q1, q2)]
+        return out, gaps_of(out.product, *own)
+    a, b = negative_slope, positive_slope
+    curved, straight, scale = 0.5 * (a - b) ** 2, a * b, 0.5 * (a**2 + b**2)
+    half = 0.5 * inverse1 * inverse2
+    # A unit without variance counts as independent.
+    below, above = (jnp.where(half > 0, half * gap, 1.0) for gap in (below, above))
+    kappa, lost = complements(below, above)
+    slope = curved * kappa + straight
+    lost = curved * lost + straight * below
+    gap = scale * lengths + 2 * root1 * root2 * lost
+    product = root1 * root2 * (scale - lost)
+    return Dual(product, slope), Gaps(gap, 2 * scale * (q1 + q2) - gap)
+
+
+def gaps_of(
+    k: Float[Array, "..."], q1: Float[Array, "..."], q2: Float[Array, "..."]
+) -> Gaps:
+    """Returns the gaps of a covariance, as well as rounding lets them be known."""
+    return Gaps(jnp.maximum(q1 + q2 - 2 * k, 0), jnp.maximum(q1 + q2 + 2 * k, 0))
+
+
+def _erf(k, q1, q2, determinant=None) -> Dual:
     r"""$A = \frac2\pi \arcsin\frac{2k}{\sqrt{(1 + 2 q_1)(1 + 2 q_2)}}$."""
     # (1 + 2 q1)(1 + 2 q2) - 4 k^2, arranged so that large variances do not cancel.
-    remainder = 1 + 2 * (q1 + q2) + 4 * jnp.maximum(q1 * q2 - k * k, 0.0)
+    if determinant is None:
+        determinant = jnp.maximum(q1 * q2 - k * k, 0.0)
+    remainder = 1 + 2 * (q1 + q2) + 4 * determinant
     root = jnp.sqrt(remainder)
     return Dual((2 / jnp.pi) * jnp.arctan2(2 * k, root), (4 / jnp.pi) / root)
 
 
-def _gelu(k, q1, q2) -> Dual:
+def _gelu(k, q1, q2, determinant=None) -> Dual:
     r"""With $\delta^2 = (1 + q_1)(1 + q_2) - k^2$, $\theta = \arctan(k / \delta)$.
 
     $$A = k \Bigl(\tfrac14 + \tfrac{\theta}{2\pi}\Bigr) + \frac{1}{2 \pi \delta}
       \Bigl(q_1 q_2 - k^2 + \frac{k^2}{1 + q_1} + \frac{k^2}{1 + q_2}\Bigr)$$
     """
-    determinant = jnp.maximum(q1 * q2 - k * k, 0.0)
+    if determinant is None:
+        determinant = jnp.maximum(q1 * q2 - k * k, 0.0)
     squared = 1 + q1 + q2 + determinant
     inverse = jax.lax.rsqrt(squared)
     both = 1 / (1 + q1) + 1 / (1 + q2)

@@ -7,18 +7,18 @@ Source: Jacot et al., NeurIPS 2018 (arXiv:1806.07572).
 `lambda p, x: model.apply({"params": p, "batch_stats": stats}, x)`, an nnx module's
 `lambda p, x: nnx.merge(graphdef, p, rest)(x)`. It must treat the images of a batch one
 by one, and be the same function whenever it is the same object: programs are compiled
-once for each.
+once for each, and let go of together with it.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ntk_privacy import _programs
 from ntk_privacy._types import ApplyFn, Params
-from ntk_privacy.kernels import contraction, model_checks, planning
+from ntk_privacy.kernels import arguments, contraction, model_checks, planning
 from ntk_privacy.kernels.planning import Plan
 
 __all__ = ["Plan", "diagonal", "jacobian", "ntk", "plan"]
@@ -37,18 +37,19 @@ def jacobian(
 ) -> Float[Array, "n c p"]:
     """Returns the gradients of every output, flattened over all parameters.
 
-    Needs n * c * p numbers of memory: the slow, obvious path.
+    Needs n * c * p numbers of memory: the slow, obvious path. Arguments and faults are
+    those of `ntk`; of a complex leaf come the real parts, then the imaginary ones.
     """
-
-    def one(image):
-        return apply_fn(params, image[None])[0]
+    x = arguments.images("x", x)
+    params = arguments.parameters(params, x.dtype)
+    out = model_checks.network(apply_fn, params, x, None, name="x")
+    dtype = arguments.result_dtype(out, params)
+    network, own = contraction.trainable(apply_fn, params)
 
     def row(image):
-        leaves = jax.tree.leaves(
-            jax.jacrev(lambda p: apply_fn(p, image[None])[0])(params)
-        )
-        c = jax.eval_shape(one, image).shape[0]
-        return jnp.concatenate([leaf.reshape(c, -1) for leaf in leaves], axis=1)
+        leaves = jax.jacrev(lambda own: network(own, image[None])[0])(own)
+        flat = [leaf.reshape(out.shape[1], -1).astype(dtype) for leaf in leaves]
+        return jnp.concatenate(flat, axis=1)
 
     return jax.lax.map(row, x)
 
@@ -67,7 +68,8 @@ def ntk(
 
     Args:
       apply_fn: `(params, images) -> (n, c)`.
-      params: any pytree; leaves that are not floating point are held fixed.
+      params: any pytree; a complex leaf counts as its real and imaginary parts, and
+        integers and random keys are held fixed.
       x1: images.
       x2: images; x1 when absent or the same array, for half the work.
       trace_outputs: mean over outputs of the diagonal blocks, (n1, n2), as
@@ -83,8 +85,9 @@ def ntk(
         NaN, dropout or live batch statistics. Under jit, values go unchecked.
     """
     # One array given twice is one side: half the work.
-    x2 = None if x2 is None or x2 is x1 else jnp.asarray(x2)
-    x1 = jnp.asarray(x1)
+    x2 = None if x2 is None or x2 is x1 else arguments.images("x2", x2)
+    x1 = arguments.images("x1", x1)
+    params = arguments.parameters(params, x1.dtype)
     model_checks.network(apply_fn, params, x1, x2)
     model_checks.rows_apart(apply_fn, params, x1)
     chosen = planning.choose(
@@ -99,8 +102,7 @@ def ntk(
     settings = _Settings(
         chosen.method, trace_outputs, chosen.block_size, chosen.tiles, chosen.by_gram
     )
-    run = _ntk if planning.hashable(apply_fn) else _ntk.__wrapped__
-    out = run(apply_fn, settings, params, x1, x2)
+    out = _ntk(apply_fn, settings, params, x1, x2)
     model_checks.kernel(out, x1=x1, x2=x2, params=params)
     return out
 
@@ -119,12 +121,14 @@ def plan(
 
     Counted from shapes alone; x1 and x2 may be `jax.ShapeDtypeStruct`s.
     """
-    model_checks.network(apply_fn, params, *(_shape(x) for x in (x1, x2)))
+    x1, x2 = _shape("x1", x1), None if x2 is None else _shape("x2", x2)
+    params = arguments.parameters(params, x1.dtype)
+    model_checks.network(apply_fn, params, x1, x2)
     return planning.choose(
         apply_fn,
         params,
-        _shape(x1),
-        _shape(x2),
+        x1,
+        x2,
         trace_outputs=trace_outputs,
         method=method,
         memory_budget=memory_budget,
@@ -141,8 +145,9 @@ def diagonal(
     memory_budget: int | None = None,
 ) -> Float[Array, " n"] | Float[Array, "n c c"]:
     """Returns the kernel of each image with itself; arguments as of `ntk`."""
-    x = jnp.asarray(x)
-    model_checks.network(apply_fn, params, x, None)
+    x = arguments.images("x", x)
+    params = arguments.parameters(params, x.dtype)
+    model_checks.network(apply_fn, params, x, None, name="x")
     model_checks.rows_apart(apply_fn, params, x)
     # One image against one: what each diagonal entry is.
     chosen = planning.choose(
@@ -157,28 +162,29 @@ def diagonal(
     budget = planning.DEFAULT_BUDGET if memory_budget is None else memory_budget
     block = min(max(int(budget // max(chosen.bytes, 1)), 1), len(x))
     settings = _Settings(chosen.method, trace_outputs, block, 1, chosen.by_gram)
-    run = _diagonal if planning.hashable(apply_fn) else _diagonal.__wrapped__
-    out = run(apply_fn, settings, params, x)
+    out = _diagonal(apply_fn, settings, params, x)
     model_checks.kernel(out, x=x, params=params)
     return out
 
 
-def _shape(x):
-    return None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype)
+def _shape(name, x):
+    x = arguments.images(name, x)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _method(apply_fn, settings, params, x) -> contraction.Method:
-    num_outputs = jax.eval_shape(apply_fn, params, x[:1]).shape[1]
-    arguments = (apply_fn, params, num_outputs, settings.trace_outputs)
+    found = jax.eval_shape(apply_fn, params, x[:1])
+    dtype = arguments.result_dtype(found, params)
+    out = contraction.Out(found.shape[1], dtype, settings.trace_outputs)
     if settings.method == "jacobian":
-        return contraction.jacobian(*arguments)
+        return contraction.jacobian(apply_fn, params, out)
     if settings.method == "ntk_vector":
-        return contraction.ntk_vector(*arguments)
+        return contraction.ntk_vector(apply_fn, params, out)
     image = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-    return contraction.structured(*arguments, image, settings.by_gram)
+    return contraction.structured(apply_fn, params, out, image, settings.by_gram)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@_programs.jit(num_static=2)
 def _ntk(apply_fn, settings, params, x1, x2):
     method = _method(apply_fn, settings, params, x1)
     return contraction.assemble(
@@ -186,7 +192,7 @@ def _ntk(apply_fn, settings, params, x1, x2):
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@_programs.jit(num_static=2)
 def _diagonal(apply_fn, settings, params, x):
     method = _method(apply_fn, settings, params, x)
     return jax.lax.map(

@@ -20,10 +20,12 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ntk_privacy import _checks, _linalg
 from ntk_privacy._types import KernelFn
+from ntk_privacy.kernels import coincidence
+from ntk_privacy.kernels.dual_activation import Gaps, gaps_of
 from ntk_privacy.kernels.layers import (
     Activation,
     Dense,
@@ -32,7 +34,6 @@ from ntk_privacy.kernels.layers import (
     Parametrization,
     Sum,
     abrelu,
-    apart,
     check_width,
     erf,
     gelu,
@@ -195,41 +196,87 @@ def check_images(x1: Array, x2: Array | None) -> None:
         )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _entries(layers: tuple[Layer, ...], width: int, k, q1, q2) -> Kernels:
+class _Inputs(NamedTuple):
+    """k, q1, q2: covariances and variances of the input. x1, x2: it, if they cancel."""
+
+    k: Float[Array, "n1 n2"]
+    q1: Float[Array, "n1 1"]
+    q2: Float[Array, "1 n2"]
+    x1: Float[Array, "n1 d"]
+    x2: Float[Array, "n2 d"]
+    close: Bool[Array, ""]
+
+
+def _plain(layers: tuple[Layer, ...], width: int, k, q1, q2, gaps=None) -> Kernels:
     """Each entry of the kernels is a function of one covariance and two variances."""
-    pair = run(layers, Pair(k, None, q1, q2, width))
+    pair = run(layers, Pair(k, None, q1, q2, width, gaps=gaps))
     if pair.ntk is None:
         raise ValueError("layers has no Dense layer: without weights there is no NTK.")
     return Kernels(pair.nngp, pair.ntk)
+
+
+def _choose(near: Callable, plain: Callable, inputs: _Inputs):
+    """Returns what `plain` does of k, q1 and q2, or `near` where images are close.
+
+    `near` has their gaps beside these. Whichever it is, a computation of its own.
+    """
+
+    def by_distances(inputs: _Inputs):
+        k, q1, q2, x1, x2, _ = inputs
+        gaps = []
+        for sign, rough in zip((1, -1), gaps_of(k, q1, q2), strict=True):
+            wanted = coincidence.close(sign * k, q1, q2)
+            exact = coincidence.squared_distances(x1, sign * x2, wanted)
+            gaps.append(jnp.where(wanted, exact, rough))
+        return near(k, q1, q2, Gaps(*gaps))
+
+    return jax.lax.cond(inputs.close, by_distances, lambda i: plain(*i[:3]), inputs)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _entries(layers: tuple[Layer, ...], width: int, *inputs) -> Kernels:
+    evaluate = functools.partial(_plain, layers, width)
+    return _choose(evaluate, evaluate, _Inputs(*inputs))
 
 
 @functools.partial(_entries.defjvp, symbolic_zeros=True)
 def _entries_jvp(layers, width, primals, tangents):
     # By the partial derivatives of an entry, in forward mode and kept apart: each is
     # one pass over the kernel, where reverse mode through the layers makes twenty.
-    primals = tuple(primals)
-    out = apart(
-        lambda values: _entries(layers, width, *values), primals[0].ravel()[0], primals
-    )
+    inputs = _Inputs(*primals)
+    evaluate = functools.partial(_plain, layers, width)
+    out = _choose(evaluate, evaluate, inputs)
 
     def partial(i):
-        def slope(values):
+        def plain(*values):
             def entry(value):
-                around = (*values[:i], value, *values[i + 1 :])
-                return _entries.__wrapped__(layers, width, *around)
+                return evaluate(*values[:i], value, *values[i + 1 :])
 
             return jax.jvp(entry, (values[i],), (jnp.ones_like(values[i]),))[1]
 
-        return apart(slope, primals[0].ravel()[0], primals)
+        def near(k, q1, q2, gaps):
+            def entry(value, below, above):
+                values = [k, q1, q2]
+                values[i] = value
+                return evaluate(*values, Gaps(below, above))
 
+            # Gaps are q1 + q2 -+ 2 k, and change as these do.
+            by = (-2.0, 2.0) if i == 0 else (1.0, 1.0)
+            at = (k, q1, q2)[i]
+            rates = [jnp.full_like(k, r) for r in by]
+            return jax.jvp(entry, (at, *gaps), (jnp.ones_like(at), *rates))[1]
+
+        return _choose(near, plain, inputs)
+
+    # The images themselves count through k, q1 and q2.
+    tangents = tangents[:3]
     active = [i for i, t in enumerate(tangents) if type(t) is not SymbolicZero]
     slopes = {}
     if active != [0] and is_homogeneous(layers):
         # Euler: k dK/dk + 2 q dK/dq = K for either variance. No pass for those.
-        k, slopes[0] = primals[0], partial(0)
+        k, slopes[0] = inputs.k, partial(0)
         for i in (1, 2):
-            half = 0.5 * _reciprocal(primals[i])
+            half = 0.5 * _reciprocal(inputs[i])
             slopes[i] = jax.tree.map(
                 lambda e, s, h=half: (e - k * s) * h, out, slopes[0]
             )
@@ -255,11 +302,12 @@ def _dense_kernels(layers: tuple[Layer, ...], x1: Array, x2: Array | None) -> Ke
     q1 = jnp.sum(x1 * x1, axis=1) / d
     q2 = q1 if symmetric else jnp.sum(x2 * x2, axis=1) / d
     gram = _linalg.matmul(x1, x2.T) / d
-    out = _entries(layers, d, gram, q1[:, None], q2[None, :])
+    eye = jnp.eye(x1.shape[0], dtype=bool) if symmetric else None
+    close = coincidence.any_close(gram, q1, q2, except_for=eye)
+    out = _entries(layers, d, gram, q1[:, None], q2[None, :], x1, x2, close)
     if symmetric:
         # By the recursion of variances: free of the rounding of arccos near 1.
         exact = run(layers, Pair(q1, None, q1, q1, d, equal=True))
-        eye = jnp.eye(x1.shape[0], dtype=bool)
         exact = Kernels(exact.nngp, exact.ntk)
         out = jax.tree.map(lambda k, q: jnp.where(eye, q[:, None], k), out, exact)
     return out

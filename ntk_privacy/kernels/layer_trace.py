@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_privacy._types import ApplyFn, Params
+from ntk_privacy.kernels import arguments
 from ntk_privacy.kernels.equations import Equation, Name, bind, flatten, flops, read
 
 __all__ = ["Group", "Network", "Pieces", "features", "trace"]
@@ -85,26 +86,24 @@ class Pieces(NamedTuple):
     jacobians: list[Float[Array, "c p"]]
 
 
-def is_floating(leaf: Any) -> bool:
-    """Returns whether a leaf is differentiated; counters and keys are not."""
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
 def trace(apply_fn: ApplyFn, params: Params, image: Any) -> Network:
     """Returns the uses of all parameters.
 
     Args:
       apply_fn: `(params, images) -> (n, c)`.
-      params: any pytree of arrays or their shapes.
+      params: any pytree of arrays or their shapes; see `arguments`.
       image: one image, or its shape and dtype.
     """
+    params = arguments.parameters(params, image.dtype)
+    apply_fn = arguments.real_apply_fn(apply_fn, params)
+    params = arguments.real(params)
     closed = jax.make_jaxpr(lambda p, x: apply_fn(p, x[None])[0])(params, image)
     count = itertools.count()
     flat = jax.tree_util.tree_leaves_with_path(params)
     names = [next(count) for _ in range(len(flat) + 1)]
     equations, constants = [], {}
     (output,) = flatten(closed, names, count, equations, constants)
-    floating = [i for i, (_, leaf) in enumerate(flat) if is_floating(leaf)]
+    floating = [i for i, (_, leaf) in enumerate(flat) if arguments.is_floating(leaf)]
     leaves = [names[i] for i in floating]
     groups = _find_groups(equations, leaves, output)
     sizes = [math.prod(s) for e in equations for s in e.output_shapes] or [1]
@@ -129,8 +128,9 @@ def trace(apply_fn: ApplyFn, params: Params, image: Any) -> Network:
 
 def features(network: Network, params: Params, image: Float[Array, "..."]) -> Pieces:
     """Returns the factors of one image's gradient; `vmap` it over images."""
-    flat = jax.tree.leaves(params)
-    own = [leaf for leaf in flat if is_floating(leaf)]
+    params = arguments.parameters(params, image.dtype)
+    flat = jax.tree.leaves(arguments.real(params))
+    own = [leaf for leaf in flat if arguments.is_floating(leaf)]
     env: dict[int, Any] = dict(network.constants)
     env |= {name: flat[i] for name, i in network.fixed.items()}
     env[network.image] = image

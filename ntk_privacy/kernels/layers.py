@@ -17,7 +17,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ntk_privacy import _checks
-from ntk_privacy.kernels.dual_activation import Nonlinearity, dual
+from ntk_privacy.kernels.dual_activation import (
+    Gaps,
+    Nonlinearity,
+    dual,
+    dual_of_gaps,
+)
 
 __all__ = [
     "Activation",
@@ -50,6 +55,7 @@ class Pair(NamedTuple):
       an image; None where this pair itself holds them, (n, n) of one image each.
     recorded: the variances after each pooling so far, where pooled is None.
     anchor: keeps each layer `apart` in the compiled program; None lets them fuse.
+    gaps: of the units of both sides, where these are close; None goes by nngp alone.
     """
 
     nngp: Float[Array, "..."]
@@ -62,6 +68,7 @@ class Pair(NamedTuple):
     pooled: tuple[tuple[Array, Array], ...] | None = ()
     recorded: tuple[Array, ...] = ()
     anchor: Float[Array, ""] | None = None
+    gaps: Gaps | None = None
 
 
 Layer = Callable[[Pair], Pair]
@@ -134,7 +141,12 @@ def weigh(layer, pair: Pair, mean: Callable[[Array], Array], fan_in: int) -> Pai
             )
         own = fan_in * inner + (1.0 if layer.use_bias else 0.0)
     ntk = own if pair.ntk is None else own + s2 * mean(pair.ntk)
+    gaps = pair.gaps
+    if gaps is not None:
+        # A bias is one variable on both sides.
+        gaps = Gaps(s2 * mean(gaps.below), s2 * mean(gaps.above) + 4 * b2)
     return pair._replace(
+        gaps=gaps,
         nngp=nngp,
         ntk=ntk,
         variance1=s2 * mean(pair.variance1) + b2,
@@ -153,22 +165,25 @@ class Activation:
 
     def __call__(self, pair: Pair) -> Pair:
         """Returns the kernels after this layer."""
-        apply = functools.partial(
-            dual,
-            self.nonlinearity,
-            negative_slope=self.negative_slope,
-            positive_slope=self.positive_slope,
-        )
+        slopes = {
+            "negative_slope": self.negative_slope,
+            "positive_slope": self.positive_slope,
+        }
+        apply = functools.partial(dual, self.nonlinearity, **slopes)
         q1, q2 = pair.variance1, pair.variance2
-        equal = pair.equal
-        if pair.same is not None:
-            equal = pair.same & _own(pair.nngp.shape)
-        product, slope = apply(pair.nngp, q1, q2, equal=equal)
+        if pair.gaps is not None:
+            out, gaps = dual_of_gaps(self.nonlinearity, pair.gaps, q1, q2, **slopes)
+        else:
+            equal = pair.equal
+            if pair.same is not None:
+                equal = pair.same & _own(pair.nngp.shape)
+            out, gaps = apply(pair.nngp, q1, q2, equal=equal), None
         return pair._replace(
-            nngp=product,
-            ntk=None if pair.ntk is None else slope * pair.ntk,
+            nngp=out.product,
+            ntk=None if pair.ntk is None else out.slope * pair.ntk,
             variance1=apply(q1, q1, q1, equal=True).product,
             variance2=apply(q2, q2, q2, equal=True).product,
+            gaps=gaps,
         )
 
 
@@ -247,8 +262,16 @@ class Sum:
                 width=first.width or other.width,
                 pooled=other.pooled,
                 recorded=other.recorded,
+                gaps=_added(first.gaps, other.gaps),
             )
         return first
+
+
+def _added(one: Gaps | None, other: Gaps | None) -> Gaps | None:
+    """Of a sum of two that are independent of each other."""
+    if one is None or other is None:
+        return None
+    return Gaps(one.below + other.below, one.above + other.above)
 
 
 def is_homogeneous(layers: tuple[Layer, ...]) -> bool:

@@ -1,6 +1,5 @@
 """Networks that have no empirical NTK as they stand: named, with the remedy."""
 
-import functools
 from typing import Any
 
 import flax.errors
@@ -9,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ntk_privacy import _programs
 from ntk_privacy._types import ApplyFn, Params
-from ntk_privacy.kernels.planning import hashable
+from ntk_privacy.kernels import arguments
 
 __all__ = ["kernel", "network", "rows_apart"]
 
@@ -25,34 +25,41 @@ _STATISTICS = (
 
 
 def network(
-    apply_fn: ApplyFn, params: Params, x1: Any, x2: Any
+    apply_fn: ApplyFn, params: Params, x1: Any, x2: Any, *, name: str = "x1"
 ) -> jax.ShapeDtypeStruct:
     """Returns the shape of one image's outputs, (1, c).
 
-    x1 and x2 are arrays or their shapes; x2 may be None.
+    x1 and x2 are arrays or their shapes; x2 may be None. `name` is that of x1 in
+    messages.
 
     Raises:
       ValueError: images of unequal or wrong shape, no image, integers; a network that
         needs random numbers, updates statistics, or mixes the images of a batch.
     """
-    for name, x in (("x1", x1), ("x2", x2)):
+    for told, x in ((name, x1), ("x2", x2)):
         if x is None:
             continue
         if x.ndim < 2 or len(x) == 0:
             raise ValueError(
-                f"{name} has shape {x.shape}: give at least one image, (n, ...)."
+                f"{told} has shape {x.shape}: give at least one image, (n, ...)."
             )
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
-                f"{name} has dtype {x.dtype}: convert the images to a float type."
+                f"{told} has dtype {x.dtype}: convert the images to a float type."
             )
     if x2 is not None and (x1.shape[1:], x1.dtype) != (x2.shape[1:], x2.dtype):
         raise ValueError(
-            f"x1 holds {x1.dtype} images of shape {x1.shape[1:]} but x2 {x2.dtype} "
+            f"{name} holds {x1.dtype} images of shape {x1.shape[1:]} but x2 {x2.dtype} "
             f"ones of {x2.shape[1:]}: give images of one size and type to both."
         )
-    if not jax.tree.leaves(params):
+    leaves = jax.tree.leaves(arguments.real(params))
+    if not leaves:
         raise ValueError("params has no leaves: give the trainable parameters.")
+    if not any(arguments.is_floating(leaf) for leaf in leaves):
+        raise ValueError(
+            "params has no floating-point leaf, so that nothing is trainable: convert "
+            "the weights to a float type."
+        )
     image = jax.ShapeDtypeStruct((1, *x1.shape[1:]), x1.dtype)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
     try:
@@ -68,8 +75,10 @@ def network(
         raise ValueError(
             f"apply_fn updates its state, as live batch statistics do: {_STATISTICS}."
         ) from error
-    except (TypeError, ValueError, flax.errors.FlaxError) as error:
-        told = str(error).strip().splitlines() or [type(error).__name__]
+    except Exception as error:
+        told = str(error).strip().splitlines() or [""]
+        if not isinstance(error, TypeError | ValueError | flax.errors.FlaxError):
+            told[0] = f"{type(error).__name__} {told[0]}."
         raise ValueError(
             f"apply_fn refuses a batch of shape {image.shape}: {told[0]} Give images "
             "of the size that the parameters were made for."
@@ -84,31 +93,46 @@ def network(
             f"apply_fn returns shape {getattr(out, 'shape', None)} for one image: "
             "return one row of outputs per image, (n, c)."
         )
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ValueError(
+            f"apply_fn returns {out.dtype} outputs: return floating-point ones; of "
+            "complex ones the real and the imaginary parts side by side."
+        )
     return out
 
 
 def rows_apart(apply_fn: ApplyFn, params: Params, x: Array) -> None:
     """Raises ValueError if an image's outputs depend on the rest of its batch.
 
-    Looked at once per network, and only where there are numbers: outside of jit.
+    Looked at once per network, and only where there are numbers: outside of jit. Two
+    signs: another image beside it changes its outputs, which rounding cannot do; or it
+    has other outputs in a batch than alone. The latter rounding can do, and greatly
+    where outputs are small beside what they are made of, as f(a) - f(b) is: there they
+    must differ by far more than when all numbers move in their last place.
     """
     if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((params, x))):
         return
     key = (apply_fn, x.shape[1:], x.dtype)
-    seen = _seen(*key) if hashable(key) else []
+    seen = _SEEN.get(key, list) if _programs.hashable(key) else []
     if seen:
         return
     # The second image differs from the first, whatever the images are.
-    pair = jnp.stack([x[0], 2 * x[-1] + jnp.ones_like(x[-1])])
-    together = np.asarray(jax.jit(apply_fn)(params, pair))
-    alone = np.concatenate(
-        [np.asarray(jax.jit(apply_fn)(params, pair[i : i + 1])) for i in range(2)]
-    )
+    second = 2 * x[-1] + jnp.ones_like(x[-1])
+    pair = jnp.stack([x[0], second])
+    outputs = jax.jit(apply_fn)
+    together = _wide(outputs(params, pair))
+    beside = _wide(outputs(params, jnp.stack([x[0], -second])))
+    alone = np.concatenate([_wide(outputs(params, pair[i : i + 1])) for i in range(2)])
     with np.errstate(invalid="ignore"):
         gap, size = np.abs(together - alone).max(), np.abs(alone).max()
+        moved = np.abs(together[0] - beside[0]).max()
     if not np.isfinite(gap):
         return  # told of later; nothing was learned of the network
-    if gap > 1e-2 * size:
+    mixes = not moved <= _FAINT * np.abs(together).max()
+    if mixes or (
+        gap > _LARGE * size
+        and gap > _ROUNDINGS * _rounding(outputs, params, pair, together)
+    ):
         raise ValueError(
             "apply_fn gives an image other outputs in a batch than alone, as live "
             f"batch statistics or dropout do: {_STATISTICS}; for dropout, {_DROPOUT}."
@@ -116,10 +140,35 @@ def rows_apart(apply_fn: ApplyFn, params: Params, x: Array) -> None:
     seen.append(True)
 
 
-@functools.lru_cache(maxsize=64)
-def _seen(*key: Any) -> list[bool]:
-    del key
-    return []
+_SEEN = _programs.Memo()
+_FAINT = 1e-3  # share of the outputs that another image may change: in truth, none
+_LARGE = 1e-2  # share of the outputs: no rounding of ordinary ones
+_ROUNDINGS = 64  # changes of the outputs by the last places of all numbers
+
+
+def _wide(outputs: Any) -> np.ndarray:
+    wide = np.asarray(outputs)
+    return wide if wide.dtype == np.float64 else wide.astype(np.float32)
+
+
+def _rounding(
+    outputs: ApplyFn, params: Params, pair: Array, together: np.ndarray
+) -> float:
+    """Returns how far outputs move when every number moves in its last place."""
+    random = np.random.default_rng(0)
+
+    def nudged(leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
+        signs = random.choice([-1.0, 1.0], size=leaf.shape)
+        eps = float(jnp.finfo(leaf.dtype).eps)
+        return leaf * jnp.asarray(1 + eps * signs, leaf.dtype)
+
+    moved = []
+    for _ in range(3):
+        near = _wide(outputs(jax.tree.map(nudged, params), nudged(pair)))
+        moved.append(float(np.abs(near - together).max()))
+    return max(moved)
 
 
 def kernel(out: Array, **given: Any) -> None:
@@ -132,7 +181,7 @@ def kernel(out: Array, **given: Any) -> None:
     if isinstance(out, jax.core.Tracer) or np.isfinite(np.asarray(out)).all():
         return
     for name, tree in given.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arguments.real(tree)):
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
                 continue
             bad = int(np.sum(~np.isfinite(np.asarray(leaf))))

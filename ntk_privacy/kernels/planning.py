@@ -1,17 +1,15 @@
 """Which way to the empirical NTK is cheapest: counted from shapes, nothing compiled."""
 
-import functools
 import math
-from collections.abc import Hashable
 from typing import Any, Literal, NamedTuple
 
 import jax
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _programs
 from ntk_privacy._types import ApplyFn, Params
 from ntk_privacy.kernels import layer_trace
 
-__all__ = ["DEFAULT_BUDGET", "METHODS", "Plan", "choose", "hashable", "network_shapes"]
+__all__ = ["DEFAULT_BUDGET", "METHODS", "Plan", "choose", "network_shapes"]
 
 METHODS = ("jacobian", "ntk_vector", "structured")
 DEFAULT_BUDGET = 2**30
@@ -74,31 +72,22 @@ class _Costs(NamedTuple):
     copied: int = 0
 
 
-def hashable(value: Any) -> bool:
-    """Returns whether a value can be a key, as a cache of compiled programs needs."""
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
+_NETWORKS = _programs.Memo()
 
 
 def network_shapes(apply_fn: ApplyFn, params: Params, image: Any) -> Any:
     """Returns `layer_trace.trace` without the program; remembered where possible."""
     leaves, structure = jax.tree.flatten(params)
-    shapes = tuple((leaf.shape, jax.numpy.dtype(leaf.dtype)) for leaf in leaves)
-    key = (apply_fn, structure, shapes, image.shape, jax.numpy.dtype(image.dtype))
-    read = _shapes if hashable(key) else _shapes.__wrapped__
-    return read(*key)
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    key = (apply_fn, structure, shapes, image.shape, image.dtype)
 
+    def make():
+        structs = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+        tree = jax.tree.unflatten(structure, structs)
+        network = layer_trace.trace(apply_fn, tree, image)
+        return network._replace(equations=[], constants={})
 
-@functools.lru_cache(maxsize=64)
-def _shapes(apply_fn, structure: Hashable, shapes, image_shape, image_dtype):
-    leaves = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
-    params = jax.tree.unflatten(structure, leaves)
-    image = jax.ShapeDtypeStruct(image_shape, image_dtype)
-    network = layer_trace.trace(apply_fn, params, image)
-    return network._replace(equations=[], constants={})
+    return _NETWORKS.get(key, make) if _programs.hashable(key) else make()
 
 
 def choose(

@@ -4,15 +4,13 @@ $\Theta(x_1, x_2) v = J(x_1) (J(x_2)^\top v)$: one vjp, one jvp, and between the
 array of the size of the parameters.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
-from ntk_privacy import _checks, _tree
+from ntk_privacy import _checks, _programs, _tree
 from ntk_privacy._types import ApplyFn, Params
-from ntk_privacy.kernels import layer_trace, model_checks, planning
+from ntk_privacy.kernels import arguments, contraction, model_checks, planning
 
 __all__ = ["ntk_vector_product"]
 
@@ -22,7 +20,7 @@ def ntk_vector_product(
     params: Params,
     x1: Float[Array, "n1 ..."],
     x2: Float[Array, "n2 ..."] | None,
-    v: Float[Array, "_ _"],
+    v: Num[Array, "..."],
     *,
     memory_budget: int | None = None,
 ) -> Float[Array, "n1 c"]:
@@ -30,7 +28,7 @@ def ntk_vector_product(
 
     Args:
       apply_fn: `(params, images) -> (n, c)`, as for `empirical.ntk`.
-      params: any pytree; leaves that are not floating point are held fixed.
+      params: any pytree, as for `empirical.ntk`.
       x1: images of the result.
       x2: images of v; x1 when None.
       v: a weight for every output of every image of x2.
@@ -40,10 +38,17 @@ def ntk_vector_product(
     Raises:
       ValueError: as `empirical.ntk`; v does not match x2 or the outputs.
     """
-    x1 = jnp.asarray(x1)
-    x2 = x1 if x2 is None else jnp.asarray(x2)
+    x1 = arguments.images("x1", x1)
+    x2 = x1 if x2 is None else arguments.images("x2", x2)
+    v = arguments.images("v", v)
+    params = arguments.parameters(params, x1.dtype)
     out = model_checks.network(apply_fn, params, x1, x2)
     model_checks.rows_apart(apply_fn, params, x1)
+    if v.ndim != 2 or not jnp.issubdtype(v.dtype, jnp.floating):
+        raise ValueError(
+            f"v has shape {v.shape} and dtype {v.dtype}: give one float "
+            f"weight per image and output, ({len(x2)}, {out.shape[1]})."
+        )
     _checks.same_length(x2=x2, v=v)
     if v.shape[1] != out.shape[1]:
         raise ValueError(
@@ -51,8 +56,7 @@ def ntk_vector_product(
             "give one weight per image and output."
         )
     block = _block_size(apply_fn, params, x1, memory_budget)
-    run = _product if planning.hashable(apply_fn) else _product.__wrapped__
-    product = run(apply_fn, block, params, x1, x2, v)
+    product = _product(apply_fn, block, params, x1, x2, v)
     model_checks.kernel(product, x1=x1, x2=x2, v=v, params=params)
     return product
 
@@ -74,17 +78,10 @@ def _block_size(apply_fn, params, x, memory_budget) -> int:
     return int((budget - fixed) // each)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@_programs.jit(num_static=2)
 def _product(apply_fn, block, params, x1, x2, v):
-    leaves, structure = jax.tree.flatten(params)
-    chosen = [i for i, leaf in enumerate(leaves) if layer_trace.is_floating(leaf)]
-    own = [leaves[i] for i in chosen]
-
-    def network(own, x):
-        full = list(leaves)
-        for i, leaf in zip(chosen, own, strict=True):
-            full[i] = leaf
-        return apply_fn(jax.tree.unflatten(structure, full), x)
+    network, own = contraction.trainable(apply_fn, params)
+    dtype = arguments.result_dtype(jax.eval_shape(apply_fn, params, x1[:1]), params)
 
     def pulled(x, v):
         out, pull = jax.vjp(lambda own: network(own, x), own)
@@ -112,4 +109,4 @@ def _product(apply_fn, block, params, x1, x2, v):
         parts.append(done.reshape(whole, -1))
     if whole < len(x1):
         parts.append(push(x1[whole:]))
-    return jnp.concatenate(parts)
+    return jnp.concatenate(parts).astype(dtype)

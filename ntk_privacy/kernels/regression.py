@@ -2,15 +2,21 @@ r"""Kernel ridge regression: duals and predictions.
 
 $\alpha = (K + \lambda \bar k I)^{-1} y$ and $f(x) = K(x, X) \alpha$, where $\lambda$ is
 `diag_reg` and $\bar k$ the mean diagonal of $K$: the ridge has no unit.
+
+Kernels and solves are float64 on the host, and duals have the dtype of the targets. So
+what is left of rounding is that of the duals: at most eps/2 of each, and
+sqrt(sum_j (K_ij a_j)^2) eps/2 or so in a prediction. `duals` refuses what would be more
+than a tenth of the targets.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks, _linalg
+from ntk_privacy import _checks
 from ntk_privacy._types import KernelFn
-from ntk_privacy.kernels import blockwise
+from ntk_privacy.kernels import blockwise, host
 
 __all__ = ["check_kernel_fn", "check_solvable", "duals", "larger_ridge", "predict"]
 
@@ -30,10 +36,11 @@ def check_kernel_fn(kernel_fn: KernelFn, x: Float[Array, "n ..."]) -> None:
 
 def check_solvable(
     name: str,
-    k: Float[Array, "n n"],
+    k: Float[Array | np.ndarray, "n n"],
     diag_reg: float,
     *,
     ridge_helps: bool = True,
+    dtype: jnp.dtype | None = None,
 ) -> None:
     """Raises ValueError if k with its ridge is singular in its own precision.
 
@@ -42,17 +49,20 @@ def check_solvable(
       k: concrete, without the ridge.
       diag_reg: ridge relative to the mean diagonal.
       ridge_helps: whether the message names a greater ridge as remedy.
+      dtype: precision that the solution is held in, that of k when absent.
     """
-    ridged = np.asarray(_linalg.add_ridge(k, diag_reg))
+    ridged = host.add_ridge(np.asarray(k), diag_reg).astype(np.asarray(k).dtype)
     if not np.isfinite(ridged).all():
         raise ValueError(f"{name} has NaN or infinite entries: look at its images.")
-    eps = np.finfo(ridged.dtype).eps
+    own = float(jnp.finfo(ridged.dtype).eps)
+    eps = max(own, float(jnp.finfo(dtype or ridged.dtype).eps))
     why = ""
     if diag_reg <= eps:
-        # Kernels with an arccos are exact to sqrt(eps) only where images coincide,
-        # enough to hide it from Cholesky.
+        # A kernel_fn with an arccos of a number near 1 is exact to sqrt(eps) only where
+        # images coincide, enough to hide it from Cholesky.
         root = np.sqrt(np.diag(ridged))
-        near = np.triu(ridged > (1 - 2 * np.sqrt(eps)) * np.outer(root, root), 1)
+        nearly = 1 - max(2 * np.sqrt(own), 16 * eps)
+        near = np.triu(ridged > nearly * np.outer(root, root), 1)
         if near.any():
             i, j = np.argwhere(near)[0]
             why = f" (images {i} and {j} coincide)"
@@ -85,7 +95,7 @@ def duals(
     *,
     diag_reg: float = 1e-5,
 ) -> Float[Array, "n c"]:
-    """Returns the multipliers of kernel ridge regression, by Cholesky.
+    """Returns the multipliers of kernel ridge regression, by Cholesky in float64.
 
     Args:
       kernel_fn: `(x1, x2) -> (n1, n2)`.
@@ -94,13 +104,32 @@ def duals(
       diag_reg: ridge relative to the mean diagonal.
 
     Raises:
-      ValueError: lengths differ, or the kernel is singular.
+      ValueError: lengths differ, the kernel is singular, or the dtype of `y` is too
+        coarse for the duals.
     """
     _checks.same_length(x=x, y=y)
     _checks.at_least(0, diag_reg=diag_reg)
-    k = blockwise.self_kernel(kernel_fn, x)
-    check_solvable("The kernel", k, diag_reg)
-    return _linalg.solve_ridge(k, y, diag_reg=diag_reg)
+    k = host.kernel(kernel_fn, x)
+    dtype = jnp.result_type(y)
+    check_solvable("The kernel", k, diag_reg, dtype=dtype)
+    found = host.solve(k, y, diag_reg=diag_reg)
+    _check_coarseness(k, found, y, dtype, diag_reg)
+    return jnp.asarray(found, dtype)
+
+
+def _check_coarseness(k, duals, y, dtype, diag_reg) -> None:
+    """Raises ValueError where duals in `dtype` would predict something else."""
+    eps = float(jnp.finfo(dtype).eps)
+    # Roundings of n duals are independent of each other, eps / 4 of each on average.
+    rounding = eps / 4 * np.sqrt(np.max((k * k) @ (duals * duals)))
+    largest = np.abs(np.asarray(y, np.float64)).max()
+    if rounding > 0.1 * largest:
+        raise ValueError(
+            f"Duals of {np.abs(duals).max():.1e} in {jnp.dtype(dtype).name} leave "
+            f"predictions uncertain by {rounding:.1e}, with targets of {largest:.1e}, "
+            f"at diag_reg={diag_reg}: raise diag_reg, such as "
+            f"{larger_ridge(diag_reg)}, or give the targets in float64."
+        )
 
 
 def predict(
@@ -113,6 +142,8 @@ def predict(
 ) -> Float[Array, "p c"]:
     """Returns K(x, x_train) duals, at most `block_size` squared entries at a time.
 
+    In float64 but for the result, unless traced.
+
     Args:
       kernel_fn: `(x1, x2) -> (n1, n2)`.
       x_train: images that the duals belong to.
@@ -121,4 +152,14 @@ def predict(
       block_size: images on either side of a block.
     """
     _checks.same_length(x_train=x_train, duals=duals)
-    return blockwise.product(kernel_fn, x, x_train, duals, block_size=block_size)
+    _checks.at_least(1, block_size=block_size)
+    if not host.is_concrete(x_train, duals, x):
+        return blockwise.product(kernel_fn, x, x_train, duals, block_size=block_size)
+    out = np.zeros((len(x), duals.shape[1]))
+    wide = np.asarray(duals, np.float64)
+    for i in range(0, len(x), block_size):
+        for j in range(0, len(x_train), block_size):
+            rows, columns = slice(i, i + block_size), slice(j, j + block_size)
+            k = host.kernel(kernel_fn, x[rows], x_train[columns])
+            out[rows] += k @ wide[columns]
+    return jnp.asarray(out, duals.dtype)

@@ -30,7 +30,8 @@ from jaxtyping import Array, Float
 from ntk_privacy import _linalg, _tree
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Params
-from ntk_privacy.kernels import structured
+from ntk_privacy.kernels import arguments, structured
+from ntk_privacy.models import fitting
 from ntk_privacy.models.mlp import MLP
 
 __all__ = [
@@ -56,12 +57,13 @@ def features(
 ) -> tuple[Params, ...]:
     """Returns theta_0 + s (theta_t - theta_0) for every s of `points`."""
 
+    def between(s, a, b):
+        if not jnp.issubdtype(jnp.asarray(a).dtype, jnp.inexact):
+            return b  # a counter or a random key, which no gradient is taken of
+        return (1 - s) * a + s * b if 0 < s < 1 else (b if s else a)
+
     def at(s):
-        return jax.tree.map(
-            lambda a, b: (1 - s) * a + s * b if 0 < s < 1 else (b if s else a),
-            params_0,
-            params_t,
-        )
+        return jax.tree.map(lambda a, b: between(s, a, b), params_0, params_t)
 
     return tuple(at(float(s)) for s in points)
 
@@ -78,8 +80,10 @@ def factor(change: Params, *, tolerance: float) -> Params:
     """
 
     def one(leaf):
-        if leaf.ndim != 2 or min(leaf.shape) < 64:
+        if np.ndim(leaf) != 2 or min(leaf.shape) < 64:
             return leaf
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf  # factors are real
         limit = min(leaf.shape) // 3
         found = _linalg.range_basis(leaf, tolerance=tolerance, max_rank=limit)
         if found is None:
@@ -104,22 +108,74 @@ def parameter_form(
 
     Args:
       apply_fn: `(params, images)`, or `(params, images, sharpness)` if that is given.
-      features: parameters at which the gradients are taken, from `features`.
+      features: parameters at which the gradients are taken, from `features`; complex
+        ones count as their real and imaginary parts, integers and keys do not.
       change: params_t - params_0; layers left out do not count.
       images: candidates.
       duals: true multipliers, one set per point.
       sharpness: of the smoothed ReLU.
     """
     extra = () if sharpness is None else (sharpness,)
-    residual = change
+    residual = _real_floats(change, images.dtype)
     for params, a in zip(features, duals, strict=True):
-        grads = jax.grad(lambda p, a=a: jnp.sum(a * apply_fn(p, images, *extra)))(
-            params
+        grads = _gradient(
+            lambda p, x, a=a: jnp.sum(a * apply_fn(p, x, *extra)), params, images
         )
-        if isinstance(residual, dict) and residual.keys() != grads.keys():
-            grads = {name: grads[name] for name in residual}
-        residual = _tree.sub(residual, grads)
+        if isinstance(change, dict):
+            grads = {name: grads[name] for name in change}
+        residual = _tree.sub(residual, _real_floats(grads, images.dtype))
     return _tree.squared_norm(residual)
+
+
+def _check(model, features, change, images) -> None:
+    """Refuses what does not belong together; shapes alone, so free under `jit`."""
+    if not features:
+        raise ValueError("features is empty: give parameters of one point at least.")
+    for i, params in enumerate(features):
+        fitting.check_mlp(
+            model, params, image_shape=images.shape[1:], name=f"features[{i}]"
+        )
+    unknown = sorted(set(change) - set(features[0]))
+    if unknown:
+        raise ValueError(
+            f"change names {unknown}, which the network has not: give layers of "
+            f"{sorted(features[0])}."
+        )
+    for name, layer in change.items():
+        for kind, leaf in layer.items():
+            shape = features[0][name][kind].shape
+            if isinstance(leaf, Factored):
+                found = (leaf.left.shape[0], leaf.right.shape[1])
+            else:
+                found = np.shape(leaf)
+            if found != shape:
+                raise ValueError(
+                    f"change[{name!r}][{kind!r}] has shape {found}, the network "
+                    f"{shape}: give params_t - params_0 of this network."
+                )
+
+
+def _real_floats(tree: Params, dtype) -> list[Array]:
+    """Returns the leaves that are differentiated; see `arguments`."""
+    leaves = jax.tree.leaves(arguments.real(arguments.parameters(tree, dtype)))
+    return [leaf for leaf in leaves if arguments.is_floating(leaf)]
+
+
+def _gradient(total_fn, params: Params, images: Array) -> Params:
+    """Returns the gradient as a tree of the parameters, fixed leaves as they are."""
+    params = arguments.parameters(params, images.dtype)
+    total_fn = arguments.real_apply_fn(total_fn, params)
+    leaves, structure = jax.tree.flatten(arguments.real(params))
+    chosen = [i for i, leaf in enumerate(leaves) if arguments.is_floating(leaf)]
+
+    def put(own):
+        full = list(leaves)
+        for i, leaf in zip(chosen, own, strict=True):
+            full[i] = leaf
+        return jax.tree.unflatten(structure, full)
+
+    own = [leaves[i] for i in chosen]
+    return put(jax.grad(lambda own: total_fn(put(own), images))(own))
 
 
 def _product(a, kernel):
@@ -149,6 +205,7 @@ def kernel_form(
       squared_norm: of the change: a constant of the attack.
       sharpness: of the smoothed ReLU.
     """
+    _check(model, features, change, images)
     traces, signals = [], []
     for params, a in zip(features, duals, strict=True):
         trace = structured.forward(model, params, images, sharpness)
@@ -196,6 +253,7 @@ def normal_equations(
       images: candidates.
       sharpness: of the smoothed ReLU.
     """
+    _check(model, features, change, images)
     m, c = len(images), model.num_outputs
     traces, signals = [], []
     for params in features:

@@ -1,6 +1,7 @@
 """Flax linen models with the initialisations that the papers use."""
 
 from ntk_privacy.models import convnet as convnet
+from ntk_privacy.models import fitting as fitting
 from ntk_privacy.models import resnet as resnet
 from ntk_privacy.models import saved as saved
 from ntk_privacy.models.convnet import ConvNet as ConvNet
@@ -8,4 +9,13 @@ from ntk_privacy.models.mlp import MLP as MLP
 from ntk_privacy.models.mlp import softplus as softplus
 from ntk_privacy.models.resnet import ResNet18 as ResNet18
 
-__all__ = ["MLP", "ConvNet", "ResNet18", "convnet", "resnet", "saved", "softplus"]
+__all__ = [
+    "MLP",
+    "ConvNet",
+    "ResNet18",
+    "convnet",
+    "fitting",
+    "resnet",
+    "saved",
+    "softplus",
+]

@@ -1,17 +1,16 @@
 """Trained networks in a folder: model.json and params.npz, no pickle.
 
 model.json holds `format` (1), `architecture` ("ConvNet", "MLP" or "ResNet18"), `fields`
-of it, `image_shape`, `mean` and `deviation` per channel, `class_names`, `dtype` and
-`about`; params.npz one array per parameter, named by its path, such as
-"params/Conv_0/kernel", and per running statistic, such as "stats/0/mean".
+of it, `image_shape`, `mean` and `deviation` per channel, `class_names`, `dtype`,
+`dtypes` and `about`; params.npz one array per parameter, named by its path, such as
+"params/Conv_0/kernel", and per running statistic, such as "stats/0/mean". What NumPy
+has no numbers for, such as bfloat16, is there as unsigned ones of the same bits.
 """
 
 import dataclasses
 import json
 import os
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks
+from ntk_privacy import _archives, _checks, _files
 from ntk_privacy._types import Params
 from ntk_privacy.models.convnet import ConvNet
 from ntk_privacy.models.mlp import MLP
@@ -29,6 +28,7 @@ from ntk_privacy.models.resnet import ResNet18
 __all__ = ["SavedModel", "is_saved", "load", "logits_fn", "save"]
 
 _ABOUT, _PARAMS = "model.json", "params.npz"
+_REMEDY = "save the model again"
 _ARCHITECTURES = {"ConvNet": ConvNet, "MLP": MLP, "ResNet18": ResNet18}
 # Flax's own, and what matters to the start of a training alone.
 _NO_FIELDS = ("parent", "name", "kernel_inits")
@@ -174,7 +174,8 @@ def save(
     _checks.positive(least_deviation=deviation.min())
     _checks.finite(params=params, stats=stats)
     arrays = {name: np.asarray(leaf) for name, leaf in _flat(params, stats).items()}
-    dtype = str(next(iter(arrays.values())).dtype)
+    dtypes = {name: str(array.dtype) for name, array in arrays.items()}
+    dtype = next(iter(dtypes.values()))
     _agree(arrays, _flat(*_like(model, image_shape, dtype)), "params")
     told = {
         "format": 1,
@@ -185,13 +186,15 @@ def save(
         "deviation": [float(v) for v in deviation],
         "class_names": [str(v) for v in names],
         "dtype": dtype,
+        "dtypes": dtypes,
         "about": dict(about or {}),
     }
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{_PARAMS}.{os.getpid()}.npz"
     try:
-        np.savez(temporary, **arrays)
+        plain = {name: _archives.plain(array) for name, array in arrays.items()}
+        np.savez(temporary, **plain)
         temporary.replace(folder / _PARAMS)
     finally:
         temporary.unlink(missing_ok=True)
@@ -225,6 +228,33 @@ def is_saved(folder: str | pathlib.Path) -> bool:
     return (pathlib.Path(folder) / _ABOUT).is_file()
 
 
+def _read(path: pathlib.Path) -> bytes:
+    if _files.kind(path) == "missing":
+        raise FileNotFoundError(f"{path} is missing: give the folder that save wrote.")
+    return _files.read(path, most=_files.MAX_TEXT_BYTES, remedy=_REMEDY)
+
+
+def _arrays(path: pathlib.Path, like: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Reads the arrays of a network, after a look at all of their shapes."""
+    if _files.kind(path) == "missing":
+        raise FileNotFoundError(f"{path} is missing: give the folder that save wrote.")
+    options = {"source": str(path), "remedy": _REMEDY}
+    with _files.opened(path, remedy=_REMEDY) as stream:
+        there = _archives.shapes(stream, **options)
+        has = {k: jax.ShapeDtypeStruct(v, jnp.uint8) for k, v in there.items()}
+        try:
+            _agree(has, like, "it")
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged or of another model ({error}): {_REMEDY}."
+            ) from error
+        wanted = {
+            name: lambda shape, _, s=leaf.shape: shape == s
+            for name, leaf in like.items()
+        }
+        return _archives.read(stream, wanted, **options)
+
+
 def load(folder: str | pathlib.Path) -> SavedModel:
     """Returns a network that `save` wrote.
 
@@ -233,11 +263,11 @@ def load(folder: str | pathlib.Path) -> SavedModel:
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: a file is damaged or of another format.
+      ValueError: a file is damaged, no regular file, or of another format.
     """
     folder = pathlib.Path(folder)
     path = folder / _ABOUT
-    text = path.read_bytes()
+    text = _read(path)
     try:
         told = json.loads(text)
         version, kind = told["format"], told["architecture"]
@@ -256,20 +286,26 @@ def load(folder: str | pathlib.Path) -> SavedModel:
         )
         names, dtype = tuple(told["class_names"]), told["dtype"]
         about, like = told["about"], _like(model, shape, dtype)
+        # Earlier versions noted the first one alone.
+        dtypes = dict(told.get("dtypes", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is damaged or of another format ({error}): save the model again."
+            f"{path} is damaged or of another format ({error}): {_REMEDY}."
         ) from error
-    path = folder / _PARAMS
+    path, flat = folder / _PARAMS, _flat(*like)
+    arrays = _arrays(path, flat)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = dict(stored)
-        _agree(arrays, _flat(*like), "it")
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        arrays = {
+            name: _archives.of_dtype(array, dtypes.get(name, dtype))
+            if name in dtypes or array.dtype.kind == "V"
+            else array
+            for name, array in arrays.items()
+        }
+    except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged or of another model ({error}): save the model again."
+            f"{path} is damaged or of another model ({error}): {_REMEDY}."
         ) from error
-    leaves = [jnp.asarray(arrays[name]) for name in _flat(*like)]
+    leaves = [jnp.asarray(arrays[name]) for name in flat]
     tree = {"params": like[0], "stats": like[1]}
     tree = jax.tree.unflatten(jax.tree.structure(tree), leaves)
     params, stats = tree["params"], tree["stats"]

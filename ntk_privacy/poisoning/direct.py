@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _class_checks
 
 __all__ = ["choose", "poison", "replace"]
 
@@ -32,9 +32,13 @@ def choose(
       num_poisons: how many, at most as many as the class has.
 
     Raises:
-      ValueError: the target already has the adversarial label, or the class has too
-        few images.
+      ValueError: classes that are none, the target already has the adversarial label,
+        or the class has too few images.
     """
+    _class_checks.numbers(classes=classes)
+    most = int(np.max(np.asarray(classes)))
+    _checks.in_range(0, most, adversarial_class=adversarial_class)
+    _checks.at_least(0, target_class=target_class)
     if adversarial_class == target_class:
         raise ValueError(
             f"adversarial_class={adversarial_class} is the target's own: choose "
@@ -44,7 +48,8 @@ def choose(
     if not 1 <= num_poisons <= len(members):
         raise ValueError(
             f"num_poisons={num_poisons} must lie in [1, {len(members)}]: class "
-            f"{adversarial_class} has {len(members)} training images."
+            f"{adversarial_class} has {len(members)} training images, so ask for "
+            "fewer, or choose another class."
         )
     order = np.asarray(jax.random.permutation(key, len(members)))
     return np.sort(members[order[:num_poisons]])
@@ -58,8 +63,17 @@ def poison(
     Args:
       target: the image to be misread.
       num_poisons: copies.
+
+    Raises:
+      ValueError: a batch of targets, bytes or NaN, or no copy.
     """
     _checks.at_least(1, num_poisons=num_poisons)
+    if jnp.ndim(target) != 3:
+        raise ValueError(
+            f"target has shape {jnp.shape(target)}: give one image, (height, width, "
+            "channels), and one call to each target."
+        )
+    _class_checks.images(target=jnp.asarray(target)[None])
     return jnp.repeat(target[None], num_poisons, axis=0)
 
 
@@ -74,6 +88,25 @@ def replace(
       images: training images.
       poisons: in their place.
       where: rows, of `choose`.
+
+    Raises:
+      ValueError: lengths or shapes differ, or a row is not there or named twice.
     """
     _checks.same_length(poisons=poisons, where=where)
+    if poisons.shape[1:] != images.shape[1:]:
+        raise ValueError(
+            f"poisons have shape {poisons.shape[1:]} but images {images.shape[1:]}: "
+            "resize either."
+        )
+    rows = np.asarray(where)
+    # JAX would leave out a row behind the end without a word.
+    inside = np.issubdtype(rows.dtype, np.integer) and bool(
+        np.all((rows >= 0) & (rows < len(images)))
+    )
+    if not inside or len(np.unique(rows)) < len(rows):
+        raise ValueError(
+            f"where must name different rows in [0, {len(images) - 1}], but lies in "
+            f"[{rows.min(initial=0)}, {rows.max(initial=0)}] with "
+            f"{len(rows) - len(np.unique(rows))} repeated: take those of choose."
+        )
     return images.at[where].set(poisons.astype(images.dtype))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ntk_privacy import _checks, _class_checks
 from ntk_privacy.data import augmentation
 from ntk_privacy.models.convnet import Network
 from ntk_privacy.poisoning import perturbation
@@ -30,6 +31,52 @@ def normalise(
 ) -> Float[Array, "n h w d"]:
     """Returns each channel less its mean, over its deviation."""
     return (images - mean.reshape(1, 1, 1, -1)) / deviation.reshape(1, 1, 1, -1)
+
+
+def check_target(target: Target) -> None:
+    """Raises ValueError unless a target is one image in [0, 1] with its statistics.
+
+    Args:
+      target: the image to be misread.
+    """
+    image = jnp.asarray(target.image)
+    if image.ndim != 3:
+        raise ValueError(
+            f"target.image has shape {image.shape}: give one image, (height, width, "
+            "channels), and one call to each target."
+        )
+    _class_checks.images(target_image=image[None])
+    low, high = float(image.min()), float(image.max())
+    if not 0 <= low <= high <= 1:
+        raise ValueError(
+            f"target.image lies in [{low:.4g}, {high:.4g}], not in [0, 1]: give "
+            "intensities before any normalisation, bytes over 255."
+        )
+    for name in ("mean", "deviation"):
+        value = jnp.asarray(getattr(target, name))
+        if value.shape != image.shape[-1:]:
+            raise ValueError(
+                f"target.{name} has shape {value.shape}: give one number for each of "
+                f"the {image.shape[-1]} channels."
+            )
+    for centre, spread in zip(target.mean, target.deviation, strict=True):
+        _checks.in_range(0, 1, target_mean=float(centre))
+        _checks.positive(target_deviation=float(spread))
+
+
+def check_images(images: Float[Array, "p h w d"], target: Target) -> None:
+    """Raises ValueError unless images are such that a target may stand for them.
+
+    Args:
+      images: clean images.
+      target: of the same shape.
+    """
+    _class_checks.images(images=images)
+    if images.shape[1:] != jnp.shape(target.image):
+        raise ValueError(
+            f"images have shape {images.shape[1:]} but target.image "
+            f"{jnp.shape(target.image)}: resize either."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +128,10 @@ def poison(
       **options: of `perturbation.craft`: bound, step, num_steps, num_restarts...
 
     Raises:
-      ValueError: see `perturbation.craft`.
+      ValueError: a batch of targets, a target out of [0, 1] or of another shape; see
+        `perturbation.craft` for the rest.
     """
+    check_target(target)
+    check_images(images, target)
     objective = MeanFeature(model, operations)
     return perturbation.craft(images, objective, target, key=key, **options)

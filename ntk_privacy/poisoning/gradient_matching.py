@@ -13,12 +13,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _tree
+from ntk_privacy import _class_checks, _tree
 from ntk_privacy._types import Params
 from ntk_privacy.data import augmentation
 from ntk_privacy.models.convnet import Network
 from ntk_privacy.poisoning import perturbation
-from ntk_privacy.poisoning.distribution_matching import Target, normalise
+from ntk_privacy.poisoning.distribution_matching import (
+    Target,
+    check_target,
+    normalise,
+)
 
 __all__ = ["Alignment", "Ensemble", "poison", "prepare"]
 
@@ -57,10 +61,14 @@ def prepare(
       adversarial_class: the label that the target shall get.
 
     Raises:
-      ValueError: there are no networks, or a gradient vanishes.
+      ValueError: there are no networks, a batch of targets or one out of [0, 1], a
+        class that the network has no output for, or a gradient vanishes.
     """
     if not networks:
         raise ValueError("networks is empty: give at least one clean network.")
+    check_target(target)
+    outputs = _class_checks.num_outputs(model, target.image.shape)
+    _class_checks.one_class(outputs, adversarial_class=adversarial_class)
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
     label = jnp.asarray(adversarial_class, jnp.int32)
     image = normalise(target.image[None], target.mean, target.deviation)

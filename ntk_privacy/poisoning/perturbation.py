@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks, _loop
+from ntk_privacy import _checks, _class_checks, _loop
 from ntk_privacy._types import Callback
 
 __all__ = ["CraftState", "Objective", "Poisoned", "craft", "init", "to_grid"]
@@ -81,10 +81,15 @@ def to_grid(images: Float[Array, "p ..."], levels: int = 255) -> Float[Array, "p
     return jnp.asarray(whole, jnp.asarray(images).dtype)
 
 
-def _in_steps(levels: int, **values: float) -> list[int]:
+def _in_steps(levels: int, **values: _checks.Number) -> list[int]:
     counts = []
     for name, value in values.items():
-        _checks.positive(**{name: value})
+        if not 0 < value <= 1:
+            told = f"such as {name}={value:g}/{levels}" if value > 1 else "above 0"
+            raise ValueError(
+                f"{name}={value} must lie in (0, 1], for intensities do: give a share "
+                f"of them, {told}."
+            )
         count = round(value * levels)
         if count < 1 or abs(value * levels - count) > 1e-6 * count:
             raise ValueError(
@@ -200,8 +205,8 @@ def craft(
     data: Any = None,
     *,
     key: Array,
-    bound: float = 64 / 255,
-    step: float = 1 / 255,
+    bound: _checks.Number = 64 / 255,
+    step: _checks.Number = 1 / 255,
     num_steps: int = 250,
     num_restarts: int = 8,
     num_draws: int = 16,
@@ -231,9 +236,11 @@ def craft(
       callback: `(steps over all restarts, state, metrics)` after each chunk.
 
     Raises:
-      ValueError: images off the grid, a bound or step that is no multiple of the grid's
-        step, a bound that is no multiple of `step`, or a number out of range.
+      ValueError: images that are bytes, NaN or off the grid, a bound or step outside of
+        (0, 1] or no multiple of the grid's step, a bound that is no multiple of `step`,
+        or a number out of range.
     """
+    _class_checks.images(images=images)
     _checks.one_of(("after", "before"), sign=sign)
     _checks.at_least(
         1,

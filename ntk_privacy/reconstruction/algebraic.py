@@ -6,44 +6,67 @@ has converged or was stopped early. The published attack fits x and alpha by 80,
 optimizer steps. The layers of a ReLU network need no fit: they factorize.
 """
 
-import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ntk_privacy import _checks
 from ntk_privacy._types import Params
-from ntk_privacy.reconstruction import gates as gates_lib
-from ntk_privacy.reconstruction import layer_inversion, several_outputs
+from ntk_privacy.reconstruction import (
+    certificate,
+    layer_inversion,
+    low_rank,
+    mlp_layers,
+    one_output,
+    several_outputs,
+)
+from ntk_privacy.reconstruction.verdict import Verdict
 
-__all__ = ["AlgebraicReconstruction", "count_images", "reconstruct"]
+__all__ = ["TOLERANCE", "AlgebraicReconstruction", "count_images", "reconstruct"]
 
-
-_OTHER = "use reconstruction.kkt.reconstruct, which optimises images and needs no rank"
+TOLERANCE = 0.05
+"""Largest stated relative error of a certified image."""
 
 
 class AlgebraicReconstruction(NamedTuple):
     """Decoded images, best first, and what certifies them without the truth.
 
+    **What a certificate means.** The change of all parameters, beyond a disturbance
+    whose size is measured, holds one gradient at this image, or within `errors` of it.
+    That is a training image; or, which no weights can tell apart, several training
+    images that share every gate, of which the mean weighted by their duals is decoded:
+    copies, images closer to each other than a linear region is wide (`errors` is never
+    below that width), and, where initial biases are zero, positive multiples of one
+    image. Multiples show where training converged, for the network is then flat along
+    their ray or gives them no label, and are not certified; where it was stopped early
+    they do not show. An image whose units are all closed, such as zero with zero
+    biases, moves the output bias alone: `verdict` says so, and N does not count it.
+    Biases are taken to have been trained with the learning rate of the kernels: another
+    one rescales all images alike.
+
     Attributes:
-      images: (m, height, width, depth) in the units that the network takes.
+      images: (m, height, width, depth) in the units that the network takes; m may be 0.
       duals: multiplier of each image and output, of the sum over images.
       activations: that feed the last hidden layer, decoded.
       gates: of the last hidden layer.
       residuals: one relative error per image, the largest of: distance of the gate row
         to the row space; gates that the activations contradict, twice their share;
         misfit of the forward pass; distance of the image to the first layer's span.
-      certified: residual below `tolerance`: the image is right to about that relative
-        error. Any other image may be anything.
-      tolerance: what the noise in the singular values allows.
-      estimated_num_images: N, from the rank.
+        Consistency of an image with itself: no bound on its error.
+      accepted: residual below what the noise in the singular values allows: good
+        starts for an optimiser, no more.
+      errors: bound on the relative L2 error of each image, by `certificate.weigh`; inf
+        where there is none.
+      certified: `errors` within `tolerance`, and nothing speaks against the image.
+      tolerance: `TOLERANCE`.
+      estimated_num_images: N, from the rank; None where noise hides it.
       rank_gap: last kept over first dropped singular value: 1 is no evidence for N,
         above 20 is certainty.
       num_rounds: rounds of random starts that were used.
       message: what was and what was not decoded, in a sentence.
+      verdict: what the evidence says of the whole.
     """
 
     images: Float[Array, "m h w d"]
@@ -51,79 +74,15 @@ class AlgebraicReconstruction(NamedTuple):
     activations: Float[Array, "m units0"]
     gates: Bool[Array, "m units"]
     residuals: Float[Array, " m"]
+    accepted: Bool[Array, " m"]
+    errors: Float[Array, " m"]
     certified: Bool[Array, " m"]
     tolerance: float
-    estimated_num_images: int
+    estimated_num_images: int | None
     rank_gap: float
     num_rounds: int
     message: str
-
-
-def _midpoint(layers: layer_inversion.Layers) -> layer_inversion.Layers:
-    """Moves the features from params_0 to the middle of the way to params_t."""
-
-    def move(values, changes):
-        pairs = zip(values, changes, strict=True)
-        return [(v + 0.5 * change).astype(v.dtype) for v, change in pairs]
-
-    return layers._replace(
-        kernels=move(layers.kernels, layers.kernel_changes),
-        biases=move(layers.biases, layers.bias_changes),
-    )
-
-
-def _layers(params_0: Params, params_t: Params) -> layer_inversion.Layers:
-    """Reads and checks the layers of a ReLU MLP; features are those of `params_0`."""
-    _checks.same_structure("params_0", params_0, "params_t", params_t)
-    _checks.finite(params_0=params_0, params_t=params_t)
-    _checks.differ("params_0", params_0, "params_t", params_t)
-    count = len(params_0) if hasattr(params_0, "keys") else 0
-    names = [f"Dense_{i}" for i in range(count)]
-    if count < 3 or set(params_0) != set(names):
-        found = sorted(params_0) if count else type(params_0).__name__
-        raise ValueError(
-            f"params_0 holds {found}, not Dense_0 ... Dense_L with L of at least 2: "
-            f"decoding takes a ReLU MLP of two or more hidden layers; else {_OTHER}."
-        )
-    for name in names:
-        if set(params_0[name]) != {"kernel", "bias"}:
-            raise ValueError(
-                f"{name} holds {sorted(params_0[name])}, not kernel and bias: without "
-                f"its bias an image is known only up to its scale; {_OTHER}."
-            )
-        if np.ndim(params_0[name]["kernel"]) != 2:
-            raise ValueError(
-                f"{name}'s kernel has {np.ndim(params_0[name]['kernel'])} axes instead "
-                f"of 2: decoding takes fully connected layers only; {_OTHER}."
-            )
-    kernels, biases, kernel_changes, bias_changes = [], [], [], []
-    for name in names:
-        before, after = params_0[name], params_t[name]
-        kernels.append(np.asarray(before["kernel"]))
-        biases.append(np.asarray(before["bias"]))
-        kernel_changes.append(
-            np.asarray(after["kernel"], np.float64) - np.asarray(before["kernel"])
-        )
-        bias_changes.append(
-            np.asarray(after["bias"], np.float64) - np.asarray(before["bias"])
-        )
-    if not np.any(bias_changes[-2]):
-        raise ValueError(
-            f"The bias of {names[-2]} did not move: the network was trained without "
-            f"it, so an image is known only up to its scale; {_OTHER}."
-        )
-    return layer_inversion.Layers(kernels, biases, kernel_changes, bias_changes)
-
-
-def _usable(out: Float[np.ndarray, " units"], num_images: int | None) -> np.ndarray:
-    """Returns the units whose output weight is large enough to divide by."""
-    columns = np.flatnonzero(np.abs(out) > 0.2 * np.sqrt(np.mean(out**2)))
-    if num_images is not None and len(columns) <= num_images:
-        raise ValueError(
-            f"num_images={num_images} but only {len(columns)} units of the last hidden "
-            f"layer are usable: gates need more units than images; {_OTHER}."
-        )
-    return columns
+    verdict: Verdict
 
 
 def reconstruct(
@@ -157,9 +116,13 @@ def reconstruct(
 
     With more hidden layers steps 1 to 3 read the last one, and step 4 repeats.
 
+    What is certified was verified by other means than those that found it, see
+    `certificate`. Evidence against the assumptions is a verdict, not an error.
+
     Args:
-      params_0: `{"Dense_0": {"kernel", "bias"}, ...}` before training, biases included;
-        standard parametrization.
+      params_0: layers before training, biases included, standard parametrization:
+        Flax dicts and states, PyTorch's weight and bias, nested and named at will. The
+        order of the layers is read from their names or their shapes.
       params_t: the same after training.
       key: typed key of the random starts.
       image_shape: (height, width, depth) in pixels.
@@ -170,21 +133,22 @@ def reconstruct(
 
     Raises:
       ValueError: not a ReLU MLP of two or more hidden layers with trained biases,
-        parameters that differ in structure, are equal or not finite, a rank that noise
-        hides, or fewer usable units than images.
+        parameters that differ in structure, are equal or not finite, or fewer usable
+        units than images.
     """
     _checks.at_least(1, max_rounds=max_rounds)
     if num_images is not None:
         _checks.at_least(1, num_images=num_images)
     if num_starts is not None:
         _checks.at_least(2, num_starts=num_starts)
-    layers = _layers(params_0, params_t)
     pixels = int(np.prod(image_shape))
+    layers, roundoff = mlp_layers.read(params_0, params_t, pixels=pixels)
     if len(layers.kernels[0]) != pixels:
         raise ValueError(
             f"image_shape={image_shape} has {pixels} values but the first layer takes "
             f"{len(layers.kernels[0])}: give the shape of the training images."
         )
+    flat = None
     if auxiliary is not None:
         _checks.finite(auxiliary=auxiliary)
         if tuple(auxiliary.shape[1:]) != tuple(image_shape):
@@ -192,28 +156,21 @@ def reconstruct(
                 f"auxiliary images have shape {auxiliary.shape[1:]} but image_shape is "
                 f"{image_shape}: preprocess them like the training images."
             )
-    if layers.kernels[-1].shape[1] != 1:
-        found = several_outputs.decode(
+        dtype = layers.kernels[0].dtype
+        flat = jnp.asarray(auxiliary, dtype).reshape(len(auxiliary), -1)
+    one = layers.kernels[-1].shape[1] == 1
+    try:
+        found = (one_output if one else several_outputs).decode(
             layers,
             key,
             num_images=num_images,
-            auxiliary=auxiliary,
+            auxiliary=flat,
             num_starts=num_starts,
             max_rounds=max_rounds,
         )
-        return _result(
-            found.decoded,
-            found.residuals,
-            image_shape,
-            layers.kernels[0].dtype,
-            found.tolerance,
-            found.rank,
-            found.gap,
-            found.rounds,
-        )
-    return _one_output(
-        layers, key, image_shape, num_images, auxiliary, num_starts, max_rounds
-    )
+    except low_rank.RankHiddenError as error:
+        return _nothing(layers, image_shape, error)
+    return _result(found, image_shape, roundoff)
 
 
 def count_images(params_0: Params, params_t: Params, *, key: Array) -> int | None:
@@ -224,155 +181,81 @@ def count_images(params_0: Params, params_t: Params, *, key: Array) -> int | Non
     more images than pixels or units, or images that depend on each other.
 
     Args:
-      params_0: of `models.MLP` before training.
+      params_0: of `models.MLP` before training, in any form that `reconstruct` takes.
       params_t: after training.
       key: typed key.
     """
-    change = params_t["Dense_0"]["kernel"] - params_0["Dense_0"]["kernel"]
-    return gates_lib.count_inputs(change, key=key)
+    layers, _ = mlp_layers.read(params_0, params_t, pixels=None)
+    change = jnp.asarray(layers.kernel_changes[0], layers.kernels[0].dtype)
+    return low_rank.count_inputs(change, key=key)
 
 
-def _one_output(
-    layers, key, image_shape, num_images, auxiliary, num_starts, max_rounds
+def _nothing(
+    layers: layer_inversion.Layers,
+    image_shape: tuple[int, int, int],
+    error: low_rank.RankHiddenError,
 ) -> AlgebraicReconstruction:
-    """Decodes a network with one output.
-
-    Images whose gate rows were not found are guessed from the column space that is
-    left, with residual 1: starts for an optimiser, never certified.
-    """
-    key_rank, key_starts, key_span = jax.random.split(key, 3)
+    """No image, since the rank does not show."""
     dtype = layers.kernels[0].dtype
-    last = len(layers.kernels) - 2
-    for features in (layers, _midpoint(layers)):
-        layers = features
-        out = layers.kernels[-1][:, 0].astype(np.float64)
-        columns = _usable(out, num_images)
-        change = np.concatenate(
-            [layers.kernel_changes[last], layers.bias_changes[last][None]]
-        )[:, columns]
-        factors = gates_lib.factorize(
-            jnp.asarray(change / out[columns], dtype),
-            key=key_rank,
-            num_images=num_images,
-        )
-        if factors.gap > gates_lib.CLEAR_GAP:
-            break
-    first_change = jnp.asarray(layers.kernel_changes[0], dtype)
-    if num_images is None and factors.gap <= gates_lib.CLEAR_GAP:
-        # Moving features blur the rank of the gates, not that of the first layer.
-        num_images = gates_lib.count_inputs(
-            first_change, key=jax.random.fold_in(key_rank, 1)
-        )
-        if num_images is not None:
-            _usable(out, num_images)
-            factors = gates_lib.factorize(
-                jnp.asarray(change / out[columns], dtype),
-                key=key_rank,
-                num_images=num_images,
-            )
-    rank = factors.right.shape[0]
-    if num_images is None and factors.gap < 2.0:
-        raise ValueError(
-            f"The widest gap in the singular values is {factors.gap:.2f}, after {rank} "
-            f"of {len(columns)}: the rank cannot be told from noise; give num_images "
-            f"if it is known, else {_OTHER}."
-        )
-    # Squared relative error of the weakest direction of the row space.
-    noise = 1.0 / factors.gap**2
-    gate_tolerance = float(np.clip(16.0 * noise, 1e-4, 0.25))
-    tolerance = float(np.clip(factors.gap**-1 * 2.0, 1e-2, 0.2))
-
-    kernels = [jnp.asarray(k, dtype) for k in layers.kernels[:last]]
-    biases = [jnp.asarray(b, dtype) for b in layers.biases[:last]]
-    top = jnp.asarray(layers.kernels[last][:, columns], dtype)
-    top_bias = jnp.asarray(layers.biases[last][columns], dtype)
-
-    flat = None
-    if auxiliary is not None:
-        flat = jnp.asarray(auxiliary, dtype).reshape(len(auxiliary), -1)
-    rows = gates_lib.find_gate_rows(
-        factors,
-        functools.partial(layer_inversion.activations_of, kernels, biases),
-        functools.partial(layer_inversion.gates_of, top, top_bias),
-        first_change,
-        key=key_starts,
-        tolerance=gate_tolerance,
-        same=0.999 if gate_tolerance < 1e-3 else 0.85,
-        num_starts=num_starts or int(np.clip(2 * rank, 128, 1024)),
-        max_rounds=max_rounds,
-        auxiliary=flat,
-    )
-    span = None
-    if 2 * rank < len(first_change):
-        left = gates_lib.factorize(first_change, key=key_span, num_images=rank).left
-        span = np.asarray(left, np.float64)
-    # What moved during training left the binary rows: their projections are the
-    # gates averaged over the path. Without movement nothing changes.
-    right = np.asarray(factors.right, np.float64)
-    soft = rows.rows.astype(np.float64)
-    if factors.gap < gates_lib.CLEAR_GAP:
-        soft = (soft @ right.T) @ right
-    decoded = layer_inversion.peel(
-        layers, soft * out[columns], columns, span=span, dtype=dtype
-    )
-    contradicted = 2.0 * np.mean(decoded.gates[:, columns] != rows.rows, axis=1)
-    residuals = np.max(
-        [
-            np.sqrt(rows.residuals),
-            contradicted,
-            decoded.forward_residuals,
-            decoded.span_residuals,
-        ],
-        axis=0,
-        initial=0.0,
-    )
-    residuals = np.where(np.isfinite(residuals), residuals, np.inf)
-    guessed = 0
-    if last == 1 and 0 < len(soft) < rank:
-        guesses, _ = gates_lib.leftover(factors, soft, key=key_span)
-        decoded = layer_inversion.extend(layers, decoded, guesses, span=span)
-        guessed = len(guesses)
-        residuals = np.concatenate([residuals, np.ones(guessed)])
-    return _result(
-        decoded,
-        residuals,
-        image_shape,
-        dtype,
-        tolerance,
-        rank,
-        factors.gap,
-        rows.rounds,
-        guessed=guessed,
+    units, outputs = layers.kernels[-1].shape
+    return AlgebraicReconstruction(
+        images=jnp.zeros((0, *image_shape), dtype),
+        duals=jnp.zeros((0, outputs), dtype),
+        activations=jnp.zeros((0, len(layers.kernels[-2])), dtype),
+        gates=jnp.zeros((0, units), bool),
+        residuals=jnp.zeros(0, dtype),
+        accepted=jnp.zeros(0, bool),
+        errors=jnp.zeros(0, dtype),
+        certified=jnp.zeros(0, bool),
+        tolerance=TOLERANCE,
+        estimated_num_images=None,
+        rank_gap=error.gap,
+        num_rounds=0,
+        message=str(error),
+        verdict=Verdict("assumptions do not hold", str(error), gap=error.gap),
     )
 
 
 def _result(
-    decoded, residuals, image_shape, dtype, tolerance, rank, gap, rounds, *, guessed=0
+    found: layer_inversion.Decoding,
+    image_shape: tuple[int, int, int],
+    roundoff: float,
 ) -> AlgebraicReconstruction:
-    """Sorts images by residual and says what was found."""
-    order = np.argsort(residuals, kind="stable")
-    certified = residuals[order] < tolerance
-    images = decoded.inputs[order].reshape(-1, *image_shape)
-    count = int(certified.sum())
-    message = f"{count} of {rank} images certified"
-    found = len(order) - guessed
-    if found < rank:
-        message += f", {rank - found} not found in {rounds} rounds"
-        message += f" ({guessed} guessed as starts for an optimiser)" if guessed else ""
-    if count < found:
-        message += f", {found - count} decoded but not certified"
-    if gap < 20.0:
-        message += f"; the gates' rank has a faint gap of {gap:.1f}"
+    """Judges images by what they explain, sorts them and says what was found."""
+    judged = certificate.judge(found, roundoff=roundoff, tolerance=TOLERANCE)
+    # Certified ones first: these are what a reader takes.
+    order = np.lexsort((found.residuals, judged.errors, ~judged.certified))
+    dtype = found.layers.kernels[0].dtype
+    decoded = found.decoded
+    accepted = (found.residuals < found.tolerance) | judged.certified
     return AlgebraicReconstruction(
-        images=jnp.asarray(images, dtype),
+        images=jnp.asarray(decoded.inputs[order].reshape(-1, *image_shape), dtype),
         duals=jnp.asarray(decoded.duals[order], dtype),
         activations=jnp.asarray(decoded.activations[order], dtype),
         gates=jnp.asarray(decoded.gates[order]),
-        residuals=jnp.asarray(residuals[order], dtype),
-        certified=jnp.asarray(certified),
-        tolerance=tolerance,
-        estimated_num_images=rank,
-        rank_gap=gap,
-        num_rounds=rounds,
-        message=message + ".",
+        residuals=jnp.asarray(found.residuals[order], dtype),
+        accepted=jnp.asarray(accepted[order]),
+        errors=jnp.asarray(judged.errors[order], dtype),
+        certified=jnp.asarray(judged.certified[order]),
+        tolerance=TOLERANCE,
+        estimated_num_images=found.rank,
+        rank_gap=found.gap,
+        num_rounds=found.rounds,
+        message=_message(found, int(judged.certified.sum())),
+        verdict=judged.verdict,
     )
+
+
+def _message(found: layer_inversion.Decoding, count: int) -> str:
+    """What was and what was not decoded."""
+    message = f"{count} of {found.rank} images certified"
+    decoded = len(found.residuals) - found.guessed
+    if decoded < found.rank:
+        message += f", {found.rank - decoded} not found in {found.rounds} rounds"
+        if found.guessed:
+            message += f" ({found.guessed} guessed as starts for an optimiser)"
+    if count < decoded:
+        message += f", {decoded - count} decoded but not certified"
+    if found.gap < 20.0:
+        message += f"; the gates' rank has a faint gap of {found.gap:.1f}"
+    return message + "."

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ntk_privacy.reconstruction import gates as gates_lib
+from ntk_privacy.reconstruction import low_rank
 
 __all__ = ["GatedRows", "find_gated_rows"]
 
@@ -114,7 +115,7 @@ def _refined(
 
 
 def find_gated_rows(
-    factors: gates_lib.Factors,
+    factors: low_rank.Factors,
     forward,
     gates_of,
     change: Float[Array, "d units0"],

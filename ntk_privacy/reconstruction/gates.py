@@ -16,36 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from ntk_privacy.reconstruction.low_rank import Factors
+
 __all__ = [
-    "CLEAR_GAP",
-    "Factors",
     "GateRows",
-    "count_inputs",
-    "factorize",
     "find_gate_rows",
     "leftover",
 ]
 
-CLEAR_GAP = 50.0
-"""Linearized dynamics leave gaps above it, moving features gaps below."""
-
 _HIGHEST = jax.lax.Precision.HIGHEST
-
-
-class Factors(NamedTuple):
-    """Truncated singular value decomposition with the evidence for its rank.
-
-    Attributes:
-      left: (rows, rank) orthonormal columns.
-      values: singular values, as many as were computed (more than the rank).
-      right: (rank, columns) orthonormal rows.
-      gap: last kept singular value over the first dropped one; 1 is no evidence.
-    """
-
-    left: Float[Array, "rows r"]
-    values: Float[np.ndarray, " k"]
-    right: Float[Array, "r columns"]
-    gap: float
 
 
 class GateRows(NamedTuple):
@@ -64,104 +43,6 @@ class GateRows(NamedTuple):
 
 def _mm(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=_HIGHEST)
-
-
-@jax.jit
-def _sketched(g: Array, sketch: Array) -> Array:
-    return _mm(g, sketch)
-
-
-@jax.jit
-def _powered(g: Array, q: Array) -> Array:
-    return _mm(g, _mm(g.T, q))
-
-
-@jax.jit
-def _products(a: Array, b: Array) -> Array:
-    return _mm(a.T, b)
-
-
-def _orthonormal(y: Array) -> Array:
-    """Orthonormal basis by two passes over the Gram matrix, far faster than QR.
-
-    The Gram matrix is formed and factorized on the host in float64; the second pass
-    repairs what the first loses where columns are nearly dependent.
-    """
-    for _ in range(2):
-        tall = np.asarray(y, np.float64)
-        values, vectors = np.linalg.eigh(tall.T @ tall)
-        scale = 1.0 / np.sqrt(np.maximum(values, values[-1] * 1e-14))
-        y = jnp.asarray(tall @ (vectors * scale), y.dtype)
-    return y
-
-
-def _widest(values: np.ndarray, *, whole: bool) -> tuple[int, float]:
-    """Returns the rank at the widest gap of a spectrum, and the gap.
-
-    The leading values stand far above the rest (all images share a mean), and the last
-    few of a partial sketch fall off by themselves: neither is a sign of rank.
-    """
-    ratios = values[:-1] / values[1:]
-    ratios[: min(2, len(ratios) - 1)] = 1.0
-    # Gates need more units than images, so a rank near the limit is none.
-    ratios[-max(len(ratios) // (3 if whole else 16), 4) :] = 1.0
-    widest = int(np.argmax(ratios))
-    return widest + 1, float(ratios[widest])
-
-
-def _spectrum(g: Array, key: Array, size: int) -> np.ndarray:
-    """Approximate singular values from one random sketch."""
-    sketch = jax.random.normal(key, (g.shape[1], size), g.dtype)
-    y = np.asarray(_sketched(g, sketch), np.float64) / np.sqrt(size)
-    values = np.linalg.eigvalsh(y.T @ y)[::-1]
-    return np.sqrt(np.maximum(values, values[0] * 1e-16))
-
-
-def factorize(
-    g: Float[Array, "rows columns"], *, key: Array, num_images: int | None = None
-) -> Factors:
-    """Returns the SVD cut at the widest gap of the spectrum, or at `num_images`.
-
-    Randomized (Halko et al., 2011, algorithm 4.4) with two power iterations. The rank
-    is looked for in sketches that grow until the widest gap lies inside one.
-    """
-    limit = min(g.shape)
-    rank = num_images
-    size = min(limit, 128)
-    while rank is None:
-        guess, gap = _widest(_spectrum(g, key, size), whole=size == limit)
-        if gap > 8.0 or size == limit:
-            # Faint gaps are judged on the refined spectrum of a wide basis.
-            rank = guess if gap > 8.0 else None
-            break
-        size = min(limit, 4 * size)
-    basis_size = min(limit, 128 if rank is None else rank + 8)
-    sketch = jax.random.normal(key, (g.shape[1], basis_size), g.dtype)
-    q = _orthonormal(_sketched(g, sketch))
-    for _ in range(2):
-        q = _orthonormal(_powered(g, q))
-    small = np.asarray(_products(q, g), np.float64)
-    squares, vectors = np.linalg.eigh(small @ small.T)
-    values = np.sqrt(np.maximum(squares[::-1], squares[-1] * 1e-16))
-    vectors = vectors[:, ::-1]
-    if rank is None:
-        rank, _ = _widest(values, whole=basis_size == limit)
-    rank = min(rank, basis_size)
-    gap = float(values[rank - 1] / values[rank]) if rank < basis_size else 1.0
-    left = _mm(q, jnp.asarray(vectors[:, :rank], g.dtype))
-    right = (vectors[:, :rank] / values[:rank]).T @ small
-    return Factors(left, values, jnp.asarray(right, g.dtype), gap)
-
-
-def count_inputs(change: Float[Array, "d units"], *, key: Array) -> int | None:
-    """Returns how many images span the change of the first layer's kernel.
-
-    Its gradients are outer products with the images, whatever the features do, so its
-    rank is their number even where that of the gates is lost. None if the rank is not
-    clear: more images than pixels or units, or images that depend on each other.
-    """
-    factors = factorize(change, key=key)
-    return factors.right.shape[0] if factors.gap > CLEAR_GAP else None
 
 
 class _Columns(NamedTuple):
@@ -297,18 +178,24 @@ def _settle(
     def project(_, s):
         return (_mm(_mm(s, space.affine.T), space.affine) > 0.5).astype(z.dtype)
 
-    rows = (state[2] > 0).astype(z.dtype)
-    rows = jax.lax.fori_loop(0, 6, project, rows)
+    # The fixed point drifts off rows whose kurtosis is not typical: what the start
+    # itself projects to is tried beside it.
+    both = jnp.concatenate([(state[2] > 0).astype(z.dtype), gates])
+    both = jax.lax.fori_loop(0, 6, project, both)
 
     def distance(s):
         inside = jnp.sum(_mm(s, space.basis.T) ** 2, axis=1)
         norm = jnp.maximum(jnp.sum(s, axis=1), 1.0)
         return jnp.maximum(1.0 - inside / norm, 0.0)
 
-    straight, flipped = distance(rows), distance(1.0 - rows)
+    straight, flipped = distance(both), distance(1.0 - both)
     flip = flipped < straight
-    rows = jnp.where(flip[:, None], 1.0 - rows, rows)
-    return rows > 0.5, jnp.where(flip, flipped, straight)
+    both = jnp.where(flip[:, None], 1.0 - both, both)
+    far = jnp.where(flip, flipped, straight)
+    climbed, direct = jnp.split(far, 2)
+    better = direct < climbed
+    rows = jnp.where(better[:, None], *jnp.split(both, 2)[::-1])
+    return rows > 0.5, jnp.where(better, direct, climbed)
 
 
 def _distinct(
@@ -330,6 +217,32 @@ def _distinct(
     for i in np.argsort(residuals, kind="stable"):
         if fresh[i] and all(among[i, j] < same for j in kept):
             kept.append(int(i))
+    return kept
+
+
+def _independent(
+    candidates: Bool[np.ndarray, "b columns"],
+    order: list[int],
+    known: Bool[np.ndarray, "f columns"],
+    factors: Factors,
+) -> list[int]:
+    """Returns those of `order` that no rows before them combine to.
+
+    Rows of images that are nearly alike, a and b, make c + a - b binary for one row c
+    in many: with it in place of another image the rank is reached and wrong.
+    """
+    right = np.asarray(factors.right, np.float64)
+    least = 0.25 / np.sqrt(candidates.shape[1])
+    basis = np.linalg.qr(right @ known.T.astype(np.float64))[0]
+    kept = []
+    for i in order:
+        row = right @ candidates[i].astype(np.float64)
+        rest = row - basis @ (basis.T @ row)
+        if np.linalg.norm(rest) > least * np.linalg.norm(row):
+            kept.append(i)
+            rest -= basis @ (basis.T @ rest)
+            rest /= np.linalg.norm(rest)
+            basis = np.concatenate([basis, rest[:, None]], axis=1)
     return kept
 
 
@@ -374,6 +287,7 @@ def find_gate_rows(
     num_starts: int,
     max_rounds: int,
     auxiliary: Float[Array, "k d"] | None = None,
+    known: GateRows | None = None,
 ) -> GateRows:
     """Collects gate rows over rounds of random starts until the rank is reached.
 
@@ -393,11 +307,14 @@ def find_gate_rows(
       num_starts: starts per round.
       max_rounds: rounds at most; three in a row without a new row end the search.
       auxiliary: inputs of the same domain; taken in the first rounds, none twice.
+      known: rows found before, which are kept.
     """
     rank, columns = factors.right.shape
     dtype = factors.right.dtype
     rows = np.zeros((0, columns), bool)
     residuals = np.zeros(0)
+    if known is not None:
+        rows, residuals = known.rows, known.residuals
     idle = used = 0
     spare = auxiliary
     row_space = _row_space(factors)
@@ -425,7 +342,7 @@ def find_gate_rows(
         good = np.flatnonzero(distance < tolerance)
         candidates = np.asarray(found)[good]
         new = _distinct(candidates, distance[good], rows, same=same)
-        new = new[: rank - len(rows)]
+        new = _independent(candidates, new, rows, factors)[: rank - len(rows)]
         rows = np.concatenate([rows, candidates[new]])
         residuals = np.concatenate([residuals, distance[good][new]])
         used += 1

@@ -29,7 +29,9 @@ from jaxtyping import Array, Bool, Float
 from ntk_privacy import _checks, _linalg, _loop, _tree
 from ntk_privacy._types import ApplyFn, Callback, Params
 from ntk_privacy.kernels import stationarity
+from ntk_privacy.models import fitting
 from ntk_privacy.models.mlp import MLP
+from ntk_privacy.reconstruction import evidence, judging
 from ntk_privacy.reconstruction.kkt_step import AttackState as AttackState
 from ntk_privacy.reconstruction.kkt_step import Problem, Step
 from ntk_privacy.reconstruction.projection import coordinates, project
@@ -40,6 +42,7 @@ from ntk_privacy.reconstruction.settings import REPLAYED as REPLAYED
 from ntk_privacy.reconstruction.settings import STANDARD as STANDARD
 from ntk_privacy.reconstruction.settings import Settings as Settings
 from ntk_privacy.reconstruction.settings import parse_points as parse_points
+from ntk_privacy.reconstruction.verdict import Verdict
 
 __all__ = [
     "FAST",
@@ -59,16 +62,36 @@ __all__ = [
 
 
 class Reconstruction(NamedTuple):
-    """images: candidates, mean-subtracted like the training set. duals: multipliers,
-    one set per point. losses: before every step of this call, without the box penalty.
-    state: to continue from. nonfinite: the loss became NaN or infinite.
-    """  # noqa: D205
+    """What a search found, and whether that is anything.
+
+    Attributes:
+      images: candidates, mean-subtracted like the training set.
+      duals: multipliers, one set per point.
+      losses: before every step of this call, without the box penalty.
+      state: to continue from.
+      nonfinite: the loss became NaN or infinite.
+      verdict: what the evidence says of all images together (`judging.of_search`).
+      contributions: share of the squared change that no other candidate makes up for,
+        one per image; near 0 for images that explain nothing or that are there twice.
+    """
 
     images: Float[Array, "m h w d"]
     duals: Float[Array, "q m c"]
     losses: Float[Array, " steps"]
     state: AttackState
     nonfinite: bool
+    verdict: Verdict
+    contributions: Float[np.ndarray, " m"]
+
+
+class _Judged(NamedTuple):
+    """What the images will be judged by: the parameters as they were given."""
+
+    params_0: Params
+    params_t: Params
+    features: tuple[Params, ...] | None
+    points: tuple[float, ...]
+    bounds: tuple[Any, Any]
 
 
 class Attack(NamedTuple):
@@ -78,6 +101,7 @@ class Attack(NamedTuple):
     problem: Problem
     state: AttackState
     image_shape: tuple[int, int, int]
+    judged: _Judged
 
 
 def prepare(
@@ -101,17 +125,8 @@ def prepare(
 
     Args and Raises: see `reconstruct`.
     """
-    _checks.same_structure("params_0", params_0, "params_t", params_t)
-    _checks.finite(params_0=params_0, params_t=params_t)
-    _checks.differ("params_0", params_0, "params_t", params_t)
     _checks.at_least(1, num_images=num_images)
     points = parse_points(points)
-    for i, params in enumerate(features or ()):
-        _checks.same_structure("params_0", params_0, f"features[{i}]", params)
-        _checks.finite(**{f"features[{i}]": params})
-    if features is not None and not features:
-        raise ValueError("features=() is empty: give at least one point, or None.")
-    q = len(features or points)
     is_mlp = isinstance(network, MLP)
     if not is_mlp and (
         settings.form == "kernel" or settings.project or not settings.first_layer
@@ -123,12 +138,27 @@ def prepare(
         )
     pixels = int(np.prod(image_shape))
     c = network.num_outputs if is_mlp else num_outputs
-    if is_mlp and params_0["Dense_0"]["kernel"].shape[0] != pixels:
-        raise ValueError(
-            f"image_shape={tuple(image_shape)} has {pixels} pixels, the network takes "
-            f"{params_0['Dense_0']['kernel'].shape[0]}: give the shape it was "
-            "trained on."
-        )
+    given = {"params_0": params_0, "params_t": params_t}
+    given |= {f"features[{i}]": params for i, params in enumerate(features or ())}
+    if features is not None and not features:
+        raise ValueError("features=() is empty: give at least one point, or None.")
+    for name, params in given.items():
+        if is_mlp:
+            given[name] = fitting.mlp_params(
+                network, params, image_shape=image_shape, name=name
+            )
+        else:
+            fitting.check_apply_fn(
+                network, params, image_shape=image_shape, num_outputs=c, name=name
+            )
+            _checks.full_precision(**{name: params})
+        _checks.same_structure("params_0", given["params_0"], name, given[name])
+        _checks.finite(**{name: given[name]})
+    params_0, params_t, *rest = given.values()
+    features = tuple(rest) or None
+    _checks.differ("params_0", params_0, "params_t", params_t)
+    q = len(features or points)
+    judged = _Judged(params_0, params_t, features, points, bounds)
     for name, array, shape in (
         ("initial_images", initial_images, (num_images, *image_shape)),
         ("initial_duals", initial_duals, (q, num_images, c)),
@@ -147,7 +177,7 @@ def prepare(
     elif basis is not None:
         features = [coordinates(params, basis) for params in features]
     problem = _constants(
-        params_0, params_t, basis, tuple(features), settings, bounds, pixels
+        params_0, params_t, basis, tuple(features), settings, bounds, image_shape
     )
     m, r = num_images, pixels if basis is None else basis.shape[1]
     dtype = problem.squared_norm.dtype
@@ -176,7 +206,7 @@ def prepare(
     problem = problem._replace(movable=movable, init=(latents, duals))
     opt_state = step.optimizer.init((latents, duals))
     state = AttackState(latents, duals, opt_state)
-    return Attack(step, problem, state, tuple(image_shape))
+    return Attack(step, problem, state, tuple(image_shape), judged)
 
 
 def run(
@@ -214,12 +244,33 @@ def run(
     history = np.concatenate(losses) if losses else np.zeros(0, state.latents.dtype)
     m, c = state.duals.shape[1:]
     pixels = attack.step.pixels(state.latents, attack.problem)
+    images, duals = pixels.reshape(m, *attack.image_shape), state.duals / (m * c)
+    # Of an earlier call too: a search that was lost stays so.
+    lost = not bool(np.isfinite(history).all() and jnp.isfinite(state.latents).all())
+    found = None if lost else _evidence(attack, images, duals)
     return Reconstruction(
-        images=pixels.reshape(m, *attack.image_shape),
-        duals=state.duals / (m * c),
+        images=images,
+        duals=duals,
         losses=jnp.asarray(history),
         state=state,
         nonfinite=not bool(np.isfinite(history).all()),
+        verdict=judging.of_search(found),
+        contributions=np.zeros(m) if found is None else found.contributions,
+    )
+
+
+def _evidence(attack: Attack, images, duals) -> evidence.Evidence | None:
+    judged = attack.judged
+    features = judged.features or stationarity.features(
+        judged.params_0, judged.params_t, judged.points
+    )
+    return evidence.measure(
+        attack.step.network,
+        features,
+        _tree.sub(judged.params_t, judged.params_0),
+        images,
+        duals,
+        bounds=judged.bounds,
     )
 
 
@@ -295,7 +346,8 @@ def reconstruct(
     return run(attack, chunk=chunk, callback=callback)
 
 
-def _constants(params_0, params_t, basis, features, settings, bounds, pixels):
+def _constants(params_0, params_t, basis, features, settings, bounds, image_shape):
+    pixels = int(np.prod(image_shape))
     change = _tree.sub(params_t, params_0)
     # With one hidden layer the others alone would be too few.
     if not settings.first_layer and len(change) > 2:
@@ -306,7 +358,8 @@ def _constants(params_0, params_t, basis, features, settings, bounds, pixels):
         eps = float(jnp.finfo(dtype).eps)
         change = stationarity.factor(change, tolerance=10 * eps)
     low, high = (np.atleast_1d(np.asarray(bound, dtype)) for bound in bounds)
-    if low.shape != high.shape or pixels % low.size or not (low < high).all():
+    by_channel = low.shape == high.shape and low.shape in ((1,), (image_shape[-1],))
+    if not (by_channel and (low < high).all()):
         raise ValueError(
             f"bounds={tuple(bounds)}: give the smallest and the largest intensity, one "
             "number each or one per channel, the smallest first."

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 __all__ = [
     "Decoded",
+    "Decoding",
     "Layers",
     "activations_of",
     "extend",
@@ -59,6 +60,29 @@ class Decoded(NamedTuple):
     gates: np.ndarray
     forward_residuals: np.ndarray
     span_residuals: np.ndarray
+
+
+class Decoding(NamedTuple):
+    """What `algebraic.reconstruct` makes its result of.
+
+    Attributes:
+      layers: with the features that were used.
+      decoded: images and what they were decoded from, guesses last.
+      residuals: one per image.
+      tolerance: on the residuals: below it an image is consistent with itself.
+      rank, gap: of the decoded layer.
+      rounds: of starts.
+      guessed: how many of the images are guesses.
+    """
+
+    layers: Layers
+    decoded: Decoded
+    residuals: np.ndarray
+    tolerance: float
+    rank: int
+    gap: float
+    rounds: int
+    guessed: int = 0
 
 
 @jax.jit

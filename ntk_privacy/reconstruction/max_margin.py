@@ -28,12 +28,15 @@ from ntk_privacy import _checks, _loop, _tree
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.kernels import structured
+from ntk_privacy.models import fitting
 from ntk_privacy.models.mlp import MLP
+from ntk_privacy.reconstruction import max_margin_verdict
 from ntk_privacy.reconstruction.max_margin_settings import RELEASED as RELEASED
 from ntk_privacy.reconstruction.max_margin_settings import Settings as Settings
 from ntk_privacy.reconstruction.max_margin_settings import (
     random_settings as random_settings,
 )
+from ntk_privacy.reconstruction.verdict import Verdict
 from ntk_privacy.training import logistic
 from ntk_privacy.training.logistic import init_params as init_params
 from ntk_privacy.training.logistic import network as network
@@ -136,11 +139,18 @@ class AttackState(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """images: candidates, less the mean image like the training set. lambdas: their
-    multipliers times m, as the paper scales them. labels: -1 or +1, fixed. losses:
-    before every epoch of this call. state: to continue from. nonfinite: the search
-    overflowed; its last finite state is returned.
-    """  # noqa: D205
+    """What a search found, and whether that is anything.
+
+    Attributes:
+      images: candidates, less the mean image like the training set.
+      lambdas: their multipliers times m, as the paper scales them.
+      labels: -1 or +1, fixed.
+      losses: before every epoch of this call.
+      state: to continue from.
+      nonfinite: the search overflowed; its last finite state is returned.
+      verdict: what the evidence says of all images together.
+      contributions: of each image to the share of the weights that is explained.
+    """
 
     images: Float[Array, "m h w d"]
     lambdas: Float[Array, " m"]
@@ -148,6 +158,8 @@ class Reconstruction(NamedTuple):
     losses: Float[Array, " epochs"]
     state: AttackState
     nonfinite: bool
+    verdict: Verdict
+    contributions: Float[np.ndarray, " m"]
 
 
 class _Problem(NamedTuple):
@@ -262,17 +274,13 @@ def prepare(
     Args and Raises: see `reconstruct`.
     """
     logistic.single_output(model)
+    params = fitting.mlp_params(model, params, image_shape=image_shape)
     _checks.finite(params=params)
+    _checks.full_precision(params=params)
     if num_images < 2 or num_images % 2:
         raise ValueError(
             f"num_images={num_images} must be even and at least 2: half of the "
             "candidates have the label -1, half +1."
-        )
-    pixels, fan_in = int(np.prod(image_shape)), params["Dense_0"]["kernel"].shape[0]
-    if fan_in != pixels:
-        raise ValueError(
-            f"image_shape={tuple(image_shape)} has {pixels} pixels, the network takes "
-            f"{fan_in}: give the shape it was trained on."
         )
     dtype = params["Dense_0"]["kernel"].dtype
     key_images, key_lambdas = jax.random.split(key)
@@ -326,13 +334,23 @@ def run(
         callback=after_chunk,
     )
     history = np.concatenate(losses) if losses else np.zeros(0, state.images.dtype)
+    lost = not bool(np.isfinite(history).all() and jnp.isfinite(state.images).all())
+    problem, found = attack.problem, None
+    if not lost:
+        found = max_margin_verdict.measure(
+            attack.step.model, problem.params, state.images, problem.labels
+        )
     return Reconstruction(
         images=state.images,
         lambdas=state.lambdas,
-        labels=attack.problem.labels,
+        labels=problem.labels,
         losses=jnp.asarray(history),
         state=state,
         nonfinite=not bool(np.isfinite(history).all()),
+        verdict=max_margin_verdict.judge(found),
+        contributions=(
+            np.zeros(len(problem.labels)) if found is None else found.contributions
+        ),
     )
 
 

@@ -21,7 +21,9 @@ from jaxtyping import Array, Float
 from ntk_privacy import _checks, _tree
 from ntk_privacy._types import Params
 from ntk_privacy.kernels import structured
-from ntk_privacy.models import MLP
+from ntk_privacy.models import MLP, fitting
+from ntk_privacy.reconstruction import judging
+from ntk_privacy.reconstruction.verdict import Verdict
 from ntk_privacy.training import subspace, train
 
 __all__ = ["Replay", "replay"]
@@ -35,11 +37,13 @@ class Replay(NamedTuple):
         params_0, the last params_t.
       miss: distance of the replayed end from params_t, over the change's norm.
       steps: after which the replay came nearest to params_t.
+      verdict: what that distance says of the images; 1 - miss^2 is `explained`.
     """
 
     features: tuple[Params, ...]
     miss: float
     steps: int
+    verdict: Verdict
 
 
 class _Point(NamedTuple):
@@ -125,6 +129,17 @@ def replay(
     _checks.at_least(1, max_steps=max_steps, chunk=chunk)
     _checks.positive(stop_loss=stop_loss)
     _checks.same_length(images=images, labels=labels)
+    params_0, params_t = (
+        fitting.mlp_params(model, params, image_shape=images.shape[1:], name=name)
+        for name, params in (("params_0", params_0), ("params_t", params_t))
+    )
+    _checks.finite(params_0=params_0, params_t=params_t)
+    _checks.finite_data(images=images, labels=labels)
+    if labels.shape[1] != model.num_outputs:
+        raise ValueError(
+            f"labels have {labels.shape[1]} columns, the network has "
+            f"{model.num_outputs} outputs: give one column per output."
+        )
     whole = float(jnp.sqrt(_tree.squared_norm(_tree.sub(params_t, params_0))))
     if not whole > 0:
         raise ValueError(
@@ -182,7 +197,8 @@ def replay(
         # What the end misses, in proportion to the length.
         features.append(_plus(small.restore(params), miss, length / nearest.length))
     distance = float(jnp.sqrt(_tree.squared_norm(miss))) / whole
-    return Replay((*features, params_t), distance, steps)
+    verdict = judging.of_replay(distance)
+    return Replay((*features, params_t), distance, steps, verdict)
 
 
 def _flow(model, params_0, images, labels) -> optax.GradientTransformation:

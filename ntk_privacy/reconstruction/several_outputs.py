@@ -1,38 +1,26 @@
 """Decoding a network with several outputs: gated rows in place of gates."""
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from ntk_privacy.reconstruction import gated_rows, layer_inversion
-from ntk_privacy.reconstruction import gates as gates_lib
+from ntk_privacy.reconstruction import gated_rows, layer_inversion, low_rank
 
-__all__ = ["Decoding", "decode"]
-
-
-class Decoding(NamedTuple):
-    """What `algebraic.reconstruct` makes its result of."""
-
-    decoded: layer_inversion.Decoded
-    residuals: np.ndarray
-    tolerance: float
-    rank: int
-    gap: float
-    rounds: int
+__all__ = ["decode"]
 
 
 def decode(
     layers: layer_inversion.Layers,
-    key,
+    key: Array,
     *,
     num_images: int | None,
-    auxiliary,
+    auxiliary: Float[Array, "k d"] | None,
     num_starts: int | None,
     max_rounds: int,
-) -> Decoding:
+) -> layer_inversion.Decoding:
     r"""Decodes images from $\Delta W_2 = \sum_i a_{1,i} (s_i \circ W_3 \alpha_i)^\top$.
 
     The row of an image is found up to its scale, which the change of the bias gives:
@@ -43,12 +31,13 @@ def decode(
       layers: of the network, at the initial features.
       key: typed key.
       num_images: N; None reads it from the rank.
-      auxiliary: images of the same domain, flat or not, or None.
+      auxiliary: images of the same domain, flat, or None.
       num_starts: per round, by default 2 N within 64 and 256.
       max_rounds: at most.
 
     Raises:
-      ValueError: a rank that noise hides, or too few units for it.
+      RankHiddenError: the rank cannot be told from noise.
+      ValueError: too few units for it.
     """
     key_rank, key_rows, key_span = jax.random.split(key, 3)
     dtype = layers.kernels[0].dtype
@@ -56,31 +45,24 @@ def decode(
     change = np.concatenate(
         [layers.kernel_changes[last], layers.bias_changes[last][None]]
     )
-    factors = gates_lib.factorize(
+    factors = low_rank.factorize(
         jnp.asarray(change, dtype), key=key_rank, num_images=num_images
     )
     first_change = jnp.asarray(layers.kernel_changes[0], dtype)
-    if num_images is None and factors.gap <= gates_lib.CLEAR_GAP:
-        num_images = gates_lib.count_inputs(
+    if num_images is None and factors.gap <= low_rank.CLEAR_GAP:
+        num_images = low_rank.count_inputs(
             first_change, key=jax.random.fold_in(key_rank, 1)
         )
         if num_images is not None:
-            factors = gates_lib.factorize(
+            factors = low_rank.factorize(
                 jnp.asarray(change, dtype), key=key_rank, num_images=num_images
             )
     rank = factors.right.shape[0]
     if num_images is None and factors.gap < 2.0:
-        raise ValueError(
-            f"The widest gap in the singular values is {factors.gap:.2f}, after {rank} "
-            f"of {change.shape[1]}: the rank cannot be told from noise; give "
-            "num_images if it is known, else use reconstruction.kkt.reconstruct."
-        )
+        raise low_rank.RankHiddenError(factors.gap, rank, change.shape[1])
     kernels = [jnp.asarray(k, dtype) for k in layers.kernels[: last + 1]]
     biases = [jnp.asarray(b, dtype) for b in layers.biases[: last + 1]]
 
-    flat = None
-    if auxiliary is not None:
-        flat = jnp.asarray(auxiliary, dtype).reshape(len(auxiliary), -1)
     found = gated_rows.find_gated_rows(
         factors,
         functools.partial(layer_inversion.activations_of, kernels[:-1], biases[:-1]),
@@ -90,11 +72,11 @@ def decode(
         tolerance=float(np.clip(4.0 / factors.gap, 1e-4, 0.1)),
         num_starts=num_starts or int(np.clip(2 * rank, 64, 256)),
         max_rounds=max_rounds,
-        auxiliary=flat,
+        auxiliary=auxiliary,
     )
     span = None
     if 2 * rank < len(first_change):
-        left = gates_lib.factorize(first_change, key=key_span, num_images=rank).left
+        left = low_rank.factorize(first_change, key=key_span, num_images=rank).left
         span = np.asarray(left, np.float64)
     decoded = layer_inversion.peel(
         layers, found.rows, np.arange(change.shape[1]), span=span, dtype=dtype
@@ -119,7 +101,8 @@ def decode(
         axis=0,
         initial=0.0,
     )
-    return Decoding(
+    return layer_inversion.Decoding(
+        layers,
         decoded._replace(duals=duals),
         np.where(np.isfinite(residuals), residuals, np.inf),
         float(np.clip(2.0 / factors.gap, 1e-2, 0.35)),

@@ -64,7 +64,7 @@ def curve(
     )
     low = min([threshold / 3, *drawable]) / 3
     high = max([threshold, *drawable]) * 3
-    longest = max(len(v) for v in sorted_curves.values())
+    longest = max(1, *(len(v) for v in sorted_curves.values()))
     with rc_context({"font.size": 11, "axes.spines.top": False}):
         figure = Figure(figsize=(7.2, 4.6), layout="constrained")
         axes = figure.add_subplot()
@@ -89,7 +89,8 @@ def curve(
             )
         axes.set_yscale("log")
         axes.set_ylim(low, high)
-        axes.set_xlim(*((0.5, longest + 0.5) if longest <= 100 else (1, longest)))
+        last = longest + 0.5 if longest <= 100 else longest
+        axes.set_xlim(0.5 if longest <= 100 else 1, max(last, 1.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("training image, sorted by distance (rank)")
         axes.set_ylabel("squared L2 distance (intensity²)")
@@ -142,8 +143,10 @@ def scatter(
                 marker="os^Dv*"[i % 6],
                 label=label,
             )
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        if any(len(drawn.get_offsets()) for drawn in axes.collections):
+            # Without a point there is no scale.
+            axes.set_xscale("log")
+            axes.set_yscale("log")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.set_title(title, fontsize=12)
@@ -190,6 +193,8 @@ def gallery(
 ) -> None:
     """Draws training images above their reconstructions, worst to best.
 
+    Of no pair the figure is its title and "nothing was reconstructed".
+
     Args:
       images: one row per pair, less the mean (intensity).
       reconstructions: row for row the partners of `images`; NaN pixels are black.
@@ -203,12 +208,18 @@ def gallery(
       title: above the figure.
 
     Raises:
-      ValueError: lengths differ, or there is no pair.
+      ValueError: lengths differ.
     """
     _checks.same_length(
         images=images, reconstructions=reconstructions, distances=distances, psnr=psnr
     )
-    _checks.at_least(1, num_pairs=len(images), max_columns=max_columns)
+    _checks.at_least(1, max_columns=max_columns)
+    if not len(images):
+        figure = Figure(figsize=(5.0, 0.8))
+        told = f"{title}\nnothing was reconstructed"
+        figure.text(0.5, 0.5, told, ha="center", va="center", fontsize=9)
+        _save(figure, path)
+        return
     worst_first = np.argsort(
         -np.nan_to_num(np.asarray(distances), nan=np.inf), kind="stable"
     )

@@ -78,15 +78,26 @@ class _Adversarial:
     num_steps: int = 10
 
     def __post_init__(self):
-        _checks.positive(eps=self.eps)
+        if not 0 < self.eps <= 1:
+            told = f"such as eps={self.eps:g}/255" if self.eps > 1 else "above 0"
+            raise ValueError(
+                f"eps={self.eps} must lie in (0, 1], for intensities do: give a share "
+                f"of them, {told}."
+            )
         _checks.at_least(1, num_steps=self.num_steps)
         if self.step is not None:
             _checks.positive(step=self.step)
         _checks.same_length(mean=self.mean, deviation=self.deviation)
-        for value in self.deviation:
+        for centre, value in zip(self.mean, self.deviation, strict=True):
+            _checks.in_range(0, 1, mean=centre)
             _checks.positive(deviation=value)
 
     def _attack(self, loss_fn, x, start):
+        if len(self.mean) != x.shape[-1]:
+            raise ValueError(
+                f"mean has {len(self.mean)} entries for images of {x.shape[-1]} "
+                "channels: give one of each per channel."
+            )
         return attacked(
             loss_fn,
             x,
@@ -109,22 +120,34 @@ class PGD(_Adversarial):
       eps: radius of the l_inf ball, in intensity.
       step: of the attack, in intensity; 2.5 eps over the number of steps if None.
       num_steps: of the attack, from a random point of the ball.
+      share: of the batch that is attacked, its first images, which are random; the
+        others stay clean. The counterpart of `squeeze.Regularized.share`.
 
     Raises:
       ValueError: a number is out of range.
     """
 
+    share: _checks.Number = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        _checks.positive(share=self.share)
+        _checks.in_range(0, 1, share=self.share)
+
     def __call__(self, model, params, stats, x, labels, key):
         """See `squeeze.BatchLoss`."""
+        seen = max(1, round(self.share * len(x)))
+        few = x[:seen]
 
         def loss(images):
             return jnp.sum(
-                cross_entropies(model.eval_fn(params, stats, images), labels)
+                cross_entropies(model.eval_fn(params, stats, images), labels[:seen])
             )
 
         scale = jnp.asarray(self.eps, x.dtype) / jnp.asarray(self.deviation, x.dtype)
-        noise = jax.random.uniform(key, x.shape, x.dtype, -1, 1)
-        images = self._attack(loss, x, x + noise * scale[None, None, None])
+        noise = jax.random.uniform(key, few.shape, x.dtype, -1, 1)
+        moved = self._attack(loss, few, few + noise * scale[None, None, None])
+        images = jnp.concatenate([moved, x[seen:]])
         logits, after = model.train_fn(params, stats, images)
         return jnp.mean(cross_entropies(logits, labels)), after
 

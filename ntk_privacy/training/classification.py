@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks, _loop
+from ntk_privacy import _checks, _class_checks, _loop
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
 from ntk_privacy.models.convnet import Classifier
@@ -171,9 +171,10 @@ def train(
       callback: `(steps, state, metrics)` after each chunk.
 
     Raises:
-      ValueError: lengths differ or a number is out of range.
+      ValueError: images or labels are none, a label has no output, lengths differ or a
+        number is out of range.
     """
-    _checks.same_length(x_train=x_train, labels=labels)
+    _class_checks.labelled(model, x_train, labels, names=("x_train", "labels"))
     _checks.at_least(1, batch_size=batch_size)
     _checks.at_least(0, num_epochs=num_epochs, weight_decay=weight_decay)
     _checks.positive(learning_rate=learning_rate)
@@ -198,7 +199,7 @@ def train(
         parallel,
         regularize,
     )
-    data = _Data(x, labels.astype(jnp.int32), jax.random.key_data(pairs[:, 1]))
+    data = _Data(x, jnp.asarray(labels, jnp.int32), jax.random.key_data(pairs[:, 1]))
     state, _ = _loop.run(
         step,
         state,
@@ -265,8 +266,12 @@ def predict(
       x: normalised images, not augmented.
       model: of the networks.
       batch_size: images of a pass.
+
+    Raises:
+      ValueError: there are no images, or they are bytes, NaN or infinite.
     """
     _checks.at_least(1, batch_size=batch_size)
+    _class_checks.images(x=x)
     chunks = [
         np.asarray(_predict(model, params, jnp.asarray(x[i : i + batch_size])))
         for i in range(0, len(x), batch_size)

@@ -6,6 +6,11 @@ Jacobian, $\theta - \theta_0 = J^T \alpha$, and acts on each eigenvalue of
 $K_0 = J J^T = V \Lambda V^T$ alone: $\alpha = V s(\Lambda) V^T (y - f_0)$ with a scalar
 gain $s(\lambda)$. One eigendecomposition replaces all iterations.
 
+Where $\lambda = 0$ (an image twice, more outputs than parameters) nothing that training
+does shows: the labels keep their part there for good, and the duals, which steps
+would let grow without effect on a parameter, are 0 there: the shortest of those that
+give these parameters.
+
 Source: Loo et al., ICLR 2024 (arXiv:2302.01428), section 3; Lee et al., NeurIPS 2019.
 """
 
@@ -14,6 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_privacy import _checks, _tree
@@ -38,12 +44,16 @@ __all__ = [
 Gain = Callable[[Float[Array, " m"]], Float[Array, " m"]]
 """Scalar gain s(lambda): the duals in the eigenbasis per unit of initial residual."""
 
+# Of eigenvalues, in roundings of the largest entry times sqrt(m): more outputs than
+# parameters leave up to 0.04 in float32, digits without duplicates start at 8000.
+_NULL = 4.0
+
 
 class Spectrum(NamedTuple):
     """Eigendecomposition of K_0 over all n c outputs, and the initial residual.
 
-    eigenvalues: ascending, floored at 0. eigenvectors: columns. coefficients: of
-    y - f_0 in the eigenbasis. num_outputs: c.
+    eigenvalues: ascending; those that rounding of the kernel could have made are 0.
+    eigenvectors: columns. coefficients: of y - f_0 in the eigenbasis. num_outputs: c.
     """
 
     eigenvalues: Float[Array, " m"]
@@ -57,15 +67,18 @@ def decompose(
     fx_train_0: Float[Array, "n c"],
     y_train: Float[Array, "n c"],
 ) -> Spectrum:
-    """Decomposes the full kernel of the training images.
+    """Decomposes the full kernel of the training images, on the host in float64.
+
+    Eigenvalues below 4 sqrt(m) roundings of the largest entry count as 0.
 
     Args:
-      kernel: NTK with all output blocks (`trace_outputs=False`).
+      kernel: concrete NTK with all output blocks (`trace_outputs=False`).
       fx_train_0: outputs at initialisation.
       y_train: targets.
 
     Raises:
-      ValueError: labels do not have one row per image and one column per output.
+      ValueError: labels do not have one row per image and one column per output, or
+        the kernel is not finite.
     """
     n, c = fx_train_0.shape
     if y_train.shape != (n, c):
@@ -73,10 +86,20 @@ def decompose(
             f"y_train has shape {y_train.shape}, the outputs have {(n, c)}: give one "
             "row per image and one column per output."
         )
-    square = kernel.transpose(0, 2, 1, 3).reshape(n * c, n * c)
-    values, vectors = jnp.linalg.eigh(0.5 * (square + square.T))
-    coefficients = matmul(vectors.T, (y_train - fx_train_0).reshape(-1, 1))[:, 0]
-    return Spectrum(jnp.maximum(values, 0), vectors, coefficients, c)
+    dtype = kernel.dtype
+    square = np.asarray(kernel, np.float64).transpose(0, 2, 1, 3).reshape(n * c, n * c)
+    if not np.isfinite(square).all():
+        raise ValueError(
+            "kernel has NaN or infinite entries: look at the images and parameters it "
+            "was made of."
+        )
+    values, vectors = np.linalg.eigh(0.5 * (square + square.T))
+    scale = np.finfo(dtype).eps * np.sqrt(n * c) * np.diag(square).max()
+    values[values <= _NULL * scale] = 0
+    change = np.asarray(y_train, np.float64) - np.asarray(fx_train_0, np.float64)
+    coefficients = vectors.T @ change.reshape(-1)
+    arrays = (jnp.asarray(v, dtype) for v in (values, vectors, coefficients))
+    return Spectrum(*arrays, c)
 
 
 def gradient_flow(time: float | Float[Array, ""]) -> Gain:
@@ -88,12 +111,11 @@ def gradient_flow(time: float | Float[Array, ""]) -> Gain:
 
     def gain(eigenvalues):
         t = jnp.asarray(time, eigenvalues.dtype)
-        # Rounding leaves null directions an eigenvalue of either size below eps:
-        # at t = inf they would blow up where exact arithmetic has no component.
-        floor = jnp.finfo(eigenvalues.dtype).eps * jnp.max(eigenvalues)
-        safe = jnp.maximum(eigenvalues, floor)
+        moves = eigenvalues > 0
+        safe = jnp.where(moves, eigenvalues, 1)
+        # At t = inf and eigenvalue 0 there is no product; the gain is t, as before.
         exponent = jnp.where(jnp.isinf(t), jnp.inf, safe * t)
-        return -jnp.expm1(-exponent) / safe
+        return jnp.where(moves, -jnp.expm1(-exponent) / safe, t)
 
     return gain
 
@@ -160,31 +182,43 @@ def gradient_descent(
     return gain
 
 
+def _gains(spectrum: Spectrum, gain: Gain) -> tuple[Array, Array]:
+    """Returns the gains, 0 in null directions, and the share of the residual left."""
+    values = spectrum.eigenvalues
+    moves = values > 0
+    gains = jnp.where(moves, gain(jnp.where(moves, values, 1)), 0)
+    return gains, 1 - values * gains
+
+
 def residuals(spectrum: Spectrum, gain: Gain) -> Float[Array, "n c"]:
     """Returns y - f on the training images after training with `gain`."""
-    left = 1 - spectrum.eigenvalues * gain(spectrum.eigenvalues)
+    _, left = _gains(spectrum, gain)
     flat = matmul(spectrum.eigenvectors, (left * spectrum.coefficients)[:, None])
     return flat.reshape(-1, spectrum.num_outputs)
 
 
 def duals(spectrum: Spectrum, gain: Gain) -> Float[Array, "n c"]:
-    """Returns alpha, with theta - theta_0 = sum_i,c alpha_i^c grad f_0^c(x_i)."""
-    scaled = gain(spectrum.eigenvalues) * spectrum.coefficients
-    flat = matmul(spectrum.eigenvectors, scaled[:, None])
+    """Returns alpha, with theta - theta_0 = sum_i,c alpha_i^c grad f_0^c(x_i).
+
+    The shortest such alpha: where the kernel is singular others do the same.
+    """
+    gains, _ = _gains(spectrum, gain)
+    flat = matmul(spectrum.eigenvectors, (gains * spectrum.coefficients)[:, None])
     return flat.reshape(-1, spectrum.num_outputs)
 
 
 def loss_at(spectrum: Spectrum, gain: Gain) -> Float[Array, ""]:
     """Returns the mean over images and outputs of (y - f)^2 / 2."""
-    left = 1 - spectrum.eigenvalues * gain(spectrum.eigenvalues)
+    _, left = _gains(spectrum, gain)
     return 0.5 * jnp.mean((left * spectrum.coefficients) ** 2)
 
 
 def time_at_loss(spectrum: Spectrum, loss: float) -> Float[Array, ""]:
     """Returns the gradient-flow time at which the mean loss has fallen to `loss`.
 
-    0 if it starts below; inf if a null direction of the kernel keeps it above.
-    By bisection in log time.
+    0 if it starts below; inf if a null direction of the kernel keeps it above, and
+    `loss_at(spectrum, gradient_flow(jnp.inf))` is where it ends. By bisection in log
+    time.
 
     Args:
       spectrum: from `decompose`.
@@ -195,7 +229,8 @@ def time_at_loss(spectrum: Spectrum, loss: float) -> Float[Array, ""]:
     """
     _checks.positive(loss=loss)
     dtype = spectrum.eigenvalues.dtype
-    scale = jnp.max(spectrum.eigenvalues)
+    largest = jnp.max(spectrum.eigenvalues)
+    scale = jnp.where(largest > 0, largest, 1)
 
     def above(log_t):
         decay = jnp.exp(-2 * spectrum.eigenvalues / scale * jnp.exp(log_t))
@@ -225,7 +260,8 @@ def steps_at_loss(
     """Returns the first step of gradient descent with a mean loss below `loss`.
 
     Counts the steps of the scalar recursions, some microseconds each: with momentum the
-    loss oscillates, so no bisection finds the first one. `max_steps` if none is.
+    loss oscillates, so no bisection finds the first one. `max_steps` if none is, at
+    once where null directions of the kernel keep the loss above.
 
     Args:
       spectrum: from `decompose`.
@@ -240,6 +276,8 @@ def steps_at_loss(
     _checks.positive(loss=loss)
     _checks.at_least(1, max_steps=max_steps)
     _check_rates(learning_rate, momentum)
+    if not loss_at(spectrum, gradient_flow(jnp.inf)) < loss:
+        return max_steps
     dtype = spectrum.eigenvalues.dtype
     numbers = (jnp.asarray(v, dtype) for v in (loss, learning_rate, momentum))
     return int(

@@ -86,8 +86,12 @@ def preprocess(
 
     Returns:
       The centred images, and the mean image that was subtracted.
+
+    Raises:
+      ValueError: the images are no floating-point numbers.
     """
     images = np.asarray(images)
+    _checks.floating(images=images)
     mean = images.mean(axis=0, dtype=np.float64).astype(images.dtype)
     return images - mean[None], mean
 
@@ -211,7 +215,8 @@ def train(
     """
     single_output(model)
     _checks.same_length(x_train=x_train, y_train=y_train)
-    _checks.finite(x_train=x_train)
+    _checks.floating(x_train=x_train)
+    _checks.finite_data(x_train=x_train)
     _checks.positive(learning_rate=learning_rate)
     _checks.at_least(0, stop_loss=stop_loss)
     dtype = params_0["Dense_0"]["kernel"].dtype

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from ntk_privacy import _checks, _loop
+from ntk_privacy import _checks, _class_checks, _loop
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import crops
 from ntk_privacy.models.resnet import Stats
@@ -186,6 +186,15 @@ class _Read:
         return state, {"largest": jnp.max(jnp.abs(logits))}
 
 
+def _check_outputs(model: Any, images: Any, wanted: int, name: str) -> None:
+    outputs = _class_checks.num_outputs(model, images.shape[1:])
+    if outputs != wanted:
+        raise ValueError(
+            f"{name}={wanted} but the network has {outputs} outputs: teacher, labels "
+            "and student must have the same classes."
+        )
+
+
 def relabel(
     images: Float[Array, "m h w d"],
     params: Params,
@@ -226,10 +235,13 @@ def relabel(
       callback: `(batches, state, metrics)` after each chunk.
 
     Raises:
-      ValueError: the teacher has no running statistics, a number is out of range, or
-        its logits are too large for half precision.
+      ValueError: the teacher has no running statistics or another number of outputs,
+        images are bytes or not finite, a number is out of range, or its logits are too
+        large for half precision.
     """
     check_model(model)
+    _class_checks.images(images=images)
+    _check_outputs(model, images, num_outputs, "num_outputs")
     if state is None:
         state = init_labels(
             images,
@@ -348,8 +360,8 @@ def post_train(
       callback: `(steps, state, metrics)` after each chunk.
 
     Raises:
-      ValueError: the labels are not whole, not of so many epochs, or a number is out of
-        range.
+      ValueError: the labels are not whole, not of so many epochs or of another number
+        of classes than the student has outputs, or a number is out of range.
     """
     _checks.at_least(1, num_epochs=num_epochs)
     _checks.at_least(0, weight_decay=weight_decay)
@@ -366,6 +378,8 @@ def post_train(
             f"labels has {batches} batches, which are not num_epochs={num_epochs} of "
             f"{len(images)} images: give the number and images that relabel was given."
         )
+    _class_checks.images(images=images)
+    _check_outputs(model, images, labels.logits.shape[-1], "labels of classes")
     x = jnp.asarray(images)
     step = _Step(
         model,

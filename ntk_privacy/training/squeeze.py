@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks, _loop
+from ntk_privacy import _checks, _class_checks, _loop
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import crops
 from ntk_privacy.models.resnet import BatchNormNetwork, Stats
@@ -249,11 +249,11 @@ def train(
       callback: `(steps, state, metrics)` after each chunk.
 
     Raises:
-      ValueError: lengths differ, a number is out of range, or the network has no
-        running statistics.
+      ValueError: images or labels are none, a label has no output, lengths differ, a
+        number is out of range, or the network has no running statistics.
     """
     check_model(model)
-    _checks.same_length(x_train=x_train, labels=labels)
+    _class_checks.labelled(model, x_train, labels, names=("x_train", "labels"))
     _checks.at_least(1, batch_size=batch_size, num_epochs=num_epochs)
     _checks.at_least(
         0, weight_decay=weight_decay, padding=padding, warmup_epochs=warmup_epochs
@@ -277,7 +277,7 @@ def train(
         flip,
     )
     state = init(x, model=model, key=key) if state is None else state
-    data = _Data(x, labels.astype(jnp.int32), jax.random.key_data(key))
+    data = _Data(x, jnp.asarray(labels, jnp.int32), jax.random.key_data(key))
     state, _ = _loop.run(
         step,
         state,
@@ -311,8 +311,12 @@ def predict(
       x: normalised images.
       model: the network.
       batch_size: images of a pass.
+
+    Raises:
+      ValueError: there are no images, or they are bytes, NaN or infinite.
     """
     _checks.at_least(1, batch_size=batch_size)
+    _class_checks.images(x=x)
     parts = [
         np.asarray(_classes(model, params, stats, jnp.asarray(x[i : i + batch_size])))
         for i in range(0, len(x), batch_size)

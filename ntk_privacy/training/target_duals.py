@@ -8,8 +8,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt32
 
+from ntk_privacy import _checks
 from ntk_privacy._types import Callback, KernelFn
 from ntk_privacy.kernels import conjugate_gradients, regression
+from ntk_privacy.training import coincident_targets
 
 __all__ = ["NotConvergedError", "TargetDuals", "check_targets", "target_duals"]
 
@@ -67,13 +69,18 @@ def target_duals(
 
     Raises:
       NotConvergedError: the tolerance is not reached.
-      ValueError: the arguments do not fit, or the kernel is singular.
+      ValueError: the arguments do not fit, the kernel is singular, or the ridge is lost
+        in the kernel's rounding where two images all but coincide in it.
     """
     x, y = jnp.asarray(x_target), jnp.asarray(y_target)
+    _checks.same_length(x_target=x, y_target=y)
+    _checks.finite_data(x_target=x, y_target=y)
+    _checks.at_least(0, diag_reg=diag_reg)
+    _checks.at_least(1, block_size=block_size)
     eps = float(jnp.finfo(y.dtype).eps)
-    if diag_reg <= eps:
-        # Rounding tells duplicates apart, and conjugate gradients would take its word.
-        _refuse_duplicates(x, diag_reg)
+    # Rounding tells duplicates apart, and conjugate gradients would take its word:
+    # whether they converge then is chance.
+    coincident_targets.refuse(kernel_fn, x, diag_reg=diag_reg, block_size=block_size)
     found = conjugate_gradients.solve(
         kernel_fn,
         x,
@@ -136,18 +143,6 @@ def check_targets(
             "target belongs to other images, targets, dtype or diag_reg: compute it "
             f"from these and diag_reg={diag_reg} by target_duals."
         )
-
-
-def _refuse_duplicates(x, diag_reg) -> None:
-    seen: dict[bytes, int] = {}
-    for row, image in enumerate(np.asarray(x)):
-        first = seen.setdefault(image.tobytes(), row)
-        if first != row:
-            raise ValueError(
-                f"The kernel of x_target is singular with diag_reg={diag_reg} (images "
-                f"{first} and {row} coincide): raise diag_reg, such as "
-                f"{regression.larger_ridge(diag_reg)}, or remove duplicate images."
-            )
 
 
 def _checksum(x, y, diag_reg) -> UInt32[Array, ""]:

@@ -22,6 +22,7 @@ __all__ = [
     "full_batch",
     "init",
     "paper_optimizer",
+    "reached",
     "stable_optimizer",
 ]
 
@@ -81,6 +82,20 @@ def paper_optimizer(num_images: int) -> optax.GradientTransformation:
     """The published schedule: N * 2e-7 on the mean loss, momentum 0.9."""
     _checks.at_least(1, num_images=num_images)
     return optax.sgd(num_images * 2e-7, momentum=0.9)
+
+
+def reached(loss: float, asked: float, y_train: Float[Array, "n c"]) -> bool:
+    """Whether a loss measured at parameters is the one that training was asked for.
+
+    Args:
+      loss: mean of (f - y)^2 / 2, of outputs computed anew.
+      asked: the loss asked for; 1% more, and outputs off by 100 roundings of the root
+        mean square target (7e-11 of loss in float32), count as reached.
+      y_train: targets.
+    """
+    y = jnp.asarray(y_train)
+    rounding = 100 * float(jnp.finfo(y.dtype).eps)
+    return loss <= 1.01 * asked + 0.5 * rounding**2 * float(jnp.mean(y**2))
 
 
 class _Data(NamedTuple):
@@ -192,9 +207,12 @@ def full_batch(
       callback: `(steps, state, metrics)` after each chunk.
 
     Raises:
-      ValueError: lengths differ, a number is out of range, or the loss is not finite.
+      ValueError: lengths differ, images or targets are no finite floating-point
+        numbers, a number is out of range, or the loss is not finite.
     """
     _checks.same_length(x_train=x_train, y_train=y_train)
+    _checks.floating(x_train=x_train, y_train=y_train)
+    _checks.finite_data(x_train=x_train, y_train=y_train)
     _checks.positive(stop_loss=stop_loss)
     for level in snapshot_losses:
         _checks.positive(snapshot_loss=level)

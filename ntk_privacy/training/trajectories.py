@@ -23,7 +23,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks, _loop, checkpoint
+from ntk_privacy import _checks, _class_checks, _files, _loop, checkpoint
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
 from ntk_privacy.models.convnet import Classifier
@@ -77,10 +77,16 @@ def _write_manifest(folder, recipe, params, experts) -> None:
     _write(folder / _MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
+def _read_text(path: pathlib.Path) -> bytes:
+    if _files.kind(path) == "missing":
+        raise FileNotFoundError(f"{path} is missing: give a folder that record wrote.")
+    return _files.read(path, most=_files.MAX_TEXT_BYTES, remedy="remove the folder")
+
+
 def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / _MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(_read_text(path))
         _ = int(manifest["recipe"]["num_epochs"]), manifest["recipe"]["model"]
         _ = jnp.dtype(manifest["layout"][0][2]), manifest["experts"].items()
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -152,7 +158,7 @@ def record(
 
     Raises:
       ValueError: the folder has experts of another recipe or a damaged manifest, a
-        number is out of range, or parameters are not finite.
+        label has no output, a number is out of range, or parameters are not finite.
     """
     _checks.at_least(
         1,
@@ -165,7 +171,7 @@ def record(
     _checks.positive(learning_rate=learning_rate)
     _checks.in_range(0, 1, momentum=momentum)
     _checks.at_least(0, weight_decay=weight_decay)
-    _checks.same_length(x_train=x_train, labels=labels)
+    _class_checks.labelled(model, x_train, labels, names=("x_train", "labels"))
     augmentation.check(operations)
     folder = pathlib.Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
@@ -292,11 +298,15 @@ def _train(
 
 def _damage(path: pathlib.Path, checksum: str) -> str:
     """Returns what is wrong with a file, or an empty text."""
+    if told := _files.kind(path):
+        return f"is {told}"
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return "" if _checksum(content) == checksum else "is damaged"
+        with _files.opened(path, remedy="train it again") as stream:
+            # In pieces: whoever has put it there may have put a large one.
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except ValueError as error:
+        return f"is not to be read ({error})"
+    return "" if found == checksum else "is damaged"
 
 
 def load(

@@ -185,3 +185,41 @@ def test_float32_stays_and_equal_rows_are_no_fault():
         out = jax.jit(method(rate=0.1))(x)
         assert out.dtype == jnp.float32
         chex.assert_trees_all_close(out, jnp.ones(3, jnp.float32))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+def test_no_scale_is_too_small_or_too_large_for_float32(name, scale):
+    x = _features(distance=30.0)
+    found = jax.jit(METHODS[name](rate=0.1))(jnp.asarray(scale * x, jnp.float32))
+    # The poison is far out, so that no rounding changes who is dropped last.
+    want = scale * _reference(name, x, 0.1)
+    assert np.abs(np.asarray(found) - want).max() < 1e-5 * scale
+    if name != "trimmed":
+        kept = METHODS[name](rate=0.1).kept(jnp.asarray(scale * x, jnp.float32))
+        assert not kept[-4:].any()
+
+
+def test_poisoned_deviation_at_any_scale():
+    x, poison = _features(), jnp.arange(40) >= 36
+    want = float(robust_mean.poisoned_deviation(jnp.asarray(x), poison))
+    for scale in (1e-30, 1e30):
+        scaled = jnp.asarray(scale * x, jnp.float32)
+        found = float(robust_mean.poisoned_deviation(scaled, poison))
+        assert found == pytest.approx(scale * want, rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("row", [0, 39])
+def test_a_row_that_is_not_finite_is_told(bad, row):
+    x = jnp.asarray(_features()).at[row, 2].set(bad)
+    methods = [make(rate=0.1) for make in METHODS.values()]
+    for method in [*methods, robust_mean.mean, robust_mean.median]:
+        with pytest.raises(ValueError, match=f"features has NaN.* in row {row}: rep"):
+            method(x)
+        # Within a program, where nothing can be raised.
+        assert not np.isfinite(jax.jit(method)(x)).all()
+        if isinstance(method, robust_mean.Selection):
+            with pytest.raises(ValueError, match="features has NaN"):
+                method.kept(x)
+            assert not jax.jit(method.kept)(x).any()

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from ntk_privacy import _tree
-from ntk_privacy.condensation import tesla
+from ntk_privacy.condensation import student, tesla
 from ntk_privacy.condensation import trajectory_matching as mtt
 from ntk_privacy.condensation.student import StudentPart, student_loss, student_parts
 from ntk_privacy.models import ConvNet
@@ -205,6 +205,7 @@ def test_matching_trajectories_descends_and_resumes_to_the_bit():
     options = {"num_steps": 20, "max_start_epoch": 1, "chunk": 10}
     options["experts"] = _experts(k=1)
     options["optimizer"] = optax.sgd(30.0, momentum=0.5)
+    options["step_size_optimizer"] = optax.sgd(1e-5, momentum=0.5)
     whole = _distill(**options)
     assert whole.losses[-5:].mean() < 0.9 * whole.losses[:5].mean()
     half = _distill(**(options | {"num_steps": 10}))
@@ -251,3 +252,46 @@ SINGLE = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), _experts())
 def test_what_cannot_be_followed_is_named_with_its_remedy(options, message):
     with pytest.raises(ValueError, match=message):
         _distill(**options)
+
+
+# name -> step of the optimizer of step sizes, and what is told.
+LEARNT = {
+    "negative": (2.0, r"Step 1: The learnt step size .* is not above 0 \(it began"),
+    "vanishing": (None, r"Step 1: The learnt step size .* has vanished \(it began at"),
+}
+
+
+@pytest.mark.parametrize("module", [mtt, tesla])
+@pytest.mark.parametrize("kind", LEARNT)
+def test_a_step_size_with_which_none_can_learn_is_told_at_once(module, kind):
+    rate, told = LEARNT[kind]
+    # Whatever the gradient: one step to far below zero, or to nearly nothing.
+    moved = optax.stateless(
+        lambda grads, sizes: jax.tree.map(
+            lambda s: -s * (1 - 1e-6) if rate is None else -s * rate, sizes
+        )
+    )
+    seen = []
+    with pytest.warns(UserWarning, match=told) as caught:
+        out = _distill(
+            module,
+            num_steps=3,
+            chunk=1,
+            step_size_optimizer=moved,
+            callback=lambda step, state, metrics: seen.append(int(state.backward)),
+        )
+    assert len(caught) == 1
+    # A negative one is positive again after the next step; the count remains.
+    assert seen == [1, 1 if rate else 2, 2 if rate else 3]
+    assert int(out.state.backward) == seen[-1]
+    fault = student.step_size_fault(float(out.state.step_size), 0.3)
+    assert "no network learns from these images" in fault
+
+
+def test_a_step_size_above_zero_is_no_fault():
+    for size in (0.01, 1e-4, 3.0):
+        assert student.step_size_fault(size, 0.01) is None
+    for size, told in ((0.0, "is not above 0"), (-1.0, "is not above 0")):
+        assert told in student.step_size_fault(size, 0.01)
+    assert "is not finite" in student.step_size_fault(float("nan"), 0.01)
+    assert "has vanished" in student.step_size_fault(9e-6, 0.01)

@@ -145,7 +145,7 @@ def test_each_fault_is_one_sentence(tmp_path, fault):
 
 
 def test_missing_folders_are_told(tmp_path):
-    assert "nowhere is no folder: name the" in _told(
+    assert "nowhere is no folder but missing: name the" in _told(
         tmp_path / "nowhere", FileNotFoundError
     )
     assert "has no folder train" in _told(tmp_path, FileNotFoundError)

@@ -44,8 +44,26 @@ def test_kernels_lie_between_zero_and_one(seed):
     assert 0 <= kernel_distance(_kernel(seed), _kernel(seed + 10)) <= 1
 
 
-def test_entries_whose_squares_overflow_float32_are_fine():
-    k_0, k_t = (1e18 * _kernel(s).astype(jnp.float32) for s in (0, 1))
+@pytest.mark.parametrize("scale", [1e-34, 1e-20, 1e18, 1e34])
+def test_entries_whose_squares_leave_float32_are_fine(scale):
+    k_0, k_t = (scale * _kernel(s).astype(jnp.float32) for s in (0, 1))
     got = kernel_distance(k_0, k_t)
     chex.assert_type(got, jnp.float32)
     np.testing.assert_allclose(got, kernel_distance(_kernel(0), _kernel(1)), rtol=1e-4)
+
+
+def test_kernels_that_have_no_direction_are_refused():
+    k, zero = _kernel(0), jnp.zeros((5, 5))
+    with pytest.raises(ValueError, match="k_0 is zero everywhere"):
+        kernel_distance(zero, k)
+    with pytest.raises(ValueError, match="k_t is zero everywhere"):
+        kernel_distance(k, zero)
+    for bad in (jnp.nan, jnp.inf):
+        with pytest.raises(ValueError, match="k_t has 1 entries that are NaN"):
+            kernel_distance(k, k.at[1, 2].set(bad))
+    with pytest.raises(ValueError, match=r"k_0 has shape \(5, 5\) but k_t \(4, 4\)"):
+        kernel_distance(k, _kernel(1, 4))
+    # Nothing can be raised from within a program: NaN, never a number.
+    inside = jax.jit(kernel_distance)
+    for pair in ((zero, k), (k, zero), (zero, zero), (k, k.at[0, 0].set(jnp.inf))):
+        assert np.isnan(inside(*pair))

@@ -181,3 +181,14 @@ def test_jax_arrays_of_either_precision_give_the_same_figures(dtype):
 def test_bad_images_are_one_clear_line(images, message):
     with pytest.raises(ValueError, match=message):
         rc.evaluate(images, np.zeros((2, 8, 8, 1)), mean=np.zeros(1))
+
+
+def test_nothing_reconstructed_is_a_result():
+    images = _images(0, 4)
+    out = rc.evaluate(images, np.zeros((0, 8, 8, 1)), mean=np.zeros(1))
+    assert out.num_recovered == 0
+    for field in (out.squared_distances, out.distances, out.psnr, out.ssim):
+        assert field.shape == (0,)
+    assert out.mean_error == out.mean_squared_error == np.inf
+    with pytest.raises(ValueError, match="num_images=0"):
+        rc.evaluate(images[:0], images, mean=np.zeros(1))

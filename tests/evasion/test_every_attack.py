@@ -320,8 +320,9 @@ def test_many_images_take_few_programs_and_no_more_of_the_same(toy, model, name)
         return attack(toy.logits_fn, x, y, key=KEY, threat_model=model["linf"])
 
     first = call(y)
-    # Halves of 48 down to 8, each in at most four places of a program, and 3 to read.
-    assert len(toy.traces) - before <= 4 * 5 + 3
+    # Halves of 48 down to 8, each in at most four places of a program, and 3 to
+    # read; some of them once in a batch of few, to compare.
+    assert len(toy.traces) - before <= 4 * 5 + 4
     count = len(toy.traces)
     jax.tree.map(np.testing.assert_array_equal, call(y), first)
     assert len(toy.traces) == count

@@ -47,8 +47,9 @@ def test_momentum_follows_the_sum_of_normalised_gradients(double, over):
     np.testing.assert_allclose(out.images, point, atol=1e-12)
 
 
+@pytest.mark.parametrize("form", ["short", "torchattacks"])
 @pytest.mark.parametrize(("constant", "rate"), [(1.0, 0.02), (10.0, 0.05)])
-def test_the_short_form_is_adam_that_stops_with_its_batch(double, constant, rate):
+def test_the_short_form_is_adam_that_stops_with_its_batch(double, constant, rate, form):
     logits_fn, x, y = double
 
     @jax.jit
@@ -57,7 +58,9 @@ def test_the_short_form_is_adam_that_stops_with_its_batch(double, constant, rate
             images = (jnp.tanh(w) + 1) / 2
             z = logits_fn(images)
             own = jax.nn.one_hot(y, z.shape[1], dtype=z.dtype)
-            ahead = jnp.sum(own * z, 1) - jnp.max((1 - own) * z, 1)
+            # torchattacks has a 0 in place of the class itself.
+            others = z - 1e9 * own if form == "short" else (1 - own) * z
+            ahead = jnp.sum(own * z, 1) - jnp.max(others, 1)
             squares = jnp.sum((images - x) ** 2, axis=(1, 2, 3))
             return jnp.sum(squares + constant * jnp.maximum(ahead, 0)), (images, z)
 
@@ -81,7 +84,7 @@ def test_the_short_form_is_adam_that_stops_with_its_batch(double, constant, rate
                 break
             last = float(total)
     out = cw.attack(
-        logits_fn, x, y, key=jax.random.key(0), constant=constant, rate=rate
+        logits_fn, x, y, key=jax.random.key(0), form=form, constant=constant, rate=rate
     )
     assert np.any(np.asarray(out.success))
     np.testing.assert_array_equal(out.success, np.isfinite(nearest))
@@ -89,11 +92,32 @@ def test_the_short_form_is_adam_that_stops_with_its_batch(double, constant, rate
     np.testing.assert_array_equal(out.queries, steps)
 
 
+def test_a_constant_that_pushes_nothing_is_told(double):
+    logits_fn, x, y = double
+
+    def call(form, constant, **options):
+        return cw.attack(
+            logits_fn,
+            x,
+            y,
+            key=jax.random.key(0),
+            form=form,
+            constant=constant,
+            rate=1e-4,
+            **options,
+        )
+
+    for form in ("short", "torchattacks"):
+        with pytest.warns(UserWarning, match=r"nothing at constant=1e-09, at no dist"):
+            out = call(form, 1e-9)
+        assert not np.any(out.success)
+
+
 def test_settings_of_cw_and_mim_are_checked(toy):
     key = jax.random.key(0)
     for options, text in (
         ({"threat_model": ThreatModel("linf")}, "norm='linf' is not minimised"),
-        ({"form": "long"}, "form='long' is unknown: use one of short, original"),
+        ({"form": "long"}, "form='long' is unknown: use one of short, original, torch"),
         ({"constant": 0.0}, "constant=0.0 must be above 0"),
     ):
         with pytest.raises(ValueError, match=text):

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _compare_attacks, _condensed, _flags, _timed_sets, compare
+from experiments import (
+    _compare_attacks,
+    _condensed,
+    _flags,
+    _gradient_methods,
+    _timed_sets,
+    compare,
+)
 from ntk_privacy import curvature
 from ntk_privacy.evaluation import protocol, robust_accuracy
 from ntk_privacy.models import ConvNet
@@ -159,12 +166,12 @@ def test_the_real_loss_is_the_mean_of_the_regularised_one():
 
     penalties = curvature.penalty(losses, step=0.5)(params, x, labels)
     expected = jnp.mean(losses(params, x, labels) + 2.0 * penalties)
-    found = _compare_attacks._real_loss(model, 2.0, 0.5)(params, x, labels)
+    found = _gradient_methods.real_loss(model, 2.0, 0.5)(params, x, labels)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     assert penalties.min() > 0
     # One object for all calls, by which compiled loops are found.
-    again = _compare_attacks._real_loss(ConvNet(3, 2, depth=1), 2.0, 0.5)
-    assert again is _compare_attacks._real_loss(model, 2.0, 0.5)
+    again = _gradient_methods.real_loss(ConvNet(3, 2, depth=1), 2.0, 0.5)
+    assert again is _gradient_methods.real_loss(model, 2.0, 0.5)
 
 
 def test_copies_are_found_in_a_set_also_under_noise():
@@ -195,6 +202,7 @@ def test_a_row_is_the_mean_over_seeds_of_its_method_alone():
         "accuracies_poisoned": [0.1, 0.3],
         "adversarial_class": 2,
         "target_classes": [2, 0],
+        "target_classes_clean": [0, 1],
         "psnr": [20.0, "inf"],
         **{"accuracy_attacked": 0.5, "pgd": 0.4, "autoattack": 0.2, "recovered": 0.5},
         **{"steps": 10, "seconds": 1.0},
@@ -203,14 +211,23 @@ def test_a_row_is_the_mean_over_seeds_of_its_method_alone():
     other = {**one, "method": "rdm", "accuracies": [0.9]}
     row = _compare_attacks.row("dm", [one, other, two])
     assert row["accuracy"] == pytest.approx(0.3)
-    assert row["accuracy_std"] == pytest.approx(0.1)
+    # Of a sample: 0.2, 0.4, 0.2, 0.4.
+    assert row["accuracy_std"] == pytest.approx((0.04 / 3) ** 0.5)
     assert row["accuracy_poisoned"] == pytest.approx(0.2)
     assert (row["attack_success"], row["num_decisions"]) == (0.75, 4)
     assert row["pgd"] == pytest.approx(0.3)
     assert row["best_psnr"] == float("inf")
-    assert "| dm | 30.0 +- 10.0 | 50.0 | 30.0 | 20.0 | 75.0 | 50.0 | inf |" in (
-        _compare_attacks.markdown([row])
+    # One of four without an attack: the second seed's target, its class 0.
+    assert (row["success_without_attack"], row["num_targets"]) == (0.25, 2)
+    config = SimpleNamespace(attack_steps=None, num_queries=5000)
+    told = _compare_attacks.markdown([row], _compare_attacks.names(config))
+    assert "| dm | 30.0 +- 11.5 | 50.0 | 30.0 | 20.0 | 75.0 | 25.0 | 50.0 | inf |" in (
+        told
     )
+    assert "| PGD | AutoAttack | poisoning succeeds | without attack |" in told
+    config = SimpleNamespace(attack_steps=10, num_queries=300)
+    told = _compare_attacks.names(config)
+    assert told == ["PGD (10 steps)", "AutoAttack (10 steps, 300 queries)"]
 
 
 @pytest.mark.parametrize(

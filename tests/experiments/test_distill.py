@@ -81,8 +81,9 @@ def test_a_run_writes_every_file_and_takes_more_stages_later(tmp_path, capsys):
     accuracy = more["accuracy"]
     for kind in ("infinite", "standard", "linearized"):
         assert 0.3 < accuracy[kind] <= 1
-        assert accuracy[f"{kind}_deviation"] >= 0
         values = [told["accuracy"] for told in more["runs"][kind]]
+        spread = None if kind == "infinite" else pytest.approx(np.std(values, ddof=1))
+        assert accuracy[f"{kind}_deviation"] == spread
         assert len(values) == (1 if kind == "infinite" else 2)
         assert accuracy[kind] == pytest.approx(np.mean(values))
     all_of_it = _run(tmp_path, attack=True)
@@ -564,8 +565,13 @@ def test_the_released_label_fault_scores_trucks_as_animals():
     assert fault == pytest.approx(2 / 3)
 
 
-def test_deviations_are_those_of_a_sample():
-    assert _transfer.mean_and_deviation([]) == (None, None)
-    assert _transfer.mean_and_deviation([0.5]) == (0.5, 0.0)
-    mean, deviation = _transfer.mean_and_deviation([0.4, 0.6])
-    assert (mean, deviation) == (pytest.approx(0.5), pytest.approx(0.02**0.5))
+def test_deviations_are_those_of_a_sample_and_none_of_a_single_run():
+    runs = {"infinite": [0.5], "standard": [], "linearized": [0.4, 0.6]}
+    known = {k: [{"accuracy": value} for value in v] for k, v in runs.items()}
+    told = _transfer._means(known, "accuracy")
+    assert (told["infinite"], told["infinite_deviation"]) == (0.5, None)
+    assert (told["standard"], told["standard_deviation"]) == (None, None)
+    assert told["linearized_deviation"] == pytest.approx(0.02**0.5)
+    assert _study._cell([0.5]) == "50.00 (1)"
+    assert _study._cell([0.4, 0.6]) == "50.00 +- 14.14 (2)"
+    assert _study._cell([]) == "-"

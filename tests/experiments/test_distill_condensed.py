@@ -75,7 +75,7 @@ def test_a_run_writes_every_file_and_is_evaluated_later(tmp_path, capsys):
         values = more["runs"][runs]
         assert len(values) == 2
         assert more[entry]["convnet"] == pytest.approx(np.mean(values))
-        assert more[entry]["convnet_deviation"] == pytest.approx(np.std(values))
+        assert more[entry]["convnet_deviation"] == pytest.approx(np.std(values, ddof=1))
     assert "random real images" in _condense_run.summary(more)
     assert _run(tmp_path) == more
     # A set that was damaged and deleted is made again, and what is known of it kept.

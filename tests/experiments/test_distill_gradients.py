@@ -20,6 +20,8 @@ from experiments import (
     distill,
 )
 from ntk_privacy import checkpoint
+from ntk_privacy.condensation import gradient_matching
+from ntk_privacy.models import ConvNet
 from ntk_privacy.training import classification, trajectories
 
 TOY = {
@@ -88,6 +90,29 @@ def test_a_run_has_both_accuracies_and_goes_on_after_a_kill(
     assert _run(tmp_path / "cut", **changes)["runs"] == results["runs"]
     whole, cut = ((tmp_path / n / "arrays.npz").read_bytes() for n in ("whole", "cut"))
     assert whole == cut
+
+
+def test_dc_matches_the_regularised_loss_if_a_weight_is_given(tmp_path, monkeypatch):
+    """At the same steps: dc and dc_curvature side by side, not at the same seconds."""
+    asked = []
+    real = gradient_matching.distill
+
+    def distil(x, classes, *, real_loss=None, **options):
+        asked.append((real_loss, options["num_steps"]))
+        return real(x, classes, real_loss=real_loss, **options)
+
+    monkeypatch.setattr(gradient_matching, "distill", distil)
+    plain, flat, shorter = (
+        _run(tmp_path / name, method="dc", num_steps=2, **changes)
+        for name, changes in (
+            ("plain", {}),
+            ("flat", {"penalty_weight": 2.0}),
+            ("shorter", {"penalty_weight": 2.0, "penalty_step": 0.5}),
+        )
+    )
+    want = [_gradient_methods.real_loss(ConvNet(10, 4), 2.0, h) for h in (3.0, 0.5)]
+    assert asked == [(loss, 2) for loss in (None, *want)]
+    assert len({plain["loss"], flat["loss"], shorter["loss"]}) == 3
 
 
 def test_experts_of_a_folder_are_completed_after_a_kill_or_taken_as_they_are(
@@ -187,6 +212,9 @@ def test_many_products_are_not_kept():
             ["--method=dc", "--images_per_class=90", "--evaluate", *LOOPS],
             "what --evaluate compares with: use fewer",
         ),
+        (["--method=dm", "--penalty_weight=3"], "method='dm' takes no penalty_weight"),
+        (["--method=dc", "--penalty_weight=0"], "penalty_weight=0.0 must be above 0"),
+        (["--method=dc", "--penalty_step=2"], "has no effect without penalty_weight"),
         (["--method=mtt", "--step_size=0"], "step_size=0.0 must be above 0"),
         (["--method=tesla", "--num_experts=0"], "num_experts=0 must be at least 1"),
     ],
@@ -244,3 +272,40 @@ def test_compare_has_a_row_per_method_and_a_column_per_architecture(tmp_path):
 def test_comparisons_of_nothing_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
         compare.Config(**flags)
+
+
+@pytest.mark.parametrize(("learnt", "fault"), [(-0.02, "is not above 0"), (0.04, None)])
+def test_a_learnt_step_size_and_its_fault_are_results(
+    tmp_path, monkeypatch, learnt, fault
+):
+    """A set that was condensed with a lost step size is told, not trained with it."""
+    random = np.random.default_rng(0)
+    made = _condensed.Condensed(
+        random.normal(size=(10, 8, 8, 1)).astype(np.float32),
+        np.arange(10, dtype=np.int32),
+        np.ones(4, np.float32),
+        np.float32(learnt),
+    )
+    monkeypatch.setattr(distill._condense_run, "_condense", lambda *_: made)
+    trained = []
+
+    def accuracies(config, workdir, images, made, *rest):
+        trained.append(getattr(made, "step_size", None))
+        return [0.5]
+
+    monkeypatch.setattr(distill._condense_run, "_accuracies", accuracies)
+    changes = {"method": "mtt", "evaluate": True, "preset": "paper", **TRAJECTORY}
+    results = _run(tmp_path, **changes)
+    assert results["step_size"] == pytest.approx(learnt)
+    if fault is None:
+        assert results["step_size_fault"] is None
+        assert len(trained) == 2
+        return
+    assert fault in results["step_size_fault"]
+    assert not trained
+    assert "accuracy" not in results
+    assert fault in distill._condense_run.summary(results)
+    # With a step size of one's own the set may still be tried.
+    other = _run(tmp_path / "other", **changes, train_learning_rate=0.01)
+    assert fault in other["step_size_fault"]
+    assert len(trained) == 2

@@ -42,6 +42,9 @@ TOY = {
 }
 
 
+FIVE = ("pgd100", "square", "autoattack", "cw", "mim")
+
+
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch):
     real = _sre2l_stages.ResNet18
@@ -68,10 +71,12 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
     assert results["penalty_weight"] == 1.0
 
     class Told:
-        clean, left = 0.5, {"autoattack": {"square": 0.2}}
+        clean = 0.5
 
         def __init__(self, attacks):
             self.accuracy = {attacks[0]: 0.25}
+            staged = attacks[0] == "autoattack"
+            self.left = {"autoattack": {"square": 0.2}} if staged else {}
 
     asked = []
 
@@ -83,17 +88,22 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
         return Told(attacks)
 
     monkeypatch.setattr(robust, "robust_accuracy", attacked)
-    later = {"regularizer": "loss_difference", "evaluate": True}
+    later = {"regularizer": "loss_difference", "evaluate": True, "attacks": FIVE}
     results = distill.run(_config(tmp_path, **later))
+    # With 2 steps and 5 queries nothing but pgd100 is what its name tells.
     assert set(results["accuracy"]) == {
-        *("clean", "pgd100", "square", "autoattack", "cw", "mim")
+        *("clean", "pgd100", "square (5 queries)", "cw (2 steps)"),
+        *("autoattack (2 steps, 5 queries)", "mim (2 steps)"),
+    }
+    assert results["autoattack_left"] == {
+        "autoattack (2 steps, 5 queries)": {"square": 0.2}
     }
     assert asked == [
         (name, None if name == "pgd100" else 2, 1 / 255)
         for name in ("pgd100", "square_rescaled", "autoattack", "cw", "mim")
     ]
-    assert results["top_hessian_eigenvalue"] > 0
-    assert results["top_hessian_eigenvalue_student"] >= 0
+    assert results["top_hessian_eigenvalue"]["squeezed"] > 0
+    assert results["top_hessian_eigenvalue"]["student"] >= 0
     assert (tmp_path / "eigenvalues.png").read_bytes()[:4] == b"\x89PNG"
     assert distill.run(_config(tmp_path, **later)) == results
     assert "student, pgd100" in _sre2l.summary(results)
@@ -118,16 +128,19 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
             with pytest.raises(_flags.UsageError, match=message):
                 distill.run(_config(new, **later, baseline=str(other)))
         assert not new.exists()
-    np.savez(other / "eigenvalues.npz", squeezed=np.ones(3))
+    np.savez(other / "eigenvalues.npz", squeezed=np.zeros(3), student=np.ones(3))
     distill.run(_config(tmp_path, **later, baseline=str(other)))
     assert len(drawn) == 1
     assert [*drawn[0]] == ["baseline", "regularizer loss_difference"]
     np.testing.assert_array_equal(drawn[0]["baseline"], 1)
+    with np.load(tmp_path / "eigenvalues.npz") as stored:
+        student = stored["student"]
+    np.testing.assert_array_equal(drawn[0]["regularizer loss_difference"], student)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["baseline"] == str(other)
     # Other attacks are other results.
     wider = distill.run(_config(tmp_path, **later, eps=0.1))
-    assert (results["eps"], wider["eps"]) == (1 / 255, 0.1)
+    assert [told["judging"]["eps"] for told in (results, wider)] == [1 / 255, 0.1]
     assert [eps for *_, eps in asked[5:]] == [0.1] * 5
     # Another regulariser is another set.
     arguments = [
@@ -138,6 +151,41 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
     assert kind is _sre2l_config.Config
     assert _flags.call(distill.main, kind, arguments) == 2
     assert 'regularizer: "loss_difference" in the folder' in capsys.readouterr().err
+
+
+def test_flags_are_chosen_on_images_that_are_neither_trained_on_nor_reported(
+    tmp_path, monkeypatch
+):
+    """The networks stay, and no attack of one kind is read back as the other's."""
+    seen = []
+
+    def attacked(logits_fn, x, y, **options):
+        seen.append(np.asarray(x))
+        share = float(np.mean(x))
+        return SimpleNamespace(clean=share, accuracy={"mim": share}, left={})
+
+    monkeypatch.setattr(robust, "robust_accuracy", attacked)
+    flags = {"evaluate": True, "attacks": ("mim",), "attack_steps": None}
+    chosen = distill.run(_config(tmp_path, **flags, judged_on="validation"))
+    arrays = (tmp_path / "arrays.npz").read_bytes()
+    told = distill.run(_config(tmp_path, **flags))
+    again = distill.run(_config(tmp_path, **flags, num_test=40))
+    assert arrays == (tmp_path / "arrays.npz").read_bytes()
+    assert [len(x) for x in seen] == [30, 30, 40]
+    assert "judged on" in _sre2l.summary(chosen)
+    assert chosen["judging"]["judged_on"] == "validation"
+    assert chosen["accuracy"] != told["accuracy"]
+    assert (told["num_test"], again["num_test"]) == (30, 40)
+    images = _sre2l._load(_config(tmp_path))
+    trained = {image.tobytes() for image in images.x}
+    tested = {image.tobytes() for image in images.x_test}
+    held = {image.tobytes() for image in seen[0]}
+    assert len(held) == 30
+    assert not held & trained
+    assert not held & tested
+    np.testing.assert_array_equal(seen[1], images.x_test)
+    with pytest.raises(_flags.UsageError, match="takes 30 images of the 0 training"):
+        distill.run(_config(tmp_path / "all", num_images=1437, judged_on="validation"))
 
 
 class _Killed(BaseException):

@@ -1,6 +1,7 @@
 """Fields become flags; every mistake is one line and the right exit code."""
 
 import dataclasses
+import importlib
 import subprocess
 import sys
 from typing import Literal
@@ -61,6 +62,84 @@ def test_each_type_is_read():
     assert _flags.parse(Config, ["--hidden="]).hidden == ()
     assert not _flags.parse(Config, ["--nodownload"]).download
     assert type(_flags.parse(Config, ["--rate=1"]).rate) is float
+
+
+@dataclasses.dataclass(frozen=True)
+class Choosy:
+    """A binary whose modes read some flags only."""
+
+    mode: Literal["fast", "paper"] = "fast"
+    steps: int = 3
+    loud: bool = True
+
+    def passed_over(self):
+        return {"steps": "--mode=fast", "loud": "it"} if self.mode == "fast" else {}
+
+
+def test_flags_without_effect_are_refused_whatever_their_value(capsys):
+    for given, name in (("--steps=3", "steps"), ("--noloud", "loud")):
+        assert _flags.call(print, Choosy, [given]) == 2
+        told = capsys.readouterr().err
+        assert f"--{name} has no effect with" in told
+        assert told.count("\n") == 1
+    assert _flags.parse(Choosy, ["--mode=paper", "--steps=3"]) == Choosy("paper")
+    assert _flags.parse(Choosy, []) == Choosy()
+
+
+@pytest.mark.parametrize(
+    ("program", "flags", "refused"),
+    [
+        ("reconstruct", "--method=algebraic --num_steps=7", "num_steps"),
+        ("reconstruct", "--method=algebraic --replays=2", "replays"),
+        ("reconstruct", "--method=kkt --auxiliary=none", "auxiliary"),
+        ("reconstruct", "--method=max_margin --schedule=paper", "schedule"),
+        ("reconstruct", "--method=max_margin --dynamics=standard", "dynamics"),
+        ("reconstruct", "--replays=2", "replays"),
+        ("reconstruct", "--max_train_steps=9", "max_train_steps"),
+        ("reconstruct", "--early_stop_loss=1e-2 --stop_loss=1e-3", "stop_loss"),
+        ("reconstruct", "--sweep=cpu --width=64", "width"),
+        ("reconstruct", "--sweep=cpu --known_num_images=4", "known_num_images"),
+        ("kernel", "--kernel=infinite_mlp --head=flatten", "head"),
+        ("kernel", "--kernel=infinite_mlp --stop_loss=0.5", "stop_loss"),
+        ("kernel", "--kernel=empirical_mlp --notrain --stop_loss=0.5", "stop_loss"),
+        ("distill", "--method=rkip_finite --num_steps=7", "num_steps"),
+        ("distill", "--method=rkip --max_train_steps=9", "max_train_steps"),
+        ("distill", "--method=full --num_distilled=20", "num_distilled"),
+        ("distill", "--method=dc --num_distilled=20", "num_distilled"),
+        ("distill", "--table --methods=kip --attack_steps=9", "attack_steps"),
+        ("poison", "--attack=direct --num_restarts=9", "num_restarts"),
+        ("poison", "--attack=dm --num_clean=2", "num_clean"),
+        ("evade", "--model=x --width=64", "width"),
+        ("evade", "--train=plain --train_attack_steps=7", "train_attack_steps"),
+        ("compare", "--num_seeds=1", "num_seeds"),
+        ("compare", "--methods=dc --num_targets=100", "num_targets"),
+    ],
+)
+def test_no_binary_passes_over_a_flag(program, flags, refused):
+    module = importlib.import_module(f"experiments.{program}")
+    with pytest.raises(_flags.UsageError, match=f"--{refused} has no effect with"):
+        _flags.parse(module.Config, flags.split())
+
+
+@pytest.mark.parametrize(
+    ("program", "flags"),
+    [
+        ("reconstruct", "--dynamics=standard --replays=2 --max_train_steps=9"),
+        ("reconstruct", "--method=algebraic --known_num_images=2 --num_images=2"),
+        ("reconstruct", "--sweep=cpu --method=kkt --num_steps=7 --seed=3"),
+        ("kernel", "--kernel=infinite_mlp --parametrization=standard --width=64"),
+        ("kernel", "--kernel=infinite_convnet --head=global_pool --pooling=avg"),
+        ("distill", "--table --methods=full --max_train_steps=200 --stop_loss=1e-3"),
+        ("distill", "--method=rkip --evaluate --num_runs=2 --max_train_steps=9"),
+        ("distill", "--method=rkip --attack --attack_steps=9 --dynamics=standard"),
+        ("poison", "--attack=gradient --num_clean=2 --bound=8"),
+        ("evade", "--train=adversarial --train_attack_steps=3 --width=8"),
+        ("compare", "--attacks=all --num_seeds=2"),
+    ],
+)
+def test_flags_that_have_an_effect_are_taken(program, flags):
+    module = importlib.import_module(f"experiments.{program}")
+    assert isinstance(_flags.parse(module.Config, flags.split()), module.Config)
 
 
 def test_two_binaries_live_in_one_process_and_leave_no_global_flag():

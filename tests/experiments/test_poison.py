@@ -167,7 +167,7 @@ def test_each_cell_condenses_poisoned_images_and_is_asked_about_the_target(
     monkeypatch.setattr(_poisoning, "deviation", lambda *args: dict.fromkeys(
         ("poison_dropped", "clean_dropped", "deviation_of_mean", "deviation"), 0.5
     ))  # fmt: skip
-    rows = _run(tmp_path, num_runs=2)["table"]
+    rows = _run(tmp_path, num_runs=2, control=False)["table"]
     target = images.normalised(images.x_test[scene.target][None])
     want = np.array(images.normalised(images.x))
     want[scene.where] = target
@@ -179,10 +179,56 @@ def test_each_cell_condenses_poisoned_images_and_is_asked_about_the_target(
     assert keys[0] == keys[2] != keys[1] == keys[3]  # by run, alike for all methods
     dm, rdm = rows
     assert (dm["attack_success"], dm["attack_success_std"]) == (1, 0)
-    assert (rdm["attack_success"], rdm["attack_success_std"]) == (0.5, 0.5)
+    spread = pytest.approx(3**-0.5)  # of a sample of four
+    assert (rdm["attack_success"], rdm["attack_success_std"]) == (0.5, spread)
     assert dm["num_decisions"] == rdm["num_decisions"] == 4
     assert rdm["accuracy"] == pytest.approx(0.3)
-    assert rdm["accuracy_std"] == pytest.approx(0.1)
+    assert rdm["accuracy_std"] == pytest.approx((0.04 / 3) ** 0.5)
+
+
+def test_every_target_is_also_asked_of_networks_of_clean_images(tmp_path, monkeypatch):
+    seen = []
+
+    def condense(method, config, images, x, key, **rest):
+        seen.append((method, np.array(x), np.asarray(jax.random.key_data(key))))
+        return _condensed.Condensed(np.zeros((10, 8, 8, 1)), np.arange(10), np.ones(4))
+
+    def evaluate(images, condensed, config, key, *, targets, **rest):
+        # Networks that take image i of many for class i % 10, and a lone one for 3.
+        read = np.arange(len(targets)) % 10 if len(targets) > 1 else np.array([3])
+        return protocol.Evaluated(np.array([0.2, 0.4]), np.stack([read] * 2), None)
+
+    monkeypatch.setattr(_condensed, "condense", condense)
+    monkeypatch.setattr(_condensed, "evaluate", evaluate)
+    given = {"methods": ("dm", "rdm"), "num_runs": 2}
+    results = _run(tmp_path, **given, num_seeds=2)
+    config = poison.Config(**TOY)
+    images = _image_sets.load(config, num_train=400, num_test=50)
+    clean = np.asarray(images.normalised(images.x))
+    controls = [part for part in seen if np.array_equal(part[1], clean)]
+    assert [method for method, *_ in controls] == ["dm", "dm", "rdm", "rdm"]
+    # The draws are those of the first seed's own cell, which stands before each.
+    keys = [tuple(key) for *_, key in seen[:8]]
+    assert keys[::2] == keys[1::2]
+    assert keys[0] != keys[2]
+    scenes = [_poisoning.scene(config, images, seed) for seed in range(2)]
+    wrong = [s.target % 10 == s.adversarial_class for s in scenes]
+    for row in results["table"]:
+        assert row["success_without_attack"] == np.mean(wrong)
+        assert row["attack_success"] == np.mean(
+            [s.adversarial_class == 3 for s in scenes]
+        )
+    for entry in results["runs"]:
+        told = [scenes[entry["seed"]].target % 10] * 2
+        assert entry["target_classes_without_attack"] == told
+    # A third seed asks the networks that are there.
+    count = len(seen)
+    more = _run(tmp_path, **given, num_seeds=3)
+    assert len(seen) == count + 4
+    assert more["table"][0]["num_decisions"] == 12
+    # Without an attack there is nothing to control.
+    none = _run(tmp_path / "none", attack="none", **given)
+    assert "target_classes_without_attack" not in none["runs"][0]
 
 
 def test_a_row_takes_the_entries_of_its_method_alone():
@@ -193,8 +239,10 @@ def test_a_row_takes_the_entries_of_its_method_alone():
     entry |= {"method": "dm", "accuracies": [0.1, 0.2, 0.3, 0.2]}
     row = poison._row(poison.Config(**TOY), "dm", [entry, other])
     assert row["accuracy"] == pytest.approx(0.2)
-    assert row["accuracy_std"] == pytest.approx(np.std([0.1, 0.2, 0.3, 0.2]))
-    assert (row["attack_success"], row["attack_success_std"]) == (0.5, 0.5)
+    assert row["accuracy_std"] == pytest.approx((0.02 / 3) ** 0.5)
+    spread = pytest.approx(3**-0.5)
+    assert (row["attack_success"], row["attack_success_std"]) == (0.5, spread)
+    assert row["success_without_attack"] is None
     assert (row["deviation"], row["num_decisions"]) == (1.0, 4)
     told = entry | dict.fromkeys(("poison_dropped", "clean_dropped", "deviation"))
     row = poison._row(poison.Config(**TOY), "dm", [told, told])

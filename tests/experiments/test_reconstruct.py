@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
 
-from experiments import _attacks, _auto, _flags, _workdir, reconstruct
+from experiments import _attacks, _auto, _flags, _warned, _workdir, reconstruct
 from ntk_privacy import checkpoint
 from ntk_privacy.resume import Every
 
@@ -329,6 +330,55 @@ def test_decoding_first_gives_the_size_of_the_set(tmp_path):
     assert set(results) >= {"num_certified", "sources", "rank_gap", "message"}
 
 
+def test_the_verdict_and_its_reason_are_printed_and_kept(tmp_path, capsys):
+    """A search of five steps is nothing, and says so."""
+    changes = {**TOY, "num_steps": 5, "workdir": str(tmp_path)}
+    reconstruct.main(reconstruct.Config(**changes))
+    shown = " ".join(capsys.readouterr().out.split())
+    verdict = json.loads((tmp_path / "results.json").read_text())["verdict"]
+    # Not that the assumptions fail: they hold.
+    assert verdict["word"] == "nothing found"
+    assert 0 <= verdict["explained"] < 0.9
+    assert f"verdict {verdict['word']} " in shown
+    assert verdict["reason"] in shown
+
+
+def test_nothing_decoded_is_a_result(tmp_path, monkeypatch):
+    def nothing(*args, **kwargs):
+        raise ValueError("the rank cannot be told; give num_images if it is known.")
+
+    monkeypatch.setattr(_attacks.algebraic, "reconstruct", nothing)
+    found = _run(tmp_path, method="algebraic", num_steps=None)
+    assert found["num_recovered"] == 0
+    assert found["squared_distances"] == []
+    assert found["verdict"]["word"] == "nothing found"
+    # The remedy has the name that it has here.
+    assert "give --known_num_images if it is known" in found["verdict"]["reason"]
+    assert "0 of 4" in reconstruct.summary(found)
+    assert {p.name for p in tmp_path.iterdir()} >= FILES
+
+
+@pytest.mark.parametrize("method", ["algebraic", "auto"])
+def test_two_images_are_decoded_by_who_knows_their_number(tmp_path, method):
+    changes = {"num_images": 2, "width": 64, "num_steps": None, "known_num_images": 2}
+    found = _run(tmp_path, method=method, **changes)
+    assert found["num_recovered"] == 2
+    assert found["verdict"]["word"] == "exact"
+    assert found["verdict"]["num_certified"] == 2
+
+
+def test_warnings_are_kept_and_go_on():
+    def warned():
+        with _warned.recorded() as told:
+            for _ in range(2):
+                warnings.warn("odd   weights", UserWarning, stacklevel=1)
+        return told
+
+    with pytest.warns(UserWarning, match="odd"):
+        told = warned()
+    assert told == ["odd weights"]
+
+
 def test_decoding_is_refused_for_networks_it_does_not_take(tmp_path, capsys):
     for flag in ("--depth=1", "--parametrization=ntk"):
         folder = tmp_path / "new"
@@ -358,6 +408,15 @@ def test_a_damaged_file_of_the_run_is_named_not_worked_around(tmp_path, capsys):
     assert "results.json is damaged" in told
 
 
+def test_a_closed_form_is_not_taken_to_have_converged():
+    config = reconstruct.Config(
+        workdir="unused", dynamics="linearized", schedule="flow", early_stop_loss=0.1336
+    )
+    y = np.ones((4, 1), np.float32)
+    assert reconstruct._converged(config, 0.1337, y) is True
+    assert reconstruct._converged(config, 0.154, y) is False
+
+
 def test_training_that_stops_short_is_told(tmp_path):
     changes = {"dynamics": "standard", "num_steps": 5}
     short = _run(tmp_path / "short", max_train_steps=3, **changes)
@@ -372,9 +431,11 @@ def _faint(monkeypatch):
     decode = _attacks.algebraic.reconstruct
 
     def faint(*args, **kwargs):
-        found = decode(*args, num_images=4, **kwargs)
+        found = decode(*args, **{**kwargs, "num_images": 4})
         nothing = np.zeros(len(found.certified), bool)
-        return found._replace(rank_gap=3.0, certified=nothing, message="none.")
+        return found._replace(
+            rank_gap=3.0, certified=nothing, accepted=nothing, message="none."
+        )
 
     monkeypatch.setattr(_attacks.algebraic, "reconstruct", faint)
 

@@ -23,7 +23,26 @@ def test_cells_go_from_cheap_to_dear_each_in_its_folder(name, count):
     assert sizes == sorted(sizes)
 
 
-def test_a_cell_that_cannot_run_is_a_row_and_the_study_goes_on(tmp_path):
+def test_a_cell_where_nothing_was_found_is_a_row(tmp_path):
+    """No distance, no mean: it is drawn and told all the same."""
+
+    def run_cell(cell):
+        return {
+            "num_recovered": 0,
+            "num_certified": 0,
+            "mean_error": "nan",
+            "kernel_distance": "nan",
+            "squared_distances": [],
+            "verdict": {"word": "nothing found", "reason": "The rank is not clear."},
+        }
+
+    config = reconstruct.Config(sweep="smoke", workdir=str(tmp_path))
+    found = _sweep.run(config, run_cell, reconstruct.NOT_RESULTS)
+    assert not any("error" in row for row in found["table"])
+    assert "nothing found: The rank is not clear." in _sweep.line(found["table"][0])
+
+
+def test_a_cell_that_cannot_run_is_a_row_and_the_study_goes_on(tmp_path, capsys):
     ran = []
 
     def run_cell(cell):
@@ -36,6 +55,7 @@ def test_a_cell_that_cannot_run_is_a_row_and_the_study_goes_on(tmp_path):
             "mean_error": 0.1,
             "kernel_distance": 0.02,
             "squared_distances": [0.01] * cell.num_images,
+            "verdict": {"word": "approximate", "reason": "Enough."},
         }
 
     config = reconstruct.Config(sweep="smoke", workdir=str(tmp_path))
@@ -45,6 +65,10 @@ def test_a_cell_that_cannot_run_is_a_row_and_the_study_goes_on(tmp_path):
     assert [row["error"] for row in errors] == ["too many for this width."] * 2
     stored = json.loads((tmp_path / "results.json").read_text())
     assert stored["table"] == found["table"]
+    assert stored["table"][0]["verdict"]["word"] == "approximate"
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 6
+    assert all(line.endswith("; approximate: Enough.") for line in told)
     for name in (
         "curve_digits_binary_n4_standard_converged",
         "error_against_kernel_distance",

@@ -1,6 +1,10 @@
 """Saved networks: the same logits, no pickle, and faults in one sentence."""
 
+import io
 import json
+import os
+import pickle
+import zipfile
 
 import chex
 import jax
@@ -8,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ntk_privacy import checkpoint
 from ntk_privacy.models import MLP, ConvNet, ResNet18, saved
 
 SHAPE = (8, 8, 2)
@@ -126,4 +131,116 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "params.npz").unlink()
     path.write_text(json.dumps(told))
     with pytest.raises(FileNotFoundError):
+        saved.load(tmp_path)
+
+
+SMALL = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz")
+
+
+def _bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("dtype", [*SMALL, "float32", "float64"])
+def test_every_dtype_comes_back_to_the_bit(tmp_path, dtype):
+    net = NETWORKS[1]
+    params = net.init_params(jax.random.key(0), SHAPE, jnp.float32)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    saved.save(tmp_path, net, params, image_shape=SHAPE)
+    found = saved.load(tmp_path)
+    assert _bits(found.params) == _bits(params)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(found.params)} == {dtype}
+    checkpoint.save(tmp_path / "checkpoint", 1, params)
+    restored = checkpoint.restore(tmp_path / "checkpoint", 1, params)
+    assert _bits(restored) == _bits(params)
+    # Read in the dtype of the images, as the parameters themselves would be.
+    cast = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    expected = net.apply_fn(cast, jnp.asarray(X))
+    chex.assert_trees_all_close(found.logits_fn(jnp.asarray(X)), expected, atol=1e-5)
+
+
+def test_parameters_and_statistics_may_have_dtypes_of_their_own(tmp_path):
+    net = ResNet18(3, width=2, blocks=(1,))
+    params = net.init_params(jax.random.key(0), SHAPE, jnp.bfloat16)
+    stats = jax.tree.map(lambda v: v + 0.1, net.init_stats(jnp.float32))
+    saved.save(tmp_path, net, params, stats=stats, image_shape=SHAPE)
+    found = saved.load(tmp_path)
+    assert _bits((found.params, found.stats)) == _bits((params, stats))
+    chex.assert_trees_all_equal_dtypes((found.params, found.stats), (params, stats))
+
+
+def test_models_that_earlier_versions_saved_are_read(tmp_path):
+    """These noted one dtype for all, and left bfloat16 to NumPy as raw bytes."""
+    for dtype in ("float32", "bfloat16"):
+        params = NETWORKS[1].init_params(jax.random.key(0), SHAPE, jnp.dtype(dtype))
+        saved.save(tmp_path, NETWORKS[1], params, image_shape=SHAPE)
+        path = tmp_path / "model.json"
+        told = json.loads(path.read_text())
+        assert set(told.pop("dtypes").values()) == {dtype}
+        path.write_text(json.dumps(told))
+        flat = saved._flat(params, None)
+        arrays = {name: np.asarray(leaf) for name, leaf in flat.items()}
+        np.savez(tmp_path / "params.npz", **arrays)
+        assert _bits(saved.load(tmp_path).params) == _bits(params)
+
+
+def test_a_dtype_that_is_not_the_file_s_is_told(tmp_path):
+    _save(tmp_path, NETWORKS[1])
+    path = tmp_path / "model.json"
+    text = path.read_text()
+    for wrong in ("bfloat16", "float64"):
+        path.write_text(text.replace('": "float32"', f'": "{wrong}"'))
+        with pytest.raises(ValueError, match=f"an array is float32, not {wrong}"):
+            saved.load(tmp_path)
+
+
+def _npz(folder, **members):
+    with zipfile.ZipFile(folder / "params.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name.replace('__', '/')}.npy", content)
+
+
+def _npy(shape, dtype="<f4", body=b""):
+    out = io.BytesIO()
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(out, header)
+    return out.getvalue() + body
+
+
+def test_what_headers_announce_is_looked_at_before_it_is_read(tmp_path):
+    """Objects are pickles; a header may announce a terabyte, or fewer than there is."""
+    net = MLP((2,), 2, use_bias=False)
+    params = net.init_params(jax.random.key(0), (1, 1, 3))
+    saved.save(tmp_path, net, params, image_shape=(1, 1, 3))
+    first, second = "params__Dense_0__kernel", "params__Dense_1__kernel"
+    sound = {first: _npy((3, 2), body=bytes(24))}
+    sound[second] = _npy((2, 2), body=bytes(16))
+    _npz(tmp_path, **sound)
+    assert not np.any(saved.load(tmp_path).params["Dense_0"]["kernel"])
+    for content, told in (
+        (_npy((3, 2), "|O", pickle.dumps([1])), "is object of shape"),
+        (_npy((10**9, 10**4)), r"has \(1000000000, 10000\) at"),
+        (_npy((3, 2), body=bytes(23)), "24 bytes but holds only 23"),
+        (_npy((3, 2), body=bytes(10**8)), "24 bytes but holds more"),
+        (b"\x93NUMPY\x09\x00" + bytes(40), "version"),
+        (b"text", "damaged or of another kind"),
+    ):
+        _npz(tmp_path, **(sound | {first: content}))
+        with pytest.raises(ValueError, match=told) as caught:
+            saved.load(tmp_path)
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).endswith("save the model again.")
+
+
+@pytest.mark.parametrize("name", ["model.json", "params.npz"])
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path, name):
+    _save(tmp_path, NETWORKS[1])
+    path = tmp_path / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=f"{name} is a named pipe, not a regular file"):
+        saved.load(tmp_path)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=f"{name} is a device, not a regular file"):
         saved.load(tmp_path)

@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -157,7 +158,11 @@ def test_it_resumes_to_the_bit_within_a_restart():
     ("options", "message"),
     [
         ({"bound": 0.1}, r"bound=0\.1 is not a multiple of 1/255: .* such as 26/255"),
-        ({"bound": 0.0}, r"bound=0\.0 must be above 0"),
+        ({"bound": 0.0}, r"bound=0\.0 must lie in \(0, 1\].*above 0"),
+        ({"bound": 8}, r"bound=8 must lie in \(0, 1\].*such as bound=8/255"),
+        ({"bound": -1 / 255}, r"bound=-.* must lie in \(0, 1\]"),
+        ({"bound": float("nan")}, r"bound=nan must lie in \(0, 1\]"),
+        ({"step": 2}, r"step=2 must lie in \(0, 1\].*such as step=2/255"),
         ({"step": 0.003}, r"step=0\.003 is not a multiple of 1/255"),
         (
             {"bound": 16 / 255, "step": 3 / 255},
@@ -174,8 +179,15 @@ def test_bad_numbers_are_refused_with_a_remedy(options, message):
         _craft(images, images, **options)
 
 
-def test_images_must_be_bytes_over_their_largest_value():
+def test_images_must_be_bytes_over_their_largest_value(monkeypatch):
     images = _images()
-    for wrong in (images - 0.5, images * 2, images + 0.4 / 255, images * jnp.nan):
+    for wrong in (images - 0.5, images * 2, images + 0.4 / 255):
         with pytest.raises(ValueError, match="off the grid of 1/255"):
             _craft(wrong, images)
+    with pytest.raises(ValueError, match="images has NaN or infinite values in 3 rows"):
+        _craft(images * jnp.nan, images)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="images has dtype uint8"):
+        _craft((255 * images).astype(jnp.uint8), images)
+    with pytest.raises(ValueError, match="give at least one image"):
+        _craft(images[:0], images[:0])

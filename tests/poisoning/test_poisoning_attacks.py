@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -169,6 +170,9 @@ def test_poisons_come_from_the_adversarial_class_and_keep_the_set_s_size():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"adversarial_class": 7}, r"adversarial_class=7 must lie in \[0, 2\]"),
+        ({"adversarial_class": -1}, r"adversarial_class=-1 must lie in \[0, 2\]"),
+        ({"target_class": -1}, "target_class=-1 must be at least 0"),
         ({"target_class": 2}, "adversarial_class=2 is the target's own"),
         ({"num_poisons": 11}, r"num_poisons=11 must lie in \[1, 10\]: class 2 has 10"),
         ({"num_poisons": 0}, r"num_poisons=0 must lie in \[1, 10\]"),
@@ -183,3 +187,73 @@ def test_impossible_choices_are_refused(options, message):
     }
     with pytest.raises(ValueError, match=message):
         direct.choose(jnp.arange(30) % 3, **(defaults | options))
+
+
+OTHER = np.zeros((4, 7, 7, 3))
+TARGET = _target()
+PREPARE = {"model": MODEL, "adversarial_class": 1}
+UNFIT_TARGETS = {
+    "batch": ({"image": _bytes(1, 2)}, r"shape \(2, 6, 6, 3\): give one image.*each"),
+    "normalised": ({"image": TARGET.image * 4 - 2}, r"not in \[0, 1\]: give intensit"),
+    "bytes": ({"image": np.zeros(SHAPE, np.uint8)}, "target_image has dtype uint8"),
+    "nan": ({"image": TARGET.image * jnp.nan}, "target_image has NaN"),
+    "mean of grey": (
+        {"mean": TARGET.mean[:1]},
+        r"mean has shape \(1,\): give",
+    ),
+    "deviation": ({"deviation": TARGET.deviation * 0}, "deviation=0.0 must be above 0"),
+    "mean in bytes": ({"mean": TARGET.mean * 255}, r"mean=127\.5 must lie in \[0, 1\]"),
+}
+
+
+@pytest.mark.parametrize("fault", UNFIT_TARGETS)
+def test_a_target_is_one_image_of_intensities(fault, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    changes, told = UNFIT_TARGETS[fault]
+    target = TARGET._replace(**changes)
+    with pytest.raises(ValueError, match=told):
+        gradient_matching.prepare(_networks(1), target, **PREPARE)
+    with pytest.raises(ValueError, match=told):
+        distribution_matching.poison(_bytes(2, 2), target, model=MODEL, key=KEY)
+
+
+@pytest.mark.parametrize("wrong", [3, 7, -1, 1.5, True, np.array([1, 2])])
+def test_the_adversarial_class_is_one_of_the_network_s(wrong, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=r"whole number in \[0, 2\].* 3 outputs"):
+        gradient_matching.prepare(
+            _networks(1), TARGET, model=MODEL, adversarial_class=wrong
+        )
+
+
+@pytest.mark.parametrize("attack", ["dm", "gradient"])
+@pytest.mark.parametrize("bound", [8, 64, 0.0, -0.1, 1.01])
+def test_no_attack_takes_a_bound_that_is_none(attack, bound):
+    options = {"model": MODEL, "key": KEY, "bound": bound}
+    images, told = _bytes(2, 2), r"bound=.* must lie in \(0, 1\]"
+    flat = jax.tree.map(lambda a: a[None], _networks(1)[0])
+    ensemble = gradient_matching.Ensemble(flat, flat, jnp.int32(1), *TARGET[1:])
+    poison, about = {
+        "dm": (distribution_matching.poison, TARGET),
+        "gradient": (gradient_matching.poison, ensemble),
+    }[attack]
+    with pytest.raises(ValueError, match=told):
+        poison(images, about, **options)
+
+
+def test_direct_poisons_are_copies_of_one_image_in_rows_that_exist(monkeypatch):
+    with pytest.raises(ValueError, match=r"images have shape .* but target\.image"):
+        distribution_matching.poison(
+            jnp.asarray(OTHER), TARGET, model=MODEL, key=KEY, bound=8 / 255
+        )
+    images, poisons = _bytes(3, 6), _bytes(4, 2)
+    for where in ([4, 6], [-1, 2], [3, 3]):
+        with pytest.raises(ValueError, match=r"different rows in \[0, 5\]"):
+            direct.replace(images, poisons, np.array(where))
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=r"poisons have shape \(7, 7, 3\) but"):
+        direct.replace(images, jnp.asarray(OTHER[:2]), np.array([1, 2]))
+    with pytest.raises(ValueError, match=r"target has shape \(2, 6, 6, 3\): give one"):
+        direct.poison(poisons, num_poisons=2)
+    with pytest.raises(ValueError, match="target has dtype uint8"):
+        direct.poison(np.zeros(SHAPE, np.uint8), num_poisons=2)

@@ -471,8 +471,16 @@ def test_bad_arguments_are_refused_in_one_sentence():
             {},
             r"params_t\['Dense_1'\]\['kernel'\] has 1 values that are NaN",
         ),
-        ((params_0, {"Dense_0": params_t["Dense_0"]}), {}, "differ in structure"),
-        ((params_0, wider), {}, r"has shape \(24,\) but params_t"),
+        (
+            (params_0, {"Dense_0": params_t["Dense_0"]}),
+            {},
+            r"params_t holds \['Dense_0'\], but an MLP of 2 hidden layers has Dense_0,",
+        ),
+        (
+            (params_0, wider),
+            {},
+            r"params_t\['Dense_0'\]\['kernel'\] has shape \(16, 25\), the network",
+        ),
         ((params_0, params_0), {}, "are equal: nothing was learnt"),
         ((params_0, frozen), {}, "have the same first layer"),
         (
@@ -487,6 +495,12 @@ def test_bad_arguments_are_refused_in_one_sentence():
         (
             (params_0, params_t),
             {"bounds": (np.zeros(3), np.ones(3))},
+            "one number each or one per channel",
+        ),
+        # Four numbers go into the pixels, not into the channels.
+        (
+            (params_0, params_t),
+            {"bounds": (np.zeros(4), np.ones(4))},
             "one number each or one per channel",
         ),
         (

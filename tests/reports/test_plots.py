@@ -148,6 +148,22 @@ def test_equal_figures_give_equal_bytes_and_a_failure_leaves_nothing(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 
+def test_of_nothing_reconstructed_figures_say_so(tmp_path, texts):
+    plots.gallery(
+        np.zeros((0, 8, 8, 1)),
+        np.zeros((0, 8, 8, 1)),
+        tmp_path / "g.png",
+        mean=np.zeros(1),
+        distances=[],
+        psnr=[],
+    )
+    assert "nothing was reconstructed" in " ".join(texts[0])
+    plots.curve({"none": np.zeros(0)}, tmp_path / "c.png", image_shape=(8, 8, 1))
+    assert "none" in texts[1]
+    for name in ("g", "c"):
+        assert mpl_image.imread(tmp_path / f"{name}.png").std() > 0.01
+
+
 def test_wrong_lengths_and_no_curve_are_one_clear_line(tmp_path):
     with pytest.raises(ValueError, match="Lengths differ: images has 2 rows"):
         plots.gallery(

@@ -5,6 +5,7 @@ import inspect
 
 import chex
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -158,6 +159,103 @@ def test_a_null_direction_stays_finite_at_convergence():
     )
     duals = linearized.duals(spectrum, linearized.gradient_flow(jnp.inf))
     chex.assert_trees_all_close(duals, jnp.asarray([[0.0], [0.0], [2.0]]))
+
+
+def _singular(kind):
+    """Images, labels and a network whose kernel of them is singular."""
+    x = jax.random.normal(jax.random.key(3), (6, 4, 4, 1))
+    y = jnp.asarray([-1.0, 1.0, 1.0, -1.0, 1.0, -1.0])[:, None]
+    if kind == "an image twice":
+        return x.at[5].set(x[1]), y, MLP((32, 32))
+    if kind == "two black images":
+        return x.at[1].set(0.0).at[4].set(0.0), y, MLP((32, 32), use_bias=False)
+    if kind == "a multiple":
+        return x.at[5].set(2 * x[1]), y, MLP((32, 32), use_bias=False)
+    return jnp.concatenate([x[..., :1, :]] * 3), jnp.concatenate([y] * 3), MLP((1,))
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "kind", ["an image twice", "two black images", "a multiple", "few parameters"]
+)
+def test_a_singular_kernel_ends_at_the_least_squares_fit(kind, dtype):
+    x, y, model = _singular(kind)
+    params_0 = model.init_params(jax.random.key(0), x.shape[1:], jnp.float64)
+    flat, unravel = jax.flatten_util.ravel_pytree(params_0)
+    f0 = model.apply_fn(params_0, x)
+    jacobian = jax.jacobian(lambda v: model.apply_fn(unravel(v), x)[:, 0])(flat)
+    # The obvious twin: of all that fit best, the parameters nearest to the start.
+    shift = np.linalg.lstsq(jacobian, (y - f0)[:, 0], rcond=1e-10)[0]
+    want = float(0.5 * np.mean((jacobian @ shift - (y - f0)[:, 0]) ** 2))
+    assert want > 1e-3
+
+    x, y = x.astype(dtype), y.astype(dtype)
+    params_0 = jax.tree.map(lambda a: a.astype(dtype), params_0)
+    kernel = structured.ntk(model, params_0, x, trace_outputs=False)
+    spectrum = linearized.decompose(kernel, model.apply_fn(params_0, x), y)
+    assert int((spectrum.eigenvalues == 0).sum()) == len(x) - np.linalg.matrix_rank(
+        jacobian
+    )
+    assert jnp.isinf(linearized.time_at_loss(spectrum, want / 1.01))
+    assert jnp.isfinite(linearized.time_at_loss(spectrum, want * 1.01))
+    # Without going through them: they would take hours.
+    rate = 0.5 / float(spectrum.eigenvalues[-1])
+    never = linearized.steps_at_loss(
+        spectrum, want / 1.01, learning_rate=rate, max_steps=2**31 - 1
+    )
+    assert never == 2**31 - 1
+    tight = {"float32": 1e-3, "float64": 1e-8}[dtype]
+    for gain in (
+        linearized.gradient_flow(jnp.inf),
+        linearized.gradient_flow(1e20),
+        linearized.gradient_descent(2**31 - 1, learning_rate=rate),
+        linearized.gradient_descent(2**31 - 1, learning_rate=rate, momentum=0.9),
+    ):
+        predictions, duals, params = _all_of(model, params_0, x, y, spectrum, gain)
+        loss = linearized.loss_at(spectrum, gain)
+        np.testing.assert_allclose(loss, want, rtol=tight)
+        # What the parameters do, not what the closed form says of them.
+        out = linearized.apply_linearized(model.apply_fn, params_0, params, x)
+        np.testing.assert_allclose(0.5 * jnp.mean((out - y) ** 2), want, rtol=tight)
+        np.testing.assert_allclose(predictions, out, atol=tight)
+        size = np.linalg.norm(shift)
+        moved, _ = jax.flatten_util.ravel_pytree(_tree.sub(params, params_0))
+        np.testing.assert_allclose(moved, shift, atol=tight * size)
+        shortest = np.linalg.lstsq(jacobian.T, shift, rcond=1e-10)[0]
+        np.testing.assert_allclose(
+            duals[:, 0], shortest, atol=tight * np.linalg.norm(shortest)
+        )
+
+
+def test_directions_that_never_move_have_no_dual_while_the_others_train():
+    spectrum = linearized.Spectrum(
+        jnp.asarray([0.0, 0.5]), jnp.eye(2), jnp.asarray([3.0, 2.0]), 1
+    )
+    for gain in (
+        linearized.gradient_flow(2.0),
+        linearized.gradient_descent(1_000_000, learning_rate=2e-6),
+    ):
+        duals = linearized.duals(spectrum, gain)
+        np.testing.assert_allclose(
+            duals[:, 0], [0.0, 4 * (1 - np.exp(-1.0))], rtol=1e-5
+        )
+        left = linearized.residuals(spectrum, gain)[:, 0]
+        np.testing.assert_allclose(left, [3.0, 2 * np.exp(-1.0)], rtol=1e-5)
+
+
+def test_a_kernel_of_zeros_trains_nothing_and_nan_is_told():
+    y = jnp.ones((3, 1))
+    zero = jnp.zeros((3, 3, 1, 1))
+    spectrum = linearized.decompose(zero, 0 * y, y)
+    for time in (1.0, jnp.inf):
+        gain = linearized.gradient_flow(time)
+        assert not linearized.duals(spectrum, gain).any()
+        assert linearized.loss_at(spectrum, gain) == 0.5
+    assert jnp.isinf(linearized.time_at_loss(spectrum, 0.4))
+    assert linearized.time_at_loss(spectrum, 0.6) == 0
+    with pytest.raises(ValueError, match="kernel has NaN or infinite entries"):
+        linearized.decompose(zero.at[0, 1].set(jnp.nan), 0 * y, y)
 
 
 def test_apply_linearized_is_taylor_to_first_order():

@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -124,7 +125,7 @@ def test_preprocess_subtracts_the_mean_of_every_pixel():
     )
 
 
-def test_bad_input_is_told_in_a_sentence():
+def test_bad_input_is_told_in_a_sentence(monkeypatch):
     model, params, x, y = _setup()
     with pytest.raises(ValueError, match="holds 0, 1, 2: use labels"):
         logistic.train(model, params, x, np.asarray([0, 1, 2, 0, 1, 2]))
@@ -132,8 +133,14 @@ def test_bad_input_is_told_in_a_sentence():
         logistic.train(model, params, x, np.ones((6, 2)))
     with pytest.raises(ValueError, match="x_train has 6 rows, y_train has 5"):
         logistic.train(model, params, x, y[:5])
-    with pytest.raises(ValueError, match="x_train has 1 values that are NaN"):
+    with pytest.raises(ValueError, match="NaN or infinite values in 1 rows"):
         logistic.train(model, params, x.at[0, 0, 0, 0].set(jnp.nan), y)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="x_train has dtype uint8: convert"):
+        logistic.train(model, params, np.asarray(x).astype(np.uint8), y)
+    # In bytes the mean would wrap around.
+    with pytest.raises(ValueError, match="images has dtype uint8: convert"):
+        logistic.preprocess(np.full((2, 4, 4, 1), 200, np.uint8))
     with pytest.raises(ValueError, match=r"learning_rate=0\.0 must be above 0"):
         logistic.train(model, params, x, y, learning_rate=0.0)
     with pytest.raises(ValueError, match="lower learning_rate"):

@@ -142,6 +142,31 @@ def test_adversarial_losses(kind):
     assert float(far[0]) > float(near[0])
 
 
+def test_pgd_attacks_the_share_that_it_is_asked_to():
+    params, stats, x, labels = setting()
+    seen = []
+
+    class Spy:
+        eval_fn = staticmethod(MODEL.eval_fn)
+
+        @staticmethod
+        def train_fn(params, stats, images):
+            seen.append(np.asarray(images))
+            return MODEL.train_fn(params, stats, images)
+
+    for share in (1.0, 0.25):
+        loss = adversarial.PGD(MEAN, DEVIATION, eps=0.1, num_steps=2, share=share)
+        loss(Spy, params, stats, x, labels, jax.random.key(0))
+    whole, part = (np.abs(images - np.asarray(x)).max((1, 2, 3)) for images in seen)
+    assert (whole > 0).all()
+    assert (part > 0).tolist() == [True] * 3 + [False] * 9
+    assert max(whole) <= 0.1 / min(DEVIATION) * 1.0001
+    with pytest.raises(ValueError, match="share=0 must be above 0"):
+        adversarial.PGD(MEAN, DEVIATION, share=0)
+    with pytest.raises(ValueError, match=r"share=2 must lie in \[0, 1\]"):
+        adversarial.PGD(MEAN, DEVIATION, share=2)
+
+
 def test_trades_is_cross_entropy_and_divergence():
     params, stats, x, labels = setting()
     losses = []
@@ -165,5 +190,5 @@ def test_refusals():
         squeeze.Regularized(curvature.regularize, 0)
     with pytest.raises(ValueError, match="learning_rate=0 must be above 0"):
         squeeze.train(x, labels, model=MODEL, learning_rate=0, **options)
-    with pytest.raises(ValueError, match="eps=0 must be above 0"):
+    with pytest.raises(ValueError, match=r"eps=0 must lie in \(0, 1\].* above 0"):
         adversarial.PGD(MEAN, DEVIATION, eps=0)

@@ -168,6 +168,11 @@ def test_bad_arguments_are_refused_before_anything_runs():
 
     with pytest.raises(ValueError, match=r"stop_loss=0.0 must be above 0"):
         call(stop_loss=0.0)
+    # Not the learning rate is to blame.
+    with pytest.raises(ValueError, match="NaN or infinite values in 1 rows"):
+        call(x=x.at[2].set(jnp.nan))
+    with pytest.raises(ValueError, match="y_train has NaN or infinite"):
+        call(y=y.at[0].set(jnp.inf))
     with pytest.raises(ValueError, match=r"snapshot_loss=-1.0 must be above 0"):
         call(snapshot_losses=[-1.0])
     with pytest.raises(ValueError, match=r"y_train has shape \(4, 2\), the outputs"):
@@ -178,3 +183,14 @@ def test_bad_arguments_are_refused_before_anything_runs():
         train.paper_optimizer(0)
     with pytest.raises(ValueError, match=r"lambda_max=nan must be above 0"):
         train.stable_optimizer(float("nan"), 4)
+
+
+def test_a_loss_is_reached_up_to_rounding_and_no_further():
+    y = jnp.ones((4, 1), jnp.float32)
+    assert train.reached(1.0e-10, 1e-10, y)
+    assert train.reached(1.6e-10, 1e-10, y)
+    assert not train.reached(2e-10, 1e-10, y)
+    assert not train.reached(1.6e-10, 1e-10, y.astype(jnp.float64))
+    assert train.reached(0.1336, 0.1336, y)
+    assert not train.reached(0.154, 0.1336, y)
+    assert not train.reached(float("nan"), 0.1, y)
