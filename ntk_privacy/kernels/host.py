@@ -43,7 +43,10 @@ def kernel(
         return np.asarray(kernel_fn(first, second), np.float64)
 
     with jax.enable_x64(True):
-        wide = [None if x is None else jnp.asarray(x, np.float64) for x in (x1, x2)]
+        wide = [
+            None if x is None else jnp.asarray(np.asarray(x).astype(np.float64))
+            for x in (x1, x2)
+        ]
         try:
             return evaluate(*wide)
         except (TypeError, ValueError):

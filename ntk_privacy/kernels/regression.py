@@ -114,7 +114,7 @@ def duals(
     check_solvable("The kernel", k, diag_reg, dtype=dtype)
     found = host.solve(k, y, diag_reg=diag_reg)
     _check_coarseness(k, found, y, dtype, diag_reg)
-    return jnp.asarray(found, dtype)
+    return jnp.asarray(found.astype(dtype))
 
 
 def _check_coarseness(k, duals, y, dtype, diag_reg) -> None:
@@ -122,7 +122,7 @@ def _check_coarseness(k, duals, y, dtype, diag_reg) -> None:
     eps = float(jnp.finfo(dtype).eps)
     # Roundings of n duals are independent of each other, eps / 4 of each on average.
     rounding = eps / 4 * np.sqrt(np.max((k * k) @ (duals * duals)))
-    largest = np.abs(np.asarray(y, np.float64)).max()
+    largest = np.abs(np.asarray(y).astype(np.float64)).max()
     if rounding > 0.1 * largest:
         raise ValueError(
             f"Duals of {np.abs(duals).max():.1e} in {jnp.dtype(dtype).name} leave "
@@ -156,10 +156,10 @@ def predict(
     if not host.is_concrete(x_train, duals, x):
         return blockwise.product(kernel_fn, x, x_train, duals, block_size=block_size)
     out = np.zeros((len(x), duals.shape[1]))
-    wide = np.asarray(duals, np.float64)
+    wide = np.asarray(duals).astype(np.float64)
     for i in range(0, len(x), block_size):
         for j in range(0, len(x_train), block_size):
             rows, columns = slice(i, i + block_size), slice(j, j + block_size)
             k = host.kernel(kernel_fn, x[rows], x_train[columns])
             out[rows] += k @ wide[columns]
-    return jnp.asarray(out, duals.dtype)
+    return jnp.asarray(out.astype(duals.dtype))

@@ -7,8 +7,9 @@ of rank-one matrices $\sum_i p_i q_i^\top$, with $p_i = (a_{k,i}, 1)$ the input 
 layer and $q_i$ the signal that reaches its output. Let $R_k$ be what it leaves of the
 change. With $\tilde q_i$ the dual basis of the $q_i$, a disturbance E of the change
 moves $p_i$ by $E \tilde q_i$, so by at most $\|E\|_2 \|\tilde q_i\|$. Images are fitted
-to few directions of E; the rest of it stays in $R_k$, and bounds the error of an image
-whatever E comes from: rounding, noise, moving features, weight decay.
+to few directions of E; the rest of it stays in $R_k$, and with a margin for what they
+absorb, which was measured and not proved, states the error of an image whatever E
+comes from: rounding, noise, moving features, weight decay.
 """
 
 from typing import NamedTuple

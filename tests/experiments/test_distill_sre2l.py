@@ -100,7 +100,7 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
     }
     assert asked == [
         (name, None if name == "pgd100" else 2, 1 / 255)
-        for name in ("pgd100", "square_rescaled", "autoattack", "cw", "mim")
+        for name in ("pgd100", "square_rescaled", "autoattack", "cw_guard", "mim")
     ]
     assert results["top_hessian_eigenvalue"]["squeezed"] > 0
     assert results["top_hessian_eigenvalue"]["student"] >= 0

@@ -67,12 +67,13 @@ def test_duals_too_large_for_their_dtype_are_refused_with_a_remedy():
     with pytest.raises(ValueError, match=r"such as 1e-5.* float64|singular"):
         regression.duals(KERNELS["relu"], x, y, diag_reg=1e-6)
     regression.duals(KERNELS["relu"], *wide(x, y), diag_reg=1e-6)
-    half = jnp.asarray(x, jnp.float16)
+    # On the host: not every processor's compiler knows half precision.
+    half, y = (jnp.asarray(np.asarray(a).astype(np.float16)) for a in (x, y))
     with pytest.raises(ValueError, match="singular with diag_reg=1e-05"):
-        regression.duals(KERNELS["relu"], half, y.astype("f2"), diag_reg=1e-5)
-    found = regression.duals(KERNELS["relu"], half, y.astype("f2"), diag_reg=0.1)
+        regression.duals(KERNELS["relu"], half, y, diag_reg=1e-5)
+    found = regression.duals(KERNELS["relu"], half, y, diag_reg=0.1)
     assert found.dtype == jnp.float16
-    assert jnp.isfinite(found).all()
+    assert np.isfinite(np.asarray(found)).all()
 
 
 def test_one_image_and_copies_that_agree():
