@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Bool
 
-from experiments import _attacks, _victim, reconstruct
+from experiments import _attacks, _progress, _victim, reconstruct
 from experiments._flags import UsageError
 from experiments._progress import Progress
 from experiments._workdir import Workdir

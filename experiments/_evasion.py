@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import _condensed
+from experiments import _condensed, _progress
 from experiments._image_sets import Images
 from experiments._workdir import Workdir
 from ntk_privacy.evaluation import attacked_batches, named_attacks, robust_accuracy

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import _progress
 from experiments._flags import UsageError
 from experiments._progress import Progress
 from experiments._workdir import Workdir

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import _progress
 from experiments._attacks import Attacked, num_candidates, search
 from experiments._victim import Victim
 from experiments._workdir import Workdir

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _condensed
+from experiments import _condensed, _progress
 from experiments._flags import UsageError
 from experiments._image_sets import Images
-from ntk_privacy import checkpoint
+from ntk_privacy import checkpoint, resume
 from ntk_privacy.condensation import robust_mean
 from ntk_privacy.data import augmentation
 from ntk_privacy.models import convnet

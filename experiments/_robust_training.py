@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import _progress
 from experiments._image_sets import Images
 from ntk_privacy import _loop
 from ntk_privacy.data import augmentation

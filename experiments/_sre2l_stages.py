@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import _progress
 from experiments._image_sets import Images
 from experiments._sre2l_config import Config
 from experiments._workdir import Workdir

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import _progress
 from experiments._flags import UsageError
 from experiments._workdir import Workdir
-from ntk_privacy import checkpoint, data
+from ntk_privacy import checkpoint, data, resume
 from ntk_privacy.evaluation.kernel_distance import kernel_distance
 from ntk_privacy.kernels import structured
 from ntk_privacy.models import MLP
