@@ -184,7 +184,7 @@ def run(config: Config) -> dict[str, Any]:
     try:
         _planned(config, classes)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise _flags.UsageError(str(error)) from error
     ignore = _image_sets.not_results(config, NOT_RESULTS)
     with Workdir(config.workdir, config, ignore=ignore) as workdir:
         if workdir.is_done() and workdir.path("arrays.npz").exists():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import _flags, _robust_training, distill, evade
 from ntk_privacy import checkpoint
@@ -292,3 +293,20 @@ def test_versions_of_autoattack_end_to_end(tmp_path):
         *("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t")
     ]
     assert results["median_distance"]["cw"] > 0
+
+
+def test_an_attack_that_needs_more_classes_is_a_usage_error(tmp_path, capsys):
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "set" / part / name
+            folder.mkdir(parents=True)
+            for i in range(3):
+                pixels = np.full((8, 8, 3), 40 * i + len(name), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    place = {"dataset": "image_folder", "data_dir": tmp_path / "set", "image_size": 8}
+    arguments = _arguments(tmp_path / "w", **place, attacks="apgd_dlr")
+    assert _flags.call(evade.main, evade.Config, arguments) == 2
+    error = capsys.readouterr().err
+    assert "apgd_dlr" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "w").exists()
