@@ -38,13 +38,14 @@ class AlgebraicReconstruction(NamedTuple):
     That is a training image; or, which no weights can tell apart, several training
     images that share every gate, of which the mean weighted by their duals is decoded:
     copies, images closer to each other than a linear region is wide (`errors` is never
-    below that width), and, where initial biases are zero, positive multiples of one
-    image. Multiples show where training converged, for the network is then flat along
-    their ray or gives them no label, and are not certified; where it was stopped early
-    they do not show. An image whose units are all closed, such as zero with zero
-    biases, moves the output bias alone: `verdict` says so, and N does not count it.
-    Biases are taken to have been trained with the learning rate of the kernels: another
-    one rescales all images alike.
+    below that width, so fewer than 200 hidden units in all certify nothing), and, where
+    initial biases are zero, positive multiples of one image. Multiples show where
+    training converged, for the network is then flat along their ray or gives them no
+    label, and are not certified; where it was stopped early they do not show. An image
+    whose units are all closed, such as zero with zero biases, moves the output bias
+    alone: `verdict` says so, and N does not count it. Biases are taken to have been
+    trained with the learning rate of the kernels: another one rescales all images
+    alike.
 
     Attributes:
       images: (m, height, width, depth) in the units that the network takes; m may be 0.

@@ -12,6 +12,7 @@ absorb, which was measured and not proved, states the error of an image whatever
 comes from: rounding, noise, moving features, weight decay.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from jaxtyping import Bool, Float
 from ntk_privacy.reconstruction import label_evidence, layer_inversion, low_rank
 from ntk_privacy.reconstruction.verdict import Verdict
 
-__all__ = ["Evidence", "Judgement", "judge", "weigh"]
+__all__ = ["Judgement", "Weighed", "judge", "weigh"]
 
 # Of the bound: for the part of a disturbance that the images themselves absorb.
 _MARGIN = 3.0
@@ -39,7 +40,7 @@ _REGION = 10.0
 _EXPLAINED = 0.5
 
 
-class Evidence(NamedTuple):
+class Weighed(NamedTuple):
     """What a set of images explains, and the error bars of its members.
 
     Attributes:
@@ -113,7 +114,7 @@ def weigh(
     duals: Float[np.ndarray, "m c"],
     *,
     missing: int = 0,
-) -> Evidence:
+) -> Weighed:
     """Explains the change by images and bounds how far each is off.
 
     Args:
@@ -157,7 +158,7 @@ def weigh(
             output_rest = rest[-1].astype(np.float64)
         unexplained += float(np.vdot(rest, rest))
         signal = q @ layers.kernels[k].T
-    return Evidence(_MARGIN * errors, 1.0 - unexplained / total, output_rest)
+    return Weighed(_MARGIN * errors, 1.0 - unexplained / total, output_rest)
 
 
 def judge(
@@ -182,24 +183,31 @@ def judge(
         missing = found.rank - int(kept.sum())
         if missing and found.gap <= low_rank.CLEAR_GAP:
             missing = 0  # how many are missing is not known either
-        evidence = weigh(
+        weighed = weigh(
             found.layers,
             found.decoded.inputs[kept],
             found.decoded.duals[kept],
             missing=missing,
         )
-        explained = max(explained, evidence.explained)
+        explained = max(explained, weighed.explained)
         bounds = np.full(count, np.inf)
-        bounds[kept] = np.where(np.isfinite(evidence.errors), evidence.errors, np.inf)
+        bounds[kept] = np.where(np.isfinite(weighed.errors), weighed.errors, np.inf)
         if best is None or np.sum(bounds <= tolerance) > np.sum(errors <= tolerance):
-            errors, best = bounds, evidence
+            errors, best = bounds, weighed
         if np.sum(errors <= tolerance) >= min(found.rank, kept.sum()):
             break
     units = sum(k.shape[1] for k in found.layers.kernels[:-1])
-    bounds, errors = errors, np.maximum(errors, _REGION / units)
+    floor = _REGION / units
+    bounds, errors = errors, np.maximum(errors, floor)
     certified = errors <= tolerance
     whole = certified.sum() == found.rank
     notes = []
+    if floor > tolerance and np.any(bounds <= tolerance):
+        notes.append(
+            f"not certified, for {units} hidden units tell no images apart that are "
+            f"within {floor:.2g} of their norm of each other; a certificate takes "
+            f"{math.ceil(_REGION / tolerance)}"
+        )
     if certified.any():
         doubted, notes = label_evidence.doubts(
             found.layers, found.decoded.inputs[certified]
@@ -243,9 +251,10 @@ def _verdict(
         why = f"no gates were found in {found.rounds} rounds"
     elif explained > _EXPLAINED:
         word = "approximate"
-        why += ", too little to bound the error of any"
-        if np.isfinite(least):
-            why += f" below {least:.1g}"
+        if not notes:
+            why += ", too little to bound the error of any"
+            if np.isfinite(least):
+                why += f" below {least:.1g}"
     else:
         word = "assumptions do not hold"
         why += (

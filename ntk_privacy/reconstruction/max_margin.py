@@ -276,7 +276,6 @@ def prepare(
     logistic.single_output(model)
     params = fitting.mlp_params(model, params, image_shape=image_shape)
     _checks.finite(params=params)
-    _checks.full_precision(params=params)
     if num_images < 2 or num_images % 2:
         raise ValueError(
             f"num_images={num_images} must be even and at least 2: half of the "

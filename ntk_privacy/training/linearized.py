@@ -20,11 +20,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _checks, _tree
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import ApplyFn, Params
+from ntk_privacy.kernels import host
 
 __all__ = [
     "Gain",
@@ -67,18 +68,20 @@ def decompose(
     fx_train_0: Float[Array, "n c"],
     y_train: Float[Array, "n c"],
 ) -> Spectrum:
-    """Decomposes the full kernel of the training images, on the host in float64.
+    """Decomposes the full kernel of the training images.
 
-    Eigenvalues below 4 sqrt(m) roundings of the largest entry count as 0.
+    On the host in float64; where traced, in the dtype of the kernel. Eigenvalues below
+    4 sqrt(m) roundings of the largest entry count as 0; where traced, those below 4 m
+    roundings of the largest eigenvalue too, which `eigh` itself could have made.
 
     Args:
-      kernel: concrete NTK with all output blocks (`trace_outputs=False`).
+      kernel: NTK with all output blocks (`trace_outputs=False`).
       fx_train_0: outputs at initialisation.
       y_train: targets.
 
     Raises:
       ValueError: labels do not have one row per image and one column per output, or
-        the kernel is not finite.
+        the kernel is not finite (unless traced).
     """
     n, c = fx_train_0.shape
     if y_train.shape != (n, c):
@@ -86,6 +89,8 @@ def decompose(
             f"y_train has shape {y_train.shape}, the outputs have {(n, c)}: give one "
             "row per image and one column per output."
         )
+    if not host.is_concrete(kernel, fx_train_0, y_train):
+        return _traced(kernel, y_train - fx_train_0)
     dtype = kernel.dtype
     square = np.asarray(kernel, np.float64).transpose(0, 2, 1, 3).reshape(n * c, n * c)
     if not np.isfinite(square).all():
@@ -100,6 +105,17 @@ def decompose(
     coefficients = vectors.T @ change.reshape(-1)
     arrays = (jnp.asarray(v, dtype) for v in (values, vectors, coefficients))
     return Spectrum(*arrays, c)
+
+
+def _traced(kernel: Float[Array, "n n c c"], change: Float[Array, "n c"]) -> Spectrum:
+    n, c = change.shape
+    square = kernel.transpose(0, 2, 1, 3).reshape(n * c, n * c)
+    values, vectors = jnp.linalg.eigh(0.5 * (square + square.T))
+    entry = (n * c) ** 0.5 * jnp.max(jnp.diagonal(square))
+    scale = jnp.maximum(entry, n * c * jnp.max(jnp.abs(values)))
+    null = values <= _NULL * jnp.finfo(kernel.dtype).eps * scale
+    coefficients = matmul(vectors.T, change.reshape(-1, 1))[:, 0]
+    return Spectrum(jnp.where(null, 0, values), vectors, coefficients, c)
 
 
 def gradient_flow(time: float | Float[Array, ""]) -> Gain:
@@ -256,12 +272,12 @@ def steps_at_loss(
     learning_rate: float,
     momentum: float = 0.0,
     max_steps: int = 1_000_000,
-) -> int:
+) -> int | Int[Array, ""]:
     """Returns the first step of gradient descent with a mean loss below `loss`.
 
     Counts the steps of the scalar recursions, some microseconds each: with momentum the
     loss oscillates, so no bisection finds the first one. `max_steps` if none is, at
-    once where null directions of the kernel keep the loss above.
+    once where null directions of the kernel keep the loss above. An array if traced.
 
     Args:
       spectrum: from `decompose`.
@@ -276,22 +292,23 @@ def steps_at_loss(
     _checks.positive(loss=loss)
     _checks.at_least(1, max_steps=max_steps)
     _check_rates(learning_rate, momentum)
-    if not loss_at(spectrum, gradient_flow(jnp.inf)) < loss:
-        return max_steps
     dtype = spectrum.eigenvalues.dtype
     numbers = (jnp.asarray(v, dtype) for v in (loss, learning_rate, momentum))
-    return int(
-        _first_step_below(
-            spectrum.eigenvalues,
-            spectrum.coefficients,
-            *numbers,
-            jnp.asarray(max_steps, jnp.int32),
-        )
+    reached = loss_at(spectrum, gradient_flow(jnp.inf)) < loss
+    found = _first_step_below(
+        spectrum.eigenvalues,
+        spectrum.coefficients,
+        *numbers,
+        jnp.asarray(max_steps, jnp.int32),
+        reached,
     )
+    return int(found) if host.is_concrete(found) else found
 
 
 @jax.jit
-def _first_step_below(values, coefficients, loss, learning_rate, momentum, max_steps):
+def _first_step_below(
+    values, coefficients, loss, learning_rate, momentum, max_steps, reached
+):
     def above(carry):
         steps, left, _ = carry
         # A NaN counts as above: it never falls below.
@@ -302,7 +319,8 @@ def _first_step_below(values, coefficients, loss, learning_rate, momentum, max_s
         velocity = momentum * velocity + learning_rate * values * left
         return steps + 1, left - velocity, velocity
 
-    start = (jnp.zeros_like(max_steps), coefficients, jnp.zeros_like(coefficients))
+    steps = jnp.where(reached, jnp.zeros_like(max_steps), max_steps)
+    start = (steps, coefficients, jnp.zeros_like(coefficients))
     return jax.lax.while_loop(above, step, start)[0]
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_lines import command_line
 
 from experiments import (
     _compare_attacks,
@@ -247,9 +248,7 @@ def test_a_row_is_the_mean_over_seeds_of_its_method_alone():
     ],
 )
 def test_faults_are_one_line_and_leave_nothing(tmp_path, capsys, flags, message):
-    given = {k: ",".join(v) if isinstance(v, tuple) else v for k, v in TOY.items()}
-    arguments = [f"--{name}={str(value).lower()}" for name, value in given.items()]
-    arguments += [f"--workdir={tmp_path / 'run'}", *flags]
+    arguments = command_line(compare.Config, TOY, *flags, workdir=tmp_path / "run")
     assert _flags.call(compare.main, compare.Config, arguments) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_lines import command_line
 
 from experiments import (
     _defence,
@@ -45,9 +46,8 @@ def _call(capsys, *arguments):
     return code, capsys.readouterr().err
 
 
-def _arguments(folder, **changes):
-    given = {**TOY, "workdir": folder, **changes}
-    return [f"--{name}={str(value).lower()}" for name, value in given.items()]
+def _arguments(folder, *flags, **changes):
+    return command_line(distill.Config, TOY, *flags, workdir=folder, **changes)
 
 
 def _arrays(folder, name="arrays.npz"):
@@ -286,11 +286,11 @@ def test_a_damaged_set_is_made_again_once_deleted(tmp_path, capsys):
     arrays = tmp_path / "arrays.npz"
     sound = arrays.read_bytes()
     arrays.write_bytes(sound[:100])
-    code, told = _call(capsys, *_arguments(tmp_path), "--evaluate")
+    code, told = _call(capsys, *_arguments(tmp_path, "--evaluate"))
     assert code == 1
     assert "delete it to make it again" in told
     arrays.unlink()
-    code, told = _call(capsys, *_arguments(tmp_path), "--evaluate")
+    code, told = _call(capsys, *_arguments(tmp_path, "--evaluate"))
     assert (code, told) == (0, "")
     assert arrays.read_bytes() == sound
     arrays.unlink()
@@ -366,7 +366,7 @@ def test_a_cell_that_fails_is_told_in_the_table(tmp_path):
 def test_a_study_without_a_sound_cell_is_exit_1_with_the_reason(tmp_path, capsys):
     folder = tmp_path / "new"
     code, told = _call(
-        capsys, *_arguments(folder, learning_rate=1e30), "--table", "--methods=rkip"
+        capsys, *_arguments(folder, "--table", "--methods=rkip", learning_rate=1e30)
     )
     assert code == 1
     assert "No cell of the study could be run" in told
@@ -382,7 +382,7 @@ def test_damaged_files_end_a_study_before_it_starts(tmp_path, capsys, monkeypatc
 
     monkeypatch.setattr(data, "load", damaged)
     folder = tmp_path / "new"
-    code, told = _call(capsys, *_arguments(folder), "--table")
+    code, told = _call(capsys, *_arguments(folder, "--table"))
     assert code == 1
     assert told == "error: train-images is truncated: fetch it again.\n"
     assert not folder.exists()
@@ -407,7 +407,7 @@ def test_bad_flags_of_a_study_are_one_line_exit_2_and_leave_nothing(
     tmp_path, capsys, flags, message
 ):
     folder = tmp_path / "new"
-    code, told = _call(capsys, *_arguments(folder), *flags)
+    code, told = _call(capsys, *_arguments(folder, *flags))
     assert code == 2
     assert message in told
     assert told.count("\n") == 1
@@ -524,7 +524,7 @@ def test_bad_flags_are_one_line_exit_2_and_leave_nothing(
     tmp_path, capsys, flag, message
 ):
     folder = tmp_path / "new"
-    code, told = _call(capsys, *_arguments(folder), *flag.split())
+    code, told = _call(capsys, *_arguments(folder, *flag.split()))
     assert code == 2
     assert message in told
     assert told.startswith("error: ")

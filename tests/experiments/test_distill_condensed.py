@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from command_lines import command_line
 
 from experiments import (
     _condense_run,
@@ -35,9 +36,8 @@ def _run(folder, **changes):
     return distill.run(distill.Config(**{**TOY, "workdir": str(folder), **changes}))
 
 
-def _arguments(folder, **changes):
-    given = {**TOY, "workdir": folder, **changes}
-    return [f"--{name}={str(value).lower()}" for name, value in given.items()]
+def _arguments(folder, *flags, **changes):
+    return command_line(distill.Config, TOY, *flags, workdir=folder, **changes)
 
 
 def test_a_run_writes_every_file_and_is_evaluated_later(tmp_path, capsys):
@@ -152,7 +152,7 @@ def test_bad_flags_are_one_line_exit_2_and_leave_nothing(
     tmp_path, capsys, flags, message
 ):
     folder = tmp_path / "new"
-    arguments = [*_arguments(folder), *flags]
+    arguments = _arguments(folder, *flags)
     assert _flags.call(distill.main, distill.Config, arguments) == 2
     told = capsys.readouterr().err
     assert message in told

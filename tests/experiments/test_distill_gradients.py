@@ -8,6 +8,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from command_lines import command_line
 
 from experiments import (
     _compare_attacks,
@@ -220,9 +221,9 @@ def test_many_products_are_not_kept():
     ],
 )
 def test_flags_of_other_methods_are_refused(tmp_path, capsys, flags, message):
-    given = {**TOY, "workdir": tmp_path / "new"}
-    arguments = [f"--{name}={str(value).lower()}" for name, value in given.items()]
-    assert _flags.call(distill.main, distill.Config, [*arguments, *flags]) == 2
+    folder = tmp_path / "new"
+    arguments = command_line(distill.Config, TOY, *flags, workdir=folder)
+    assert _flags.call(distill.main, distill.Config, arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 

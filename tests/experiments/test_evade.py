@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_lines import command_line
 from PIL import Image
 
 from experiments import _flags, _robust_training, distill, evade
@@ -36,9 +37,7 @@ def _run(folder, **changes):
 
 
 def _arguments(folder, **changes):
-    given = {**TOY, "workdir": folder, **changes}
-    given = {k: ",".join(v) if isinstance(v, tuple) else v for k, v in given.items()}
-    return [f"--{name}={str(value).lower()}" for name, value in given.items()]
+    return command_line(evade.Config, TOY, workdir=folder, **changes)
 
 
 def make_logits_fn(image_shape, num_classes):

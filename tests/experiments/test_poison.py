@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from command_lines import command_line
 
 from experiments import _condensed, _flags, _image_sets, _poisoning, poison
 from ntk_privacy import checkpoint
@@ -95,8 +96,7 @@ def test_other_attacks_stay_in_their_budget_on_the_grid(tmp_path, attack):
     ],
 )
 def test_faults_are_one_line(tmp_path, capsys, flags, code, message):
-    given = [f"--{k}={str(v).lower()}" for k, v in TOY.items()]
-    given = [*given, f"--workdir={tmp_path}", *flags]
+    given = command_line(poison.Config, TOY, *flags, workdir=tmp_path)
     assert _flags.call(poison.main, poison.Config, given) == code
     out, error = capsys.readouterr()
     assert message in error
@@ -106,8 +106,8 @@ def test_faults_are_one_line(tmp_path, capsys, flags, code, message):
 
 
 def test_a_seed_without_enough_images_is_told_before_any_is_run(tmp_path, capsys):
-    given = [f"--{k}={str(v).lower()}" for k, v in TOY.items()]
-    given += [f"--workdir={tmp_path}", "--num_seeds=40", "--rate=0.03"]
+    flags = "--num_seeds=40", "--rate=0.03"
+    given = command_line(poison.Config, TOY, *flags, workdir=tmp_path)
     images = _image_sets.load(poison.Config(**TOY), num_train=400, num_test=50)
     assert np.bincount(images.classes).min() > 12  # what 3% of 400 asks for
     few = images._replace(
@@ -339,8 +339,7 @@ def test_the_calibration_takes_the_deviation_away(monkeypatch):
 
 
 def test_damaged_files_are_named(tmp_path, capsys):
-    given = [f"--{k}={str(v).lower()}" for k, v in TOY.items()]
-    given = [*given, f"--workdir={tmp_path}", "--methods=dm"]
+    given = command_line(poison.Config, TOY, "--methods=dm", workdir=tmp_path)
     assert _flags.call(poison.main, poison.Config, given) == 0
     capsys.readouterr()
     for name in ("cell_0_dm_0.json", "poisons_0.npz"):

@@ -448,6 +448,21 @@ def test_a_blank_image_is_told_though_it_does_not_show():
     assert "output bias" in found.verdict.reason
 
 
+def test_a_narrow_network_says_why_nothing_is_certified():
+    x, y = _images(0)
+    given = {"key": jax.random.key(1), "image_shape": SHAPE}
+    found = algebraic.reconstruct(*_linearized(3, x, y, width=96), **given)
+    assert not bool(found.certified.any())
+    assert found.verdict.word == "approximate"
+    assert "192 hidden units" in found.verdict.reason
+    assert "takes 200" in found.verdict.reason
+    assert "too little" not in found.verdict.reason
+    np.testing.assert_allclose(found.errors[0], 10 / 192, rtol=1e-6)
+    flat = np.asarray(found.images, np.float64)
+    far = np.sum((x[:, None] - flat[None]) ** 2, axis=(2, 3, 4)).min(1)
+    assert far.max() < 1e-6
+
+
 def test_verdicts_say_what_the_evidence_says():
     x, y = _images(0)
     params_0, params_t = _linearized(0, x, y)

@@ -349,3 +349,82 @@ def test_float32_stays_float32():
         duals = linearized.duals(spectrum, gain)
         params = linearized.params_at(model.apply_fn, params_0, x, duals)
         chex.assert_type([duals, *jax.tree.leaves(params)], [jnp.float32] * 5)
+
+
+def _traced_setup(dtype):
+    """An image twice with other labels: its kernel is singular."""
+    model, params_0, x, y, *_ = _setup(2)
+    x = jnp.concatenate([x, x[:1]]).astype(dtype)
+    y = jnp.concatenate([y, -y[:1]]).astype(dtype)
+    params_0 = jax.tree.map(lambda a: a.astype(dtype), params_0)
+    kernel = structured.ntk(model, params_0, x, trace_outputs=False)
+    return model, params_0, x, y, kernel, model.apply_fn(params_0, x)
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_everything_may_be_traced(dtype):
+    model, params_0, x, y, kernel, fx = _traced_setup(dtype)
+    tight = {"float32": 2e-3, "float64": 1e-8}[dtype]
+
+    def everything(kernel, fx, y):
+        spectrum = linearized.decompose(kernel, fx, y)
+        time = linearized.time_at_loss(spectrum, level)
+        steps = linearized.steps_at_loss(spectrum, level, learning_rate=rate)
+        stuck = linearized.steps_at_loss(
+            spectrum, 1e-6, learning_rate=rate, max_steps=2**31 - 1
+        )
+        out = [spectrum.eigenvalues, *(jnp.asarray(n, int) for n in (steps, stuck))]
+        for gain in (
+            linearized.gradient_flow(jnp.inf),
+            linearized.gradient_flow(time),
+            linearized.gradient_descent(40, learning_rate=rate, momentum=0.9),
+        ):
+            duals = linearized.duals(spectrum, gain)
+            params = linearized.params_at(model.apply_fn, params_0, x, duals)
+            out += [
+                duals,
+                linearized.residuals(spectrum, gain),
+                linearized.loss_at(spectrum, gain),
+                linearized.apply_linearized(model.apply_fn, params_0, params, x),
+            ]
+        return out
+
+    known = linearized.decompose(kernel, fx, y)
+    rate = 0.1 / float(known.eigenvalues[-1])
+    start, end = (
+        float(linearized.loss_at(known, linearized.gradient_flow(t)))
+        for t in (0.0, jnp.inf)
+    )
+    assert end > 1e-3
+    level = 0.5 * (start + end)
+    want = everything(kernel, fx, y)
+    assert isinstance(linearized.decompose(kernel, fx, y).num_outputs, int)
+    assert (want[0] == 0).sum() == 2
+    assert 1 < want[1] < 10_000
+    assert want[2] == 2**31 - 1
+    ours = jax.jit(everything)(kernel, fx, y)
+    assert (ours[0] == 0).sum() == 2
+    for a, b in zip(ours, want, strict=True):
+        assert a.dtype == b.dtype
+        size = float(jnp.abs(b).max())
+        slack = 1 if a.dtype == int else tight * size
+        np.testing.assert_allclose(a, b, atol=slack)
+
+
+@pytest.mark.optimized
+def test_decompositions_may_be_batched_and_differentiated():
+    *_, y, kernel, fx = _traced_setup("float64")
+
+    def loss(fx, y):
+        spectrum = linearized.decompose(kernel, fx, y)
+        return linearized.loss_at(spectrum, linearized.gradient_flow(0.1))
+
+    many = jnp.stack([y, 2 * y, y - 1])
+    batched = jax.vmap(loss, in_axes=(None, 0))(fx, many)
+    np.testing.assert_allclose(batched, [loss(fx, one) for one in many], rtol=1e-9)
+    way = jax.random.normal(jax.random.key(3), y.shape)
+    slope = jnp.sum(way * jax.grad(loss, argnums=1)(fx, y))
+    h = 1e-3  # the loss is quadratic in y: a central difference is exact
+    rise = (loss(fx, y + h * way) - loss(fx, y - h * way)) / (2 * h)
+    np.testing.assert_allclose(slope, rise, rtol=1e-8)

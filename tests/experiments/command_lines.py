@@ -1,0 +1,53 @@
+"""Command lines of toy size for tests of the binaries."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments import _flags
+
+
+def command_line(
+    config_class: type,
+    sizes: Mapping[str, Any],
+    *flags: str,
+    workdir: Path,
+    **changes: Any,
+) -> list[str]:
+    """Returns arguments: a test's own, and those of `sizes` that have an effect then.
+
+    Toy sizes are one list for all methods, which none of them reads in full; and flags
+    that are not read are refused. What a test gives itself is never left out.
+
+    Args:
+      config_class: of the binary.
+      sizes: flags by name.
+      *flags: of the test, as they are written.
+      workdir: of the run.
+      **changes: of the test, by name, in place of what `sizes` has.
+    """
+    own = [*_written({"workdir": workdir, **changes}), *flags]
+    sizes = {name: size for name, size in sizes.items() if name not in changes}
+    while True:
+        arguments = [*_written(sizes), *own]
+        try:
+            _flags.parse(config_class, arguments)
+        except _flags.UsageError as error:
+            found = re.match(r"--(\w+) has no effect with ", str(error))
+            if found and found[1] in sizes:
+                del sizes[found[1]]
+                continue
+        return arguments
+
+
+def _written(values: Mapping[str, Any]) -> list[str]:
+    texts = {
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for name, value in values.items()
+    }
+    # A path keeps its capitals.
+    return [
+        f"--{name}={text if name in ('workdir', 'model') else text.lower()}"
+        for name, text in texts.items()
+    ]
