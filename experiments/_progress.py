@@ -116,5 +116,5 @@ def stage(
         )
 
     return resume.resumed(
-        folder, timer=timer, seconds=config.checkpoint_seconds, bar=bar
+        folder, timer=timer, seconds=float(config.checkpoint_seconds), bar=bar
     )

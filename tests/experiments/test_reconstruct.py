@@ -303,16 +303,15 @@ def test_a_lost_search_is_told_and_stays_lost_when_started_again(tmp_path, monke
     assert whole["nonfinite"]
     assert whole["attack_loss"] == "nan"
     assert "lower --learning_rate" in reconstruct.summary(whole)
-    save = checkpoint.save
 
-    def save_and_die(folder, step, state):
-        save(folder, step, state)
-        if folder.name == "attack":
-            raise _Killed
+    def die(*_, **__):
+        raise _Killed
 
-    monkeypatch.setattr(checkpoint, "save", save_and_die)
-    with pytest.raises(_Killed):
-        _run(tmp_path / "cut", checkpoint_seconds=0.0, **changes)
+    with monkeypatch.context() as patched:
+        # After the search, before anything of it is written.
+        patched.setattr(_attacks.judging, "of_search", die)
+        with pytest.raises(_Killed):
+            _run(tmp_path / "cut", checkpoint_seconds=0.0, **changes)
     again = _run(tmp_path / "cut", **changes)
     assert again["nonfinite"]
     assert (tmp_path / "cut" / "arrays.npz").read_bytes() == (
