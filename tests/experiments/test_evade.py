@@ -33,7 +33,8 @@ TOY = {
 
 
 def _run(folder, **changes):
-    return evade.run(evade.Config(**{**TOY, "workdir": str(folder), **changes}))
+    # From the command line: what goes on there has the same flags.
+    return evade.run(_flags.parse(evade.Config, _arguments(folder, **changes)))
 
 
 def _arguments(folder, **changes):
