@@ -40,7 +40,7 @@ def _arguments(folder, *flags, **changes):
     return command_line(distill.Config, TOY, *flags, workdir=folder, **changes)
 
 
-def test_a_run_writes_every_file_and_is_evaluated_later(tmp_path, capsys):
+def test_a_run_writes_every_file_and_is_evaluated_later(tmp_path):
     results = _run(tmp_path)
     for name in ("distilled.png", "losses.png"):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
@@ -84,15 +84,12 @@ def test_a_run_writes_every_file_and_is_evaluated_later(tmp_path, capsys):
     assert _run(tmp_path)["accuracy"] == more["accuracy"]
     assert (tmp_path / "arrays.npz").read_bytes() == sound
     # Flags that make another set are refused.
-    code = _flags.call(distill.main, distill.Config, _arguments(tmp_path, num_steps=7))
-    assert code == 2
-    assert "num_steps: 6 in the folder, 7 asked" in capsys.readouterr().err
+    with pytest.raises(_flags.UsageError, match="num_steps: 6 in the folder, 7 asked"):
+        _run(tmp_path, num_steps=7)
     name = tmp_path / "results.json"
     name.write_text(name.read_text()[:30])
-    assert _flags.call(distill.main, distill.Config, _arguments(tmp_path)) == 1
-    told = capsys.readouterr().err
-    assert "results.json is damaged" in told
-    assert told.count("\n") == 1
+    with pytest.raises(ValueError, match=r"results\.json is damaged"):
+        _run(tmp_path)
 
 
 class _Killed(BaseException):
