@@ -130,4 +130,9 @@ def _why_not(path: Path) -> str:
     if path.name.lower().endswith(_UNFINISHED):
         return "an unfinished download"
     told = _files.kind(path)
-    return told if told != "a folder" or any(path.iterdir()) else "an empty folder"
+    if told != "a folder":
+        return told
+    try:
+        return told if any(path.iterdir()) else "an empty folder"
+    except OSError:
+        return "a folder that may not be looked into"

@@ -212,7 +212,8 @@ def _read_class_names(folder: Path, wnids: list[str]) -> tuple[str, ...]:
     path = folder / "words.txt"
     if _files.kind(path) in ("missing", "a folder"):
         return tuple(wnids)
-    lines = _text(_read_list(path), _files.shown(path), old=True).splitlines()
+    # At line feeds alone: in Latin-1 names have bytes that are line ends elsewhere.
+    lines = _text(_read_list(path), _files.shown(path), old=True).split("\n")
     pairs = (line.split("\t", 1) for line in lines if "\t" in line)
     names = {wnid.strip(): name.strip() for wnid, name in pairs}
     return tuple(names.get(wnid, wnid) for wnid in wnids)

@@ -255,6 +255,13 @@ def _verdict(
             why += ", too little to bound the error of any"
             if np.isfinite(least):
                 why += f" below {least:.1g}"
+    elif found.gap > low_rank.CLEAR_GAP:
+        # Gradients at the initial weights leave a clear rank: it speaks for them.
+        word = "nothing found"
+        why += (
+            f", though its rank of {found.rank} is clear: rows were decoded wrongly, "
+            "or the initial weights are not those that it began from"
+        )
     else:
         word = "assumptions do not hold"
         why += (

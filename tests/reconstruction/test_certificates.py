@@ -480,3 +480,24 @@ def test_verdicts_say_what_the_evidence_says():
     assert near.verdict.word != "exact"
     assert near.verdict.gap == near.rank_gap
     assert near.verdict.num_certified == 0
+
+
+def test_wrong_rows_at_a_clear_rank_do_not_contradict_the_assumptions(monkeypatch):
+    """The change is a sum of gradients; what was read of it is not its images."""
+    x, y = _images(0)
+    decode = algebraic.one_output.decode
+
+    def wrongly(*arguments, **options):
+        found = decode(*arguments, **options)
+        inputs = np.random.default_rng(0).normal(size=found.decoded.inputs.shape)
+        return found._replace(decoded=found.decoded._replace(inputs=inputs))
+
+    monkeypatch.setattr(algebraic.one_output, "decode", wrongly)
+    found = algebraic.reconstruct(
+        *_linearized(0, x, y), key=jax.random.key(1), image_shape=SHAPE
+    )
+    assert found.verdict.gap > 50
+    assert found.verdict.explained < 0.5
+    assert not found.certified.any()
+    assert found.verdict.word == "nothing found"
+    assert f"rank of {SIZE} is clear" in found.verdict.reason
