@@ -22,5 +22,8 @@ class Callback(Protocol):
     def __call__(
         self, step: int, state: Any, metrics: Mapping[str, Any]
     ) -> bool | None:
-        """`step` steps are done, `state` is what to resume from; True stops."""
+        """`step` steps are done, `state` is what to resume from.
+
+        True stops the loop, unless its function says that it cannot be cut short.
+        """
         ...

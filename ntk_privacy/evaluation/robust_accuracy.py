@@ -221,7 +221,8 @@ def robust_accuracy(
       callback: `(done, state, metrics)` after each batch; done is out of images times
         stages. The arrays of the state are written on: save or copy them. metrics:
         `attack` and `index`, of the stage under way, and `accuracy`, the share that it
-        has left so far.
+        has left so far. What it returns is not read: an evaluation cut short would
+        count images that were never attacked as robust; raise to stop.
 
     Raises:
       ValueError: see `named_attacks.plan` and `evasion.task.prepare`; NaN logits, also

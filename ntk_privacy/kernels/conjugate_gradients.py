@@ -201,7 +201,8 @@ def solve(
       mesh: devices that share the rows, of `sharding.row_mesh`; None is one device.
       state: of an earlier call with the same arguments, to continue to the bit.
       chunk: steps between calls of `callback`.
-      callback: `(steps, state, metrics)` after each chunk; `metrics["residual"]`.
+      callback: `(steps, state, metrics)` after each chunk; `metrics["residual"]`. True
+        stops; go on from its state, to the bit.
 
     Raises:
       ValueError: lengths differ, a number is out of range or not finite, or the
@@ -230,10 +231,12 @@ def solve(
         rest = [sharding.replicate(jnp.asarray(leaf), mesh) for leaf in state[3:]]
         current = CGState(*rows, *rest)
 
+    stopped = False
+
     def after_chunk(done, state, metrics):
-        if callback is not None:
-            callback(done, state, metrics)
-        return not float(metrics["residual"][-1]) > tolerance
+        nonlocal stopped
+        stopped = _loop.asks_to_stop(callback, done, state, metrics)
+        return stopped or not float(metrics["residual"][-1]) > tolerance
 
     while True:
         before = int(current.steps)
@@ -258,7 +261,8 @@ def solve(
         steps = int(current.steps)
         # Rounding sets a floor, where starting anew no longer halves the residual.
         last = float(current.last)
-        if residual <= tolerance or steps >= max_steps or residual > 0.5 * last:
+        over = residual <= tolerance or steps >= max_steps or residual > 0.5 * last
+        if stopped or over:
             break
         # In the state: a run that resumes must stop where one in a piece does.
         current = current._replace(last=jnp.asarray(residual, current.last.dtype))

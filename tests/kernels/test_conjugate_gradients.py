@@ -83,6 +83,21 @@ def test_it_resumes_where_a_callback_left_it():
     assert again.steps == whole.steps
 
 
+def test_true_from_the_callback_stops_and_its_state_goes_on_to_the_same_bits():
+    whole = conjugate_gradients.solve(KERNEL, X, Y, rank=5, chunk=4)
+    states = []
+
+    def stop(step, state, metrics):
+        states.append(state)
+        return step >= 8
+
+    part = conjugate_gradients.solve(KERNEL, X, Y, rank=5, chunk=4, callback=stop)
+    assert part.steps == 8 < whole.steps
+    assert part.residual > whole.residual
+    rest = conjugate_gradients.solve(KERNEL, X, Y, rank=5, chunk=4, state=states[-1])
+    chex.assert_trees_all_equal(rest.duals, whole.duals)
+
+
 @pytest.mark.slow
 def test_it_resumes_to_the_bit_after_the_recursion_was_started_anew():
     # Float32 and near-duplicates: the recursion drifts, and is started anew.
