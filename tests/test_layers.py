@@ -31,7 +31,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Below everything: they import nothing of the package but one another.
 BASE = {
     *("_types", "_checks", "_class_checks", "_tree", "_linalg", "_programs"),
-    *("_loop", "_files", "_archives", "checkpoint", "resume", "sharding"),
+    *("_loop", "_files", "_archives", "checkpoint", "method", "resume", "sharding"),
 }
 WRITERS = (
     "data/fetch.py",

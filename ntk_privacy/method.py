@@ -1,0 +1,99 @@
+"""A method is one record: all that a binary, a table or a contract test needs of it.
+
+A kind of methods (distillation, reconstruction, poisoning, evasion) has one contract
+and one table, `METHODS`; a method's record stands in the file of the method.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+__all__ = ["Method", "by_name", "field"]
+
+Config = TypeVar("Config")
+
+
+def field(default: Any, text: str, **more: Any) -> Any:
+    """Returns a field of a config, which is a flag of the method, with its help text.
+
+    Args:
+      default: its value unless given.
+      text: one sentence, for `--help`.
+      **more: further metadata: `choices`, the values allowed; `before`, what it was in
+        folders that were written before the field was there, where the default changes
+        what is computed.
+    """
+    return dataclasses.field(default=default, metadata={"help": text, **more})
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(Generic[Config]):
+    """What is known of a method.
+
+    Attributes:
+      name: the field's term, as on the command line.
+      about: one sentence, and the source.
+      config: a frozen dataclass that checks itself; its fields are the flags of this
+        method and of no other.
+      presets: by name, `preset(**given)`: the config with these values, and the
+        preset's for the rest. The first is what is taken unless one is named.
+      run: `run(problem, config, *, key, stage=straight)`; problem and result are those
+        of the kind.
+
+    Example:
+      >>> import dataclasses
+      >>> from ntk_privacy import method
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class Config:
+      ...     num_images: int = method.field(10, "Images to return.")
+      >>> def first(images, config, *, key):
+      ...     return images[: config.num_images]
+      >>> presets = {"cpu": Config}
+      >>> row = method.Method("first", "The first ones.", Config, presets, first)
+      >>> row.configured(num_images=3)
+      Config(num_images=3)
+    """
+
+    name: str
+    about: str
+    config: type[Config]
+    presets: Mapping[str, Callable[..., Config]]
+    run: Callable[..., Any]
+
+    def configured(self, preset: str | None = None, **given: Any) -> Config:
+        """Returns a config.
+
+        Args:
+          preset: name of a preset; None is the first.
+          **given: values of fields, instead of the preset's.
+
+        Raises:
+          ValueError: no such preset or field, or a value that the config refuses.
+        """
+        name = next(iter(self.presets)) if preset is None else preset
+        if name not in self.presets:
+            raise ValueError(
+                f"preset={name!r} is unknown to {self.name}: use one of "
+                f"{', '.join(self.presets)}."
+            )
+        names = [entry.name for entry in dataclasses.fields(self.config)]  # pyright: ignore
+        for other in given:
+            if other not in names:
+                raise ValueError(
+                    f"{self.name} takes no {other}: it has {', '.join(names)}."
+                )
+        return self.presets[name](**given)
+
+
+def by_name(*methods: Method[Any]) -> dict[str, Method[Any]]:
+    """Returns a table of methods.
+
+    Raises:
+      ValueError: two have one name.
+    """
+    table = {method.name: method for method in methods}
+    if len(table) < len(methods):
+        names = [method.name for method in methods]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two methods are named {twice}: rename one.")
+    return table
