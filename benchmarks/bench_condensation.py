@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from benchmarks import _measure
-from ntk_privacy.condensation import gradient_matching, tesla, trajectory_matching
+from ntk_privacy.distillation import gradient_matching, tesla, trajectory_matching
 from ntk_privacy.models import ConvNet
 
 try:

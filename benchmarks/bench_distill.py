@@ -15,8 +15,8 @@ import jax.scipy.linalg
 
 from benchmarks import _measure
 from ntk_privacy import kip, rkip
+from ntk_privacy.distillation import search
 from ntk_privacy.kernels import infinite, neural_tangents
-from ntk_privacy.training import distillation
 
 
 def theirs():
@@ -61,7 +61,7 @@ def main() -> None:
     key = jax.random.key(0)
     ours, other = infinite.mlp(depth=2), theirs()
     target = rkip.target_duals(x, y, kernel_fn=ours, rank=500)
-    state = distillation.init(x, y, key=key)
+    state = search.init(x, y, key=key)
     rows = []
     for method in (rkip, kip):
         constants = target.energy if method is rkip else ()
@@ -69,7 +69,7 @@ def main() -> None:
 
         def side(objective, targets=targets, constants=constants):
             def run():
-                return distillation.minimize(
+                return search.minimize(
                     objective, targets, constants, key=key, state=state,
                     num_steps=options.steps, chunk=options.steps,
                 ).images  # fmt: skip

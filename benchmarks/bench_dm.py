@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from benchmarks import _measure
-from ntk_privacy.condensation import distribution_matching, robust_mean
+from ntk_privacy.distillation import distribution_matching, robust_mean
 from ntk_privacy.models import ConvNet
 
 try:

@@ -17,7 +17,7 @@ from experiments import _condensed, _defence, _image_sets
 from experiments._condensed import Condensed
 from experiments._image_sets import Images
 from experiments._workdir import Workdir, versions
-from ntk_privacy.condensation import distribution_matching, student
+from ntk_privacy.distillation import distribution_matching, student
 from ntk_privacy.evaluation import rates
 from ntk_privacy.models import ConvNet, saved
 from ntk_privacy.reports import loss_plots, plots

@@ -19,8 +19,8 @@ import optax
 from experiments import _gradient_methods, _progress
 from experiments._flags import UsageError
 from experiments._image_sets import Images
-from ntk_privacy.condensation import distribution_matching, robust_mean
-from ntk_privacy.condensation.student import step_size_fault
+from ntk_privacy.distillation import distribution_matching, robust_mean
+from ntk_privacy.distillation.student import step_size_fault
 from ntk_privacy.evaluation import protocol
 from ntk_privacy.models import ConvNet
 from ntk_privacy.resume import Timer

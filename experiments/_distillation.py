@@ -15,10 +15,10 @@ from experiments._progress import Progress
 from experiments._workdir import Workdir
 from ntk_privacy import data, kip, rkip, sharding
 from ntk_privacy._types import KernelFn
+from ntk_privacy.distillation import search
 from ntk_privacy.kernels import conjugate_gradients, infinite, regression, structured
 from ntk_privacy.reconstruction import kkt
 from ntk_privacy.resume import Every, Timer
-from ntk_privacy.training import distillation
 
 SEARCHED = ("kip", "rkip", "rkip_noise")
 METHODS = (*SEARCHED, "rkip_finite", "random", "full")
@@ -63,7 +63,7 @@ def check(config: Any, dataset: data.Dataset) -> None:
         images_per_class(config, dataset)
     if config.batch_size is not None and config.method in SEARCHED:
         try:
-            distillation.class_order(jnp.asarray(dataset.y_train), config.batch_size)
+            search.class_order(jnp.asarray(dataset.y_train), config.batch_size)
         except ValueError as error:
             raise UsageError(str(error)) from error
 
@@ -149,7 +149,7 @@ def distill(
 def _random(config, dataset, key) -> Distilled:
     each = images_per_class(config, dataset)
     labels = jnp.asarray(dataset.y_train)
-    order, sizes = distillation.class_order(labels, config.num_distilled)
+    order, sizes = search.class_order(labels, config.num_distilled)
     chosen, offset = [], 0
     for place, size in enumerate(sizes):
         drawn = jax.random.permutation(jax.random.fold_in(key, place), size)[:each]
@@ -179,13 +179,13 @@ def noise_mask(
     if noise_ratio(config) == 0:
         return None
     x, y, shared = _arguments(config, dataset, key)
-    return np.asarray(distillation.init(x, y, **shared).noise)
+    return np.asarray(search.init(x, y, **shared).noise)
 
 
 def _search(config, workdir, dataset, key, timer) -> Distilled:
     """KIP or RKIP from the last checkpoint."""
     x, y, shared = _arguments(config, dataset, key)
-    state = distillation.init(x, y, **shared)
+    state = search.init(x, y, **shared)
     kernel = kernel_fn(config)
     method: Any = kip if config.method == "kip" else rkip
     options = {}

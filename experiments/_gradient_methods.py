@@ -13,7 +13,7 @@ import optax
 
 from experiments._image_sets import Images
 from ntk_privacy import curvature
-from ntk_privacy.condensation import gradient_matching, tesla, trajectory_matching
+from ntk_privacy.distillation import gradient_matching, tesla, trajectory_matching
 from ntk_privacy.models import ConvNet
 from ntk_privacy.training import trajectories
 

@@ -12,8 +12,8 @@ from experiments import _condensed, _progress
 from experiments._flags import UsageError
 from experiments._image_sets import Images
 from ntk_privacy import checkpoint, resume
-from ntk_privacy.condensation import robust_mean
 from ntk_privacy.data import augmentation
+from ntk_privacy.distillation import robust_mean
 from ntk_privacy.models import convnet
 from ntk_privacy.poisoning import direct, gradient_matching, perturbation
 from ntk_privacy.poisoning import distribution_matching as dm_poisoning

@@ -13,7 +13,7 @@ from experiments._image_sets import Images
 from experiments._sre2l_config import Config
 from experiments._workdir import Workdir
 from ntk_privacy import curvature
-from ntk_privacy.condensation import cda, sre2l
+from ntk_privacy.distillation import cda, sre2l
 from ntk_privacy.models import ResNet18
 from ntk_privacy.resume import Timer
 from ntk_privacy.training import adversarial, soft_labels, squeeze

@@ -14,7 +14,7 @@ from experiments import _condensed, _distill_config
 from experiments._image_sets import Images
 from experiments._progress import Progress
 from ntk_privacy import kip, rkip
-from ntk_privacy.condensation import distribution_matching
+from ntk_privacy.distillation import distribution_matching
 from ntk_privacy.kernels import infinite
 from ntk_privacy.resume import Timer
 

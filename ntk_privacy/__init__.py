@@ -2,26 +2,29 @@
 
 from ntk_privacy import (
     checkpoint,
-    condensation,
     curvature,
     data,
+    distillation,
     evaluation,
     evasion,
     kernels,
-    kip,
     models,
     poisoning,
     reconstruction,
     reports,
-    rkip,
     training,
 )
+
+# As notebooks know them.
+from ntk_privacy import distillation as condensation
+from ntk_privacy.distillation import kip, rkip
 
 __all__ = [
     "checkpoint",
     "condensation",
     "curvature",
     "data",
+    "distillation",
     "evaluation",
     "evasion",
     "kernels",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ntk_privacy import _class_checks, curvature
-from ntk_privacy.condensation import (
+from ntk_privacy.distillation import (
     cda,
     distribution_matching,
     gradient_matching,

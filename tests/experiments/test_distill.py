@@ -18,8 +18,8 @@ from experiments import (
 )
 from experiments._workdir import Workdir
 from ntk_privacy import checkpoint, data, kip, rkip
+from ntk_privacy.distillation import search
 from ntk_privacy.kernels import conjugate_gradients
-from ntk_privacy.training import distillation
 
 TOY = {
     "num_images": 12,
@@ -151,7 +151,7 @@ def test_toy_runs_of_every_method(tmp_path, changes):
         x, y, options = _distillation._arguments(
             _config("", **changes), found, _key_distill(0)
         )
-        start = np.asarray(distillation.init(x, y, **options).images)
+        start = np.asarray(search.init(x, y, **options).images)
         np.testing.assert_array_equal(arrays["images"][masks], start[masks])
         assert (arrays["images"][~masks] != start[~masks]).all()
         assert 0.6 < start[masks].std() < 1.4
@@ -302,7 +302,7 @@ def test_a_lost_attack_leaves_the_last_good_set(tmp_path, capsys, monkeypatch):
     def lost(*_, **__):
         labels = jnp.ones((4, 1), jnp.float32)
         bad = jnp.full(1, jnp.nan)
-        return distillation.Distilled(images, labels, bad, None, jnp.asarray(True))
+        return search.Distilled(images, labels, bad, None, jnp.asarray(True))
 
     monkeypatch.setattr(rkip, "distill_finite", lost)
     code, told = _call(capsys, *_arguments(tmp_path, method="rkip_finite"))
@@ -541,7 +541,7 @@ def test_two_studies_at_once_and_an_attack_on_all_images_are_refused():
 def test_labels_of_another_width_are_refused():
     x = jnp.zeros((6, 4, 4, 1), jnp.float32)
     with pytest.raises(ValueError, match="as wide as the targets"):
-        distillation.init(
+        search.init(
             x,
             jnp.ones((6, 1), jnp.float32),
             key=_key(0),

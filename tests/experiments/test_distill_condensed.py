@@ -16,7 +16,7 @@ from experiments import (
     distill,
 )
 from ntk_privacy import checkpoint
-from ntk_privacy.condensation import distribution_matching, robust_mean
+from ntk_privacy.distillation import distribution_matching, robust_mean
 
 TOY = {
     "method": "rdm",

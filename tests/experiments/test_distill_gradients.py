@@ -21,7 +21,7 @@ from experiments import (
     distill,
 )
 from ntk_privacy import checkpoint
-from ntk_privacy.condensation import gradient_matching
+from ntk_privacy.distillation import gradient_matching
 from ntk_privacy.models import ConvNet
 from ntk_privacy.training import classification, trajectories
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ntk_privacy import data, rkip, sharding
+from ntk_privacy.distillation import coincident_targets
 from ntk_privacy.kernels import blockwise, conjugate_gradients, infinite, regression
-from ntk_privacy.training import coincident_targets
 
 KERNEL = infinite.mlp(depth=1)
 X = jax.random.normal(jax.random.key(0), (50, 4, 4, 1), jnp.float64)

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, UInt32
 
 from ntk_privacy import _checks
 from ntk_privacy._types import Callback, KernelFn
+from ntk_privacy.distillation import coincident_targets
 from ntk_privacy.kernels import conjugate_gradients, regression
-from ntk_privacy.training import coincident_targets
 
 __all__ = ["NotConvergedError", "TargetDuals", "check_targets", "target_duals"]
 

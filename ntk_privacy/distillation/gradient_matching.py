@@ -22,13 +22,12 @@ from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _checks, _class_checks
 from ntk_privacy._types import Callback, Params
-from ntk_privacy.condensation import synthetic_set
-from ntk_privacy.condensation.gradient_distance import METRICS, distance
-from ntk_privacy.condensation.synthetic_set import ClassData, MatchState
 from ntk_privacy.data import augmentation
+from ntk_privacy.distillation import search, synthetic_set
+from ntk_privacy.distillation.gradient_distance import METRICS, distance
+from ntk_privacy.distillation.search import Distilled
+from ntk_privacy.distillation.synthetic_set import ClassData, MatchState
 from ntk_privacy.models.convnet import Classifier, ConvNet
-from ntk_privacy.training import distillation
-from ntk_privacy.training.distillation import Distilled
 
 __all__ = [
     "LOOPS",
@@ -281,7 +280,7 @@ class _Step:
         value = jnp.mean(values)
         new = state._replace(images=images, opt_state=opt_state)
         finite = jnp.isfinite(images).all()
-        return distillation.guarded(state, new, value, finite), {"loss": value}
+        return search.guarded(state, new, value, finite), {"loss": value}
 
 
 @functools.cache
@@ -404,7 +403,7 @@ def distill(
         outer_steps = outer if outer_steps is None else outer_steps
         inner_epochs = inner if inner_epochs is None else inner_epochs
     _checks.at_least(1, outer_steps=outer_steps, inner_epochs=inner_epochs)
-    begin = distillation.resume(state, start)
+    begin = search.resume(state, start)
     data, largest = synthetic_set.class_data(
         x_target,
         class_target,
@@ -426,6 +425,6 @@ def distill(
         inner_batch_size=inner_batch_size,
         parallel=jax.default_backend() != "cpu" if parallel is None else parallel,
     )
-    return distillation.descend(
+    return search.descend(
         step, begin, data, num_steps=num_steps, chunk=chunk, callback=callback
     )

@@ -8,9 +8,9 @@ import optax
 import pytest
 
 from ntk_privacy import _tree
-from ntk_privacy.condensation import student, tesla
-from ntk_privacy.condensation import trajectory_matching as mtt
-from ntk_privacy.condensation.student import StudentPart, student_loss, student_parts
+from ntk_privacy.distillation import student, tesla
+from ntk_privacy.distillation import trajectory_matching as mtt
+from ntk_privacy.distillation.student import StudentPart, student_loss, student_parts
 from ntk_privacy.models import ConvNet
 
 KEY = jax.random.key(0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_privacy.condensation import cda, sre2l
+from ntk_privacy.distillation import cda, sre2l
 from ntk_privacy.models import ConvNet, ResNet18
 from ntk_privacy.models.resnet import Moments
 

@@ -20,9 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 from ntk_privacy import _checks, _class_checks
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import crops
+from ntk_privacy.distillation import search
+from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.models.resnet import Stats
-from ntk_privacy.training import distillation
-from ntk_privacy.training.distillation import Distilled
 from ntk_privacy.training.soft_labels import post_train, relabel
 from ntk_privacy.training.squeeze import check_model, cross_entropies
 from ntk_privacy.training.squeeze import train as squeeze
@@ -207,7 +207,7 @@ class _Step:
         images = jnp.clip(images, data.low, data.high)
         value = jnp.mean(losses)
         new = state._replace(images=images, opt_state=opt_state)
-        return distillation.guarded(state, new, value, finite), {"loss": value}
+        return search.guarded(state, new, value, finite), {"loss": value}
 
 
 def init(
@@ -356,9 +356,9 @@ def recover(
         parallel,
         flip,
     )
-    return distillation.descend(
+    return search.descend(
         step,
-        distillation.resume(state, start),
+        search.resume(state, start),
         data,
         num_steps=num_steps,
         chunk=chunk,

@@ -14,9 +14,9 @@ from jaxtyping import Array, Float
 from ntk_privacy import _checks, _linalg
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Callback, KernelFn
+from ntk_privacy.distillation import search
+from ntk_privacy.distillation.search import Distilled, DistillState
 from ntk_privacy.kernels import blockwise, host, regression
-from ntk_privacy.training import distillation
-from ntk_privacy.training.distillation import Distilled, DistillState
 
 __all__ = ["DistillState", "Distilled", "distill", "label_solve", "loss"]
 
@@ -163,7 +163,7 @@ def distill(
     """
     _checks.at_least(0, diag_reg=diag_reg)
     x, y = jnp.asarray(x_target), jnp.asarray(y_target)
-    start = distillation.init(
+    start = search.init(
         x,
         y,
         key=key,
@@ -175,14 +175,14 @@ def distill(
         initial_labels=initial_labels,
     )
     regression.check_kernel_fn(kernel_fn, x)
-    state = distillation.resume(state, start)
+    state = search.resume(state, start)
     k_ss = blockwise.self_kernel(kernel_fn, state.images)
     regression.check_solvable("The kernel of the synthetic images", k_ss, diag_reg)
     sizes = ()
     if batch_size is not None:
-        order, sizes = distillation.class_order(y, batch_size)
+        order, sizes = search.class_order(y, batch_size)
         x, y = x[order], y[order]
-    return distillation.minimize(
+    return search.minimize(
         _Objective(kernel_fn, diag_reg),
         (x, y),
         (),

@@ -1,9 +1,11 @@
-"""Condensation: few synthetic images that train a network as many real ones do."""
+"""Distillation: few synthetic images that train a network as many real ones do."""
 
-from ntk_privacy.condensation import (
+from ntk_privacy.distillation import (
     cda,
     distribution_matching,
     gradient_matching,
+    kip,
+    rkip,
     robust_mean,
     sre2l,
     tesla,
@@ -14,6 +16,8 @@ __all__ = [
     "cda",
     "distribution_matching",
     "gradient_matching",
+    "kip",
+    "rkip",
     "robust_mean",
     "sre2l",
     "tesla",

@@ -7,9 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from ntk_privacy.condensation import gradient_matching as gm
-from ntk_privacy.condensation.gradient_distance import distance
 from ntk_privacy.data import augmentation
+from ntk_privacy.distillation import gradient_matching as gm
+from ntk_privacy.distillation.gradient_distance import distance
 from ntk_privacy.models import ConvNet
 
 KEY = jax.random.key(0)

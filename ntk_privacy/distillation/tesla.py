@@ -22,12 +22,12 @@ from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _tree
 from ntk_privacy._types import Callback, Params
-from ntk_privacy.condensation import trajectory_matching
-from ntk_privacy.condensation.student import student_loss, student_parts
-from ntk_privacy.condensation.trajectory_matching import TrajectoryState, init, loss
 from ntk_privacy.data import augmentation
+from ntk_privacy.distillation import trajectory_matching
+from ntk_privacy.distillation.search import Distilled
+from ntk_privacy.distillation.student import student_loss, student_parts
+from ntk_privacy.distillation.trajectory_matching import TrajectoryState, init, loss
 from ntk_privacy.models.convnet import Classifier
-from ntk_privacy.training.distillation import Distilled
 
 __all__ = ["Distilled", "TrajectoryState", "distill", "init", "loss", "slope"]
 

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from ntk_privacy.condensation import distribution_matching as dm
-from ntk_privacy.condensation import robust_mean, synthetic_set
 from ntk_privacy.data import augmentation
+from ntk_privacy.distillation import distribution_matching as dm
+from ntk_privacy.distillation import robust_mean, synthetic_set
 from ntk_privacy.models import ConvNet
 
 KEY = jax.random.key(0)

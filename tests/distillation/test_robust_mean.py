@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_privacy.condensation import robust_mean
+from ntk_privacy.distillation import robust_mean
 
 METHODS = {
     "calibrated": robust_mean.calibrated,

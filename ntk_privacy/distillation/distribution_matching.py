@@ -17,14 +17,13 @@ from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _checks, _class_checks
 from ntk_privacy._types import Callback, Params
-from ntk_privacy.condensation import robust_mean, synthetic_set
-from ntk_privacy.condensation.robust_mean import MeanFn
-from ntk_privacy.condensation.synthetic_set import ClassData, MatchState
 from ntk_privacy.data import augmentation
+from ntk_privacy.distillation import robust_mean, search, synthetic_set
+from ntk_privacy.distillation.robust_mean import MeanFn
+from ntk_privacy.distillation.search import Distilled
+from ntk_privacy.distillation.synthetic_set import ClassData, MatchState
 from ntk_privacy.models import convnet
 from ntk_privacy.models.convnet import Network
-from ntk_privacy.training import distillation
-from ntk_privacy.training.distillation import Distilled
 
 __all__ = ["Distilled", "MatchState", "distill", "init", "loss"]
 
@@ -104,7 +103,7 @@ class _Step:
         )
         new = state._replace(images=images, opt_state=opt_state)
         finite = jnp.isfinite(images).all()
-        return distillation.guarded(state, new, value, finite), {"loss": value}
+        return search.guarded(state, new, value, finite), {"loss": value}
 
 
 @functools.cache
@@ -205,7 +204,7 @@ def distill(
         initial=initial,
         optimizer=optimizer,
     )
-    begin = distillation.resume(state, start)
+    begin = search.resume(state, start)
     data, largest = synthetic_set.class_data(
         x_target,
         class_target,
@@ -216,6 +215,6 @@ def distill(
     # Too few samples for the mean are told here rather than from inside a trace.
     jax.eval_shape(mean_fn, jax.ShapeDtypeStruct((batch_size, 1), data.x.dtype))
     step = _Step(model, mean_fn, operations, optimizer or _sgd(), batch_size, largest)
-    return distillation.descend(
+    return search.descend(
         step, begin, data, num_steps=num_steps, chunk=chunk, callback=callback
     )

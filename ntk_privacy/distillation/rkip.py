@@ -18,15 +18,15 @@ from jaxtyping import Array, Float
 from ntk_privacy import _checks, _linalg
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Callback, KernelFn
-from ntk_privacy.kernels import blockwise, host, regression
-from ntk_privacy.training import distillation
-from ntk_privacy.training.distillation import Distilled, DistillState
-from ntk_privacy.training.target_duals import (
+from ntk_privacy.distillation import search
+from ntk_privacy.distillation.search import Distilled, DistillState
+from ntk_privacy.distillation.target_duals import (
     NotConvergedError,
     TargetDuals,
     check_targets,
     target_duals,
 )
+from ntk_privacy.kernels import blockwise, host, regression
 
 __all__ = [
     "DistillState",
@@ -287,7 +287,7 @@ def distill(
     """
     _checks.at_least(0, diag_reg=diag_reg)
     x, y = jnp.asarray(x_target), jnp.asarray(y_target)
-    start = distillation.init(
+    start = search.init(
         x,
         y,
         key=key,
@@ -299,7 +299,7 @@ def distill(
         initial_labels=initial_labels,
     )
     regression.check_kernel_fn(kernel_fn, x)
-    state = distillation.resume(state, start)
+    state = search.resume(state, start)
     k_ss = blockwise.self_kernel(kernel_fn, state.images)
     regression.check_solvable("The kernel of the synthetic images", k_ss, diag_reg)
     if target is None:
@@ -309,13 +309,13 @@ def distill(
         check_targets(target, x, y, diag_reg=diag_reg)
     a_t, sizes = target.duals, ()
     if batch_size is not None:
-        order, sizes = distillation.class_order(y, batch_size)
+        order, sizes = search.class_order(y, batch_size)
         # One row stands for all that its class has beyond the batch.
         weights = [
             jnp.full(size, size * len(sizes) / batch_size, a_t.dtype) for size in sizes
         ]
         x, a_t = x[order], a_t[order] * jnp.concatenate(weights)[:, None]
-    return distillation.minimize(
+    return search.minimize(
         _Objective(kernel_fn, diag_reg),
         (x, a_t),
         target.energy,

@@ -10,16 +10,16 @@ import optax
 import pytest
 
 from ntk_privacy import kip, rkip
-from ntk_privacy.condensation import (
+from ntk_privacy.distillation import (
     distribution_matching,
     gradient_matching,
     robust_mean,
     tesla,
     trajectory_matching,
 )
+from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.kernels import infinite
 from ntk_privacy.models import ConvNet
-from ntk_privacy.training.distillation import Distilled
 
 KEY = jax.random.key(0)
 MODEL = ConvNet(3, 2, 1)

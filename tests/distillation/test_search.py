@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from ntk_privacy import checkpoint, kip, rkip
+from ntk_privacy.distillation import search
 from ntk_privacy.kernels import (
     empirical,
     infinite,
@@ -21,7 +22,6 @@ from ntk_privacy.kernels import (
     structured,
 )
 from ntk_privacy.models import MLP
-from ntk_privacy.training import distillation
 
 pytestmark = pytest.mark.optimized
 
@@ -34,7 +34,7 @@ both = pytest.mark.parametrize("method", [kip, rkip], ids=["kip", "rkip"])
 
 def _targets(c=1, dtype=jnp.float64):
     x = jax.random.normal(jax.random.key(1), (N, 4, 4, 1), dtype)
-    return x, distillation.balanced_labels(N // max(c, 2), c, dtype)
+    return x, search.balanced_labels(N // max(c, 2), c, dtype)
 
 
 def _distill(method, x, y, **kwargs):
@@ -60,7 +60,7 @@ def test_it_descends_the_loss_from_the_published_start(method, c):
     x, y = _targets(c)
     fast = optax.adam(0.02)
     out = _distill(method, x, y, images_per_class=2, num_steps=60, optimizer=fast)
-    start = distillation.init(x, y, key=KEY, images_per_class=2)
+    start = search.init(x, y, key=KEY, images_per_class=2)
     kwargs = {"kernel_fn": KERNEL}
     first = method.loss(start.images, start.labels, x, y, **kwargs)
     np.testing.assert_allclose(out.losses[0], first, rtol=1e-9)
@@ -73,12 +73,12 @@ def test_it_descends_the_loss_from_the_published_start(method, c):
 
 def test_the_start_is_small_noise_with_balanced_labels():
     x, y = jnp.zeros((1000, 5, 4, 1)), jnp.zeros((1000, 1))
-    start = distillation.init(x, y, key=KEY, images_per_class=50)
+    start = search.init(x, y, key=KEY, images_per_class=50)
     assert abs(float(jnp.std(start.images)) - 0.2) < 0.01
     chex.assert_trees_all_equal(
         start.labels[:, 0], jnp.repeat(jnp.array([-1.0, 1]), 50)
     )
-    three = distillation.balanced_labels(2, 3, jnp.float32)
+    three = search.balanced_labels(2, 3, jnp.float32)
     chex.assert_trees_all_close(jnp.sum(three, axis=1), jnp.zeros(6), atol=1e-6)
     chex.assert_trees_all_equal(
         jnp.argmax(three, axis=1), jnp.array([0, 0, 1, 1, 2, 2])
@@ -173,9 +173,9 @@ def test_a_given_set_is_where_it_starts(method):
 
 def test_batches_are_balanced_and_without_replacement():
     y = jnp.where(jnp.arange(N) % 3 == 0, 1.0, -1.0)[:, None]
-    order, sizes = distillation.class_order(y, 6)
+    order, sizes = search.class_order(y, 6)
     assert sizes == (8, 4)
-    step = distillation._Step(lambda *_: 0, optax.adam(1.0), False, 6, sizes)
+    step = search._Step(lambda *_: 0, optax.adam(1.0), False, 6, sizes)
     rows = jnp.asarray(order)
     draws = [
         np.asarray(step.batch(rows, jax.random.key_data(KEY), jnp.int32(i)))
@@ -348,7 +348,7 @@ def test_a_conv_kernel_distils(method):
     first, last = (
         method.loss(images, labels, x, y, kernel_fn=kernel_fn)
         for images, labels in (
-            distillation.init(x, y, key=KEY, images_per_class=1)[:2],
+            search.init(x, y, key=KEY, images_per_class=1)[:2],
             (out.images, out.labels),
         )
     )

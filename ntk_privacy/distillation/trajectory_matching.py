@@ -19,18 +19,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ntk_privacy import _checks, _class_checks, _tree
 from ntk_privacy._types import Callback, Params
-from ntk_privacy.condensation import synthetic_set
-from ntk_privacy.condensation.student import (
+from ntk_privacy.data import augmentation
+from ntk_privacy.distillation import search, synthetic_set
+from ntk_privacy.distillation.search import Distilled
+from ntk_privacy.distillation.student import (
     VANISHING,
     student_loss,
     student_parts,
     watched,
 )
-from ntk_privacy.data import augmentation
 from ntk_privacy.models import convolution
 from ntk_privacy.models.convnet import Classifier
-from ntk_privacy.training import distillation
-from ntk_privacy.training.distillation import Distilled
 
 __all__ = [
     "Distilled",
@@ -199,7 +198,7 @@ class _Step:
         )
         finite = jnp.isfinite(images).all() & jnp.isfinite(step_size)
         metrics = {"loss": value, "step_size": state.step_size}
-        return distillation.guarded(state, new, value, finite), metrics
+        return search.guarded(state, new, value, finite), metrics
 
 
 @functools.cache
@@ -334,7 +333,7 @@ def match(
             f"The network has {outputs} outputs but there are {classes} classes: with "
             f"teacher_labels=True build it with num_outputs={classes}."
         )
-    begin = distillation.resume(state, start)
+    begin = search.resume(state, start)
     # Later epochs would only take room.
     seen = jax.tree.map(lambda leaf: jnp.asarray(leaf[:, : needed + 1]), experts)
     step = _Step(
@@ -351,7 +350,7 @@ def match(
         optimizer=optimizer or _sgd(100.0),
         step_size_optimizer=step_size_optimizer or _sgd(1e-7),
     )
-    return distillation.descend(
+    return search.descend(
         step,
         begin,
         _Data(seen, jax.random.key_data(key)),
