@@ -21,14 +21,14 @@ import numpy as np
 from experiments import (
     _defence,
     _evasion,
-    _gradient_methods,
     _poisoning,
     _timed_sets,
 )
-from experiments._image_sets import Images
 from experiments._poisoning import Scene
 from experiments._timed_sets import TimedSet
 from experiments._workdir import Workdir, versions
+from ntk_privacy.data.image_set import ImageSet
+from ntk_privacy.distillation import dc
 from ntk_privacy.evaluation import named_attacks, protocol, rates, robust_accuracy
 from ntk_privacy.evaluation.reconstruction_curve import RECOVERED_PSNR
 from ntk_privacy.evaluation.robust_accuracy import RobustnessWarning
@@ -54,13 +54,12 @@ class _Poison(NamedTuple):
 class _Judge:
     """One comparison: sets, networks and attacks, each kept in the folder."""
 
-    def __init__(self, config: Any, workdir: Workdir, images: Images) -> None:
+    def __init__(self, config: Any, workdir: Workdir, images: ImageSet) -> None:
         self.config, self.workdir, self.images = config, workdir, images
         width = config.width or _timed_sets.flags_of("dm", config).width
         self.model = ConvNet(images.num_classes, width)
-        self.clean = images.normalised(images.x)
 
-    def distil(self, name: str, seed: int, x: jax.Array, told: str) -> TimedSet:
+    def distil(self, name: str, seed: int, images: ImageSet, told: str) -> TimedSet:
         """Returns a distilled set; one that is on disk is read back."""
         config, base = self.config, name.removesuffix(SUFFIX)
         flat = name != base and base in _MATCH_GRADIENTS
@@ -76,31 +75,32 @@ class _Judge:
             )
         key_made, key_random = jax.random.split(jax.random.key(seed))
         if base == "random":
-            made = _timed_sets.random(config, self.images, x, key_random)
+            made = _timed_sets.random(config, images, key_random)
         else:
-            numbers = config.penalty_weight, config.penalty_step
-            curved = _gradient_methods.real_loss(self.model, *numbers)
-            loss = {"real_loss": curved} if flat else {}
+            numbers = {
+                name: getattr(config, name)
+                for name in ("penalty_weight", "penalty_step")
+                if flat
+            }
             made = _timed_sets.make(
                 base,
                 config,
-                self.images,
-                x,
+                images,
                 key_made,
                 folder=self.workdir.path(file),
                 rate=config.rate,
-                **loss,
+                **numbers,
             )
         arrays = {k: v for k, v in made._asdict().items() if v is not None}
         self.workdir.write_arrays(f"{file}.npz", **arrays)
         if told == "clean":
             plots.pictures(
-                made.images * self.images.deviation,
+                made.images * self.images.normal.deviation,
                 self.workdir.path(f"{file}.png"),
-                mean=self.images.mean,
+                mean=self.images.normal.mean,
                 notes=[f"class {label}" for label in made.labels],
                 columns=10,
-                title=f"{name}: {len(x)} images of {config.dataset}",
+                title=f"{name}: {len(images.x_train)} images of {config.dataset}",
             )
         return made
 
@@ -111,7 +111,7 @@ class _Judge:
         return protocol.evaluate(
             jnp.asarray(made.images),
             jnp.asarray(made.labels, jnp.int32),
-            self.images.normalised(self.images.x_test),
+            jnp.asarray(self.images.normalised(self.images.x_test)),
             jnp.asarray(self.images.class_test),
             model=self.model,
             key=key,
@@ -129,9 +129,7 @@ class _Judge:
         draw = np.random.default_rng(seed).permutation(len(images.x_test))
         rows = np.sort(draw[: config.num_attacked])
         first = jax.tree.map(lambda leaf: leaf[0], found.state.params)
-        logits_fn = saved.logits_fn(
-            self.model, first, mean=images.mean, deviation=images.deviation
-        )
+        logits_fn = saved.logits_fn(self.model, first, **images.normal._asdict())
         with warnings.catch_warnings():
             # They are in the results.
             warnings.simplefilter("ignore", RobustnessWarning)
@@ -158,8 +156,9 @@ class _Judge:
         Entries that are noise for good are left out: they alone would hide a copy.
         """
         images = self.images
-        real = _defence.Real(images.x - images.mean, images.mean)
-        near: Any = _defence.nearest(real, made.images * images.deviation, made.noise)
+        mean, deviation = images.normal
+        real = _defence.Real(images.x_train - mean, mean)
+        near: Any = _defence.nearest(real, made.images * deviation, made.noise)
         psnr = near["psnr" if made.noise is None else "psnr_outside_noise"]
         share = float(np.mean(np.asarray(psnr) >= RECOVERED_PSNR))
         return {"recovered": share, "psnr": psnr}
@@ -173,16 +172,15 @@ class _Judge:
         base = method.removesuffix(SUFFIX)
         regularize = None
         if method != base and base not in _MATCH_GRADIENTS:
-            regularize = _gradient_methods.regularize(
-                config.penalty_weight, config.penalty_step
-            )
+            regularize = dc.regularize(config.penalty_weight, config.penalty_step)
         target = jnp.asarray(images.x_test[scene.target])
         poison = direct.poison(target, num_poisons=len(scene.where))
-        poisoned = direct.replace(jnp.asarray(images.x), poison, scene.where)
+        clean = jnp.asarray(images.x_train)
+        poisoned = images.replaced(direct.replace(clean, poison, scene.where))
         key = jax.random.fold_in(jax.random.key(seed), 1)
-        kinds = {"clean": self.clean, "poisoned": images.normalised(poisoned)}
+        kinds = {"clean": images, "poisoned": poisoned}
         made = {told: self.distil(method, seed, kinds[told], told) for told in kinds}
-        asked = images.normalised(target[None])
+        asked = jnp.asarray(images.normalised(target[None]))
         found = {
             told: self.train(one, key, regularize, asked) for told, one in made.items()
         }
@@ -271,7 +269,7 @@ def markdown(table: list[dict[str, Any]], called: list[str]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def run(config: Any, images: Images, *, ignore: tuple[str, ...]) -> dict[str, Any]:
+def run(config: Any, images: ImageSet, *, ignore: tuple[str, ...]) -> dict[str, Any]:
     """Judges all methods; returns what results.json holds.
 
     Args:

@@ -1,7 +1,8 @@
-"""Flags from a frozen dataclass: one field, one flag, no global state.
+"""Flags from frozen dataclasses: one field, one flag, no global state.
 
-Flags live on a private `FlagValues` made inside `run`, so that any number of binaries
-can be imported by one process.
+A `Program` has groups of flags and a table of methods: a command line has the flags of
+the method that it names, and of no other. Flags live on a private `FlagValues` made
+inside `run`, so that any number of binaries can be imported by one process.
 
 Exit codes: 0 done, 1 a file or its contents, 2 a flag, 130 interrupted. Errors are one
 line on stderr.
@@ -9,6 +10,8 @@ line on stderr.
 
 import contextlib
 import dataclasses
+import difflib
+import functools
 import math
 import os
 import sys
@@ -16,11 +19,12 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from absl import flags
 
 Config = TypeVar("Config")
+Asked = TypeVar("Asked", covariant=True)
 
 # Seeds and counters are 32 bits wide on devices.
 _LARGEST_SEED, _LARGEST = 2**32 - 1, 10**9
@@ -45,6 +49,11 @@ def _split_optional(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
+def allows_none(hint: Any) -> bool:
+    """Whether a flag of this type may be none."""
+    return _split_optional(hint)[1]
+
+
 def _parse_scalar(kind: type, text: str) -> Any:
     try:
         value = kind(text)
@@ -53,6 +62,12 @@ def _parse_scalar(kind: type, text: str) -> Any:
     if value != value:
         raise ValueError(f"expected {_SCALARS[kind]}, not {text!r}.")
     return value
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Returns ", did you mean ...?", or nothing where nothing is near."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {found[0]}?" if found else ""
 
 
 class _Parser(flags.ArgumentParser):
@@ -81,8 +96,10 @@ class _Parser(flags.ArgumentParser):
             if value in self.elsewhere:
                 raise ValueError("has flags of its own, which do not go with these.")
             if self.choices is not None and value not in self.choices:
-                told = ", ".join(map(str, (*self.choices, *self.elsewhere)))
-                raise ValueError(f"unknown: use one of {told}.")
+                known = [str(choice) for choice in (*self.choices, *self.elsewhere)]
+                raise ValueError(
+                    f"unknown{nearest(argument, known)}: use one of {', '.join(known)}."
+                )
             return value
         parts = [part.strip() for part in argument.split(",")] if argument else []
         if self.length is not None and len(parts) != self.length:
@@ -114,28 +131,65 @@ def _default(field: dataclasses.Field) -> Any:
     return field.default
 
 
-def _help_text(config_class: type, hints: dict[str, Any]) -> str:
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A flag: its field, type and group; the defaults of presets where they differ."""
+
+    field: dataclasses.Field
+    hint: Any
+    group: str
+    presets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def entries(
+    config_class: type, group: str = "", presets: Mapping[str, Any] | None = None
+) -> list[Entry]:
+    hints = typing.get_type_hints(config_class)
+    return [
+        Entry(
+            entry,
+            hints[entry.name],
+            group,
+            {name: getattr(made, entry.name) for name, made in (presets or {}).items()},
+        )
+        for entry in dataclasses.fields(config_class)
+    ]
+
+
+def _told_default(entry: Entry) -> str:
+    shown = {name: _shown(value) for name, value in entry.presets.items()}
+    if len(set(shown.values())) > 1:
+        return ", ".join(f"{name}: {value}" for name, value in shown.items())
+    default = _default(entry.field)
+    if shown:
+        return f"default: {next(iter(shown.values()))}"
+    if default is dataclasses.MISSING:
+        return "required"
+    return f"default: {_shown(default)}"
+
+
+def help_text(about: str, entries: Sequence[Entry], more: Sequence[str] = ()) -> str:
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     program = f"python -m {spec.name}" if spec else "program"
-    about = (config_class.__doc__ or "").split("\n\n")[0]
-    lines = [f"usage: {program} [--flag=value ...]", "", " ".join(about.split()), ""]
-    for field in dataclasses.fields(config_class):
-        default = _default(field)
-        if hints[field.name] is bool:
-            lines.append(f"  --[no]{field.name}")
+    lines = [f"usage: {program} [--flag=value ...]", ""]
+    lines += [*textwrap.wrap(about, 88), ""]
+    group = ""
+    for entry in entries:
+        if entry.group != group:
+            group = entry.group
+            lines += [f"{group}:"]
+        name = entry.field.name
+        if entry.hint is bool:
+            lines.append(f"  --[no]{name}")
         else:
-            word = _Parser(hints[field.name], field.metadata).flag_type()
-            lines.append(f"  --{field.name}={word}")
-        tail = (
-            "(required)"
-            if default is dataclasses.MISSING
-            else f"(default: {_shown(default)})"
-        )
-        text = f"{field.metadata.get('help', '')} {tail}".strip()
+            lines.append(
+                f"  --{name}={_Parser(entry.hint, entry.field.metadata).flag_type()}"
+            )
+        text = f"{entry.field.metadata.get('help', '')} ({_told_default(entry)})"
         lines += textwrap.wrap(
-            text, 78, initial_indent=" " * 8, subsequent_indent=" " * 8
+            text.strip(), 78, initial_indent=" " * 8, subsequent_indent=" " * 8
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *more])
 
 
 def _check_size(name: str, value: Any) -> None:
@@ -143,6 +197,72 @@ def _check_size(name: str, value: Any) -> None:
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, int) and number > limit:
             raise UsageError(f"{name}={number} is too large: use at most {limit}.")
+
+
+def _defined(entries: Sequence[Entry]) -> flags.FlagValues:
+    values = flags.FlagValues()
+    for entry in entries:
+        default = _default(entry.field)
+        given = None if default is dataclasses.MISSING else default
+        name, text = entry.field.name, entry.field.metadata.get("help", "")
+        if entry.hint is bool:
+            flags.DEFINE_boolean(name, given, text, flag_values=values)
+            continue
+        parser = _Parser(entry.hint, entry.field.metadata)
+        flag = flags.Flag(parser, flags.ArgumentSerializer(), name, None, text)
+        # Set past the parser: defaults are values already, tuples among them.
+        flag.default = flag.value = given
+        flag.using_default_value = True
+        values[name] = flag
+    flags.DEFINE_boolean(
+        "help", False, "Shows this text.", flag_values=values, short_name="h"
+    )
+    flags.DEFINE_boolean("helpshort", False, "Shows less.", flag_values=values)
+    return values
+
+
+def given(
+    entries: Sequence[Entry],
+    arguments: Sequence[str],
+    text: Callable[[bool], str],
+    unknown: Callable[[str], str | None] | None = None,
+) -> dict[str, Any]:
+    """Returns the values of the flags that stand on a command line.
+
+    Args:
+      entries: all flags.
+      arguments: without the program's name.
+      text: of --help, and, given True, of --helpshort.
+      unknown: what to say of a flag that is none of these, if anything.
+
+    Raises:
+      UsageError: an unknown flag, a wrong type, a required flag that is missing.
+    """
+    values = _defined(entries)
+    try:
+        positional = values(["program", *arguments])[1:]
+    except flags.UnrecognizedFlagError as error:
+        told = unknown(error.flagname) if unknown else None
+        told = told or str(error)
+        raise UsageError(f"{told} (--help lists the flags)") from error
+    except flags.Error as error:
+        raise UsageError(f"{error} (--help lists the flags)") from error
+    if values["help"].value or values["helpshort"].value:
+        raise _HelpAsked(text(not values["help"].value))
+    if positional:
+        raise UsageError(
+            f"unexpected argument {positional[0]!r}: write --flag=value "
+            "(--help lists the flags)"
+        )
+    given = {}
+    for entry in entries:
+        name = entry.field.name
+        if values[name].present:
+            given[name] = values[name].value
+            _check_size(name, given[name])
+        elif _default(entry.field) is dataclasses.MISSING:
+            raise UsageError(f"--{name} is required (--help lists the flags)")
+    return given
 
 
 def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
@@ -160,64 +280,29 @@ def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
       UsageError: an unknown flag, a wrong type, a value that the config refuses, or a
         flag that would have no effect.
     """
-    hints = typing.get_type_hints(config_class)
-    values = flags.FlagValues()
-    fields = dataclasses.fields(config_class)
-    for field in fields:
-        default = _default(field)
-        given = None if default is dataclasses.MISSING else default
-        text = field.metadata.get("help", "")
-        if hints[field.name] is bool:
-            flags.DEFINE_boolean(field.name, given, text, flag_values=values)
-        else:
-            parser = _Parser(hints[field.name], field.metadata)
-            flag = flags.Flag(
-                parser, flags.ArgumentSerializer(), field.name, None, text
-            )
-            # Set past the parser: defaults are values already, tuples among them.
-            flag.default = flag.value = given
-            flag.using_default_value = True
-            values[field.name] = flag
-    flags.DEFINE_boolean(
-        "help", False, "Shows this text.", flag_values=values, short_name="h"
-    )
+    about = " ".join((config_class.__doc__ or "").split("\n\n")[0].split())
+    found = entries(config_class)
+    values = given(found, arguments, lambda _: help_text(about, found))
     try:
-        positional = values(["program", *arguments])[1:]
-    except flags.Error as error:
-        raise UsageError(f"{error} (--help lists the flags)") from error
-    if values["help"].value:
-        raise _HelpAsked(_help_text(config_class, hints))
-    if positional:
-        raise UsageError(
-            f"unexpected argument {positional[0]!r}: write --flag=value "
-            "(--help lists the flags)"
-        )
-    for field in fields:
-        if _default(field) is dataclasses.MISSING and not values[field.name].present:
-            raise UsageError(f"--{field.name} is required (--help lists the flags)")
-    for field in fields:
-        _check_size(field.name, values[field.name].value)
-    try:
-        config = config_class(**{f.name: values[f.name].value for f in fields})
+        config = config_class(**values)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    given = [field.name for field in fields if values[field.name].present]
-    refuse_passed_over(config, given)
+    reasons = config.passed_over() if hasattr(config, "passed_over") else {}  # pyright: ignore
+    refuse_passed_over(reasons, list(values))
     return config
 
 
-def refuse_passed_over(config: Any, given: Sequence[str]) -> None:
+def refuse_passed_over(reasons: Mapping[str, str], given: Sequence[str]) -> None:
     """Refuses flags that were given and would have no effect.
 
     Args:
-      config: may have a method `passed_over`, which returns the names of the fields
-        that it does not read, each with the choice that makes it so.
+      reasons: names of the flags that are not read, each with the choice that makes it
+        so.
       given: the flags that stand on the command line, whatever their values.
 
     Raises:
       UsageError: names the first such flag.
     """
-    reasons = config.passed_over() if hasattr(config, "passed_over") else {}
     for name in given:
         if name in reasons:
             raise UsageError(
@@ -225,8 +310,18 @@ def refuse_passed_over(config: Any, given: Sequence[str]) -> None:
             )
 
 
+class Parser(Protocol[Asked]):
+    """What makes of a command line what a binary's `main` takes."""
+
+    def parse(self, arguments: Sequence[str]) -> Asked:
+        """Raises UsageError where flags are at fault."""
+        ...
+
+
 def call(
-    main: Callable[[Config], Any], config_class: type[Config], arguments: Sequence[str]
+    main: Callable[[Config], Any],
+    config_class: type[Config] | Parser[Config],
+    arguments: Sequence[str],
 ) -> int:
     """Parses, calls `main(config)` and returns the exit code; errors go to stderr.
 
@@ -235,7 +330,11 @@ def call(
     and keep their traceback.
     """
     try:
-        main(parse(config_class, arguments))
+        is_class = isinstance(config_class, type)
+        read = (
+            functools.partial(parse, config_class) if is_class else config_class.parse
+        )
+        main(read(arguments))
     except _HelpAsked as asked:
         with contextlib.suppress(BrokenPipeError):  # `--help | head`
             print(asked, flush=True)
@@ -258,11 +357,13 @@ def _fail(error: Exception | str, code: int) -> int:
     return code
 
 
-def run(main: Callable[[Config], Any], config_class: type[Config]) -> NoReturn:
+def run(
+    main: Callable[[Config], Any], config_class: type[Config] | Parser[Config]
+) -> NoReturn:
     """Runs a binary from the command line; call it under `__main__` only.
 
     Args:
       main: takes the config.
-      config_class: see `parse`.
+      config_class: see `parse`; or something that parses, such as a `Program`.
     """
     sys.exit(call(main, config_class, sys.argv[1:]))

@@ -10,6 +10,7 @@ import numpy as np
 from experiments._flags import UsageError
 from ntk_privacy import _checks, data
 from ntk_privacy.data import augmentation, image_folder, splits
+from ntk_privacy.data.image_set import Binary, ImageSet, Statistics
 
 FOLDER = "image_folder"
 """The set that is any folder of pictures: its config has image_size, too."""
@@ -93,6 +94,49 @@ def load_raw(config: Any) -> data.Raw:
         folder = pathlib.Path(config.data_dir).expanduser()
         return image_folder.load_raw(folder, size=config.image_size)
     return data.load_raw(config.dataset, config.data_dir, config.download)
+
+
+def whole(config: Any) -> ImageSet:
+    """Interim."""
+    from ntk_privacy.data import dataset
+
+    binary = {
+        name: Binary(*dataset._BINARY[name], (9,) if name == "animal_vehicle" else ())
+        for name in dataset._TASKS[config.dataset]
+        if name in dataset._BINARY
+    }
+    published = _PUBLISHED.get(config.dataset)
+    return ImageSet.from_raw(
+        load_raw(config),
+        name=config.dataset,
+        binary=binary,
+        flips=config.dataset not in ("digits", "mnist"),
+        published=published
+        and Statistics(*(np.asarray(v, np.float32) for v in published)),
+    )
+
+
+def part(
+    config: Any, *, num_train: int | None = None, num_test: int | None = None
+) -> ImageSet:
+    """Returns an image set, or a random part of it that is the same for every seed.
+
+    Args:
+      config: has the flags of the set, and preset; "paper" normalises by the published
+        constants rather than by those of the images at hand.
+      num_train: training images; None is all.
+      num_test: test images; None is all.
+
+    Raises:
+      UsageError: more images are asked for than there are, or so few that a class has
+        none.
+      OSError, ValueError: a file is missing or damaged.
+    """
+    try:
+        images = whole(config).subset(num_train=num_train, num_test=num_test)
+    except data.ArgumentError as error:
+        raise UsageError(str(error)) from error
+    return images.by_published() if config.preset == "paper" else images
 
 
 def load(

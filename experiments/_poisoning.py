@@ -10,10 +10,10 @@ import numpy as np
 
 from experiments import _condensed, _progress
 from experiments._flags import UsageError
-from experiments._image_sets import Images
 from ntk_privacy import checkpoint, resume
 from ntk_privacy.data import augmentation
-from ntk_privacy.distillation import robust_mean
+from ntk_privacy.data.image_set import ImageSet
+from ntk_privacy.distillation import dm, robust_mean
 from ntk_privacy.models import convnet
 from ntk_privacy.poisoning import direct, gradient_matching, perturbation
 from ntk_privacy.poisoning import distribution_matching as dm_poisoning
@@ -33,7 +33,7 @@ class Scene(NamedTuple):
     key: jax.Array
 
 
-def scene(config: Any, images: Images, seed: int) -> Scene:
+def scene(config: Any, images: ImageSet, seed: int) -> Scene:
     """Draws a target, a class that is not its own, and images of it to poison.
 
     Args:
@@ -51,21 +51,21 @@ def scene(config: Any, images: Images, seed: int) -> Scene:
     target_class = int(images.class_test[target])
     others = [c for c in range(images.num_classes) if c != target_class]
     adversarial = int(draw.choice(others))
-    count = round(config.rate * len(images.x))
+    count = round(config.rate * len(images.x_train))
     if count < 1 and config.attack != "none":
         raise UsageError(
-            f"rate={config.rate} of {len(images.x)} images is no poison at all: use a "
-            f"rate of at least {1 / len(images.x):.4g}, or attack=none."
+            f"rate={config.rate} of {len(images.x_train)} images is no poison at all: use a "
+            f"rate of at least {1 / len(images.x_train):.4g}, or attack=none."
         )
     count = max(1, count)
-    members = int(np.sum(images.classes == adversarial))
+    members = int(np.sum(images.class_train == adversarial))
     if count > members:
         raise UsageError(
             f"rate={config.rate} asks for {count} poisons, class {adversarial} has "
-            f"{members} images: use a rate of at most {members / len(images.x):.4f}."
+            f"{members} images: use a rate of at most {members / len(images.x_train):.4f}."
         )
     where = direct.choose(
-        jnp.asarray(images.classes),
+        jnp.asarray(images.class_train),
         key=jax.random.fold_in(key, 1),
         adversarial_class=adversarial,
         target_class=target_class,
@@ -74,7 +74,7 @@ def scene(config: Any, images: Images, seed: int) -> Scene:
     return Scene(target, target_class, adversarial, where, key)
 
 
-def bound_in_steps(config: Any, images: Images) -> int:
+def bound_in_steps(config: Any, images: ImageSet) -> int:
     """Returns the bound in whole steps of the grid, which is coarser for digits.
 
     Args:
@@ -94,7 +94,7 @@ def bound_in_steps(config: Any, images: Images) -> int:
 
 
 def poisons(
-    config: Any, images: Images, scene: Scene, *, folder: pathlib.Path
+    config: Any, images: ImageSet, scene: Scene, *, folder: pathlib.Path
 ) -> np.ndarray:
     """Returns what stands in the poisoned rows, in [0, 1].
 
@@ -107,14 +107,14 @@ def poisons(
     Raises:
       ValueError: a clean network is of no use, or a checkpoint is damaged.
     """
-    clean = jnp.asarray(images.x[scene.where])
+    clean = jnp.asarray(images.x_train[scene.where])
     target = jnp.asarray(images.x_test[scene.target])
     if config.attack == "none":
         return np.asarray(clean)
     if config.attack == "direct":
         return np.asarray(direct.poison(target, num_poisons=len(clean)))
     parts = dm_poisoning.Target(
-        target, jnp.asarray(images.mean), jnp.asarray(images.deviation)
+        target, jnp.asarray(images.normal.mean), jnp.asarray(images.normal.deviation)
     )
     model = _condensed.model(config, images)
     total = config.attack_steps * config.num_restarts
@@ -154,12 +154,12 @@ def _clean_networks(config, images, scene, folder) -> list[Any]:
     """Trains the networks of gradient matching, or reads them back."""
     model = _condensed.model(config, images)
     if checkpoint.latest_step(folder) is not None:
-        one = model.init_params(scene.key, images.x.shape[1:])
+        one = model.init_params(scene.key, images.x_train.shape[1:])
         stored = checkpoint.restore(folder, 0, [one] * config.num_clean)
         return jax.tree.map(jnp.asarray, stored)
     networks = classification.staggered(
-        images.normalised(images.x),
-        jnp.asarray(images.classes),
+        jnp.asarray(images.normalised(images.x_train)),
+        jnp.asarray(images.class_train),
         model=model,
         key=jax.random.fold_in(scene.key, 3),
         num_networks=config.num_clean,
@@ -170,7 +170,7 @@ def _clean_networks(config, images, scene, folder) -> list[Any]:
 
 
 def deviation(
-    config: Any, images: Images, x: jax.Array, scene: Scene, method: str
+    config: Any, poisoned: ImageSet, scene: Scene, method: str
 ) -> dict[str, Any]:
     """Returns what a method's mean does to the poison, in fresh random networks.
 
@@ -181,19 +181,19 @@ def deviation(
 
     Args:
       config: of `experiments.poison`.
-      images: the classes.
-      x: normalised training images with the poison in place.
+      poisoned: training images with the poison in place.
       scene: of the seed.
-      method: of `_condensed.METHODS`.
+      method: of `dm.METHODS`.
     """
-    members = np.flatnonzero(images.classes == scene.adversarial_class)
+    x = jnp.asarray(poisoned.normalised(poisoned.x_train))
+    members = np.flatnonzero(poisoned.class_train == scene.adversarial_class)
     is_poison = np.isin(members, scene.where)
-    mean_fn = _condensed.mean_fn(method, config.rate * images.num_classes)
+    mean_fn = dm.mean_fn(method, config.rate * poisoned.num_classes)
     keys = jax.random.split(jax.random.fold_in(scene.key, 4), _NUM_DRAWS)
     sums = _deviations(
-        _condensed.model(config, images),
+        _condensed.model(config, poisoned),
         mean_fn,
-        images.operations,
+        poisoned.operations,
         config.batch_size,
         (x[members], jnp.asarray(is_poison)),
         keys,

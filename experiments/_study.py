@@ -12,10 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from experiments import _defence, _distillation, _transfer
+from experiments import _defence, _transfer
 from experiments._flags import UsageError
+from experiments._groups import NOT_RESULTS, Run
+from experiments._networks import STAGES, Images, Networks, check, load
+from experiments._program import Asked, Program
 from experiments._workdir import Workdir
+from ntk_privacy import _checks
+from ntk_privacy.distillation import kernel_methods
 from ntk_privacy.evaluation import rates
+from ntk_privacy.method import field
 from ntk_privacy.reports import plots
 
 _TABLE = ("full", "kip", "rkip", "rkip_noise", "rkip_finite", "random")
@@ -23,60 +29,122 @@ _TABLE = ("full", "kip", "rkip", "rkip_noise", "rkip_finite", "random")
 _DEFENCE = ("random", "kip", "rkip", "rkip_noise", "rkip_finite")
 
 
-# What the other methods do not take.
-_NOT_SEARCHED = {"batch_size": None, "learn_labels": False, "label_solve": False}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Images, Run, Networks, kernel_methods.Config):
+    """Runs several methods over several seeds: Table 1, or the defence figures."""
+
+    table: bool = field(
+        False, "Evaluate --methods over --num_runs seeds: the paper's Table 1."
+    )
+    defence: bool = field(
+        False, "Attack --methods over --num_runs seeds: the paper's defence figures."
+    )
+    methods: tuple[str, ...] = field(
+        (), "Of --table and --defence, between commas; empty is all that apply."
+    )
+    num_runs: int = field(1, "Repeats of everything, one seed each.")
+    noise_ratio: float | None = field(
+        None, "Share of entries that stay noise, of rkip_noise; none is 0.05."
+    )
+    workdir: str = field("runs/study", "Folder of the results.")
+
+    def __post_init__(self):
+        for part in (Images, Run, Networks, kernel_methods.Config):
+            part.__post_init__(self)
+        if self.table == self.defence:
+            raise ValueError(
+                "table and defence are two studies: ask for one."
+                if self.table
+                else "methods is for --table and --defence: use --method."
+            )
+        if self.table and self.attack:
+            raise ValueError(
+                "attack is no part of --table: ask for --defence, which may have the "
+                "same workdir."
+            )
+        for name in self.methods:
+            _checks.one_of(METHODS, methods=name)
+            if self.methods.count(name) > 1:
+                raise ValueError(f"methods names {name} twice: name it once.")
+        if self.defence and "full" in self.methods:
+            raise ValueError(
+                "methods has full, which is no distilled set for --defence to attack: "
+                "leave it out, or use experiments.reconstruct."
+            )
+        noisy = not self.methods or "rkip_noise" in self.methods
+        if self.noise_ratio is not None and not noisy:
+            raise ValueError(
+                f"noise_ratio={self.noise_ratio} is for rkip_noise, which is not among "
+                f"methods={','.join(self.methods)}: leave it out, or add rkip_noise."
+            )
+
+    def passed_over(self) -> dict[str, str]:
+        """Returns flags that are not read, each with the choice that makes it so."""
+        finite = not self.methods or "rkip_finite" in self.methods
+        if self.table and not finite:
+            return dict.fromkeys(("attack_steps", "dynamics"), "--table")
+        return {}
 
 
-def cells(config: Any) -> list[Any]:
-    """Returns one config per cell, the methods of a seed together."""
+METHODS = tuple(dict.fromkeys((*_TABLE, *_DEFENCE)))
+
+
+def cells(config: Config, program: Program) -> list[Asked[Any]]:
+    """Returns what each cell asks for, the methods of a seed together.
+
+    Args:
+      config: of the study.
+      program: of a cell.
+    """
     finite = _transfer.num_finite_runs(config)
     methods = config.methods or (_TABLE if config.table else _DEFENCE)
-    return [
-        dataclasses.replace(
-            config,
-            method=method,
-            methods=(),
-            table=False,
-            defence=False,
-            noise_ratio=config.noise_ratio if method == "rkip_noise" else None,
-            **({} if method in _distillation.SEARCHED else _NOT_SEARCHED),
-            evaluate=config.table or config.evaluate,
-            attack=config.defence,
-            num_runs=1,
-            num_finite_runs=int(run < finite),
-            seed=config.seed + run,
-            workdir=str(pathlib.Path(config.workdir) / f"{method}_{config.seed + run}"),
-        )
-        for run in range(config.num_runs)
-        for method in methods
-    ]
+    given = {e.name: getattr(config, e.name) for e in dataclasses.fields(config)}
+    if config.noise_ratio is None:
+        del given["noise_ratio"]
+    found = []
+    for run in range(config.num_runs):
+        for method in methods:
+            names = program.names(method)
+            seed = config.seed + run
+            own = {
+                "evaluate": config.table or config.evaluate,
+                "attack": config.defence,
+                "num_runs": 1,
+                "num_finite_runs": int(run < finite),
+                "seed": seed,
+                "workdir": str(pathlib.Path(config.workdir) / f"{method}_{seed}"),
+            }
+            flags = {k: v for k, v in {**given, **own}.items() if k in names}
+            if method == "kip":
+                flags.pop("noise_ratio", None)
+            found.append(program.asked(method, **flags))
+    return found
 
 
 def run(
-    config: Any,
-    run_cell: Callable[[Any], dict[str, Any]],
-    load: Callable[[Any], tuple[Any, Any]],
-    *,
-    ignore: tuple[str, ...],
+    config: Config,
+    program: Program,
+    run_cell: Callable[[Asked[Any]], dict[str, Any]],
 ) -> dict[str, Any]:
     """Runs every cell and returns the tables, which are also in results.json.
 
     A cell that cannot be run is an `error` in the table, not the end of the study.
 
     Args:
-      config: of `experiments.distill`.
-      run_cell: runs the config of a cell.
-      load: `(config) -> (dataset, key)`.
-      ignore: names of config fields that may differ when a study goes on.
+      config: of the study.
+      program: of a cell.
+      run_cell: runs what a cell asks for.
 
     Raises:
       UsageError: the flags do not fit the image set, or a folder is another's.
       OSError: a file is missing.
       ValueError: a file is damaged, or no cell could be run.
     """
-    _check(config, load)
+    _check(config, program)
     name = "table" if config.table else "defence"
-    with Workdir(config.workdir, config, ignore=(*ignore, "studies")) as workdir:
+    shared = ("methods", "table", "defence", "studies", "method")
+    ignore = (*NOT_RESULTS, *STAGES, *shared)
+    with Workdir(config.workdir, config, ignore=ignore) as workdir:
         # What each study in the folder was asked for last.
         studies = workdir.read_json("config.json").get("studies", {})
         options = ("num_runs", "num_finite_runs", "methods", "evaluate")
@@ -85,14 +153,15 @@ def run(
         workdir.write_json("config.json", told)
         found: dict[str, list[dict[str, Any]]] = {}
         report: dict[str, Any] = {}
-        for cell in cells(config):
+        for cell in cells(config, program):
             try:
                 results = run_cell(cell)
             except UsageError:
                 raise
             except (ValueError, FloatingPointError) as error:
                 results = {"error": str(error)}
-            found.setdefault(cell.method, []).append({"seed": cell.seed, **results})
+            told = {"seed": cell.group(Run).seed, **results}
+            found.setdefault(cell.method.name, []).append(told)
             report = _table(found) if config.table else _attacks(found)
             workdir.write_json(f"{name}.json", report["rows"])
             workdir.write_text(f"{name}.md", report["markdown"])
@@ -108,17 +177,17 @@ def run(
         return report
 
 
-def _check(config: Any, load: Callable[[Any], tuple[Any, Any]]) -> None:
+def _check(config: Config, program: Program) -> None:
     """Loads the images once, before any folder is made, if any cell needs them."""
     fresh = [
         cell
-        for cell in cells(config)
-        if not (pathlib.Path(cell.workdir) / "results.json").exists()
+        for cell in cells(config, program)
+        if not (pathlib.Path(cell.group(Run).workdir) / "results.json").exists()
     ]
     if fresh:
-        dataset, _ = load(fresh[0])
-        for cell in {cell.method: cell for cell in fresh}.values():
-            _distillation.check(cell, dataset)
+        images, _ = load(fresh[0])
+        for cell in {cell.method.name: cell for cell in fresh}.values():
+            check(cell, images)
 
 
 def _failures(found) -> list[str]:

@@ -1,5 +1,6 @@
 """Sets for `experiments.compare`: every method distils for the same seconds."""
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -10,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import _condensed, _distill_config
-from experiments._image_sets import Images
+from experiments import _condensed
 from experiments._progress import Progress
-from ntk_privacy import kip, rkip
+from ntk_privacy import distillation, kip, rkip
+from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import distribution_matching
+from ntk_privacy.distillation.class_images import arrays
 from ntk_privacy.kernels import infinite
-from ntk_privacy.resume import Timer
+from ntk_privacy.resume import Ran, Timer
 
 KERNEL_METHODS = ("kip", "rkip", "rkip_noise")
 CONDENSING = ("dm", "rdm", "dc", "dsa", "mtt", "tesla")
@@ -37,18 +39,20 @@ class TimedSet(NamedTuple):
     noise: np.ndarray | None = None
 
 
-def _by_kernel(method: str, config, images: Images, x, key, **loop) -> Any:
+def _by_kernel(method: str, config, images: ImageSet, key, **loop) -> Any:
     """KIP and RKIP in the same normalised pixels, with the labels fixed."""
+    x, _ = arrays(images)
     each = config.num_targets // images.num_classes
     rows = [
-        np.flatnonzero(images.classes == c)[:each] for c in range(images.num_classes)
+        np.flatnonzero(images.class_train == c)[:each]
+        for c in range(images.num_classes)
     ]
     chosen = np.concatenate(rows)
     eye = np.eye(images.num_classes, dtype=np.float32) - 1 / images.num_classes
     noise = {"noise_ratio": _NOISE_RATIO} if method == "rkip_noise" else {}
     return (kip if method == "kip" else rkip).distill(
         x[chosen],
-        jnp.asarray(eye[images.classes[chosen]], jnp.float32),
+        jnp.asarray(eye[images.class_train[chosen]], jnp.float32),
         kernel_fn=_kernel(),
         key=key,
         images_per_class=config.images_per_class,
@@ -72,25 +76,21 @@ def _adam():
 def make(
     method: str,
     config: Any,
-    images: Images,
-    x: jax.Array,
+    images: ImageSet,
     key: jax.Array,
     *,
     folder: pathlib.Path,
-    rate: float | None = None,
-    **options: Any,
+    **given: Any,
 ) -> TimedSet:
     """Runs a method until its time is over.
 
     Args:
       method: of `KERNEL_METHODS` or `CONDENSING`.
       config: of `experiments.compare`.
-      images: the classes.
-      x: normalised training images, poisoned or not.
+      images: to distil, poisoned or not.
       key: typed key.
       folder: of experts, for the methods that train some.
-      rate: poison to expect, of the methods that do; None is their own.
-      **options: of the method's `distill`.
+      **given: see `flags_of`.
 
     Raises:
       ValueError: the loss is not finite.
@@ -107,7 +107,10 @@ def make(
         bar(total if over else int(timer.elapsed()), state, metrics)
         return over or bool(state.nonfinite)
 
-    loop: dict[str, Any] = {"chunk": CHUNK, "callback": callback, **options}
+    def stage(name, start, go, num_steps):
+        del name, num_steps
+        return Ran(go(start, 0, callback), np.zeros(0))
+
     total = math.ceil(config.seconds)
     told = f"{method}, seconds"
     with (
@@ -115,11 +118,13 @@ def make(
         Progress(total, description=told, show=config.progress or None) as bar,
     ):
         if method in KERNEL_METHODS:
-            loop["num_steps"] = _LIMIT
-            _by_kernel(method, config, images, x, key, **loop)
+            loop = {"num_steps": _LIMIT, "chunk": CHUNK, "callback": callback}
+            _by_kernel(method, config, images, key, **loop)
         else:
-            flags = flags_of(method, config, folder, rate=rate)
-            _condensed.METHODS[method].condense(flags, images, x, key, **loop)
+            flags = flags_of(method, config, **given)
+            run = distillation.METHODS[method].run
+            options = {"chunk": CHUNK, "folder": folder / "experts"}
+            run(images, flags, key=key, stage=stage, **options)
     state = last["state"]
     if bool(state.nonfinite):
         raise ValueError(
@@ -133,18 +138,16 @@ def make(
     return TimedSet(made, labels, int(state.steps), timer.run, noise)
 
 
-def random(config: Any, images: Images, x: jax.Array, key: jax.Array) -> TimedSet:
+def random(config: Any, images: ImageSet, key: jax.Array) -> TimedSet:
     """Returns as many real images, drawn blindly.
 
     Args:
       config: has images_per_class.
-      images: the classes.
-      x: normalised training images.
+      images: to draw from.
       key: typed key.
     """
     made = distribution_matching.init(
-        x,
-        jnp.asarray(images.classes),
+        *arrays(images),
         key=key,
         num_classes=images.num_classes,
         images_per_class=config.images_per_class,
@@ -153,30 +156,18 @@ def random(config: Any, images: Images, x: jax.Array, key: jax.Array) -> TimedSe
     return TimedSet(np.asarray(made.images), np.asarray(made.labels), 0, 0.0)
 
 
-def flags_of(
-    method: str,
-    config: Any,
-    folder: pathlib.Path | str = "runs",
-    *,
-    rate: float | None = None,
-) -> Any:
-    """Returns the flags of `experiments.distill` that a method would have.
+def flags_of(method: str, config: Any, **given: Any) -> Any:
+    """Returns a method's config, at the budget of a comparison.
 
     Args:
       method: of `CONDENSING`.
       config: of `experiments.compare`.
-      folder: of the run.
-      rate: see `make`.
+      **given: further flags, of which a method takes those that it has.
     """
-    takes = "rate" in _condensed.METHODS[method].presets[config.preset]
-    return _distill_config.Config(
-        method=method,
-        dataset=config.dataset,
-        preset=config.preset,
-        images_per_class=config.images_per_class,
-        width=config.width,
-        num_steps=_LIMIT,
-        rate=rate if takes else None,
-        seed=config.seed,
-        workdir=str(folder),
-    )
+    record = distillation.METHODS[method]
+    shared = {"images_per_class": config.images_per_class, "num_steps": _LIMIT}
+    if config.width is not None:
+        shared["width"] = config.width
+    names = {entry.name for entry in dataclasses.fields(record.config)}
+    own = {k: v for k, v in given.items() if k in names and v is not None}
+    return record.configured(config.preset, **shared, **own)

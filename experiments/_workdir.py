@@ -9,8 +9,8 @@ import pathlib
 import platform
 import zipfile
 import zlib
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,6 +38,42 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+class _Older(NamedTuple):
+    """How a folder is read that was written before some fields were: see `Workdir`."""
+
+    absent: dict[str, Any]
+    foreign: set[str]
+    never_none: set[str]
+
+    def completed(
+        self, stored: dict[str, Any], config: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Returns a stored config as today's code would have written it."""
+        kept = {
+            name: value
+            for name, value in stored.items()
+            if (name in config or name not in self.foreign)
+            and not (value is None and name in self.never_none)
+        }
+        missing = {k: v for k, v in self.absent.items() if k in config}
+        return {**missing, **kept}
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """Returns what fields stand for in folders that were written before they were."""
+    if not dataclasses.is_dataclass(config):
+        return {}
+    found = {}
+    for entry in dataclasses.fields(config):
+        default = entry.default
+        if entry.default_factory is not dataclasses.MISSING:
+            default = entry.default_factory()
+        default = entry.metadata.get("before", default)
+        if default is not dataclasses.MISSING:
+            found[entry.name] = default
+    return found
 
 
 def _to_json(value: Any) -> str:
@@ -75,6 +111,11 @@ class Workdir:
       config: a dataclass instance, written to config.json.
       ignore: names of config fields that do not change the results (the folder itself,
         the progress bar): they may differ from start to start.
+      absent: what a field stands for that an older folder lacks; of a dataclass they
+        are its defaults, or its metadata `before`.
+      foreign: names that an older folder may hold and that mean nothing here: flags of
+        other methods.
+      never_none: fields for which an older folder's none meant "not given".
 
     Raises:
       UsageError: another config or another process has the folder, it is a file, or
@@ -87,6 +128,9 @@ class Workdir:
         config: Any,
         *,
         ignore: Collection[str] = ("workdir",),
+        absent: Mapping[str, Any] | None = None,
+        foreign: Collection[str] = (),
+        never_none: Collection[str] = (),
     ) -> None:
         if not str(folder).strip():
             raise UsageError("workdir is empty: name a folder for the results.")
@@ -98,7 +142,9 @@ class Workdir:
         self._lock = (self.folder / ".lock").open("w")
         try:
             self._take()
-            self._agree(_plain(config), set(ignore))
+            known = absent if absent is not None else _defaults(config)
+            older = _Older(_plain(known), set(foreign), set(never_none))
+            self._agree(_plain(config), set(ignore), older)
         except BaseException:
             self.close()
             raise
@@ -114,7 +160,12 @@ class Workdir:
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink()  # of a killed process: the lock says no other lives
 
-    def _agree(self, config: dict[str, Any], ignore: set[str]) -> None:
+    def _agree(
+        self,
+        config: dict[str, Any],
+        ignore: set[str],
+        older: "_Older",
+    ) -> None:
         path = self.folder / "config.json"
         if not path.exists():
             foreign = [
@@ -129,7 +180,7 @@ class Workdir:
                 )
             self.write_json("config.json", config)
             return
-        stored = self._read_config(path)
+        stored = older.completed(self._read_config(path), config)
         differences = [
             f"{name}: {self._told(stored, name)} in the folder, "
             f"{self._told(config, name)} asked"

@@ -23,18 +23,17 @@ import numpy as np
 
 from experiments import (
     _compare_attacks,
-    _condensed,
     _evasion,
     _flags,
     _image_sets,
     _timed_sets,
 )
 from experiments._flags import UsageError
-from experiments._gradient_methods import WITH_EXPERTS
-from experiments._image_sets import Images
 from experiments._timed_sets import CONDENSING, KERNEL_METHODS, TimedSet
 from experiments._workdir import Workdir, versions
-from ntk_privacy import _checks
+from ntk_privacy import _checks, distillation
+from ntk_privacy.data.image_set import ImageSet
+from ntk_privacy.distillation import class_images
 from ntk_privacy.evaluation import protocol, rates
 from ntk_privacy.models import MLP, convnet
 from ntk_privacy.reports import plots
@@ -183,7 +182,7 @@ def network(name: str, num_classes: int) -> Any:
 
 
 def _accuracies(
-    config, images: Images, made: TimedSet, key, names
+    config, images: ImageSet, made: TimedSet, key, names
 ) -> dict[str, list[float]]:
     """Accuracy of each network of each architecture trained on a set."""
     found = {}
@@ -191,7 +190,7 @@ def _accuracies(
         out = protocol.evaluate(
             jnp.asarray(made.images),
             jnp.asarray(made.labels, jnp.int32),
-            images.normalised(images.x_test),
+            jnp.asarray(images.normalised(images.x_test)),
             jnp.asarray(images.class_test),
             model=network(name, images.num_classes),
             key=key,
@@ -213,10 +212,10 @@ def run(config: Config) -> dict[str, Any]:
       OSError: a file is missing.
       ValueError: a file is damaged, or a loss is not finite.
     """
-    images = _image_sets.load(
+    images = _image_sets.part(
         config, num_train=config.num_images, num_test=config.num_test
     )
-    sizes = np.bincount(images.classes, minlength=images.num_classes)
+    sizes = class_images.sizes(images)
     each = config.num_targets // images.num_classes
     if config.images_per_class > sizes.min():
         raise UsageError(
@@ -235,14 +234,12 @@ def run(config: Config) -> dict[str, Any]:
     for method in methods:
         if method not in KERNEL_METHODS:
             flags = _timed_sets.flags_of(method, config, rate=config.rate)
-            by_class = method not in WITH_EXPERTS
-            if by_class and flags.batch_size > sizes.min():
+            try:
+                distillation.METHODS[method].check(images, flags)
+            except ValueError as error:
                 raise UsageError(
-                    f"num_images={config.num_images}: {method} takes batches of "
-                    f"{flags.batch_size} images of a class, but class "
-                    f"{int(np.argmin(sizes))} has {sizes.min()}: use more."
-                )
-            _condensed.check(flags, (method,), images)
+                    f"num_images={config.num_images}: {method}: {error}"
+                ) from error
     ignore = ("workdir", "progress", "methods", "data_dir", "download")
     if config.attacks == "all":
         return _compare_attacks.run(config, images, ignore=ignore)
@@ -250,11 +247,10 @@ def run(config: Config) -> dict[str, Any]:
         return _run(config, workdir, images)
 
 
-def _run(config: Config, workdir: Workdir, images: Images) -> dict[str, Any]:
+def _run(config: Config, workdir: Workdir, images: ImageSet) -> dict[str, Any]:
     key_condense, key_networks, key_random = jax.random.split(
         jax.random.key(config.seed), 3
     )
-    x = images.normalised(images.x)
     width = config.width or _timed_sets.flags_of("dc", config).width
     own = f"ConvNetW{width}"
     names = (own, *(name for name in config.architectures if name != own))
@@ -266,12 +262,10 @@ def _run(config: Config, workdir: Workdir, images: Images) -> dict[str, Any]:
             continue
         begin = time.perf_counter()
         if method == "random":
-            made = _timed_sets.random(config, images, x, key_random)
+            made = _timed_sets.random(config, images, key_random)
         else:
             folder = workdir.path(method)
-            made = _timed_sets.make(
-                method, config, images, x, key_condense, folder=folder
-            )
+            made = _timed_sets.make(method, config, images, key_condense, folder=folder)
         rows[method] = {
             "steps": made.steps,
             "seconds": made.seconds,
@@ -280,12 +274,12 @@ def _run(config: Config, workdir: Workdir, images: Images) -> dict[str, Any]:
         }
         workdir.write_arrays(f"{method}.npz", images=made.images, labels=made.labels)
         plots.pictures(
-            made.images * images.deviation,
+            made.images * images.normal.deviation,
             workdir.path(f"{method}.png"),
-            mean=images.mean,
+            mean=images.normal.mean,
             notes=[f"class {label}" for label in made.labels],
             columns=10,
-            title=f"{method}: {len(images.x)} images of {config.dataset} in "
+            title=f"{method}: {len(images.x_train)} images of {config.dataset} in "
             f"{made.seconds:.0f} s",
         )
         workdir.write_json(about, rows[method])

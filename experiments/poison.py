@@ -19,12 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _condensed, _flags, _image_sets, _poisoning
-from experiments._condensed import DM_METHODS
-from experiments._image_sets import Images
+from experiments import _condensed, _flags, _image_sets, _poisoning, _students
+from experiments._flags import UsageError
 from experiments._poisoning import Scene
 from experiments._workdir import Workdir, versions
-from ntk_privacy import _checks
+from ntk_privacy import _checks, distillation
+from ntk_privacy.data.image_set import ImageSet
+from ntk_privacy.distillation import dm
 from ntk_privacy.evaluation import rates
 from ntk_privacy.poisoning import direct
 from ntk_privacy.reports import loss_plots, plots
@@ -35,9 +36,21 @@ NOT_RESULTS = (
     *("num_seeds", "methods", "control"),
 )
 
+DM_METHODS = tuple(method.name for method in dm.METHODS)
+
+
+def _sizes(preset: str) -> dict[str, Any]:
+    """Returns those of a method's preset, and of its students."""
+    method = distillation.METHODS["dm"]
+    students = _students.Students(**_students.Students.sizes(preset, method))
+    found = dataclasses.asdict(method.configured(preset)) | dataclasses.asdict(students)
+    del found["evaluate"]
+    return found
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
-        **_condensed.DM_PRESETS["paper"],
+        **_sizes("paper"),
         # One decision per condensation, 25 in all.
         "num_networks": 1,
         "num_runs": 5,
@@ -46,7 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_clean": 16,
     },
     "cpu": {
-        **_condensed.DM_PRESETS["cpu"],
+        **_sizes("cpu"),
         "num_runs": 1,
         # As many as a bound of 128/255 needs from anywhere within it.
         "attack_steps": 150,
@@ -145,9 +158,9 @@ class Config:
 def _cell(
     config: Config,
     workdir: Workdir,
-    images: Images,
+    images: ImageSet,
     scene: Scene,
-    x: jax.Array,
+    poisoned: ImageSet,
     method: str,
     seed: int,
     run: int,
@@ -161,11 +174,11 @@ def _cell(
     condensing, evaluating = Timer(), Timer()
     condensed = _condensed.condense(
         method,
-        config,
-        images,
-        x,
+        _condensed.configured(distillation.METHODS[method], config.preset, config),
+        poisoned,
         key,
-        folder=folder / "condense",
+        flags=config,
+        folder=folder,
         timer=condensing,
         description=f"seed {seed}, {method}",
     )
@@ -176,14 +189,14 @@ def _cell(
         jax.random.fold_in(key, 1),
         folder=folder / "evaluate",
         timer=evaluating,
-        targets=images.normalised(images.x_test[scene.target][None]),
+        targets=jnp.asarray(images.normalised(images.x_test[scene.target][None])),
     )
     if run == 0:
         each = config.images_per_class or 1
         plots.pictures(
-            condensed.images * images.deviation,
+            condensed.images * images.normal.deviation,
             workdir.path(f"condensed_{seed}_{method}.png"),
-            mean=images.mean,
+            mean=images.normal.mean,
             notes=[f"{i // each}" for i in range(len(condensed.images))],
             title=f"{method}, poisoned by {config.attack}",
         )
@@ -208,7 +221,7 @@ def _cell(
 
 
 def _control(
-    config: Config, workdir: Workdir, images: Images, method: str, run: int
+    config: Config, workdir: Workdir, images: ImageSet, method: str, run: int
 ) -> np.ndarray:
     """Returns what networks of clean condensed images take every test image for.
 
@@ -221,11 +234,11 @@ def _control(
         key = jax.random.fold_in(jax.random.key(config.first_seed), 100 + run)
         condensed = _condensed.condense(
             method,
-            config,
+            _condensed.configured(distillation.METHODS[method], config.preset, config),
             images,
-            images.normalised(images.x),
             key,
-            folder=folder / "condense",
+            flags=config,
+            folder=folder,
             timer=Timer(),
             description=f"no attack, {method}",
         )
@@ -236,7 +249,7 @@ def _control(
             jax.random.fold_in(key, 1),
             folder=folder / "evaluate",
             timer=Timer(),
-            targets=images.normalised(images.x_test),
+            targets=jnp.asarray(images.normalised(images.x_test)),
         )
         workdir.write_arrays(f"{name}.npz", classes=found.target_classes)
         _condensed.remove(folder)
@@ -244,17 +257,20 @@ def _control(
 
 
 def _seed(
-    config: Config, workdir: Workdir, images: Images, seed: int, scene: Scene
+    config: Config, workdir: Workdir, images: ImageSet, seed: int, scene: Scene
 ) -> list[dict[str, Any]]:
     """Returns one entry per method and run of a seed; what is on disk is kept."""
     poisons = workdir.read_arrays(f"poisons_{seed}.npz")["poisons"]
-    mixed = direct.replace(jnp.asarray(images.x), jnp.asarray(poisons), scene.where)
-    x = images.normalised(mixed)
+    clean = jnp.asarray(images.x_train)
+    poisoned = images.replaced(direct.replace(clean, jnp.asarray(poisons), scene.where))
     entries = []
     for method in config.methods:
-        kept = _poisoning.deviation(config, images, x, scene, method)
+        kept = _poisoning.deviation(config, poisoned, scene, method)
         for run in range(config.num_runs or 0):
-            cell = _cell(config, workdir, images, scene, x, method, seed, run) | kept
+            cell = (
+                _cell(config, workdir, images, scene, poisoned, method, seed, run)
+                | kept
+            )
             if config.control and config.attack != "none":
                 classes = _control(config, workdir, images, method, run)
                 told = classes[:, scene.target].tolist()
@@ -264,7 +280,7 @@ def _seed(
 
 
 def _craft(
-    config: Config, workdir: Workdir, images: Images, seed: int, scene: Scene
+    config: Config, workdir: Workdir, images: ImageSet, seed: int, scene: Scene
 ) -> dict[str, float]:
     """Writes the poisons of a seed; returns the seconds since the last start of that.
 
@@ -288,11 +304,11 @@ def _draw(config, workdir, images, scene, poisons, seed) -> None:
     """The target, poisons, and below them what they were."""
     shown = min(9, len(poisons))
     target = images.x_test[scene.target][None]
-    clean = images.x[scene.where][:shown]
+    clean = images.x_train[scene.where][:shown]
     plots.pictures(
-        np.concatenate([target, poisons[:shown], target, clean]) - images.mean,
+        np.concatenate([target, poisons[:shown], target, clean]) - images.normal.mean,
         workdir.path(f"poisons_{seed}.png"),
-        mean=images.mean,
+        mean=images.normal.mean,
         notes=["target", *["poison"] * shown, "target", *["clean"] * shown],
         columns=shown + 1,
         title=f"{config.attack}: class {scene.target_class} to be taken for "
@@ -369,10 +385,16 @@ def run(config: Config) -> dict[str, Any]:
       OSError: a file is missing.
       ValueError: a file is damaged, or a loss is not finite.
     """
-    images = _image_sets.load(
+    images = _image_sets.part(
         config, num_train=config.num_train, num_test=config.num_test
     )
-    _condensed.check(config, config.methods, images)
+    for name in config.methods:
+        method = distillation.METHODS[name]
+        own = _condensed.configured(method, config.preset, config)
+        try:
+            method.check(images, own)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     if config.attack in ("dm", "gradient"):
         _poisoning.bound_in_steps(config, images)
     # All before the folder is touched: a seed that cannot be is told at once.

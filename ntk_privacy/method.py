@@ -26,6 +26,10 @@ def field(default: Any, text: str, **more: Any) -> Any:
     return dataclasses.field(default=default, metadata={"help": text, **more})
 
 
+def _anything_goes(problem: Any, config: Any) -> None:
+    del problem, config
+
+
 @dataclasses.dataclass(frozen=True)
 class Method(Generic[Config]):
     """What is known of a method.
@@ -39,6 +43,8 @@ class Method(Generic[Config]):
         preset's for the rest. The first is what is taken unless one is named.
       run: `run(problem, config, *, key, stage=straight)`; problem and result are those
         of the kind.
+      check: `check(problem, config)` raises ValueError where the two do not fit, before
+        anything is computed.
 
     Example:
       >>> import dataclasses
@@ -59,6 +65,7 @@ class Method(Generic[Config]):
     config: type[Config]
     presets: Mapping[str, Callable[..., Config]]
     run: Callable[..., Any]
+    check: Callable[[Any, Any], None] = _anything_goes
 
     def configured(self, preset: str | None = None, **given: Any) -> Config:
         """Returns a config.

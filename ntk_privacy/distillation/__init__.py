@@ -1,18 +1,40 @@
-"""Distillation: few synthetic images that train a network as many real ones do."""
+"""Distillation: few synthetic images that train a network as many real ones do.
+
+`METHODS` has a record of each method: `METHODS["dm"].run(images, config, key=key)`.
+"""
 
 from ntk_privacy.distillation import (
     cda,
+    dc,
     distribution_matching,
+    dm,
     gradient_matching,
+    kernel_methods,
     kip,
+    mtt,
+    real,
     rkip,
+    rkip_finite,
     robust_mean,
     sre2l,
     tesla,
     trajectory_matching,
 )
+from ntk_privacy.distillation.search import Distilled
+from ntk_privacy.method import by_name
+
+METHODS = by_name(
+    *kernel_methods.METHODS,
+    rkip_finite.METHOD,
+    *real.METHODS,
+    *dm.METHODS,
+    *dc.METHODS,
+    *mtt.METHODS,
+)
 
 __all__ = [
+    "METHODS",
+    "Distilled",
     "cda",
     "distribution_matching",
     "gradient_matching",

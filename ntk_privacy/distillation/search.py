@@ -65,6 +65,18 @@ class Distilled(NamedTuple):
     state: Any
     nonfinite: Bool[Array, ""]
 
+    @property
+    def noise(self) -> Bool[np.ndarray, "m ..."] | None:
+        """Entries that are noise for good; None without any."""
+        mask = getattr(self.state, "noise", None)
+        return None if mask is None or not np.any(mask) else np.asarray(mask)
+
+    @property
+    def step_size(self) -> float | None:
+        """What was learnt to train on the set with; None where nothing was."""
+        learnt = getattr(self.state, "step_size", None)
+        return None if learnt is None else float(learnt)
+
 
 State = TypeVar("State")
 

@@ -23,7 +23,7 @@ from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Callback, KernelFn
 from ntk_privacy.kernels import blockwise, regression
 
-__all__ = ["CGState", "Solution", "solve"]
+__all__ = ["CGState", "Solution", "blank", "solve"]
 
 
 class CGState(NamedTuple):
@@ -167,6 +167,27 @@ def _precondition(small, tall, real, diagonal, ridge):
     shift = jnp.maximum(left, 10 * eps * jnp.mean(diagonal)) + ridge
     inner = jnp.linalg.cholesky(matmul(factor.T, factor) + shift * eye)
     return factor, inner, shift
+
+
+def blank(
+    x: Float[Array, "n ..."],
+    y: Float[Array, "n c"],
+    *,
+    block_size: int = 1000,
+    mesh: Mesh | None = None,
+) -> CGState:
+    """Returns a state of zeros, of the shapes and dtypes that `solve` would have.
+
+    Args:
+      x: images.
+      y: targets.
+      block_size: of `solve`.
+      mesh: of `solve`.
+    """
+    rows, _ = blockwise.split(x, block_size, mesh)
+    many = jnp.zeros((rows.shape[0] * rows.shape[1], y.shape[1]), y.dtype)
+    steps, last = jnp.zeros((), jnp.int32), jnp.zeros((), y.dtype)
+    return CGState(many, many, many, many[:1], steps, last)
 
 
 def solve(

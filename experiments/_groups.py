@@ -1,0 +1,42 @@
+"""Groups of flags that binaries share."""
+
+import dataclasses
+from typing import Literal
+
+from ntk_privacy import _checks
+from ntk_privacy.method import field
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Images."""
+
+    dataset: Literal["digits", "mnist", "cifar10", "tiny_imagenet"] = field(
+        "digits", "Image set; digits is embedded, the others are read from files."
+    )
+    num_images: int | None = field(None, "Training images; none is all.")
+    data_dir: str | None = field(
+        None, "Folder of the image sets; none: NTK_PRIVACY_DATA, else the cache."
+    )
+    download: bool = field(False, "Fetch the image set if it is not there.")
+
+    def __post_init__(self):
+        if self.num_images is not None:
+            _checks.at_least(1, num_images=self.num_images)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """The run."""
+
+    seed: int = field(0, "Fixes images, initialisation and searches.")
+    workdir: str = field("runs", "Folder of the results.")
+    checkpoint_seconds: float = field(30.0, "Time between checkpoints.")
+    progress: bool = field(True, "Show a progress bar.")
+
+    def __post_init__(self):
+        _checks.at_least(0, seed=self.seed, checkpoint_seconds=self.checkpoint_seconds)
+
+
+NOT_RESULTS = ("workdir", "progress", "checkpoint_seconds", "data_dir", "download")
+"""What may differ when a run goes on in its folder."""

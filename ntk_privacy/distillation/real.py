@@ -1,0 +1,83 @@
+"""Real images, some or all: what distilled ones are measured against."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk_privacy import _checks
+from ntk_privacy.data.image_set import ImageSet
+from ntk_privacy.distillation import search
+from ntk_privacy.distillation.regressed import TaskConfig, images_per_class, targets
+from ntk_privacy.distillation.search import Distilled
+from ntk_privacy.method import Method, field
+from ntk_privacy.resume import Stage, straight
+
+__all__ = ["METHODS", "Config"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(TaskConfig):
+    """Flags of some images."""
+
+    num_distilled: int = field(20, "Distilled images, balanced over the classes.")
+
+    def __post_init__(self):
+        _checks.at_least(1, num_distilled=self.num_distilled)
+
+
+def _chosen(images: ImageSet, config: TaskConfig, rows: np.ndarray) -> Distilled:
+    centred = images.regression(config.task)
+    return Distilled(
+        images=jnp.asarray(centred.x_train[rows]),
+        labels=jnp.asarray(centred.y_train[rows]),
+        losses=np.zeros(0),
+        state=None,
+        nonfinite=jnp.asarray(False),
+    )
+
+
+def _check(images: ImageSet, config: Config) -> None:
+    images_per_class(targets(images, config)[1], config.num_distilled)
+
+
+def _some(
+    images: ImageSet,
+    config: Config,
+    *,
+    key: jax.Array,
+    stage: Stage = straight,
+    chunk: int = 1,
+    folder: Path | None = None,
+) -> Distilled:
+    del stage, chunk, folder
+    labels = images.regression(config.task).y_train
+    each = images_per_class(labels, config.num_distilled)
+    order, sizes = search.class_order(jnp.asarray(labels), config.num_distilled)
+    chosen, offset = [], 0
+    for place, size in enumerate(sizes):
+        drawn = jax.random.permutation(jax.random.fold_in(key, place), size)[:each]
+        chosen.append(order[offset + np.sort(np.asarray(drawn))])
+        offset += size
+    return _chosen(images, config, np.concatenate(chosen))
+
+
+def _all(
+    images: ImageSet,
+    config: TaskConfig,
+    *,
+    key: jax.Array,
+    stage: Stage = straight,
+    chunk: int = 1,
+    folder: Path | None = None,
+) -> Distilled:
+    del key, stage, chunk, folder
+    return _chosen(images, config, np.arange(len(images.class_train)))
+
+
+METHODS = (
+    Method("random", "are real images.", Config, {"paper": Config}, _some, _check),
+    Method("full", "are all real images.", TaskConfig, {"paper": TaskConfig}, _all),
+)
