@@ -4,13 +4,14 @@ Source: Loo et al., ICLR 2024 (arXiv:2302.01428): networks are trained on the se
 attacked for twice as many images; those found are compared with the original ones.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import _attacks, _auto, _distillation, _victim, reconstruct
-from experiments._distillation import Distilled
+from experiments import _attacks, _victim, reconstruct
+from experiments._made import Made
 from experiments._workdir import Workdir
 from ntk_privacy import data
 from ntk_privacy.evaluation import reconstruction_curve
@@ -18,7 +19,7 @@ from ntk_privacy.evaluation.reconstruction_curve import RECOVERED_PSNR
 from ntk_privacy.reports import plots
 from ntk_privacy.resume import Timer
 
-ATTACKS = {"kkt": _attacks.run_kkt, "auto": _auto.run}
+ATTACKS = ("kkt", "auto")
 """The published search; and decoding exactly, then searching for the rest."""
 
 
@@ -95,11 +96,34 @@ def _best_psnr(truth: np.ndarray, image: np.ndarray, kept: np.ndarray) -> float:
         return float(-10 * np.log10(errors.min()))
 
 
+def network_config(config: Any, num_images: int, **options: Any) -> reconstruct.Config:
+    """Returns the config of a network to train and attack, as `reconstruct` has it.
+
+    Args:
+      config: of `experiments.distill`, flat.
+      num_images: that it is trained on.
+      **options: further flags.
+    """
+    return reconstruct.Config(
+        num_images=num_images,
+        num_steps=config.attack_steps,
+        **options,
+        **{
+            name: getattr(config, name)
+            for name in (
+                *("dataset", "task", "width", "depth", "dynamics", "stop_loss"),
+                *("max_train_steps", "seed", "precision", "data_dir", "download"),
+                *("checkpoint_seconds", "progress"),
+            )
+        },
+    )
+
+
 def attack(
     config: Any,
     workdir: Workdir,
     dataset: data.Dataset,
-    distilled: Distilled,
+    distilled: Made,
     key: jax.Array,
     timer: Timer,
 ) -> dict[str, Any]:
@@ -115,24 +139,26 @@ def attack(
       key: of the network.
       timer: of all of it.
     """
-    spec = _distillation.network_config(config, len(distilled.images), method="auto")
+    spec = network_config(config, len(distilled.images), method="auto")
     victim_set = dataset._replace(x_train=distilled.images, y_train=distilled.labels)
     training = Timer()
     with Workdir(
         workdir.checkpoint_folder / "attack", spec, ignore=reconstruct.NOT_RESULTS
     ) as inner:
         victim = _victim.make(spec, inner, victim_set, key, training)
+        moved = _victim.figures(spec, victim_set, victim)["kernel_distance"]
         told, arrays, spent = {}, {}, training.run
-        for name, run in ATTACKS.items():
-            clock = Timer()
-            found = run(spec, inner, victim, clock)
+        for name in ATTACKS:
+            clock, asked = Timer(), dataclasses.replace(spec, method=name)
+            found = _attacks.run(asked, inner, victim_set, victim, clock)
+            extra = _attacks.entries(found)
             spent += clock.run
             timer.compile += clock.compile
             told[name] = _judge(dataset, distilled, found.images)
             told[name] |= {
-                entry: found.extra[entry]
+                entry: extra[entry]
                 for entry in ("num_certified", "message", "nonfinite")
-                if entry in found.extra
+                if entry in extra
             } | {"verdict": found.verdict}
             arrays[f"reconstructions_{name}"] = found.images
     timer.run, timer.compile = spent, timer.compile + training.compile
@@ -149,7 +175,7 @@ def attack(
     return {
         **told,
         "train_loss": victim.loss,
-        "kernel_distance": victim.kernel_distance,
+        "kernel_distance": moved,
     }
 
 

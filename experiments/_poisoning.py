@@ -51,18 +51,19 @@ def scene(config: Any, images: ImageSet, seed: int) -> Scene:
     target_class = int(images.class_test[target])
     others = [c for c in range(images.num_classes) if c != target_class]
     adversarial = int(draw.choice(others))
-    count = round(config.rate * len(images.x_train))
+    many = len(images.x_train)
+    count = round(config.rate * many)
     if count < 1 and config.attack != "none":
         raise UsageError(
-            f"rate={config.rate} of {len(images.x_train)} images is no poison at all: use a "
-            f"rate of at least {1 / len(images.x_train):.4g}, or attack=none."
+            f"rate={config.rate} of {many} images is no poison at all: use a rate of "
+            f"at least {1 / many:.4g}, or attack=none."
         )
     count = max(1, count)
     members = int(np.sum(images.class_train == adversarial))
     if count > members:
         raise UsageError(
             f"rate={config.rate} asks for {count} poisons, class {adversarial} has "
-            f"{members} images: use a rate of at most {members / len(images.x_train):.4f}."
+            f"{members} images: use a rate of at most {members / many:.4f}."
         )
     where = direct.choose(
         jnp.asarray(images.class_train),

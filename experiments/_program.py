@@ -214,9 +214,7 @@ class Program:
             ]
         rows = [f"  {name}: {other.about}" for name, other in self.methods.items()]
         if self.beside:
-            rows.append(
-                f"  {', '.join(self.beside)}: see --method={self.beside[0]} --help"
-            )
+            rows.append(f"  with flags of their own: {', '.join(self.beside)}")
         about = f"{self.about} {method.name}: {method.about}"
         return _flags.help_text(about, entries, ["", "methods:", *rows])
 

@@ -15,6 +15,7 @@ classes losses.png. Killed at any moment and started again with the same --workd
 goes on. --evaluate and --attack may also be asked for later: what is known is kept.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -34,8 +35,15 @@ from experiments._program import Asked, Program
 from experiments._workdir import Workdir, versions
 from ntk_privacy import distillation
 from ntk_privacy.distillation.regressed import TaskConfig
-from ntk_privacy.method import Method
+from ntk_privacy.method import Method, field
 from ntk_privacy.resume import Timer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run(Run):
+    """The run."""
+
+    workdir: str = field("runs/distill", "Folder of the results.")
 
 
 def _judge(method: Method[Any]) -> Any:
@@ -45,8 +53,8 @@ def _judge(method: Method[Any]) -> Any:
 
 def _groups(method: Method[Any]) -> tuple[type, ...]:
     if _judge(method) is _networks:
-        return (_networks.Images, _networks.Networks, Run)
-    return (_students.Images, _students.Students, Run)
+        return (_networks.Images, _networks.Networks, _Run)
+    return (_students.Images, _students.Students, _Run)
 
 
 def _passed_over(asked: Asked[Any]) -> dict[str, str]:
