@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from experiments import _condensed, _distillation, _sre2l_config
+from experiments import _condensed, _distillation, _image_sets, _sre2l_config
 from ntk_privacy import _checks
 
 # What None stands for with the methods of kernels.
@@ -66,11 +66,12 @@ class Config:
         "and cda have other flags: --method=sre2l --help.",
         elsewhere=_sre2l_config.METHODS,
     )
-    dataset: Literal["digits", "mnist", "cifar10", "tiny_imagenet"] = _field(
-        "digits", "Image set; digits is embedded, the others are read from files."
-    )
+    dataset: str = _image_sets.dataset_field("digits")
+    image_size: int | None = _image_sets.size_field()
     task: str | None = _field(
-        None, "odd_even, animal_vehicle or all_classes; none is the set's binary task."
+        None,
+        "odd_even, animal_vehicle, two_classes or all_classes; none is the set's "
+        "binary task, if it has one.",
     )
     num_images: int | None = _field(
         None,
@@ -200,11 +201,13 @@ class Config:
         None, "Folder of the image sets; none: NTK_PRIVACY_DATA, else the cache."
     )
     download: bool = _field(False, "Fetch the image set if it is not there.")
+    fingerprint: str | None = _image_sets.fingerprint_field()
     workdir: str = _field("runs/distill", "Folder of the results.")
     checkpoint_seconds: float = _field(30.0, "Time between checkpoints.")
     progress: bool = _field(True, "Show a progress bar.")
 
     def __post_init__(self):
+        _image_sets.complete(self)
         self._fill_in()
         for name in ("num_images", "num_test", *_CONDENSING):
             if getattr(self, name) is not None and name not in _NOT_COUNTS:

@@ -172,6 +172,9 @@ def flags_of(
     return _distill_config.Config(
         method=method,
         dataset=config.dataset,
+        data_dir=config.data_dir,
+        image_size=config.image_size,
+        fingerprint=config.fingerprint,
         preset=config.preset,
         images_per_class=config.images_per_class,
         width=config.width,

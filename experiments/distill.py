@@ -30,6 +30,7 @@ from experiments import (
     _defence,
     _distillation,
     _flags,
+    _image_sets,
     _sre2l,
     _sre2l_config,
     _study,
@@ -60,16 +61,18 @@ def run(config: Config | _sre2l_config.Config) -> dict[str, Any]:
     if isinstance(config, _sre2l_config.Config):
         return _sre2l.run(config)
     if config.method in _condensed.METHODS:
-        return _condense_run.run(config, NOT_RESULTS + STAGES)
+        return _condense_run.run(config, _ignore(config))
     if config.is_study:
         shared = ("methods", "table", "defence")
-        return _study.run(
-            config, run, _victim.load, ignore=NOT_RESULTS + STAGES + shared
-        )
+        return _study.run(config, run, _victim.load, ignore=_ignore(config) + shared)
     if config.precision == "float64" and not jax.config.jax_enable_x64:
         with jax.enable_x64(True):
             return _run(config)
     return _run(config)
+
+
+def _ignore(config: Config) -> tuple[str, ...]:
+    return _image_sets.not_results(config, NOT_RESULTS + STAGES)
 
 
 def _is_done(config: Config, workdir: Workdir) -> bool:
@@ -92,7 +95,7 @@ def _run(config: Config) -> dict[str, Any]:
     # Before the folder is touched: images that cannot be had leave nothing behind.
     done = (pathlib.Path(config.workdir) / "results.json").exists()
     loaded = None if done else _load(config)
-    with Workdir(config.workdir, config, ignore=NOT_RESULTS + STAGES) as workdir:
+    with Workdir(config.workdir, config, ignore=_ignore(config)) as workdir:
         if _is_done(config, workdir):
             return workdir.read_json("results.json")
         earlier = workdir.read_json("results.json") if workdir.is_done() else {}

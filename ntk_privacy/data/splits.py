@@ -7,11 +7,11 @@ of training; test images are for the report alone.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int32
 
 from ntk_privacy import _checks
 
-__all__ = ["Split", "split"]
+__all__ = ["Split", "hold_out", "split"]
 
 _SEED = 0
 
@@ -78,3 +78,34 @@ def split(
         np.sort(rest[:num_validation]),
         np.sort(order.permutation(num_test_there)[:num_test]),
     )
+
+
+def hold_out(
+    labels: Int32[np.ndarray, " n"], *, share: float = 0.2
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " t"]]:
+    """Returns rows to train on and rows to test on, of a set without a test part.
+
+    Always the same, and of each class alike: its share rounded, one at least; a class
+    of one image is trained on.
+
+    Args:
+      labels: Class of each image.
+      share: Of each class, to be tested on.
+
+    Raises:
+      ValueError: The share is not between 0 and 1, or no class has two images.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share={share} must lie between 0 and 1.")
+    draw = np.random.default_rng(_SEED)
+    held = []
+    for label in np.unique(labels):
+        rows = draw.permutation(np.flatnonzero(labels == label))
+        held.append(rows[: min(max(1, round(share * len(rows))), len(rows) - 1)])
+    test = np.sort(np.concatenate(held)) if held else np.zeros(0, np.int64)
+    if not len(test):
+        raise ValueError(
+            f"Of {len(labels)} images no class has two, one to train on and one to "
+            "test on: give more images, or a test part."
+        )
+    return np.setdiff1d(np.arange(len(labels)), test), test
