@@ -113,7 +113,7 @@ def network_config(config: Any, num_images: int, **options: Any) -> reconstruct.
             for name in (
                 *("dataset", "task", "width", "depth", "dynamics", "stop_loss"),
                 *("max_train_steps", "seed", "precision", "data_dir", "download"),
-                *("checkpoint_seconds", "progress"),
+                *("image_size", "fingerprint", "checkpoint_seconds", "progress"),
             )
         },
     )

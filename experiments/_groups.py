@@ -1,8 +1,8 @@
 """Groups of flags that binaries share."""
 
 import dataclasses
-from typing import Literal
 
+from experiments import _image_sets
 from ntk_privacy import _checks
 from ntk_privacy.method import field
 
@@ -11,16 +11,17 @@ from ntk_privacy.method import field
 class Data:
     """Images."""
 
-    dataset: Literal["digits", "mnist", "cifar10", "tiny_imagenet"] = field(
-        "digits", "Image set; digits is embedded, the others are read from files."
-    )
+    dataset: str = _image_sets.dataset_field("digits")
+    image_size: int | None = _image_sets.size_field()
     num_images: int | None = field(None, "Training images; none is all.")
     data_dir: str | None = field(
         None, "Folder of the image sets; none: NTK_PRIVACY_DATA, else the cache."
     )
     download: bool = field(False, "Fetch the image set if it is not there.")
+    fingerprint: str | None = _image_sets.fingerprint_field()
 
     def __post_init__(self):
+        _image_sets.complete(self)
         if self.num_images is not None:
             _checks.at_least(1, num_images=self.num_images)
 

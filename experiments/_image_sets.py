@@ -1,5 +1,10 @@
-"""Image sets as condensation and poisoning want them."""
+"""The image set that flags name, as condensation, poisoning and evasion want it.
 
+Every binary has the fields dataset, image_size, data_dir, download and fingerprint.
+"""
+
+import dataclasses
+import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -9,19 +14,10 @@ import numpy as np
 
 from experiments._flags import UsageError
 from ntk_privacy import _checks, data
-from ntk_privacy.data import augmentation, image_folder, splits
-from ntk_privacy.data.image_set import Binary, ImageSet, Statistics
+from ntk_privacy.data import ImageSet, image_folder, places
 
 FOLDER = "image_folder"
-"""The set that is any folder of pictures: its config has image_size, too."""
-_IMAGE_SIZE = 64
-
-# Mean and deviation per channel in DC, DSA and DM; that of CIFAR-10 is the mean
-# deviation within an image, a fifth below that of its pixels.
-_PUBLISHED = {
-    "mnist": ((0.1307,), (0.3081,)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-}
+"""The set that is the folder of pictures at data_dir: so it was called at first."""
 
 
 class Images(NamedTuple):
@@ -42,29 +38,82 @@ class Images(NamedTuple):
         return jnp.asarray((np.asarray(images) - self.mean) / self.deviation)
 
 
+def _field(default: Any, text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+def dataset_field(default: str) -> Any:
+    """Returns the field of a config that names the image set."""
+    return _field(
+        default,
+        "Image set: " + ", ".join(data.SETS) + " (digits is embedded, the others are "
+        "read from files); or the path of an .npz file with images and labels, or of "
+        "a folder with train/CLASS/* and val/CLASS/* (or test), or CLASS/*.",
+    )
+
+
+def size_field() -> Any:
+    """Returns the field that says how large pictures of a folder become."""
+    return _field(
+        None,
+        "Pixels a side that pictures of a folder are cropped and resized to; none is "
+        "their own, if they are squares of one size up to 64, else 64.",
+    )
+
+
+def fingerprint_field() -> Any:
+    """Returns the field that holds what one's own images are."""
+    return _field(
+        None, "Of one's own images, which must be these; none: it is filled in."
+    )
+
+
 def complete(config: Any) -> None:
-    """Puts the default of image_size in place of None; for `__post_init__`.
+    """Checks what names the image set, and fills in the rest; for `__post_init__`.
 
     Args:
-      config: a frozen dataclass with dataset, data_dir, download and image_size.
+      config: a frozen dataclass with dataset, data_dir, download, image_size and
+        fingerprint.
 
     Raises:
-      ValueError: a flag is missing, or does not fit the image set.
+      ValueError: the set is unknown, or a flag is missing or does not fit it.
     """
-    if config.dataset != FOLDER:
-        if config.image_size is not None:
+    if config.dataset == FOLDER:
+        _complete_folder(config)
+        return
+    place = places.place_of(config.dataset, tuple(data.SETS), told="dataset")
+    if config.image_size is not None:
+        if place is None or places.is_npz(place):
             raise ValueError(
-                f"image_size={config.image_size} is for dataset={FOLDER!r}: leave it "
-                f"out for dataset={config.dataset!r}, whose images have one size."
+                f"image_size={config.image_size} is for dataset={FOLDER!r} and the "
+                f"path of a folder: leave it out for dataset={config.dataset!r}, whose "
+                "images have one size."
+            )
+        _checks.at_least(1, image_size=config.image_size)
+    if place is None:
+        if config.fingerprint is not None:
+            raise ValueError(
+                f"fingerprint={config.fingerprint!r} is for one's own images: leave it "
+                f"out for dataset={config.dataset!r}."
             )
         return
+    if config.data_dir is not None or config.download:
+        raise ValueError(
+            f"data_dir={config.data_dir} and download={config.download} are for named "
+            f"sets: leave them out for dataset={config.dataset!r}, which is a path."
+        )
+    if config.fingerprint is None:
+        object.__setattr__(config, "fingerprint", places.fingerprint(place))
+
+
+def _complete_folder(config: Any) -> None:
     if config.data_dir is None or config.download:
         raise ValueError(
             f"dataset={FOLDER!r} is read from data_dir={config.data_dir}, never "
             "downloaded: name the folder that holds train and val."
         )
     if config.image_size is None:
-        object.__setattr__(config, "image_size", _IMAGE_SIZE)
+        object.__setattr__(config, "image_size", image_folder.SIZE)
     _checks.at_least(1, image_size=config.image_size)
 
 
@@ -72,150 +121,140 @@ def not_results(config: Any, names: tuple[str, ...]) -> tuple[str, ...]:
     """Returns flags that may differ when a run goes on in its folder.
 
     Args:
-      config: has dataset and image_size.
+      config: of `complete`.
       names: those flags, for sets whose place does not say what is in them.
     """
     if config.dataset == FOLDER:
-        return tuple(name for name in names if name != "data_dir")
-    # Absent from older folders.
-    return (*names, "image_size")
+        kept = tuple(name for name in names if name != "data_dir")
+        return (*kept, "fingerprint")
+    if config.dataset in data.SETS:
+        # Absent from older folders.
+        return (*names, "image_size", "fingerprint")
+    if config.fingerprint is None:
+        # The images are gone: what was made of them may still be looked at.
+        return (*names, "fingerprint")
+    # Wherever they lie, they are the same.
+    return (*names, "dataset")
 
 
-def load_raw(config: Any) -> data.Raw:
-    """Returns an image set as its files hold it.
+def is_folder(config: Any) -> bool:
+    """Returns whether the images are a folder of pictures."""
+    if config.dataset == FOLDER:
+        return True
+    place = places.place_of(config.dataset, tuple(data.SETS))
+    return place is not None and not places.is_npz(place)
+
+
+def source(config: Any) -> dict[str, Any]:
+    """Returns what `data.load_set` and `data.load` are told of the place.
 
     Args:
-      config: has dataset, data_dir and download; with `FOLDER` image_size.
+      config: of `complete`.
 
     Raises:
-      OSError, ValueError: a file is missing or damaged.
+      UsageError: other images lie there than the fingerprint says.
     """
     if config.dataset == FOLDER:
-        folder = pathlib.Path(config.data_dir).expanduser()
-        return image_folder.load_raw(folder, size=config.image_size)
-    return data.load_raw(config.dataset, config.data_dir, config.download)
+        return {"name": pathlib.Path(config.data_dir), "size": config.image_size}
+    if config.dataset in data.SETS:
+        return {
+            "name": config.dataset,
+            "data_dir": config.data_dir,
+            "download": config.download,
+        }
+    place = places.place_of(config.dataset, tuple(data.SETS), told="dataset")
+    assert place is not None  # `complete` has told it from a set
+    found = places.fingerprint(place)
+    if found is not None and found != config.fingerprint:
+        raise UsageError(
+            f"dataset={config.dataset} holds images of fingerprint {found}, not "
+            f"{config.fingerprint}: give those, or leave --fingerprint out."
+        )
+    return {"name": place, "size": config.image_size}
 
 
-def whole(config: Any) -> ImageSet:
-    """Interim."""
-    from ntk_privacy.data import dataset
+def read(config: Any) -> ImageSet:
+    """Returns the whole image set.
 
-    binary = {
-        name: Binary(*dataset._BINARY[name], (9,) if name == "animal_vehicle" else ())
-        for name in dataset._TASKS[config.dataset]
-        if name in dataset._BINARY
-    }
-    published = _PUBLISHED.get(config.dataset)
-    return ImageSet.from_raw(
-        load_raw(config),
-        name=config.dataset,
-        binary=binary,
-        flips=config.dataset not in ("digits", "mnist"),
-        published=published
-        and Statistics(*(np.asarray(v, np.float32) for v in published)),
-    )
+    Args:
+      config: of `complete`.
+
+    Raises:
+      UsageError: other images lie there than the fingerprint says.
+      OSError, ValueError: a file is missing or damaged.
+    """
+    return data.load_set(**source(config))
+
+
+def image_shape(config: Any) -> tuple[int, ...]:
+    """Returns height, width and channels; reads images that have no name.
+
+    Args:
+      config: of `complete`.
+    """
+    if config.dataset in data.SETS:
+        return data.SETS[config.dataset].image_shape
+    return _own_shape(**source(config))
+
+
+@functools.lru_cache(maxsize=1)
+def _own_shape(**place: Any) -> tuple[int, ...]:
+    return data.load_set(**place).image_shape
 
 
 def part(
-    config: Any, *, num_train: int | None = None, num_test: int | None = None
+    config: Any,
+    *,
+    num_train: int | None = None,
+    num_test: int | None = None,
+    whole: ImageSet | None = None,
+    every_class: bool = True,
+    judged_on: Any = "test",
 ) -> ImageSet:
     """Returns an image set, or a random part of it that is the same for every seed.
 
     Args:
-      config: has the flags of the set, and preset; "paper" normalises by the published
-        constants rather than by those of the images at hand.
+      config: of `read`, and has preset; "paper" normalises by the published constants
+        rather than by those of the images at hand.
       num_train: training images; None is all.
       num_test: test images; None is all.
+      whole: what `read` returned, if it was called.
+      every_class: see `ImageSet.subset`.
+      judged_on: see `ImageSet.subset`.
 
     Raises:
       UsageError: more images are asked for than there are, or so few that a class has
         none.
       OSError, ValueError: a file is missing or damaged.
     """
+    whole = read(config) if whole is None else whole
     try:
-        images = whole(config).subset(num_train=num_train, num_test=num_test)
+        images = whole.subset(
+            num_train=num_train,
+            num_test=num_test,
+            judged_on=judged_on,
+            every_class=every_class,
+        )
     except data.ArgumentError as error:
         raise UsageError(str(error)) from error
     return images.by_published() if config.preset == "paper" else images
 
 
-def load(
-    config: Any,
-    *,
-    num_train: int | None = None,
-    num_test: int | None = None,
-    raw: data.Raw | None = None,
-    every_class: bool = True,
-    judged_on: str = "test",
-) -> Images:
-    """Returns an image set, or a random part of it that is the same for every seed.
+def load(config: Any, **chosen: Any) -> Images:
+    """Returns what `part` does, normalised in one way.
 
     Args:
-      config: of `load_raw`, and has preset; "paper" normalises by the published
-        constants rather than by those of the images at hand.
-      num_train: training images; None is all.
-      num_test: test images; None is all.
-      raw: what `load_raw` returned, if it was called.
-      every_class: whether training images without one of the classes are of no use.
-      judged_on: "validation" puts training images that are left over in the place of
-        the test images, as many as there would be: to choose by.
-
-    Raises:
-      UsageError: more images are asked for than there are, or so few that a class has
-        none.
-      OSError, ValueError: a file is missing or damaged.
+      config: of `part`.
+      **chosen: of `part`.
     """
-    raw = load_raw(config) if raw is None else raw
-    for name, asked, there in (
-        ("training", num_train, len(raw.labels_train)),
-        ("test", num_test, len(raw.labels_test)),
-    ):
-        if asked is not None and asked > there:
-            raise UsageError(
-                f"{asked} {name} images are more than the {there} of {config.dataset}: "
-                f"ask for at most {there}, or none for all."
-            )
-    there = len(raw.labels_train), len(raw.labels_test)
-    validation = judged_on == "validation"
-    held = (there[1] if num_test is None else num_test) if validation else 0
-    left = there[0] - (there[0] if num_train is None else num_train)
-    if held > left:
-        raise UsageError(
-            f"judged_on='validation' takes {held} images of the {left} training images "
-            f"that are left over: use at most {there[0] - held} to train, or fewer to "
-            "judge."
-        )
-    train, chosen, test = splits.split(
-        *there, num_train=num_train, num_test=num_test, num_validation=held
-    )
-    if validation:
-        judging, labels = raw.images_train[chosen], raw.labels_train[chosen]
-    else:
-        judging, labels = raw.images_test[test], raw.labels_test[test]
-    seen = np.bincount(raw.labels_train[train], minlength=len(raw.class_names))
-    if every_class and not seen.all():
-        raise UsageError(
-            f"Class {int(np.argmin(seen))} of {len(seen)} has no training images "
-            f"among {len(train)}: use more images, or all."
-        )
-    x, x_test = (
-        images.astype(np.float32) / np.float32(raw.max_intensity)
-        for images in (raw.images_train[train], judging)
-    )
-    mean, deviation = (part((0, 1, 2), dtype=np.float64) for part in (x.mean, x.std))
-    if config.preset == "paper":
-        mean, deviation = _PUBLISHED.get(config.dataset, (mean, deviation))
+    images = part(config, **chosen)
     return Images(
-        x,
-        raw.labels_train[train],
-        x_test,
-        labels,
-        np.asarray(mean, np.float32),
-        np.asarray(deviation, np.float32),
-        len(raw.class_names),
-        raw.max_intensity,
-        # Digits are no digits when mirrored.
-        augmentation.NO_FLIP
-        if config.dataset in ("digits", "mnist")
-        else augmentation.OPERATIONS,
+        images.x_train,
+        images.class_train,
+        images.x_test,
+        images.class_test,
+        *images.normal,
+        images.num_classes,
+        images.levels,
+        images.operations,
     )

@@ -130,7 +130,7 @@ def load(asked: Asked[Any]) -> Loaded:
     )
     data = asked.group(Data)
     try:
-        images = _image_sets.whole(data).balanced(
+        images = _image_sets.read(data).balanced(
             asked.config.task, num_train=data.num_images, key=key_data
         )
         check(asked, images)

@@ -118,16 +118,8 @@ class Config:
     preset: Literal["paper", "cpu"] | None = _field(
         None, "Sizes of the papers, or for two cores (none)."
     )
-    dataset: Literal["cifar10", "tiny_imagenet", "digits", "mnist", "image_folder"] = (
-        _field(
-            "cifar10",
-            "Image set; image_folder is --data_dir with train/CLASS/* and val/CLASS/* "
-            "(or test), such as ImageNette.",
-        )
-    )
-    image_size: int | None = _field(
-        None, "Pixels a side that image_folder is resized and cropped to; none is 64."
-    )
+    dataset: str = _image_sets.dataset_field("cifar10")
+    image_size: int | None = _image_sets.size_field()
     num_images: int | None = _field(
         None, "Training images, a random part; none is what the preset says, else all."
     )
@@ -178,6 +170,7 @@ class Config:
         None, "Folder of the image sets; none: NTK_PRIVACY_DATA, else the cache."
     )
     download: bool = _field(False, "Fetch the image set if it is not there.")
+    fingerprint: str | None = _image_sets.fingerprint_field()
     workdir: str = _field("runs/sre2l", "Folder of the results.")
     checkpoint_seconds: float = _field(60.0, "Time between checkpoints.")
     progress: bool = _field(True, "Show a progress bar.")
@@ -230,7 +223,7 @@ class Config:
         if preset == "paper" and self.dataset == "tiny_imagenet":
             known |= _PAPER_TINY
             known |= _CDA_TINY if self.method == "cda" else {}
-        if preset == "paper" and self.dataset == _image_sets.FOLDER:
+        if preset == "paper" and _image_sets.is_folder(self):
             known |= _PAPER_FOLDER
             large = self.image_size is not None and self.image_size > _LARGE
             known |= {"jitter": _LARGE_JITTER} if large else {}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import _defence, _transfer
+from experiments import _defence, _image_sets, _transfer
 from experiments._flags import UsageError
 from experiments._groups import NOT_RESULTS, Run
 from experiments._networks import STAGES, Images, Networks, check, load
@@ -143,7 +143,7 @@ def run(
     _check(config, program)
     name = "table" if config.table else "defence"
     shared = ("methods", "table", "defence", "studies", "method")
-    ignore = (*NOT_RESULTS, *STAGES, *shared)
+    ignore = _image_sets.not_results(config, (*NOT_RESULTS, *STAGES, *shared))
     with Workdir(config.workdir, config, ignore=ignore) as workdir:
         # What each study in the folder was asked for last.
         studies = workdir.read_json("config.json").get("studies", {})
@@ -166,7 +166,7 @@ def run(
             workdir.write_json(f"{name}.json", report["rows"])
             workdir.write_text(f"{name}.md", report["markdown"])
             if config.defence:
-                _draw(found, workdir)
+                _draw(config, found, workdir)
         if not any(_sound(runs) for runs in found.values()):
             raise ValueError(
                 f"No cell of the study could be run, see {workdir.path(f'{name}.md')}; "
@@ -290,14 +290,8 @@ def _attacks(found) -> dict[str, Any]:
     return {"rows": rows, "markdown": "\n".join(lines) + "\n"}
 
 
-def _draw(found, workdir: Workdir) -> None:
+def _draw(config: Any, found, workdir: Workdir) -> None:
     """Draws one figure per attack: the first seed's curve of every method."""
-    shapes = {
-        "digits": (8, 8, 1),
-        "mnist": (28, 28, 1),
-        "cifar10": (32, 32, 3),
-        "tiny_imagenet": (64, 64, 3),
-    }
     first = {method: _sound(runs)[0] for method, runs in found.items() if _sound(runs)}
     for name in _defence.ATTACKS if first else ():
         plots.curve(
@@ -308,6 +302,6 @@ def _draw(found, workdir: Workdir) -> None:
                 for method, told in first.items()
             },
             workdir.path(f"defence_{name}.png"),
-            image_shape=shapes[next(iter(first.values()))["dataset"]],
+            image_shape=_image_sets.image_shape(config),
             title=f"Original images against what the {name} attack finds",
         )

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from experiments._workdir import Workdir
+from ntk_privacy import data
 from ntk_privacy.reports import plots
 
 # What a study sets in every cell, in place of the flags.
 AXES = (
     *("dataset", "task", "num_images", "width", "dynamics", "early_stop_loss"),
-    "known_num_images",
+    *("known_num_images", "image_size", "fingerprint"),
 )
 
 # The axes of each named study. Ten outputs make every candidate ten rows, and networks
@@ -98,6 +99,8 @@ def cells(config: Any) -> list[Any]:
             dynamics=dynamics,
             early_stop_loss=early,
             known_num_images=None,
+            image_size=None,
+            fingerprint=None,
             workdir=str(pathlib.Path(config.workdir) / name),
         )
         out.append(cell)
@@ -168,7 +171,6 @@ def draw(rows: list[dict[str, Any]], workdir: Workdir) -> None:
         stop = "early" if row["early_stop_loss"] else "converged"
         key = (row["dataset"], row["task"], row["num_images"], row["dynamics"], stop)
         settings.setdefault(key, []).append(row)
-    shapes = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
     for key, group in settings.items():
         dataset, task, n, dynamics, stop = key
         curves = {
@@ -178,7 +180,7 @@ def draw(rows: list[dict[str, Any]], workdir: Workdir) -> None:
         plots.curve(
             curves,
             workdir.path(f"curve_{dataset}_{task}_n{n}_{dynamics}_{stop}.png"),
-            image_shape=shapes[dataset],
+            image_shape=data.SETS[dataset].image_shape,
             title=f"{dataset} {task}, N = {n}, {dynamics}, {stop}",
         )
     standard = [row for row in rows if row["dynamics"] == _STANDARD]

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import _progress
+from experiments import _image_sets, _progress
 from experiments._flags import UsageError
 from experiments._workdir import Workdir
 from ntk_privacy import data
@@ -27,12 +27,10 @@ def load(config: Any) -> tuple[data.Dataset, jax.Array]:
     )
     try:
         dataset = data.load(
-            config.dataset,
+            **_image_sets.source(config),
             task=config.task,
             num_train=config.num_images,
             key=key_data,
-            data_dir=config.data_dir,
-            download=config.download,
         )
     except data.ArgumentError as error:
         raise UsageError(str(error).replace("num_train", "num_images")) from error

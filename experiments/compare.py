@@ -58,9 +58,8 @@ def _field(default: Any, text: str) -> Any:
 class Config:
     """Compares methods of distillation at one budget."""
 
-    dataset: Literal["digits", "mnist", "cifar10", "tiny_imagenet"] = _field(
-        "mnist", "Image set; digits is embedded."
-    )
+    dataset: str = _image_sets.dataset_field("mnist")
+    image_size: int | None = _image_sets.size_field()
     methods: tuple[str, ...] = _field(
         METHODS,
         "Between commas: " + ", ".join((*METHODS, "rkip_noise")) + "; with "
@@ -105,10 +104,12 @@ class Config:
         None, "Folder of the image sets; none: NTK_PRIVACY_DATA, else the cache."
     )
     download: bool = _field(False, "Fetch the image set if missing.")
+    fingerprint: str | None = _image_sets.fingerprint_field()
     workdir: str = _field("runs/compare", "Folder of the results.")
     progress: bool = _field(True, "Show a progress bar.")
 
     def __post_init__(self):
+        _image_sets.complete(self)
         self._check_attacks()
         known = (*KERNEL_METHODS, *CONDENSING)
         if self.attacks == "all":
@@ -241,6 +242,7 @@ def run(config: Config) -> dict[str, Any]:
                     f"num_images={config.num_images}: {method}: {error}"
                 ) from error
     ignore = ("workdir", "progress", "methods", "data_dir", "download")
+    ignore = _image_sets.not_results(config, ignore)
     if config.attacks == "all":
         return _compare_attacks.run(config, images, ignore=ignore)
     with Workdir(config.workdir, config, ignore=ignore) as workdir:

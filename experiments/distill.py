@@ -24,13 +24,14 @@ import jax
 
 from experiments import (
     _flags,
+    _image_sets,
     _networks,
     _sre2l,
     _sre2l_config,
     _students,
     _study,
 )
-from experiments._groups import NOT_RESULTS, Run
+from experiments._groups import NOT_RESULTS, Data, Run
 from experiments._program import Asked, Program
 from experiments._workdir import Workdir, versions
 from ntk_privacy import distillation
@@ -111,7 +112,7 @@ def _run(asked: Asked[Any], judge: Any) -> dict[str, Any]:
     with Workdir(
         folder,
         asked.flat(),
-        ignore=NOT_RESULTS + judge.STAGES,
+        ignore=_image_sets.not_results(asked.group(Data), NOT_RESULTS + judge.STAGES),
         absent=PROGRAM.asked(asked.method.name, asked.preset).flat(),
         foreign=PROGRAM.foreign(asked.method),
         never_none=PROGRAM.never_none(asked.method),

@@ -50,16 +50,8 @@ class Config:
     )
     eps: str = _field("8/255", "Bound of a change, a number or a fraction.")
     norm: Literal["linf", "l2"] = _field("linf", "Of the change.")
-    dataset: Literal["digits", "mnist", "cifar10", "tiny_imagenet", "image_folder"] = (
-        _field(
-            "cifar10",
-            "Image set; digits is embedded, the others are read from files; "
-            "image_folder is --data_dir with train/CLASS/* and val/CLASS/* (or test).",
-        )
-    )
-    image_size: int | None = _field(
-        None, "Pixels a side that image_folder is resized and cropped to; none is 64."
-    )
+    dataset: str = _image_sets.dataset_field("cifar10")
+    image_size: int | None = _image_sets.size_field()
     num_images: int | None = _field(500, "Test images, at most; none is all of them.")
     batch_size: int = _field(256, "Images of a batch.")
     survivors_only: bool = _field(
@@ -89,6 +81,7 @@ class Config:
         None, "Folder of the image sets; none: NTK_PRIVACY_DATA, else the cache."
     )
     download: bool = _field(False, "Fetch the image set if it is not there.")
+    fingerprint: str | None = _image_sets.fingerprint_field()
     workdir: str = _field("runs/evade", "Folder of the results.")
     checkpoint_seconds: float = _field(30.0, "Time between checkpoints.")
     progress: bool = _field(True, "Show a progress bar.")
@@ -140,27 +133,22 @@ def _planned(config: Config, num_classes: int) -> None:
     )
 
 
-class _Files(NamedTuple):
-    """What `_image_sets.load` asks for; images are normalised by their own numbers."""
+class _Normal(NamedTuple):
+    """What `_image_sets.load` reads beside the images: normalised by their own."""
 
-    dataset: str
-    data_dir: str | None
-    download: bool
-    image_size: int | None
     preset: str = "cpu"
 
 
 def _images(config: Config, trains: bool) -> tuple[Images, tuple[str, ...]]:
-    files = _Files(config.dataset, config.data_dir, config.download, config.image_size)
-    raw = _image_sets.load_raw(files)
+    whole = _image_sets.read(config)
     most = {
-        "num_train": (config.num_train if trains else 1, len(raw.labels_train)),
-        "num_test": (config.num_images, len(raw.labels_test)),
+        "num_train": (config.num_train if trains else 1, len(whole.class_train)),
+        "num_test": (config.num_images, len(whole.class_test)),
     }
     # A set may have fewer images than the default.
     sizes = {k: None if n is None else min(n, has) for k, (n, has) in most.items()}
-    images = _image_sets.load(files, raw=raw, every_class=trains, **sizes)
-    return images, tuple(raw.class_names)
+    images = _image_sets.load(_Normal(), whole=whole, every_class=trains, **sizes)
+    return images, whole.class_names
 
 
 def run(config: Config) -> dict[str, Any]:

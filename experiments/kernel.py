@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _flags, _kernels, _victim
+from experiments import _flags, _image_sets, _kernels, _victim
 from experiments._workdir import Workdir, versions
 from ntk_privacy import _checks
 from ntk_privacy.reports import kernel_plots
@@ -44,12 +44,12 @@ class Config:
         "Closed forms of infinite width, the NTK of a network of --width, or "
         "neural-tangents' own.",
     )
-    dataset: Literal["digits", "mnist", "cifar10", "tiny_imagenet"] = _field(
-        "digits", "Image set; digits is embedded, the others are read from files."
-    )
+    dataset: str = _image_sets.dataset_field("digits")
+    image_size: int | None = _image_sets.size_field()
     task: str | None = _field(
         None,
-        "odd_even, animal_vehicle or all_classes; none is the set's binary task.",
+        "odd_even, animal_vehicle, two_classes or all_classes; none is the set's "
+        "binary task, if it has one.",
     )
     num_images: int = _field(100, "Images N, balanced over the classes.")
     depth: int = _field(2, "Hidden layers.")
@@ -85,11 +85,13 @@ class Config:
         None, "Folder of the image sets; none: NTK_PRIVACY_DATA, else the cache."
     )
     download: bool = _field(False, "Fetch the image set if it is not there.")
+    fingerprint: str | None = _image_sets.fingerprint_field()
     workdir: str = _field("runs/kernel", "Folder of the results.")
     checkpoint_seconds: float = _field(30.0, "Time between checkpoints of training.")
     progress: bool = _field(True, "Show a progress bar.")
 
     def __post_init__(self):
+        _image_sets.complete(self)
         _checks.at_least(
             1,
             num_images=self.num_images,
@@ -164,7 +166,8 @@ def _run(config: Config) -> dict[str, Any]:
     # Before the folder is touched: images that cannot be had leave nothing behind.
     done = (pathlib.Path(config.workdir) / "results.json").exists()
     loaded = None if done else _prepare(config)
-    with Workdir(config.workdir, config, ignore=NOT_RESULTS) as workdir:
+    ignore = _image_sets.not_results(config, NOT_RESULTS)
+    with Workdir(config.workdir, config, ignore=ignore) as workdir:
         if workdir.is_done():
             return workdir.read_json("results.json")
         return _compute(config, workdir, *(loaded or _prepare(config)))

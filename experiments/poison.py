@@ -82,7 +82,8 @@ class Config:
         "Sizes that are none below: of the paper, with its normalisation, or for two "
         "cores.",
     )
-    dataset: Literal["digits", "mnist", "cifar10"] = _field("cifar10", "Image set.")
+    dataset: str = _image_sets.dataset_field("cifar10")
+    image_size: int | None = _image_sets.size_field()
     attack: Literal["none", "direct", "dm", "gradient"] = _field(
         "direct",
         "The target itself, poisons that match its feature in random networks (dm), or "
@@ -122,11 +123,13 @@ class Config:
         None, "Folder of the image sets; none: NTK_PRIVACY_DATA, else the cache."
     )
     download: bool = _field(False, "Fetch the image set if it is not there.")
+    fingerprint: str | None = _image_sets.fingerprint_field()
     workdir: str = _field("runs/poison", "Folder of the results.")
     checkpoint_seconds: float = _field(30.0, "Time between checkpoints.")
     progress: bool = _field(True, "Show a progress bar.")
 
     def __post_init__(self):
+        _image_sets.complete(self)
         for name in self.methods:
             _checks.one_of(DM_METHODS, methods=name)
             if self.methods.count(name) > 1:
@@ -400,7 +403,8 @@ def run(config: Config) -> dict[str, Any]:
     # All before the folder is touched: a seed that cannot be is told at once.
     seeds = range(config.first_seed, config.first_seed + config.num_seeds)
     scenes = {seed: _poisoning.scene(config, images, seed) for seed in seeds}
-    with Workdir(config.workdir, config, ignore=NOT_RESULTS) as workdir:
+    ignore = _image_sets.not_results(config, NOT_RESULTS)
+    with Workdir(config.workdir, config, ignore=ignore) as workdir:
         workdir.write_json("config.json", config)
         entries, spent = [], []
         for seed, scene in scenes.items():

@@ -18,13 +18,14 @@ import numpy as np
 from experiments import (
     _attacks,
     _flags,
+    _image_sets,
     _max_margin,
     _sweep,
     _victim,
     _warned,
 )
 from experiments._workdir import Workdir, versions
-from ntk_privacy import _checks
+from ntk_privacy import _checks, data
 from ntk_privacy.evaluation import reconstruction_curve
 from ntk_privacy.reports import plots
 from ntk_privacy.resume import Timer
@@ -39,12 +40,12 @@ def _field(default: Any, text: str) -> Any:
 class Config:
     """Trains a network on real images and reconstructs them from its weights."""
 
-    dataset: Literal["digits", "mnist", "cifar10", "tiny_imagenet"] = _field(
-        "digits", "Image set; digits is embedded, the others are read from files."
-    )
+    dataset: str = _image_sets.dataset_field("digits")
+    image_size: int | None = _image_sets.size_field()
     task: str | None = _field(
         None,
-        "odd_even, animal_vehicle or all_classes; none is the set's binary task.",
+        "odd_even, animal_vehicle, two_classes or all_classes; none is the set's "
+        "binary task, if it has one.",
     )
     num_images: int = _field(20, "Training images N, balanced over the classes.")
     width: int = _field(4096, "Units of every hidden layer.")
@@ -107,11 +108,13 @@ class Config:
         None, "Folder of the image sets; none: NTK_PRIVACY_DATA, else the cache."
     )
     download: bool = _field(False, "Fetch the image set if it is not there.")
+    fingerprint: str | None = _image_sets.fingerprint_field()
     workdir: str = _field("runs/reconstruct", "Folder of the results.")
     checkpoint_seconds: float = _field(30.0, "Time between checkpoints.")
     progress: bool = _field(True, "Show a progress bar.")
 
     def __post_init__(self):
+        _image_sets.complete(self)
         _checks.at_least(
             1,
             num_images=self.num_images,
@@ -141,11 +144,9 @@ class Config:
                 )
         _attacks.method_config(self)
         if self.method == "max_margin":
-            if self.task == "all_classes" or self.dataset == "tiny_imagenet":
-                raise ValueError(
-                    "method='max_margin' takes two classes: use a binary task, or "
-                    "--method=auto."
-                )
+            about = data.SETS.get(self.dataset)
+            if self.task == "all_classes" or (about and not about.binary):
+                raise ValueError(_NOT_BINARY)
             if self.depth != 2 or self.parametrization != "standard":
                 raise ValueError(
                     "method='max_margin' has a network of its own: leave --depth and "
@@ -169,6 +170,10 @@ class Config:
             out["known_num_images"] = "--num_candidates"
         return out
 
+
+_NOT_BINARY = (
+    "method='max_margin' takes two classes: use a binary task, or --method=auto."
+)
 
 # Of every method: the flags that it does not read.
 _UNREAD = {
@@ -198,7 +203,8 @@ def run(config: Config) -> dict[str, Any]:
       ValueError: a file is damaged, or training or attack cannot go on.
     """
     if config.sweep is not None:
-        return _sweep.run(config, run, NOT_RESULTS)
+        ignore = _image_sets.not_results(config, NOT_RESULTS)
+        return _sweep.run(config, run, ignore)
     if config.precision == "float64" and not jax.config.jax_enable_x64:
         with jax.enable_x64(True):
             return _run(config)
@@ -208,11 +214,12 @@ def run(config: Config) -> dict[str, Any]:
 def _run(config: Config) -> dict[str, Any]:
     # Before the folder is touched: images that cannot be had leave nothing behind.
     done = (pathlib.Path(config.workdir) / "results.json").exists()
-    loaded = None if done else _victim.load(config)
-    with Workdir(config.workdir, config, ignore=NOT_RESULTS) as workdir:
+    loaded = None if done else _load(config)
+    ignore = _image_sets.not_results(config, NOT_RESULTS)
+    with Workdir(config.workdir, config, ignore=ignore) as workdir:
         if workdir.is_done():
             return workdir.read_json("results.json")
-        dataset, key_init = loaded or _victim.load(config)
+        dataset, key_init = loaded or _load(config)
         training, attacking = Timer(), Timer()
         is_max_margin = config.method == "max_margin"
         victim = _victim.make(config, workdir, dataset, key_init, training)
@@ -292,6 +299,13 @@ def _run(config: Config) -> dict[str, Any]:
         # Last: its presence says that the run is whole.
         workdir.write_json("results.json", results)
         return workdir.read_json("results.json")
+
+
+def _load(config: Config) -> tuple[data.Dataset, jax.Array]:
+    dataset, key_init = _victim.load(config)
+    if config.method == "max_margin" and dataset.y_train.shape[1] > 1:
+        raise _flags.UsageError(_NOT_BINARY)
+    return dataset, key_init
 
 
 def _converged(config: Config, loss: float, y_train: np.ndarray) -> bool | None:

@@ -123,7 +123,7 @@ def room(
         ValueError: It has not.
     """
     need = count * int(np.prod(shape, dtype=object))
-    has = _memory()
+    has = memory()
     try:
         if need <= has:
             return np.empty((count, *shape), dtype=np.uint8)
@@ -136,7 +136,7 @@ def room(
     )
 
 
-def _memory() -> int:
+def memory() -> int:
     """Returns the bytes of memory of the machine; without a bound where unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,6 +1,18 @@
-"""Image sets: `load("mnist", num_train=100, key=...)`."""
+"""Image sets: `load("mnist", num_train=100, key=...)`, `load_set("photos.npz")`."""
 
-from ntk_privacy.data.dataset import ArgumentError, Dataset, load, load_raw
+from ntk_privacy.data.dataset import ArgumentError, Dataset
+from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.data.raw import Raw
+from ntk_privacy.data.sets import SETS, Set, load, load_raw, load_set
 
-__all__ = ["ArgumentError", "Dataset", "Raw", "load", "load_raw"]
+__all__ = [
+    "SETS",
+    "ArgumentError",
+    "Dataset",
+    "ImageSet",
+    "Raw",
+    "Set",
+    "load",
+    "load_raw",
+    "load_set",
+]

@@ -50,11 +50,14 @@ def checked_images(levels: int | None = None, **images: Any) -> np.ndarray:
     return array.astype(np.float32)
 
 
-def checked_labels(count: int, **labels: Any) -> Int32[np.ndarray, " n"]:
+def checked_labels(
+    count: int, *, num_classes: int | None = None, **labels: Any
+) -> Int32[np.ndarray, " n"]:
     """Returns classes, (n,).
 
     Args:
         count: Images that they belong to.
+        num_classes: That there are; None if that is to be seen.
         **labels: One array, by its name in messages, (n,) or (n, 1).
 
     Raises:
@@ -78,11 +81,17 @@ def checked_labels(count: int, **labels: Any) -> Int32[np.ndarray, " n"]:
         raise ValueError(
             f"{name} has {len(array)} entries for {count} images: give one each."
         )
-    if array.min() < 0 or array.max() >= count:
+    low, high = int(array.min()), int(array.max())
+    if num_classes is not None and not 0 <= low <= high < num_classes:
         raise ValueError(
-            f"{name} goes from {array.min()} to {array.max()}, expected classes from 0 "
-            f"without gaps, which are fewer than the {count} images: number them, such "
-            f"as np.unique({name}, return_inverse=True)[1]."
+            f"{name} goes from {low} to {high}, expected the classes of the training "
+            f"images, 0 to {num_classes - 1}: give training images of each class."
+        )
+    # Without gaps no class is as high as the number of images.
+    if not 0 <= low <= high < max(count, num_classes or 0):
+        raise ValueError(
+            f"{name} goes from {low} to {high}, expected classes from 0 without gaps: "
+            f"number them, such as np.unique({name}, return_inverse=True)[1]."
         )
     return array.astype(np.int32)
 

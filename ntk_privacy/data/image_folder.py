@@ -8,26 +8,32 @@ from jaxtyping import Int32, UInt8
 from PIL import Image
 
 from ntk_privacy import _checks, _files
-from ntk_privacy.data import decoding
+from ntk_privacy.data import decoding, splits
 from ntk_privacy.data.raw import Raw
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 TEST_FOLDERS = ("val", "validation", "valid", "test")
+SIZE = 64
+"""Pixels a side, where the pictures have no size of their own."""
 _FORMATS = ("JPEG", "PNG")
 _REMEDY = "repair or delete it"
 
 
-def load_raw(folder: Path, *, size: int) -> Raw:
+def load_raw(folder: Path, *, size: int | None = None) -> Raw:
     """Reads `train/CLASS/*` and `val/CLASS/*`, or `test` where there is no `val`.
+
+    Where there are folders of classes alone, `CLASS/*`, a fifth of each is held out to
+    test on, always the same: see `splits.hold_out`.
 
     Classes are the sorted names of the folders in `train`; of the test set some may be
     missing. Images may lie one folder deeper, `CLASS/images/*`. Files other than .jpg,
     .jpeg and .png (in capitals too), hidden ones and what systems leave behind are
-    passed over.
+    passed over. Where all pictures are grey the images have one channel, else three.
 
     Args:
-        folder: Holds `train` and `val` or `test`.
-        size: Pixels a side of the images; see `decode`.
+        folder: Holds `train` and `val` or `test`, or the classes.
+        size: Pixels a side of the images; see `decode`. None for that of the pictures
+            if they are squares of one size up to 64, else 64.
 
     Raises:
         FileNotFoundError: The folder, `train`, or both `val` and `test` are missing.
@@ -35,22 +41,24 @@ def load_raw(folder: Path, *, size: int) -> Raw:
             not have, a damaged image, what is no regular file or too large, or size is
             below 1.
     """
-    _checks.at_least(1, size=size)
-    train, test = _parts(folder)
-    names, tested = _class_names(train), _class_names(test)
-    unknown = [name for name in tested if name not in names]
-    if unknown:
-        raise ValueError(
-            f"{_files.shown(test)} holds class '{_files.shown(unknown[0])}', which is "
-            f"not among the {len(names)} of {_files.shown(train)}: rename or remove it."
-        )
-    images_train, labels_train = _read(train, names, size)
-    images_test, labels_test = _read(test, names, size)
+    if size is not None:
+        _checks.at_least(1, size=size)
+    parts = _parts(folder)
+    names = _class_names(parts[0])
+    listed = [_list(part, names) for part in parts]
+    if size is None:
+        size = _own_size([path for paths, _ in listed for path in paths])
+    classes = [labels for _, labels in listed]
+    images = [
+        _read(part, paths, size) for part, (paths, _) in zip(parts, listed, strict=True)
+    ]
+    if all(_is_grey(part) for part in images):
+        images = [part[..., :1].copy() for part in images]
+    if len(parts) == 1:
+        rows = splits.hold_out(classes[0])
+        images, classes = ([a[0][r] for r in rows] for a in (images, classes))
     return Raw(
-        images_train,
-        labels_train,
-        images_test,
-        labels_test,
+        *(images[0], classes[0], images[1], classes[1]),
         class_names=tuple(_files.shown(name) for name in names),
         max_intensity=255,
     )
@@ -97,7 +105,8 @@ def _square(image: Any, size: int) -> Any:
     )
 
 
-def _parts(folder: Path) -> tuple[Path, Path]:
+def _parts(folder: Path) -> tuple[Path, ...]:
+    """Returns the folders to train and to test on, or one of classes alone."""
     if not folder.is_dir():
         told = _files.kind(folder) or "a file"
         raise FileNotFoundError(
@@ -105,13 +114,33 @@ def _parts(folder: Path) -> tuple[Path, Path]:
             "train and val."
         )
     train, tests = _named(folder, ("train",)), _named(folder, TEST_FOLDERS)
+    if not train and not tests and _holds_classes(folder):
+        return (folder,)
     if not train or not tests:
         lacks = "val or test" if train else "train"
         raise FileNotFoundError(
             f"{_files.shown(folder)} has no folder {lacks}{_elsewhere(folder)}: images "
-            "are looked for in train/CLASS and val/CLASS, or test/CLASS."
+            "are looked for in train/CLASS and val/CLASS, or test/CLASS, or in CLASS."
         )
     return train[0], tests[0]
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Returns whether each folder in it holds pictures, and none lies too high."""
+    below = [path for path in _files.entries(folder) if path.is_dir()]
+    if len(below) < 2 or _elsewhere(folder, briefly=True):
+        return False
+    return all(_pictures(path) for path in below)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Returns pictures of a folder, or of the one folder that is in it."""
+    there = _files.entries(folder)
+    found = [path for path in there if path.suffix.lower() in SUFFIXES]
+    if found or len(there) != 1 or not there[0].is_dir():
+        return found
+    below = _files.entries(there[0])
+    return [path for path in below if path.suffix.lower() in SUFFIXES]
 
 
 def _named(folder: Path, names: tuple[str, ...]) -> list[Path]:
@@ -120,8 +149,13 @@ def _named(folder: Path, names: tuple[str, ...]) -> list[Path]:
     return [there[name] for name in names if name in there]
 
 
-def _elsewhere(folder: Path) -> str:
-    """Returns where the images seem to be, if the folder is a level too high or low."""
+def _elsewhere(folder: Path, *, briefly: bool = False) -> str:
+    """Returns where the images seem to be, if the folder is a level too high or low.
+
+    Args:
+        folder: That was named.
+        briefly: Say nothing of what else is in it.
+    """
     below = [path for path in _files.entries(folder) if path.is_dir()]
     for path in below:
         if _named(path, ("train",)):
@@ -130,7 +164,7 @@ def _elsewhere(folder: Path) -> str:
     if _named(above, ("train",)) and _named(above, TEST_FOLDERS):
         return f", but {_files.shown(above)} above it has: name that one"
     names = [path.name for path in below]
-    return f", only {_files.told_of(names)}" if names else ""
+    return f", only {_files.told_of(names)}" if names and not briefly else ""
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -146,9 +180,14 @@ def _class_names(folder: Path) -> list[str]:
     return names
 
 
-def _read(
-    folder: Path, names: list[str], size: int
-) -> tuple[UInt8[np.ndarray, "n size size 3"], Int32[np.ndarray, " n"]]:
+def _list(folder: Path, names: list[str]) -> tuple[list[Path], Int32[np.ndarray, " n"]]:
+    """Returns the pictures of a part, and the class of each."""
+    unknown = [name for name in _class_names(folder) if name not in names]
+    if unknown:
+        raise ValueError(
+            f"{_files.shown(folder)} holds class '{_files.shown(unknown[0])}', which "
+            f"is not among the {len(names)} of the folder train: rename or remove it."
+        )
     remedy = "add images, or remove the folder"
     per_class = [
         decoding.list_images(folder / name, suffixes=SUFFIXES, remedy=remedy)
@@ -156,7 +195,32 @@ def _read(
         else []
         for name in names
     ]
-    paths = [path for part in per_class for path in part]
+    counts = [len(part) for part in per_class]
+    labels = np.repeat(np.arange(len(names), dtype=np.int32), counts)
+    return [path for part in per_class for path in part], labels
+
+
+def _own_size(paths: list[Path]) -> int:
+    """Returns the pixels a side of all pictures, or the default."""
+    sizes = set()
+    for path in paths:
+        with decoding.opened(
+            _bytes(path), formats=_FORMATS, source=_files.shown(path), remedy=_REMEDY
+        ) as image:
+            sizes.add(image.size)
+        width, height = image.size
+        if width != height or width > SIZE or len(sizes) > 1:
+            return SIZE
+    return next(iter(sizes))[0]
+
+
+def _bytes(path: Path) -> bytes:
+    return _files.read(path, most=_files.MAX_IMAGE_BYTES, remedy=_REMEDY)
+
+
+def _read(
+    folder: Path, paths: list[Path], size: int
+) -> UInt8[np.ndarray, "n size size 3"]:
     images = _files.room(
         len(paths),
         (size, size, 3),
@@ -164,7 +228,13 @@ def _read(
         remedy="ask for a smaller size, or keep fewer images",
     )
     for image, path in zip(images, paths, strict=True):
-        data = _files.read(path, most=_files.MAX_IMAGE_BYTES, remedy=_REMEDY)
-        image[:] = decode(data, size=size, source=_files.shown(path))
-    counts = [len(part) for part in per_class]
-    return images, np.repeat(np.arange(len(names), dtype=np.int32), counts)
+        image[:] = decode(_bytes(path), size=size, source=_files.shown(path))
+    return images
+
+
+def _is_grey(images: UInt8[np.ndarray, "n size size 3"]) -> bool:
+    return all(
+        np.array_equal(image[..., 0], image[..., channel])
+        for image in images
+        for channel in (1, 2)
+    )

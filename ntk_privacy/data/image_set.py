@@ -13,29 +13,11 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from ntk_privacy.data import augmentation, splits
+from ntk_privacy.data import augmentation, draws, splits, tasks
 from ntk_privacy.data.dataset import ArgumentError, Dataset
 from ntk_privacy.data.given_arrays import checked_images, checked_labels
 from ntk_privacy.data.raw import Raw
-
-ALL_CLASSES = "all_classes"
-"""The task that every set has: one output a class."""
-
-
-class Binary(NamedTuple):
-    """A task of two superclasses, and one output.
-
-    Attributes:
-        minus: Name of the superclass with target -1.
-        plus: Name of that with target +1.
-        positive: Classes that are +1; all others are -1.
-        released_fault: Classes that released code scores as -1 in the test labels.
-    """
-
-    minus: str
-    plus: str
-    positive: tuple[int, ...]
-    released_fault: tuple[int, ...] = ()
+from ntk_privacy.data.tasks import Binary
 
 
 class Statistics(NamedTuple):
@@ -160,10 +142,12 @@ class ImageSet:
             x, classes = x[train], classes[train]
         else:
             x_test = checked_images(levels, images_test=images_test)
-            class_test = checked_labels(len(x_test), labels_test=labels_test)
-            _check_alike(x, x_test, class_test, names)
+            class_test = checked_labels(
+                len(x_test), num_classes=len(names), labels_test=labels_test
+            )
+            _check_alike(x, x_test)
         if binary is None:
-            binary = two_classes(names)
+            binary = tasks.two_classes(names)
         return cls(
             name=name,
             images_train=x,
@@ -206,7 +190,7 @@ class ImageSet:
     @property
     def tasks(self) -> tuple[str, ...]:
         """What can be learnt; the first is the default."""
-        return (*self.binary, ALL_CLASSES)
+        return (*self.binary, tasks.ALL_CLASSES)
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -223,7 +207,7 @@ class ImageSet:
 
     @property
     def normal(self) -> Statistics:
-        """What normalises: the training images' statistics, unless others are set."""
+        """What normalises: the training images' own statistics, unless others are set."""
         return self.statistics if self.normaliser is None else self.normaliser
 
     def by_published(self) -> "ImageSet":
@@ -258,12 +242,8 @@ class ImageSet:
         Raises:
             ArgumentError: The set has no such task.
         """
-        task = self._task(task)
-        if task == ALL_CLASSES:
-            one_hot = np.eye(self.num_classes, dtype=np.float32)[classes]
-            return one_hot - np.float32(1 / self.num_classes)
-        positive = np.isin(classes, self.binary[task].positive)
-        return np.where(positive, 1.0, -1.0).astype(np.float32)[:, None]
+        binary = self.binary.get(self._task(task))
+        return tasks.targets(classes, num_classes=self.num_classes, binary=binary)
 
     def regression(
         self, task: str | None = None, *, released_label_fault: bool = False
@@ -280,8 +260,8 @@ class ImageSet:
         task = self._task(task)
         y_test = self.targets(self.class_test, task)
         if released_label_fault:
-            check_fault(self.name, task, self.binary)
-            y_test[np.isin(self.class_test, self.binary[task].released_fault)] = -1.0
+            fault = tasks.released_fault(self.name, task, self.binary)
+            y_test[np.isin(self.class_test, fault)] = -1.0
         return Dataset(
             x_train=self.centred(self.x_train),
             y_train=self.targets(self.class_train, task),
@@ -325,13 +305,23 @@ class ImageSet:
         """
         if num_train is None and num_test is None:
             return self
-        check_key(key)
+        draws.check_key(key)
         assert key is not None
+        task = self._task(task)
+        groups, names = self.class_train, self.class_names
+        if task in self.binary:
+            told = self.binary[task]
+            groups = told.is_plus(groups).astype(np.int32)
+            names = (told.minus, told.plus)
         key_train, key_test = jax.random.split(key)
-        return self.rows(
-            self._balanced_rows(self._task(task), num_train, key_train),
-            self._test_rows(num_test, key_test),
-        )
+        train = test = slice(None)
+        if num_train is not None:
+            about = {"names": names, "task": task, "source": self.name}
+            train = draws.balanced(groups, num_train, key_train, **about)
+        if num_test is not None:
+            there = len(self.class_test)
+            test = draws.uniform(there, num_test, key_test, source=self.name)
+        return self.rows(train, test)
 
     def subset(
         self,
@@ -396,85 +386,7 @@ class ImageSet:
         return images.astype(np.float32) / np.float32(self.levels)
 
     def _task(self, task: str | None) -> str:
-        return check_task(self.name, task, self.tasks)
-
-    def _balanced_rows(
-        self, task: str, num_train: int | None, key: jax.Array
-    ) -> Int32[np.ndarray, " n"]:
-        groups, names = self.class_train, self.class_names
-        if task != ALL_CLASSES:
-            told = self.binary[task]
-            groups = np.isin(groups, told.positive).astype(np.int32)
-            names = (told.minus, told.plus)
-        if num_train is None:
-            return np.arange(len(groups), dtype=np.int32)
-        if num_train < 1 or num_train % len(names):
-            raise ArgumentError(
-                f"num_train={num_train} does not split evenly into the {len(names)} "
-                f"classes of {task}: use a positive multiple of {len(names)}."
-            )
-        each = num_train // len(names)
-        counts = np.bincount(groups, minlength=len(names))
-        scarcest = int(np.argmin(counts))
-        if each > counts[scarcest]:
-            have = counts[scarcest]
-            raise ArgumentError(
-                f"num_train={num_train} needs {each} images of {names[scarcest]}, but "
-                f"there are {have} in {self.name}, {len(groups)} training images in "
-                f"all: use at most {have * len(names)}."
-            )
-        order = _shuffled(key, len(groups))
-        chosen = [order[groups[order] == index][:each] for index in range(len(names))]
-        return np.concatenate(chosen)
-
-    def _test_rows(
-        self, num_test: int | None, key: jax.Array
-    ) -> Int32[np.ndarray, " m"]:
-        available = len(self.class_test)
-        if num_test is None:
-            return np.arange(available, dtype=np.int32)
-        if not 1 <= num_test <= available:
-            raise ArgumentError(
-                f"num_test={num_test} must lie in [1, {available}], the number of test "
-                f"images in {self.name}."
-            )
-        return np.sort(_shuffled(key, available)[:num_test])
-
-
-def two_classes(class_names: Sequence[str]) -> dict[str, Binary]:
-    """Returns the task of a set of two classes, -1 and +1; none for more."""
-    if len(class_names) != 2:
-        return {}
-    return {"two_classes": Binary(class_names[0], class_names[1], (1,))}
-
-
-def check_task(name: str, task: str | None, tasks: Sequence[str]) -> str:
-    """Returns the task, the first if None; an ArgumentError if the set lacks it."""
-    task = tasks[0] if task is None else task
-    if task not in tasks:
-        raise ArgumentError(
-            f"task={task!r} does not exist for {name}: use one of {', '.join(tasks)}."
-        )
-    return task
-
-
-def check_fault(name: str, task: str, binary: Mapping[str, Binary]) -> None:
-    """Raises ArgumentError if released code has no fault in the task's labels."""
-    if task not in binary or not binary[task].released_fault:
-        raise ArgumentError(
-            f"released_label_fault=True does not fit {name} with task={task!r}: the "
-            "fault is one of cifar10 with animal_vehicle."
-        )
-
-
-def check_key(key: Any) -> None:
-    """Raises ValueError unless it is a typed key."""
-    dtype = getattr(key, "dtype", None)
-    if dtype is None or not jax.numpy.issubdtype(dtype, jax.dtypes.prng_key):
-        raise ValueError(
-            f"key={key!r} is no typed key, which num_train and num_test need: give "
-            "key=jax.random.key(0)."
-        )
+        return tasks.checked(self.name, task, self.tasks)
 
 
 def _names(
@@ -500,7 +412,7 @@ def _names(
     return names
 
 
-def _check_alike(x, x_test, class_test, names) -> None:
+def _check_alike(x: np.ndarray, x_test: np.ndarray) -> None:
     for told, a, b in (
         ("shape", x.shape[1:], x_test.shape[1:]),
         ("dtype", x.dtype, x_test.dtype),
@@ -509,15 +421,3 @@ def _check_alike(x, x_test, class_test, names) -> None:
             raise ValueError(
                 f"images has {told} {a} but images_test {b}: give both alike."
             )
-    if class_test.max() >= len(names):
-        raise ValueError(
-            f"labels_test goes up to {class_test.max()}, but labels only to "
-            f"{len(names) - 1}: give training images of each class."
-        )
-
-
-def _shuffled(key: jax.Array, count: int) -> Int32[np.ndarray, " n"]:
-    """Returns `range(count)` in an order that is uniform given the key."""
-    # One draw for all classes: jax.random.permutation compiles anew for each size.
-    priority = np.asarray(jax.random.bits(key, (count,), "uint32"))
-    return np.argsort(priority, kind="stable").astype(np.int32)

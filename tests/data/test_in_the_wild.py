@@ -491,7 +491,7 @@ def test_files_that_may_not_be_read_are_one_sentence(tmp_path, monkeypatch):
 
 
 def test_a_set_that_no_memory_holds_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(_files, "_memory", lambda: 10_000)
+    monkeypatch.setattr(_files, "memory", lambda: 10_000)
     with pytest.raises(ValueError, match=r"The 2 images of .*train take 2\.46e-05 GB"):
         image_folder.load_raw(_folder(tmp_path), size=64)
     assert image_folder.load_raw(tmp_path, size=8).images_train.shape == (2, 8, 8, 3)

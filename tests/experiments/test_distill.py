@@ -560,7 +560,7 @@ def test_the_released_label_fault_scores_trucks_as_animals():
     )
     outputs = np.asarray([[-0.2], [0.3], [0.4]])
     assert _transfer.accuracy(outputs, dataset) == 1
-    fault = _transfer.accuracy(outputs, dataset, released_label_fault=True)
+    fault = _transfer.accuracy(outputs, dataset, released_fault=(9,))
     assert fault == pytest.approx(2 / 3)
 
 

@@ -1,7 +1,6 @@
 """`experiments.poison` at toy size: files, the table, going on, exit codes."""
 
 import json
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,7 +8,8 @@ import pytest
 from command_lines import command_line
 
 from experiments import _condensed, _flags, _image_sets, _poisoning, poison
-from ntk_privacy import checkpoint
+from ntk_privacy import checkpoint, data
+from ntk_privacy.data import sets
 from ntk_privacy.evaluation import protocol
 
 TOY = {
@@ -358,15 +358,16 @@ def test_damaged_files_are_named(tmp_path, capsys):
 def test_the_paper_s_preset_normalises_by_the_published_constants(monkeypatch):
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (20, 2, 2, 3)).astype(np.uint8)
-    raw = SimpleNamespace(
+    labels = np.arange(20, dtype=np.int32) % 10
+    raw = data.Raw(
         images_train=images,
-        labels_train=np.arange(20) % 10,
+        labels_train=labels,
         images_test=images[:5],
-        labels_test=np.arange(5),
+        labels_test=labels[:5],
         max_intensity=255,
         class_names=tuple("abcdefghij"),
     )
-    monkeypatch.setattr(_image_sets.data, "load_raw", lambda *args: raw)
+    monkeypatch.setattr(sets, "load_raw", lambda *args: raw)
     paper = _image_sets.load(poison.Config(preset="paper"))
     np.testing.assert_allclose(paper.mean, [0.4914, 0.4822, 0.4465])
     np.testing.assert_allclose(paper.deviation, [0.2023, 0.1994, 0.2010])
