@@ -11,7 +11,6 @@ line on stderr.
 import contextlib
 import dataclasses
 import difflib
-import functools
 import math
 import os
 import sys
@@ -65,9 +64,9 @@ def _parse_scalar(kind: type, text: str) -> Any:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Returns ", did you mean ...?", or nothing where nothing is near."""
+    """Returns ", did you mean ...? Use", or ": use" where nothing is near."""
     found = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean {found[0]}?" if found else ""
+    return f", did you mean {found[0]}? Use" if found else ": use"
 
 
 class _Parser(flags.ArgumentParser):
@@ -98,7 +97,7 @@ class _Parser(flags.ArgumentParser):
             if self.choices is not None and value not in self.choices:
                 known = [str(choice) for choice in (*self.choices, *self.elsewhere)]
                 raise ValueError(
-                    f"unknown{nearest(argument, known)}: use one of {', '.join(known)}."
+                    f"unknown{nearest(argument, known)} one of {', '.join(known)}."
                 )
             return value
         parts = [part.strip() for part in argument.split(",")] if argument else []
@@ -318,6 +317,21 @@ class Parser(Protocol[Asked]):
         ...
 
 
+def read(kind: type[Config] | Parser[Config], arguments: Sequence[str]) -> Config:
+    """Returns what a command line asks for.
+
+    Args:
+      kind: see `parse`; or something that parses, such as a `Program`.
+      arguments: without the program's name.
+
+    Raises:
+      UsageError: see `parse`.
+    """
+    if isinstance(kind, type):
+        return parse(kind, arguments)
+    return kind.parse(arguments)
+
+
 def call(
     main: Callable[[Config], Any],
     config_class: type[Config] | Parser[Config],
@@ -330,11 +344,7 @@ def call(
     and keep their traceback.
     """
     try:
-        is_class = isinstance(config_class, type)
-        read = (
-            functools.partial(parse, config_class) if is_class else config_class.parse
-        )
-        main(read(arguments))
+        main(read(config_class, arguments))
     except _HelpAsked as asked:
         with contextlib.suppress(BrokenPipeError):  # `--help | head`
             print(asked, flush=True)

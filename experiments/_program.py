@@ -174,7 +174,7 @@ class Program:
         if name not in self.methods:
             known = (*self.methods, *self.beside)
             raise ValueError(
-                f"method={name!r} is unknown{_flags.nearest(name, known)}: use one of "
+                f"method={name!r} is unknown{_flags.nearest(name, known)} one of "
                 f"{', '.join(known)}."
             )
         return self.methods[name]

@@ -87,6 +87,22 @@ PROGRAM = Program(
 )
 
 
+def asked(**flat: Any) -> Asked[Any] | _sre2l_config.Config | _study.Config:
+    """Returns what flags ask for, given from Python.
+
+    Args:
+      **flat: flags by name.
+
+    Raises:
+      ValueError: a name or value that is refused.
+    """
+    if flat.get("method") in _sre2l_config.METHODS:
+        return _sre2l_config.Config(**flat)
+    if flat.get("table") or flat.get("defence"):
+        return _study.Config(**flat)
+    return PROGRAM.asked(**flat)
+
+
 def run(asked: Asked[Any] | _sre2l_config.Config | _study.Config) -> dict[str, Any]:
     """Runs one configuration, or a study of them; returns what results.json holds.
 

@@ -207,7 +207,7 @@ class ImageSet:
 
     @property
     def normal(self) -> Statistics:
-        """What normalises: the training images' own statistics, unless others are set."""
+        """What normalises: the training images' statistics, or those that are set."""
         return self.statistics if self.normaliser is None else self.normaliser
 
     def by_published(self) -> "ImageSet":

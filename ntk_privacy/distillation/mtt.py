@@ -130,7 +130,7 @@ def _sgd(learning_rate: float) -> optax.GradientTransformation:
 
 def experts(
     images: ImageSet, config: Config, *, key: jax.Array, folder: Path
-) -> list[Params]:
+) -> Params:
     """Returns experts of a folder that was given, else those made in `folder`.
 
     Args:
@@ -169,12 +169,12 @@ def experts(
     return _loaded(images, config, place)
 
 
-def _low_memory(images: ImageSet, config: Config) -> bool:
+def _low_memory(image_shape: tuple[int, ...], num_classes: int, config: Config) -> bool:
     """Whether the products of a student's steps take more than there is room for."""
-    pixels = math.prod(images.x_train.shape[1:3])
+    pixels = math.prod(image_shape[:2])
     # Of an image: those of the layers there and back, each a quarter of the last one.
     each = 4 * config.width * pixels * 2 * 4 / 3
-    count = images.num_classes * config.images_per_class
+    count = num_classes * config.images_per_class
     return each * count * config.student_steps > _MUCH
 
 
@@ -230,7 +230,8 @@ def _run(
     distill: Callable[..., Distilled] = tesla.distill  # it keeps nothing
     if name == "mtt":
         distill = functools.partial(
-            trajectory_matching.distill, low_memory=_low_memory(images, config)
+            trajectory_matching.distill,
+            low_memory=_low_memory(images.image_shape, images.num_classes, config),
         )
 
     def go(state, done, callback):

@@ -1,15 +1,17 @@
 """Command lines of toy size for tests of the binaries."""
 
+import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import _flags
+from experiments import _flags, _study, distill
 
 
 def command_line(
-    config_class: type,
+    config_class: Any,
     sizes: Mapping[str, Any],
     *flags: str,
     workdir: Path,
@@ -32,13 +34,44 @@ def command_line(
     while True:
         arguments = [*_written(sizes), *own]
         try:
-            _flags.parse(config_class, arguments)
+            _flags.read(config_class, arguments)
         except _flags.UsageError as error:
             found = re.match(r"--(\w+) has no effect with ", str(error))
             if found and found[1] in sizes:
                 del sizes[found[1]]
                 continue
         return arguments
+
+
+def asked(sizes: Mapping[str, Any], **changes: Any) -> Any:
+    """Returns what is asked of `distill`: a test's own flags, and sizes that it takes.
+
+    Args:
+      sizes: flags by name, for all methods.
+      **changes: of the test.
+    """
+    study = changes.get("table") or changes.get("defence")
+    if study:
+        names = {entry.name for entry in dataclasses.fields(_study.Config)}
+    else:
+        names = distill.PROGRAM.names(
+            changes.get("method", sizes.get("method", "rkip"))
+        )
+    own = {k: v for k, v in sizes.items() if k in names or k == "method"}
+    return distill.asked(**{**own, **changes})
+
+
+def chunks(monkeypatch: Any, size: int) -> None:
+    """Makes all methods of distillation tell their stage every so many steps.
+
+    Args:
+      monkeypatch: the fixture.
+      size: steps of a chunk.
+    """
+    for name, method in list(distill.PROGRAM.methods.items()):
+        run = functools.partial(method.run, chunk=size)
+        short = dataclasses.replace(method, run=run)
+        monkeypatch.setitem(distill.PROGRAM.methods, name, short)
 
 
 def _written(values: Mapping[str, Any]) -> list[str]:

@@ -6,19 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command_lines import command_line
+from command_lines import asked, chunks, command_line
 
 from experiments import (
     _defence,
-    _distillation,
     _flags,
+    _networks,
     _study,
     _transfer,
     distill,
 )
+from experiments._groups import Run
 from experiments._workdir import Workdir
 from ntk_privacy import checkpoint, data, kip, rkip
-from ntk_privacy.distillation import search
+from ntk_privacy.distillation import kernel_methods, regressed, search
 from ntk_privacy.kernels import conjugate_gradients
 
 TOY = {
@@ -33,7 +34,7 @@ TOY = {
 
 
 def _config(folder, **changes):
-    return distill.Config(**{**TOY, "workdir": str(folder), **changes})
+    return asked(TOY, **{"workdir": str(folder), **changes})
 
 
 def _run(folder, **changes):
@@ -42,12 +43,12 @@ def _run(folder, **changes):
 
 def _call(capsys, *arguments):
     """Exit code and stderr of the command line."""
-    code = _flags.call(distill.main, distill.Config, arguments)
+    code = _flags.call(distill.main, distill.FLAGS, arguments)
     return code, capsys.readouterr().err
 
 
 def _arguments(folder, *flags, **changes):
-    return command_line(distill.Config, TOY, *flags, workdir=folder, **changes)
+    return command_line(distill.FLAGS, TOY, *flags, workdir=folder, **changes)
 
 
 def _arrays(folder, name="arrays.npz"):
@@ -146,12 +147,14 @@ def test_toy_runs_of_every_method(tmp_path, changes):
     if changes["method"] == "rkip_noise":
         found = data.load("digits", num_train=12, key=_key(0))
         outside = results["nearest"]["psnr_outside_noise"]
-        masks = _distillation.noise_mask(_config("", **changes), found, _key_distill(0))
+        config = _config("x", **changes)
+        loaded = _networks.load(config)
+        masks = _networks.noise_mask(loaded, config.config)
         assert 0.1 < masks.mean() < 0.5
-        x, y, options = _distillation._arguments(
-            _config("", **changes), found, _key_distill(0)
-        )
-        start = np.asarray(search.init(x, y, **options).images)
+        x, y = regressed.targets(loaded.images, config.config)
+        np.testing.assert_array_equal(x, found.x_train)
+        begin = kernel_methods.start(x, y, config.config, _key_distill(0))
+        start = np.asarray(begin.images)
         np.testing.assert_array_equal(arrays["images"][masks], start[masks])
         assert (arrays["images"][~masks] != start[~masks]).all()
         assert 0.6 < start[masks].std() < 1.4
@@ -182,7 +185,7 @@ class _Killed(BaseException):
 def test_interrupted_at_any_checkpoint_it_ends_with_the_same_bytes(
     tmp_path, monkeypatch, method
 ):
-    monkeypatch.setattr(_distillation, "_CHUNK", 10)
+    chunks(monkeypatch, 10)
     is_search = method == "rkip_noise"
     changes = {"method": method, "evaluate": is_search, "attack_steps": 60}
     changes |= {"checkpoint_seconds": 0.0, "num_steps": 25, "max_train_steps": 25}
@@ -213,10 +216,10 @@ def test_interrupted_at_any_checkpoint_it_ends_with_the_same_bytes(
 
 
 def test_many_targets_are_solved_once_whatever_kills_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(_distillation, "_CHUNK", 10)
+    chunks(monkeypatch, 10)
     changes = {"checkpoint_seconds": 0.0, "num_steps": 25}
     dense = _run(tmp_path / "dense", **changes)
-    monkeypatch.setattr(_distillation, "_DENSE", 5)
+    monkeypatch.setattr(kernel_methods, "_DENSE", 5)
     whole = _run(tmp_path / "whole", **{**changes, "checkpoint_seconds": 1e9})
     assert whole["loss"] == pytest.approx(dense["loss"], rel=1e-3)
     solve, starts = conjugate_gradients.solve, []
@@ -233,9 +236,7 @@ def test_many_targets_are_solved_once_whatever_kills_the_run(tmp_path, monkeypat
 
     def write_and_die(self, name, **arrays):
         write(self, name, **arrays)
-        if name.startswith("checkpoints/"):
-            stops.append(name.split("/")[1])
-            raise _Killed
+        assert not name.startswith("checkpoints/") or name.endswith(".json")
 
     monkeypatch.setattr(conjugate_gradients, "solve", counted)
     monkeypatch.setattr(checkpoint, "save", save_and_die)
@@ -249,15 +250,14 @@ def test_many_targets_are_solved_once_whatever_kills_the_run(tmp_path, monkeypat
     # From nothing once; then from its state, until the duals are there.
     assert starts[0] == 0
     assert 0 not in starts[1:]
-    assert stops[len(starts) - 1] == "target_duals.npz"
-    assert stops[: len(starts) - 1] == ["target_state.npz"] * (len(starts) - 1)
-    assert stops[len(starts) :] == ["distill"] * 3
+    assert stops[: len(starts)] == ["target_duals"] * len(starts)
+    assert stops[len(starts) :] == ["target_duals_found", *["distill"] * 3]
     bytes_of = [(tmp_path / n / "arrays.npz").read_bytes() for n in ("whole", "cut")]
     assert bytes_of[0] == bytes_of[1]
 
 
 def test_many_targets_that_cannot_be_solved_name_flags(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(_distillation, "_DENSE", 5)
+    monkeypatch.setattr(kernel_methods, "_DENSE", 5)
     load = data.load
 
     def twice(*arguments, **options):
@@ -307,7 +307,8 @@ def test_a_lost_attack_leaves_the_last_good_set(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(rkip, "distill_finite", lost)
     code, told = _call(capsys, *_arguments(tmp_path, method="rkip_finite"))
     assert code == 1
-    assert "is not finite; the images before it are in" in told
+    assert "of rkip_finite is not finite after" in told
+    assert "The images before it are in" in told
     np.testing.assert_array_equal(_arrays(tmp_path, "last_good.npz")["images"], images)
 
 
@@ -323,10 +324,11 @@ def test_table_and_defence_run_cells_that_are_runs_of_their_own(tmp_path, monkey
     assert text == table["markdown"]
     assert text.startswith("| method | infinite width |")
     assert json.loads((tmp_path / "table" / "table.json").read_text()) == table["rows"]
-    cells = _study.cells(_config(tmp_path / "table", table=True, **changes))
-    assert [cell.seed for cell in cells] == [0, 0, 1, 1]
+    study = _config(tmp_path / "table", table=True, **changes)
+    cells = _study.cells(study, distill.PROGRAM)
+    assert [cell.group(Run).seed for cell in cells] == [0, 0, 1, 1]
     # Asked again nothing is computed; asked for more, only that is.
-    monkeypatch.setattr(_distillation, "_search", None)
+    monkeypatch.setattr(rkip, "distill", None)
     assert _run(tmp_path / "table", table=True, **changes) == table
     more = _run(tmp_path / "table", table=True, **{**changes, "num_finite_runs": 1})
     assert len(more["rows"][0]["standard_values"]) == 1
@@ -358,7 +360,7 @@ def test_a_cell_that_fails_is_told_in_the_table(tmp_path):
     assert "loss is not finite" in rows["rkip"]["errors"][0]
     assert rows["random"]["infinite"] > 0.5
     told = (tmp_path / "table.md").read_text()
-    assert "Failed:\n\n- rkip, seed 0: The loss is not finite after 1 steps" in told
+    assert "Failed:\n\n- rkip, seed 0: The loss of rkip is not finite after 1" in told
 
 
 def test_a_study_without_a_sound_cell_is_exit_1_with_the_reason(tmp_path, capsys):
@@ -368,9 +370,9 @@ def test_a_study_without_a_sound_cell_is_exit_1_with_the_reason(tmp_path, capsys
     )
     assert code == 1
     assert "No cell of the study could be run" in told
-    assert "The loss is not finite after 1 steps" in told
+    assert "The loss of rkip is not finite after 1 steps" in told
     assert told.count("\n") == 1
-    assert "- rkip, seed 0: The loss is not finite" in (folder / "table.md").read_text()
+    assert "rkip, seed 0: The loss of rkip is" in (folder / "table.md").read_text()
     assert not (folder / "results.json").exists()
 
 
@@ -397,7 +399,7 @@ def test_damaged_files_end_a_study_before_it_starts(tmp_path, capsys, monkeypatc
         (["--table", "--methods=kip", "--noise_ratio=0.1"],
          "noise_ratio=0.1 is for rkip_noise, which is not among methods=kip"),
         (["--table", "--methods=rkip,kip,rkip"], "methods names rkip twice"),
-        (["--table", "--method=kip"], "use methods=kip"),
+        (["--table", "--method=kip"], "flag 'method'"),
     ],
     ids=lambda case: " ".join(case) if isinstance(case, list) else "",
 )  # fmt: skip
@@ -414,11 +416,13 @@ def test_bad_flags_of_a_study_are_one_line_exit_2_and_leave_nothing(
 
 def test_cells_take_only_their_own_flags(tmp_path):
     changes = {"batch_size": 4, "label_solve": True, "noise_ratio": 0.2}
-    cells = _study.cells(_config(tmp_path, table=True, **changes))
-    told = {c.method: (c.batch_size, c.label_solve, c.noise_ratio) for c in cells}
-    assert told["rkip_noise"] == (4, True, 0.2)
-    assert told["kip"] == (4, True, None)
-    assert told["random"] == told["full"] == (None, False, None)
+    study = _config(tmp_path, table=True, **changes)
+    told = {c.method.name: c.config for c in _study.cells(study, distill.PROGRAM)}
+    noisy, kip_, real = (told[name] for name in ("rkip_noise", "kip", "random"))
+    assert (noisy.batch_size, noisy.label_solve, noisy.noise_ratio) == (4, True, 0.2)
+    assert (kip_.batch_size, kip_.label_solve, kip_.noise_ratio) == (4, True, 0.0)
+    assert not hasattr(real, "batch_size")
+    assert not hasattr(told["full"], "num_distilled")
 
 
 @pytest.mark.parametrize("method", [kip, rkip], ids=["kip", "rkip"])
@@ -429,7 +433,7 @@ def test_label_solve_ends_with_the_labels_of_least_loss(tmp_path, method):
     arrays = _arrays(tmp_path)
     found = data.load("digits", num_train=12, key=_key(0))
     x, y = (jnp.asarray(a, jnp.float64) for a in (found.x_train, found.y_train))
-    kernel_fn = _distillation.kernel_fn(config)
+    kernel_fn = kernel_methods.kernel_fn("ntk", depth=2, width=16)
     images, labels = (jnp.asarray(arrays[part]) for part in ("images", "labels"))
     best = method.label_solve(images, x, y, kernel_fn=kernel_fn)
     np.testing.assert_allclose(labels, best, rtol=1e-6)
@@ -468,12 +472,12 @@ def test_the_closest_row_is_found_in_blocks(monkeypatch):
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_state(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(_distillation, "_CHUNK", 10)
+    chunks(monkeypatch, 10)
     arguments = _arguments(tmp_path, learning_rate=1e30)
     for _ in range(2):  # the second start repeats the steps since the last checkpoint
         code, told = _call(capsys, *arguments)
         assert code == 1
-        assert "The loss is not finite after 1 steps" in told
+        assert "The loss of rkip is not finite after 1 steps" in told
         assert "lower learning_rate=1e+30, or raise diag_reg=1e-05" in told
         assert told.count("\n") == 1
     assert not (tmp_path / "results.json").exists()
@@ -508,14 +512,15 @@ def test_duplicate_images_name_the_ridge(tmp_path, capsys, monkeypatch):
         ("--num_steps=0", "num_steps=0 must be at least 1"),
         ("--learning_rate=0", "learning_rate=0.0 must be above 0"),
         ("--diag_reg=-1", "diag_reg=-1.0 must be at least 0"),
-        ("--noise_ratio=0.1", "noise_ratio=0.1 is for rkip_noise and kip"),
-        ("--noise_ratio=2", "noise_ratio=2.0 must lie in [0, 1]"),
+        ("--noise_ratio=0.1", "leave it out (it is a flag of kip, rkip_noise)"),
+        ("--method=kip --noise_ratio=2", "noise_ratio=2.0 must lie in [0, 1]"),
         ("--num_finite_runs=2", "num_finite_runs=2 must lie in [0, 1]"),
         ("--batch_size=5", "batch_size=5 must be a positive multiple of the 2"),
         ("--batch_size=1000", "batch_size=1000 must be a positive multiple of the 2"),
         ("--methods=kip", "methods is for --table and --defence"),
-        ("--method=random --label_solve", "label_solve=True is for kip, rkip and"),
+        ("--method=random --label_solve", "has no effect with --method=random"),
         ("--method=magic", "use one of kip, rkip"),
+        ("--method=rkp", "did you mean rkip"),
         ("--task=animal_vehicle", "task='animal_vehicle' does not exist for digits"),
     ],
 )
@@ -533,9 +538,9 @@ def test_bad_flags_are_one_line_exit_2_and_leave_nothing(
 
 def test_two_studies_at_once_and_an_attack_on_all_images_are_refused():
     with pytest.raises(ValueError, match="two studies"):
-        distill.Config(table=True, defence=True)
+        distill.asked(table=True, defence=True)
     with pytest.raises(ValueError, match=r"experiments\.reconstruct"):
-        distill.Config(method="full", attack=True)
+        distill.asked(method="full", attack=True)
 
 
 def test_labels_of_another_width_are_refused():

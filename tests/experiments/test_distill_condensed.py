@@ -5,18 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
-from command_lines import command_line
+from command_lines import asked, chunks, command_line
 
-from experiments import (
-    _condense_run,
-    _condensed,
-    _distill_config,
-    _flags,
-    _image_sets,
-    distill,
-)
-from ntk_privacy import checkpoint
-from ntk_privacy.distillation import distribution_matching, robust_mean
+from experiments import _condensed, _flags, distill
+from experiments._groups import Data
+from ntk_privacy import checkpoint, data
+from ntk_privacy.distillation import distribution_matching, dm, robust_mean
+from ntk_privacy.models import ConvNet
 
 TOY = {
     "method": "rdm",
@@ -33,11 +28,11 @@ TOY = {
 
 
 def _run(folder, **changes):
-    return distill.run(distill.Config(**{**TOY, "workdir": str(folder), **changes}))
+    return distill.run(asked(TOY, **{"workdir": str(folder), **changes}))
 
 
 def _arguments(folder, *flags, **changes):
-    return command_line(distill.Config, TOY, *flags, workdir=folder, **changes)
+    return command_line(distill.FLAGS, TOY, *flags, workdir=folder, **changes)
 
 
 def test_a_run_writes_every_file_and_is_evaluated_later(tmp_path):
@@ -52,20 +47,19 @@ def test_a_run_writes_every_file_and_is_evaluated_later(tmp_path):
     assert results["loss"] == pytest.approx(arrays["losses"].mean())
     assert "accuracy" not in results
     # The library's own call gives the same set.
-    config = distill.Config(**TOY)
-    images = _image_sets.load(config, num_train=300, num_test=60)
+    images = data.load_set("digits").subset(num_train=300, num_test=60)
     same = distribution_matching.distill(
-        images.normalised(images.x),
-        jax.numpy.asarray(images.classes),
-        model=_condensed.model(config, images),
+        jax.numpy.asarray(images.normalised(images.x_train)),
+        jax.numpy.asarray(images.class_train),
+        model=ConvNet(10, 4),
         key=jax.random.split(jax.random.key(0), 3)[0],
         images_per_class=2,
         num_steps=6,
         batch_size=8,
         mean_fn=robust_mean.calibrated(rate=0.1),
         operations=images.operations,
-        optimizer=_condensed._sgd(50.0),
-        chunk=_condensed._CHUNK,
+        optimizer=dm._sgd(50.0),
+        chunk=dm._CHUNK,
     )
     np.testing.assert_array_equal(arrays["images"], same.images)
     stamp = (tmp_path / "arrays.npz").stat().st_mtime_ns
@@ -76,7 +70,7 @@ def test_a_run_writes_every_file_and_is_evaluated_later(tmp_path):
         assert len(values) == 2
         assert more[entry]["convnet"] == pytest.approx(np.mean(values))
         assert more[entry]["convnet_deviation"] == pytest.approx(np.std(values, ddof=1))
-    assert "random real images" in _condense_run.summary(more)
+    assert "random real images" in distill.summary(more)
     assert _run(tmp_path) == more
     # A set that was damaged and deleted is made again, and what is known of it kept.
     sound = (tmp_path / "arrays.npz").read_bytes()
@@ -101,6 +95,7 @@ def test_interrupted_at_any_checkpoint_it_ends_with_the_same_bytes(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(_condensed, "_CHUNK", 2)
+    chunks(monkeypatch, 2)
     # Chunks of one length: fewer programs to compile.
     changes = {"evaluate": True, "checkpoint_seconds": 0.0, "num_epochs": 3}
     whole = _run(tmp_path / "whole", **changes)
@@ -132,17 +127,21 @@ def test_interrupted_at_any_checkpoint_it_ends_with_the_same_bytes(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--diag_reg=0.1"], "method='rdm' takes no diag_reg: leave diag_reg=0.1 out"),
-        (["--attack"], "takes no attack"),
-        (["--table"], "takes no table"),
-        (["--method=dm", "--rate=0.01"], "method='dm' takes no rate"),
-        (["--method=rkip"], "num_test=60 is for dm and its kind"),
+        (
+            ["--diag_reg=0.1"],
+            "--diag_reg has no effect with --method=rdm: leave",
+        ),
+        (["--attack"], "--attack has no effect with --method=rdm"),
+        (["--noattack"], "--noattack has no effect with --method=rdm"),
+        (["--method=dm", "--rate=0.01"], "(it is a flag of rdm, dm_truncated,"),
+        (["--method=rkip", "--num_test=60"], "--num_test has no effect with"),
         (["--rate=0.05"], "0.5 of one class, which must lie in [0, 1/3)"),
         (["--batch_size=300"], "batch_size=300 is more than the"),
         (["--images_per_class=0"], "images_per_class=0 must be at least 1"),
         (["--num_epochs=0"], "num_epochs=0 must be at least 1"),
         (["--train_learning_rate=0"], "train_learning_rate=0.0 must be above 0"),
-        (["--preset=tpu"], "use one of paper, cpu"),
+        (["--preset=tpu"], "use one of cpu, paper"),
+        (["--preset=papr"], "did you mean paper? Use one of cpu, paper"),
     ],
 )
 def test_bad_flags_are_one_line_exit_2_and_leave_nothing(
@@ -150,29 +149,42 @@ def test_bad_flags_are_one_line_exit_2_and_leave_nothing(
 ):
     folder = tmp_path / "new"
     arguments = _arguments(folder, *flags)
-    assert _flags.call(distill.main, distill.Config, arguments) == 2
+    assert _flags.call(distill.main, distill.FLAGS, arguments) == 2
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1
     assert not folder.exists()
 
 
-def test_none_stands_for_the_preset_or_for_what_kernels_had():
-    paper = distill.Config(method="dm", preset="paper")
-    assert (paper.width, paper.images_per_class, paper.num_steps) == (128, 50, 20_000)
-    assert (paper.rate, paper.num_images) == (None, None)
-    assert distill.Config(method="rdm").preset == "cpu"
-    assert distill.Config(method="rdm", width=7).width == 7
-    kernels = distill.Config(method="kip")
-    assert (kernels.width, kernels.num_steps) == (4096, 50_000)
-    assert (kernels.learning_rate, kernels.num_images) == (1e-3, 500)
-    assert kernels.batch_size is kernels.preset is None
+def test_presets_fill_in_what_is_not_given():
+    paper = distill.asked(method="dm", preset="paper")
+    sizes = paper.config
+    assert (sizes.width, sizes.images_per_class, sizes.num_steps) == (128, 50, 20_000)
+    assert not hasattr(sizes, "rate")
+    assert paper.group(Data).num_images is None
+    assert paper.flat()["num_epochs"] == 1000
+    assert distill.asked(method="rdm").preset == "cpu"
+    assert distill.asked(method="rdm").flat()["num_epochs"] == 100
+    assert distill.asked(method="rdm", width=7).config.width == 7
+    kernels = distill.asked(method="kip")
+    assert (kernels.config.width, kernels.config.num_steps) == (4096, 50_000)
+    assert kernels.config.learning_rate == 1e-3
+    assert kernels.group(Data).num_images == 500
+    assert kernels.config.batch_size is None
 
 
-def test_the_methods_on_the_command_line_are_those_of_the_table():
-    given = set(distill.Config.__annotations__["method"].__args__)
-    kernels = {"kip", "rkip", "rkip_noise", "rkip_finite", "random", "full"}
-    assert given == kernels | set(_condensed.METHODS)
-    assert set(_distill_config._CONDENSING) >= {"width", "rate", "num_epochs"}
-    config = json.dumps(_condensed.METHODS["rdm"].presets)
-    assert '"rate": 0.01' in config
+def test_folders_that_are_older_than_a_flag_are_read(tmp_path):
+    """Names that other methods have, values that were none, fields that were not."""
+    whole = _run(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    old = config | {"diag_reg": 1e-5, "table": False, "num_distilled": 20}
+    del old["fingerprint"], old["image_size"], old["rate"]
+    for given in (old, old | {"rate": None}):
+        path.write_text(json.dumps(given))
+        assert _run(tmp_path) == whole
+    with pytest.raises(_flags.UsageError, match=r"rate: 0\.01 in the folder, 0"):
+        _run(tmp_path, rate=0.02)
+    path.write_text(json.dumps(old | {"unheard_of": 3}))
+    with pytest.raises(_flags.UsageError, match="unheard_of: 3 in the folder, absent"):
+        _run(tmp_path)

@@ -2,26 +2,24 @@
 
 import dataclasses
 import json
-import types
 import warnings
 
 import jax
 import numpy as np
 import pytest
-from command_lines import command_line
+from command_lines import asked, chunks, command_line
 
 from experiments import (
     _compare_attacks,
-    _condensed,
     _flags,
-    _gradient_methods,
-    _image_sets,
+    _made,
+    _students,
     _timed_sets,
     compare,
     distill,
 )
-from ntk_privacy import checkpoint
-from ntk_privacy.distillation import gradient_matching
+from ntk_privacy import checkpoint, data
+from ntk_privacy.distillation import dc, gradient_matching, mtt
 from ntk_privacy.models import ConvNet
 from ntk_privacy.training import classification, trajectories
 
@@ -41,7 +39,7 @@ TRAJECTORY = {"num_experts": 2, "student_steps": 2, "expert_epochs": 1}
 
 
 def _run(folder, **changes):
-    return distill.run(distill.Config(**{**TOY, "workdir": str(folder), **changes}))
+    return distill.run(asked(TOY, **{"workdir": str(folder), **changes}))
 
 
 @pytest.mark.parametrize("method", ["dc", pytest.param("mtt", marks=pytest.mark.slow)])
@@ -50,7 +48,7 @@ def test_a_run_has_both_accuracies_and_goes_on_after_a_kill(
 ):
     changes = {"method": method, "evaluate": True, "checkpoint_seconds": 0.0}
     changes |= TRAJECTORY if method == "mtt" else {}
-    monkeypatch.setitem(_condensed._CHUNKS, "mtt", 1)
+    chunks(monkeypatch, 1)
     results = _run(tmp_path / "whole", **changes)
     assert results["method"] == method
     for entry in ("accuracy", "accuracy_random"):
@@ -62,15 +60,13 @@ def test_a_run_has_both_accuracies_and_goes_on_after_a_kill(
         assert ("step_size" in stored) == (method == "mtt")
         made = stored["images"] * stored["deviation"]
         mean = stored["mean"]
-    images = distill._condense_run._load(
-        distill.Config(**{**TOY, "workdir": str(tmp_path), **changes})
-    )
-    apart = (images.x - mean)[None] - made[:, None]
+    images = data.load_set("digits").subset(num_train=300, num_test=60)
+    apart = (images.x_train - mean)[None] - made[:, None]
     apart = np.linalg.norm(apart.reshape(*apart.shape[:2], -1), axis=2)
     near = results["nearest"]
     np.testing.assert_allclose(near["distances"], apart.min(1), rtol=1e-4)
     shown = np.clip(made + mean, 0, 1)
-    errors = np.mean((images.x[near["psnr_index"]] - shown) ** 2, axis=(1, 2, 3))
+    errors = np.mean((images.x_train[near["psnr_index"]] - shown) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(near["psnr"], -10 * np.log10(errors), rtol=1e-4)
     assert near["num_copies"] == sum(value >= 25 for value in near["psnr"])
 
@@ -111,7 +107,7 @@ def test_dc_matches_the_regularised_loss_if_a_weight_is_given(tmp_path, monkeypa
             ("shorter", {"penalty_weight": 2.0, "penalty_step": 0.5}),
         )
     )
-    want = [_gradient_methods.real_loss(ConvNet(10, 4), 2.0, h) for h in (3.0, 0.5)]
+    want = [dc.real_loss(ConvNet(10, 4), 2.0, h) for h in (3.0, 0.5)]
     assert asked == [(loss, 2) for loss in (None, *want)]
     assert len({plain["loss"], flat["loss"], shorter["loss"]}) == 3
 
@@ -121,13 +117,13 @@ def test_experts_of_a_folder_are_completed_after_a_kill_or_taken_as_they_are(
 ):
     changes = {"method": "mtt", **TOY, **TRAJECTORY, "experts": str(tmp_path)}
     changes |= {"batch_size": 300, "width": 2, "max_start_epoch": 1}
-    config = distill.Config(**changes)
-    images = _image_sets.load(config, num_train=300, num_test=60)
-    x = images.normalised(images.x)
+    config = asked(changes, method="mtt").config
+    images = data.load_set("digits").subset(num_train=300, num_test=60)
 
     def experts(seed=0, **other):
-        asked = dataclasses.replace(config, **other)
-        found = _gradient_methods.experts(asked, images, x, jax.random.key(seed))
+        config_ = dataclasses.replace(config, **other)
+        key = jax.random.key(seed)
+        found = mtt.experts(images, config_, key=key, folder=tmp_path / "not")
         return len(jax.tree.leaves(found)[0])
 
     def die(*args, **options):
@@ -148,13 +144,13 @@ def test_experts_of_a_folder_are_completed_after_a_kill_or_taken_as_they_are(
 
 def test_presets_are_the_published_tables():
     for each in (1, 50):
-        paper = distill.Config(method="dc", preset="paper", images_per_class=each)
+        paper = distill.asked(method="dc", preset="paper", images_per_class=each).config
         moves, epochs = (1, 1) if each == 1 else (50, 10)
         assert (paper.outer_steps, paper.inner_epochs) == (moves, epochs)
         assert paper.learning_rate == 0.1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore" if each == 50 else "error")
-            small = distill.Config(method="dsa", images_per_class=each)
+            small = distill.asked(method="dsa", images_per_class=each).config
         assert (small.num_steps, small.learning_rate) == (
             (400, 0.2) if each == 1 else (60, 0.5)
         )
@@ -162,9 +158,9 @@ def test_presets_are_the_published_tables():
     sizes = {}
     for method in ("mtt", "tesla"):
         for each in (1, 10, 50):
-            config = distill.Config(
+            config = distill.asked(
                 method=method, preset="paper", images_per_class=each
-            )
+            ).config
             sizes[method, each] = (
                 *(config.student_steps, config.expert_epochs, config.max_start_epoch),
                 *(config.learning_rate, config.step_size_rate, config.step_size),
@@ -177,21 +173,20 @@ def test_presets_are_the_published_tables():
     # Half of what is published: the factor 2 is in the gradient here.
     assert sizes["tesla", 1] == (50, 2, 5, 500, 1e-7, 0.01)
     with pytest.warns(UserWarning, match="images_per_class=20 has no published sizes"):
-        distill.Config(method="mtt", preset="paper", images_per_class=20)
+        distill.asked(method="mtt", preset="paper", images_per_class=20)
     with pytest.warns(UserWarning, match="=7 has no published loops") as caught:
-        paper = distill.Config(method="dc", preset="paper", images_per_class=7)
+        paper = distill.asked(method="dc", preset="paper", images_per_class=7).config
     assert (len(caught), paper.outer_steps, paper.inner_epochs) == (1, 10, 50)
     for given in ({}, {"outer_steps": 3}, {"inner_epochs": 3}):
         with pytest.warns(UserWarning, match="=7 has no loops of its own") as caught:
-            distill.Config(method="dc", images_per_class=7, **given)
+            distill.asked(method="dc", images_per_class=7, **given)
         assert len(caught) == 1
 
 
 def test_many_products_are_not_kept():
     def lean(**flags):
-        config = distill.Config(method="mtt", preset="paper", **flags)
-        ten = types.SimpleNamespace(num_classes=10)
-        return _gradient_methods._low_memory(config, ten, (32, 32, 3))
+        config = distill.asked(method="mtt", preset="paper", **flags).config
+        return mtt._low_memory((32, 32, 3), 10, config)
 
     # 0.7, 1.4, 4.2 and 21 GB.
     assert not lean(images_per_class=1)
@@ -203,8 +198,8 @@ def test_many_products_are_not_kept():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--method=dc", "--student_steps=3"], "method='dc' takes no student_steps"),
-        (["--method=mtt", "--outer_steps=3"], "method='mtt' takes no outer_steps"),
+        (["--method=dc", "--student_steps=3"], "--student_steps has no effect with"),
+        (["--method=mtt", "--outer_steps=3"], "it is a flag of dc, dsa"),
         (
             ["--method=dsa", "--images_per_class=90", *LOOPS],
             "images_per_class=90 is more than",
@@ -213,7 +208,7 @@ def test_many_products_are_not_kept():
             ["--method=dc", "--images_per_class=90", "--evaluate", *LOOPS],
             "what --evaluate compares with: use fewer",
         ),
-        (["--method=dm", "--penalty_weight=3"], "method='dm' takes no penalty_weight"),
+        (["--method=dm", "--penalty_weight=3"], "--penalty_weight has no effect with"),
         (["--method=dc", "--penalty_weight=0"], "penalty_weight=0.0 must be above 0"),
         (["--method=dc", "--penalty_step=2"], "has no effect without penalty_weight"),
         (["--method=mtt", "--step_size=0"], "step_size=0.0 must be above 0"),
@@ -222,8 +217,8 @@ def test_many_products_are_not_kept():
 )
 def test_flags_of_other_methods_are_refused(tmp_path, capsys, flags, message):
     folder = tmp_path / "new"
-    arguments = command_line(distill.Config, TOY, *flags, workdir=folder)
-    assert _flags.call(distill.main, distill.Config, arguments) == 2
+    arguments = command_line(distill.FLAGS, TOY, *flags, workdir=folder)
+    assert _flags.call(distill.main, distill.FLAGS, arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
@@ -281,20 +276,20 @@ def test_a_learnt_step_size_and_its_fault_are_results(
 ):
     """A set that was condensed with a lost step size is told, not trained with it."""
     random = np.random.default_rng(0)
-    made = _condensed.Condensed(
+    made = _made.Made(
         random.normal(size=(10, 8, 8, 1)).astype(np.float32),
         np.arange(10, dtype=np.int32),
         np.ones(4, np.float32),
         np.float32(learnt),
     )
-    monkeypatch.setattr(distill._condense_run, "_condense", lambda *_: made)
+    monkeypatch.setattr(_made, "make", lambda *_, **__: made)
     trained = []
 
     def accuracies(config, workdir, images, made, *rest):
         trained.append(getattr(made, "step_size", None))
         return [0.5]
 
-    monkeypatch.setattr(distill._condense_run, "_accuracies", accuracies)
+    monkeypatch.setattr(_students, "_accuracies", accuracies)
     changes = {"method": "mtt", "evaluate": True, "preset": "paper", **TRAJECTORY}
     results = _run(tmp_path, **changes)
     assert results["step_size"] == pytest.approx(learnt)
@@ -305,7 +300,7 @@ def test_a_learnt_step_size_and_its_fault_are_results(
     assert fault in results["step_size_fault"]
     assert not trained
     assert "accuracy" not in results
-    assert fault in distill._condense_run.summary(results)
+    assert fault in distill.summary(results)
     # With a step size of one's own the set may still be tried.
     other = _run(tmp_path / "other", **changes, train_learning_rate=0.01)
     assert fault in other["step_size_fault"]
