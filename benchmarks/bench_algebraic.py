@@ -46,11 +46,12 @@ ROWS = {
 
 
 def victim_of(row, seed):
-    """Trains the row's network as `experiments.reconstruct` does."""
+    """Trains the row's network as `experiments.reconstruct` does; its images too."""
     with tempfile.TemporaryDirectory() as folder:
         config = reconstruct.Config(**row, seed=seed, workdir=folder, progress=False)
         with Workdir(folder, config) as workdir:
-            return _victim.make(config, workdir, *_victim.load(config), Timer())
+            dataset, key = _victim.load(config)
+            return _victim.make(config, workdir, dataset, key, Timer()), dataset
 
 
 def decode(victim, seed):
@@ -61,22 +62,22 @@ def decode(victim, seed):
             victim.params_0,
             victim.params_t,
             key=jax.random.fold_in(jax.random.key(1), seed),
-            image_shape=victim.dataset.x_train.shape[1:],
+            image_shape=victim.image_shape,
         )
     )
     return found, time.perf_counter() - start
 
 
-def published(victim, steps):
+def published(victim, dataset, steps):
     """Seconds per step of the published search."""
     attack = kkt.prepare(
         victim.model,
         victim.params_0,
         victim.params_t,
         key=jax.random.key(0),
-        image_shape=victim.dataset.x_train.shape[1:],
-        num_images=2 * len(victim.dataset.x_train),
-        bounds=victim.dataset.bounds,
+        image_shape=victim.image_shape,
+        num_images=2 * len(dataset.x_train),
+        bounds=dataset.bounds,
         points="init",
         settings=kkt.PAPER,
     )
@@ -93,11 +94,11 @@ def main() -> None:
     options = _measure.arguments(rows=",".join(ROWS), seed=0, steps=50)
     rows = []
     for name in options.rows.split(","):
-        victim = victim_of(ROWS[name], options.seed)
+        victim, dataset = victim_of(ROWS[name], options.seed)
         _, first = decode(victim, options.seed)
         found, second = decode(victim, options.seed)
         figures = reconstruction_curve.evaluate(
-            jnp.asarray(victim.dataset.x_train), found.images, mean=victim.dataset.mean
+            jnp.asarray(dataset.x_train), found.images, mean=dataset.mean
         )
         squared = np.asarray(figures.squared_distances)
         row = {
@@ -112,7 +113,7 @@ def main() -> None:
             "s_with_compile": first,
         }
         if not rows:
-            step = published(victim, options.steps)
+            step = published(victim, dataset, options.steps)
             row["published_s_of_80000_steps"] = 80_000 * step
         rows.append(row)
         _measure.report("algebraic", rows[-1:], None)

@@ -4,12 +4,13 @@ Source: Loo et al., ICLR 2024 (arXiv:2302.01428): networks are trained on the se
 attacked for twice as many images; those found are compared with the original ones.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import _attacks, _auto, _distillation, _victim, reconstruct
+from experiments import _attacks, _distillation, _victim, reconstruct
 from experiments._distillation import Distilled
 from experiments._workdir import Workdir
 from ntk_privacy import data
@@ -18,7 +19,7 @@ from ntk_privacy.evaluation.reconstruction_curve import RECOVERED_PSNR
 from ntk_privacy.reports import plots
 from ntk_privacy.resume import Timer
 
-ATTACKS = {"kkt": _attacks.run_kkt, "auto": _auto.run}
+ATTACKS = ("kkt", "auto")
 """The published search; and decoding exactly, then searching for the rest."""
 
 
@@ -122,17 +123,19 @@ def attack(
         workdir.checkpoint_folder / "attack", spec, ignore=reconstruct.NOT_RESULTS
     ) as inner:
         victim = _victim.make(spec, inner, victim_set, key, training)
+        moved = _victim.figures(spec, victim_set, victim)["kernel_distance"]
         told, arrays, spent = {}, {}, training.run
-        for name, run in ATTACKS.items():
-            clock = Timer()
-            found = run(spec, inner, victim, clock)
+        for name in ATTACKS:
+            clock, asked = Timer(), dataclasses.replace(spec, method=name)
+            found = _attacks.run(asked, inner, victim_set, victim, clock)
+            extra = _attacks.entries(found)
             spent += clock.run
             timer.compile += clock.compile
             told[name] = _judge(dataset, distilled, found.images)
             told[name] |= {
-                entry: found.extra[entry]
+                entry: extra[entry]
                 for entry in ("num_certified", "message", "nonfinite")
-                if entry in found.extra
+                if entry in extra
             } | {"verdict": found.verdict}
             arrays[f"reconstructions_{name}"] = found.images
     timer.run, timer.compile = spent, timer.compile + training.compile
@@ -149,7 +152,7 @@ def attack(
     return {
         **told,
         "train_loss": victim.loss,
-        "kernel_distance": victim.kernel_distance,
+        "kernel_distance": moved,
     }
 
 

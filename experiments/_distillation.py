@@ -310,7 +310,7 @@ def _finite(config, workdir, dataset, key, timer) -> Distilled:
         workdir.checkpoint_folder / "finite", spec, ignore=reconstruct.NOT_RESULTS
     ) as inner:
         victim = _victim.make(spec, inner, dataset, key, timer)
-        settings, points = _attacks.kkt_settings(spec)
+        settings, points = kkt.plan(_attacks.method_config(spec), spec.dynamics)
         if config.dynamics == "standard":
             # The labels belong to one kernel: that of the trained network.
             points = kkt.parse_points("final")
@@ -328,19 +328,8 @@ def _finite(config, workdir, dataset, key, timer) -> Distilled:
                 points=points,
                 settings=settings,
             )
-            found, losses = _attacks.search(
-                spec,
-                inner,
-                "rkip_finite",
-                ready,
-                lambda ready, first, callback: kkt.run(
-                    ready, first_step=first, chunk=50, callback=callback
-                ),
-                settings.num_steps,
-                timer,
-            )
-            # Of all steps, those before a kill too.
-            return found._replace(losses=losses)
+            stage = _progress.stage(spec, inner.checkpoint_folder, timer)
+            return kkt.run_staged(ready, stage=stage, name="rkip_finite")
 
         result = rkip.distill_finite(
             attack,

@@ -3,7 +3,6 @@
 Source: Loo et al., ICLR 2024 (arXiv:2302.01428), Table 1.
 """
 
-import functools
 import shutil
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _distillation, _victim
+from experiments import _distillation, _progress
 from experiments._distillation import Distilled
 from experiments._workdir import Workdir
 from ntk_privacy import data
@@ -19,7 +18,7 @@ from ntk_privacy.evaluation import rates
 from ntk_privacy.kernels import regression
 from ntk_privacy.models import MLP
 from ntk_privacy.resume import Timer
-from ntk_privacy.training import linearized
+from ntk_privacy.training import victim
 
 _BLOCK = 1000
 _TRUCK = 9
@@ -137,28 +136,25 @@ def _finite(config, workdir, dataset, distilled, key, kind, run):
     model = MLP((config.width,) * config.depth, y.shape[1])
     params_0 = model.init_params(jax.random.fold_in(key, run), x.shape[1:], dtype)
     spec = _distillation.network_config(config, len(x))
-    is_linear = kind == "linearized"
-    if is_linear:
-        trained = _victim.fit_linearized(spec, model, params_0, x, y)
-    else:
-        folder = workdir.checkpoint_folder / f"standard_{run}"
-        trained = _victim.fit_standard(
-            spec, folder, model, params_0, x, y, fraction=_FRACTION
+    given: dict[str, Any] = {
+        "dynamics": kind,
+        "stop_loss": spec.stop_loss,
+        "max_steps": spec.max_train_steps,
+        "fraction": _FRACTION,
+    }
+    if kind == "standard":
+        given["name"] = f"standard_{run}"
+        given["stage"] = _progress.stage(
+            spec, workdir.checkpoint_folder, Timer(), description="train"
         )
-        shutil.rmtree(folder, ignore_errors=True)  # its accuracy is kept instead
-    params = (params_0, trained["params"])
+    trained = victim.fit(model, params_0, x, y, **given)
+    # Its accuracy is kept instead.
+    shutil.rmtree(workdir.checkpoint_folder / f"standard_{run}", ignore_errors=True)
     outputs = [
-        np.asarray(_outputs(model, is_linear, *params, jnp.asarray(block, dtype)))
+        np.asarray(victim.outputs(trained, block))
         for block in np.array_split(
             dataset.x_test, max(1, round(len(dataset.x_test) / _BLOCK))
         )
     ]
-    told = {"loss": float(trained["loss"]), "steps": int(trained["steps"])}
+    told = {"loss": trained.loss, "steps": trained.steps or 0}
     return told, np.concatenate(outputs)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _outputs(model, is_linear, params_0, params, x):
-    if is_linear:
-        return linearized.apply_linearized(model.apply_fn, params_0, params, x)
-    return model.apply_fn(params, x)

@@ -17,7 +17,6 @@ import numpy as np
 
 from experiments import (
     _attacks,
-    _auto,
     _flags,
     _max_margin,
     _sweep,
@@ -29,14 +28,7 @@ from ntk_privacy import _checks
 from ntk_privacy.evaluation import reconstruction_curve
 from ntk_privacy.reports import plots
 from ntk_privacy.resume import Timer
-from ntk_privacy.training import train
-
-METHODS = {
-    "auto": _auto.run,
-    "algebraic": _attacks.run_algebraic,
-    "kkt": _attacks.run_kkt,
-    "max_margin": _max_margin.run,
-}
+from ntk_privacy.training import logistic, train
 
 
 def _field(default: Any, text: str) -> Any:
@@ -147,9 +139,8 @@ class Config:
                     f"early_stop_loss={self.early_stop_loss} must be above "
                     f"stop_loss={self.stop_loss}: it ends training earlier."
                 )
-        _attacks.kkt_settings(self)
+        _attacks.method_config(self)
         if self.method == "max_margin":
-            _max_margin.settings(self)
             if self.task == "all_classes" or self.dataset == "tiny_imagenet":
                 raise ValueError(
                     "method='max_margin' takes two classes: use a binary task, or "
@@ -224,15 +215,22 @@ def _run(config: Config) -> dict[str, Any]:
         dataset, key_init = loaded or _victim.load(config)
         training, attacking = Timer(), Timer()
         is_max_margin = config.method == "max_margin"
-        make = _max_margin.make if is_max_margin else _victim.make
-        victim = make(config, workdir, dataset, key_init, training)
+        victim = _victim.make(config, workdir, dataset, key_init, training)
+        judged = _victim.figures(config, dataset, victim)
         with _warned.recorded() as told:
-            attacked = METHODS[config.method](config, workdir, victim, attacking)
+            attacked = _attacks.run(config, workdir, dataset, victim, attacking)
+        images = attacked.images
+        extra, more = _attacks.entries(attacked), _attacks.arrays(config, attacked)
+        if is_max_margin:
+            ranked = _max_margin.rank(workdir, dataset, images)
+            extra, more = extra | ranked[0], more | ranked[1]
+            # The network takes images less their mean image.
+            images = images + logistic.preprocess(dataset.x_train)[1]
         evaluation = reconstruction_curve.evaluate(
-            dataset.x_train, attacked.images, mean=dataset.mean
+            dataset.x_train, images, mean=dataset.mean
         )
         train_order = evaluation.train_index
-        matched = attacked.images[evaluation.reconstruction_index]
+        matched = images[evaluation.reconstruction_index]
         plots.curve(
             {f"{config.method}, {config.dynamics}": evaluation.squared_distances},
             workdir.path("curve.png"),
@@ -250,13 +248,13 @@ def _run(config: Config) -> dict[str, Any]:
             "images": dataset.x_train,
             "labels": dataset.y_train,
             "mean": dataset.mean,
-            "reconstructions": attacked.images,
+            "reconstructions": images,
             "duals": attacked.duals,
             "losses": attacked.losses,
             "train_index": train_order,
             "reconstruction_index": evaluation.reconstruction_index,
         }
-        arrays.update(attacked.arrays)
+        arrays.update(more)
         if victim.duals is not None:
             arrays["true_duals"] = victim.duals
         workdir.write_arrays("arrays.npz", **arrays)
@@ -273,8 +271,7 @@ def _run(config: Config) -> dict[str, Any]:
             "train_loss": victim.loss,
             "train_steps": victim.steps,
             "converged": _converged(config, victim.loss, dataset.y_train),
-            "test_accuracy": victim.test_accuracy,
-            "kernel_distance": victim.kernel_distance,
+            **judged,
             "num_recovered": evaluation.num_recovered,
             "mean_error": evaluation.mean_error,
             "mean_squared_error": evaluation.mean_squared_error,
@@ -283,7 +280,7 @@ def _run(config: Config) -> dict[str, Any]:
             "psnr": evaluation.psnr,
             "ssim": evaluation.ssim,
             "attack_loss": float(attacked.losses[-1]) if len(attacked.losses) else None,
-            **attacked.extra,
+            **extra,
             "seconds": {
                 "train": training.run,
                 "compile": training.compile + attacking.compile,

@@ -67,6 +67,16 @@ def _filled(tree: Any) -> Any:
     )
 
 
+def _as_stored(metadata: Any) -> Any:
+    """Returns the shapes of a checkpoint's leaves, and whether there is one at all."""
+    if metadata is None:
+        raise FileNotFoundError("it holds no arrays")
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype),
+        getattr(metadata, "tree", metadata),
+    )
+
+
 def save(folder: str | pathlib.Path, step: int, state: Any) -> None:
     """Saves a pytree as the checkpoint of `step`; the two newest are kept.
 
@@ -100,16 +110,19 @@ def restore(folder: str | pathlib.Path, step: int, like: Any) -> Any:
     Args:
       folder: where `save` wrote.
       step: a step that was saved, such as `latest_step(folder)`.
-      like: pytree of arrays, or of `jax.ShapeDtypeStruct`, to expect.
+      like: pytree of arrays, or of `jax.ShapeDtypeStruct`, to expect; None takes what
+        is there, as dictionaries and lists of arrays.
 
     Raises:
       ValueError: the checkpoint is missing or damaged, or its structure, shapes or
         dtypes are not those of `like`.
     """
     _require_arrays(like)
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _filled(like))
     with _manager(folder) as manager:
         try:
+            if like is None:
+                like = _as_stored(manager.item_metadata(step))
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _filled(like))
             _refuse_another_structure(manager.item_metadata(step), abstract)
             stored = manager.restore(step, args=ocp.args.StandardRestore(abstract))
         except (ValueError, KeyError, FileNotFoundError) as error:

@@ -8,8 +8,10 @@ earlier starts too. The method cannot tell the difference, and ends with the sam
 
 import contextlib
 import dataclasses
+import io
 import pathlib
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -21,7 +23,17 @@ from jaxtyping import Shaped
 from ntk_privacy import checkpoint
 from ntk_privacy._types import Callback
 
-__all__ = ["Every", "Ran", "Stage", "Timer", "resumed", "straight", "watched"]
+__all__ = [
+    "Every",
+    "Ran",
+    "Stage",
+    "Timer",
+    "once",
+    "resumed",
+    "straight",
+    "timed",
+    "watched",
+]
 
 State = TypeVar("State")
 Result = TypeVar("Result")
@@ -62,7 +74,8 @@ class Stage(Protocol):
 
         Args:
           name: of the stage: its checkpoints, its progress bar; one for each loop.
-          start: the state before the first step, a pytree of arrays.
+          start: the state before the first step, a pytree of arrays; None where no
+            shape is known before the loop has run, see `once`.
           go: `(state, steps_done, callback) -> result`: runs the loop on and calls
             `callback(steps_done, state, metrics)` after each chunk, the last one too;
             when that returns True it stops and returns what it has.
@@ -215,7 +228,7 @@ def resumed(
         state, done = start, checkpoint.latest_step(place) or 0
         if done:
             like = {"state": start, "losses": losses.values, "seconds": np.zeros(2)}
-            stored = checkpoint.restore(place, done, like)
+            stored = checkpoint.restore(place, done, None if start is None else like)
             state = jax.tree.map(jnp.asarray, stored["state"])
             losses.values = np.array(stored["losses"])
             timer.run, timer.compile = map(float, stored["seconds"])
@@ -255,3 +268,54 @@ def resumed(
         return Ran(result, losses.values)
 
     return run
+
+
+def once(
+    stage: Stage, name: str, make: Callable[[], Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Returns arrays that are made in one piece, or those of an earlier process.
+
+    A loop has a state of known shapes; what is decoded, counted or drawn until it fits
+    has not. A stage of one step keeps it all the same.
+
+    Args:
+      stage: that of the method.
+      name: of this piece among its stages.
+      make: returns the arrays, texts among them; no objects.
+
+    Example:
+      >>> import numpy as np
+      >>> from ntk_privacy import resume
+      >>> make = lambda: {"primes": np.asarray([2, 3, 5])}
+      >>> resume.once(resume.straight, "primes", make)["primes"]
+      array([2, 3, 5])
+    """
+
+    def go(state, done, callback):
+        if not done:
+            state = {"archive": _packed(make())}
+            callback(1, state, {})
+        return state
+
+    return _unpacked(stage(name, None, go, 1).result["archive"])
+
+
+def timed(stage: Stage, name: str, make: Callable[[], Result]) -> Result:
+    """Returns what `make` makes, its time counted as the stage's; nothing is stored."""
+    return stage(name, {}, lambda *_: make(), 1).result
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+            archive.writestr(f"{name}.npy", member.getvalue())
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def _unpacked(archive: Any) -> dict[str, np.ndarray]:
+    file = io.BytesIO(np.asarray(archive, np.uint8).tobytes())
+    with np.load(file, allow_pickle=False) as stored:
+        return dict(stored)

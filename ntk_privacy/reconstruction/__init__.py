@@ -1,11 +1,32 @@
 """Attacks that read training images back from weights.
 
-`kkt.reconstruct` searches for images that explain the change of the weights,
-`algebraic.reconstruct` decodes them from ReLU gates, `max_margin.reconstruct` needs the
-final weights alone. `replay.replay` gives the search features along the training that
-recovered images explain.
+`METHODS` has one row each, of one contract: `run(evidence, config, *, key, stage)`.
+`auto` decodes, searches for the rest and polishes; `algebraic` decodes images from ReLU
+gates, `kkt` searches for images that explain the change of the weights, `max_margin`
+needs the final weights alone. `replay.replay` gives the search features along the
+training that recovered images explain.
 """
 
-from ntk_privacy.reconstruction import algebraic, kkt, max_margin, replay
+from ntk_privacy.reconstruction import (
+    algebraic,
+    auto,
+    evidence,
+    kkt,
+    max_margin,
+    replay,
+)
+from ntk_privacy.reconstruction.evidence import Evidence
+from ntk_privacy.reconstruction.methods import METHODS
+from ntk_privacy.reconstruction.result import Reconstruction
 
-__all__ = ["algebraic", "kkt", "max_margin", "replay"]
+__all__ = [
+    "METHODS",
+    "Evidence",
+    "Reconstruction",
+    "algebraic",
+    "auto",
+    "evidence",
+    "kkt",
+    "max_margin",
+    "replay",
+]

@@ -6,84 +6,46 @@ has converged or was stopped early. The published attack fits x and alpha by 80,
 optimizer steps. The layers of a ReLU network need no fit: they factorize.
 """
 
-from typing import NamedTuple
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, resume
 from ntk_privacy._types import Params
+from ntk_privacy.method import Method, field
 from ntk_privacy.reconstruction import (
     certificate,
     layer_inversion,
     low_rank,
     mlp_layers,
     one_output,
+    result,
     several_outputs,
 )
+from ntk_privacy.reconstruction.algebraic_result import (
+    TOLERANCE as TOLERANCE,
+)
+from ntk_privacy.reconstruction.algebraic_result import (
+    AlgebraicReconstruction as AlgebraicReconstruction,
+)
+from ntk_privacy.reconstruction.algebraic_result import from_arrays, to_arrays
+from ntk_privacy.reconstruction.evidence import Evidence
 from ntk_privacy.reconstruction.verdict import Verdict
+from ntk_privacy.resume import Stage, straight
 
-__all__ = ["TOLERANCE", "AlgebraicReconstruction", "count_images", "reconstruct"]
-
-TOLERANCE = 0.05
-"""Largest stated relative error of a certified image."""
-
-
-class AlgebraicReconstruction(NamedTuple):
-    """Decoded images, best first, and what certifies them without the truth.
-
-    **What a certificate means.** The change of all parameters, beyond a disturbance
-    whose size is measured, holds one gradient at this image, or within `errors` of it.
-    That is a training image; or, which no weights can tell apart, several training
-    images that share every gate, of which the mean weighted by their duals is decoded:
-    copies, images closer to each other than a linear region is wide (`errors` is never
-    below that width, so fewer than 200 hidden units in all certify nothing), and, where
-    initial biases are zero, positive multiples of one image. Multiples show where
-    training converged, for the network is then flat along their ray or gives them no
-    label, and are not certified; where it was stopped early they do not show. An image
-    whose units are all closed, such as zero with zero biases, moves the output bias
-    alone: `verdict` says so, and N does not count it. Biases are taken to have been
-    trained with the learning rate of the kernels: another one rescales all images
-    alike.
-
-    Attributes:
-      images: (m, height, width, depth) in the units that the network takes; m may be 0.
-      duals: multiplier of each image and output, of the sum over images.
-      activations: that feed the last hidden layer, decoded.
-      gates: of the last hidden layer.
-      residuals: one relative error per image, the largest of: distance of the gate row
-        to the row space; gates that the activations contradict, twice their share;
-        misfit of the forward pass; distance of the image to the first layer's span.
-        Consistency of an image with itself: no bound on its error.
-      accepted: residual below what the noise in the singular values allows: good
-        starts for an optimiser, no more.
-      errors: bound on the relative L2 error of each image, by `certificate.weigh`; inf
-        where there is none.
-      certified: `errors` within `tolerance`, and nothing speaks against the image.
-      tolerance: `TOLERANCE`.
-      estimated_num_images: N, from the rank; None where noise hides it.
-      rank_gap: last kept over first dropped singular value: 1 is no evidence for N,
-        above 20 is certainty.
-      num_rounds: rounds of random starts that were used.
-      message: what was and what was not decoded, in a sentence.
-      verdict: what the evidence says of the whole.
-    """
-
-    images: Float[Array, "m h w d"]
-    duals: Float[Array, "m c"]
-    activations: Float[Array, "m units0"]
-    gates: Bool[Array, "m units"]
-    residuals: Float[Array, " m"]
-    accepted: Bool[Array, " m"]
-    errors: Float[Array, " m"]
-    certified: Bool[Array, " m"]
-    tolerance: float
-    estimated_num_images: int | None
-    rank_gap: float
-    num_rounds: int
-    message: str
-    verdict: Verdict
+__all__ = [
+    "METHOD",
+    "TOLERANCE",
+    "AlgebraicReconstruction",
+    "Config",
+    "UndecodableError",
+    "count_images",
+    "decode",
+    "from_evidence",
+    "reconstruct",
+]
 
 
 def reconstruct(
@@ -260,3 +222,119 @@ def _message(found: layer_inversion.Decoding, count: int) -> str:
     if found.gap < 20.0:
         message += f"; the gates' rank has a faint gap of {found.gap:.1f}"
     return message + "."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """How long decoding tries; attributes: see the help of each field."""
+
+    num_starts: int | None = field(
+        None, "Random starts per round; none is 128 to 1,024, growing with N."
+    )
+    max_rounds: int = field(20, "Rounds of starts at most.")
+
+    def __post_init__(self):
+        _checks.at_least(1, max_rounds=self.max_rounds)
+        if self.num_starts is not None:
+            _checks.at_least(2, num_starts=self.num_starts)
+
+
+class UndecodableError(ValueError):
+    """The network is not one that decoding takes; a damaged checkpoint is no such."""
+
+
+def decode(
+    evidence: Evidence,
+    config: Config = Config(),
+    *,
+    key: Array,
+    stage: Stage = straight,
+) -> AlgebraicReconstruction:
+    """Decodes what evidence speaks of, or returns what an earlier process decoded.
+
+    Args:
+      evidence: weights before and after, image shape; number of images and auxiliary
+        images if they are told.
+      config: of the decoding.
+      key: typed key of the random starts.
+      stage: keeps what was decoded, as "decoded"; it cannot be cut short.
+
+    Raises:
+      UndecodableError: see `reconstruct`.
+      ValueError: the weights before training are not known, or the checkpoint of an
+        earlier process is damaged.
+    """
+    evidence.needs("algebraic", "params_0")
+
+    def make():
+        try:
+            found = reconstruct(
+                evidence.params_0,
+                evidence.params_t,
+                key=key,
+                image_shape=evidence.image_shape,
+                num_images=evidence.num_images,
+                auxiliary=evidence.auxiliary,
+                num_starts=config.num_starts,
+                max_rounds=config.max_rounds,
+            )
+        except ValueError as error:
+            raise UndecodableError(str(error)) from error
+        return to_arrays(found)
+
+    return from_arrays(resume.once(stage, "decoded", make))
+
+
+def from_evidence(
+    evidence: Evidence,
+    config: Config = Config(),
+    *,
+    key: Array,
+    stage: Stage = straight,
+) -> result.Reconstruction:
+    """Decodes; a network that decoding does not take is a result without images.
+
+    Args: see `decode`.
+
+    Raises:
+      ValueError: the weights before training are not known, or hold a NaN.
+    """
+    try:
+        found = decode(evidence, config, key=key, stage=stage)
+    except UndecodableError as error:
+        return _undecoded(evidence, str(error))
+    return result.Reconstruction(
+        images=np.asarray(found.images),
+        duals=np.asarray(found.duals)[None],
+        losses=np.zeros(0),
+        verdict=found.verdict,
+        sources=("decoded",) * len(found.images),
+        certified=np.asarray(found.certified),
+        residuals=np.asarray(found.residuals),
+        errors=np.asarray(found.errors),
+        estimated_num_images=found.estimated_num_images,
+        message=found.message,
+        decoded=found,
+    )
+
+
+def _undecoded(evidence: Evidence, reason: str) -> result.Reconstruction:
+    """Returns no image, and why."""
+    return result.Reconstruction(
+        images=np.zeros((0, *evidence.image_shape)),
+        duals=np.zeros((1, 0, evidence.num_outputs)),
+        losses=np.zeros(0),
+        verdict=Verdict("nothing found", reason),
+        sources=(),
+        message=f"not decoded ({reason})",
+        **result.uncertain(0),
+    )
+
+
+METHOD = Method(
+    name="algebraic",
+    about="Exact decoding of the ReLU gates from the change of the weights; no search.",
+    config=Config,
+    presets={"fast": Config},
+    run=from_evidence,
+)

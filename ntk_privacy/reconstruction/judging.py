@@ -12,7 +12,7 @@ ReLU comes to 0.90, with images a quarter off.
 
 import numpy as np
 
-from ntk_privacy.reconstruction.evidence import Evidence
+from ntk_privacy.reconstruction.explanation import Explained
 from ntk_privacy.reconstruction.verdict import Verdict
 
 __all__ = ["completed", "of_replay", "of_search", "percent", "replayed"]
@@ -41,19 +41,19 @@ def percent(share: float) -> str:
     return f"{min(value, 99.99):.2f}%" if value > 99 else f"{value:.0f}%"
 
 
-def of_search(evidence: Evidence | None) -> Verdict:
+def of_search(found: Explained | None) -> Verdict:
     """Judges a search that knows the parameters before and after.
 
     Args:
-      evidence: of its images; None if its loss became NaN, or they overflow.
+      found: of its images; None if its loss became NaN, or they overflow.
     """
-    if evidence is None:
+    if found is None:
         return Verdict(
             "nothing found",
             "The search was lost, its loss or images too large for numbers to hold: "
             "lower the learning rate.",
         )
-    e = evidence
+    e = found
     told = (
         f"the images and their best duals explain {percent(e.explained)} of the "
         f"squared change of the weights (as many random images: {percent(e.chance)})"

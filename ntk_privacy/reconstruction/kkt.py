@@ -18,23 +18,25 @@ Source: Loo et al., ICLR 2024 (arXiv:2302.01428), section 4. Beyond the paper:
   the smoothed ReLU rises geometrically over the first part of the run.
 """
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ntk_privacy import _checks, _linalg, _loop, _tree
+from ntk_privacy import _checks, _loop, _tree
 from ntk_privacy._types import ApplyFn, Callback, Params
 from ntk_privacy.kernels import stationarity
-from ntk_privacy.models import fitting
+from ntk_privacy.method import Method, field
 from ntk_privacy.models.mlp import MLP
-from ntk_privacy.reconstruction import evidence, judging
+from ntk_privacy.reconstruction import explanation, judging, result, staged
+from ntk_privacy.reconstruction.evidence import Dynamics, Evidence
+from ntk_privacy.reconstruction.kkt_attack import Attack as Attack
+from ntk_privacy.reconstruction.kkt_attack import prepare as prepare
 from ntk_privacy.reconstruction.kkt_step import AttackState as AttackState
-from ntk_privacy.reconstruction.kkt_step import Problem, Step
-from ntk_privacy.reconstruction.projection import coordinates, project
 from ntk_privacy.reconstruction.settings import FAST as FAST
 from ntk_privacy.reconstruction.settings import PAPER as PAPER
 from ntk_privacy.reconstruction.settings import POLISH as POLISH
@@ -43,21 +45,27 @@ from ntk_privacy.reconstruction.settings import STANDARD as STANDARD
 from ntk_privacy.reconstruction.settings import Settings as Settings
 from ntk_privacy.reconstruction.settings import parse_points as parse_points
 from ntk_privacy.reconstruction.verdict import Verdict
+from ntk_privacy.resume import Stage, straight
 
 __all__ = [
     "FAST",
+    "METHOD",
     "PAPER",
     "POLISH",
     "REPLAYED",
     "STANDARD",
     "Attack",
     "AttackState",
+    "Config",
     "Reconstruction",
     "Settings",
+    "from_evidence",
     "parse_points",
+    "plan",
     "prepare",
     "reconstruct",
     "run",
+    "run_staged",
 ]
 
 
@@ -82,131 +90,6 @@ class Reconstruction(NamedTuple):
     nonfinite: bool
     verdict: Verdict
     contributions: Float[np.ndarray, " m"]
-
-
-class _Judged(NamedTuple):
-    """What the images will be judged by: the parameters as they were given."""
-
-    params_0: Params
-    params_t: Params
-    features: tuple[Params, ...] | None
-    points: tuple[float, ...]
-    bounds: tuple[Any, Any]
-
-
-class Attack(NamedTuple):
-    """A search made ready by `prepare`: its step, its constants, its first state."""
-
-    step: Step
-    problem: Problem
-    state: AttackState
-    image_shape: tuple[int, int, int]
-    judged: _Judged
-
-
-def prepare(
-    network: MLP | ApplyFn,
-    params_0: Params,
-    params_t: Params,
-    *,
-    key: Array,
-    image_shape: tuple[int, int, int],
-    num_images: int,
-    bounds: tuple[Any, Any],
-    num_outputs: int = 1,
-    points: str | Sequence[float] = "midpoint",
-    features: Sequence[Params] | None = None,
-    settings: Settings = FAST,
-    initial_images: Float[Array | np.ndarray, "m h w d"] | None = None,
-    initial_duals: Float[Array | np.ndarray, "q m c"] | None = None,
-    movable: Bool[Array | np.ndarray, " m"] | None = None,
-) -> Attack:
-    """Checks the arguments of `reconstruct` and returns the search, not yet run.
-
-    Args and Raises: see `reconstruct`.
-    """
-    _checks.at_least(1, num_images=num_images)
-    points = parse_points(points)
-    is_mlp = isinstance(network, MLP)
-    if not is_mlp and (
-        settings.form == "kernel" or settings.project or not settings.first_layer
-    ):
-        raise ValueError(
-            "settings: the kernel form, the projection and leaving out the first layer "
-            'are for an MLP; use form="parameter", project=False and first_layer=True '
-            "with an apply_fn."
-        )
-    pixels = int(np.prod(image_shape))
-    c = network.num_outputs if is_mlp else num_outputs
-    given = {"params_0": params_0, "params_t": params_t}
-    given |= {f"features[{i}]": params for i, params in enumerate(features or ())}
-    if features is not None and not features:
-        raise ValueError("features=() is empty: give at least one point, or None.")
-    for name, params in given.items():
-        if is_mlp:
-            given[name] = fitting.mlp_params(
-                network, params, image_shape=image_shape, name=name
-            )
-        else:
-            fitting.check_apply_fn(
-                network, params, image_shape=image_shape, num_outputs=c, name=name
-            )
-            _checks.full_precision(**{name: params})
-        _checks.same_structure("params_0", given["params_0"], name, given[name])
-        _checks.finite(**{name: given[name]})
-    params_0, params_t, *rest = given.values()
-    features = tuple(rest) or None
-    _checks.differ("params_0", params_0, "params_t", params_t)
-    q = len(features or points)
-    judged = _Judged(params_0, params_t, features, points, bounds)
-    for name, array, shape in (
-        ("initial_images", initial_images, (num_images, *image_shape)),
-        ("initial_duals", initial_duals, (q, num_images, c)),
-        ("movable", movable, (num_images,)),
-    ):
-        if array is not None and array.shape != tuple(shape):
-            raise ValueError(
-                f"{name} has shape {array.shape}, the search needs {tuple(shape)}: "
-                "give one row per candidate."
-            )
-    basis = None
-    if settings.project:
-        (params_0, params_t), basis = project(params_0, params_t)
-    if features is None:
-        features = stationarity.features(params_0, params_t, points)
-    elif basis is not None:
-        features = [coordinates(params, basis) for params in features]
-    problem = _constants(
-        params_0, params_t, basis, tuple(features), settings, bounds, image_shape
-    )
-    m, r = num_images, pixels if basis is None else basis.shape[1]
-    dtype = problem.squared_norm.dtype
-    # A latent step of the same length as a pixel step in every pixel.
-    spread = (pixels / r) ** 0.5
-    few = settings.form == "kernel" and q * m * c <= 2048
-    step = Step(
-        network=network,
-        settings=settings,
-        image_shape=(1, 1, r) if settings.project else tuple(image_shape),
-        learning_rate=settings.learning_rate * spread,
-        solve_duals=settings.duals == "solve" or (settings.duals == "auto" and few),
-    )
-    key_images, key_duals = jax.random.split(key)
-    if initial_images is None:
-        noise = jax.random.normal(key_images, (m, r), dtype)
-        latents = settings.init_scale * spread * noise
-    else:
-        flat = jnp.asarray(initial_images, dtype).reshape(m, pixels)
-        latents = flat if basis is None else _linalg.matmul(flat, basis)
-    if initial_duals is None:
-        duals = jax.random.uniform(key_duals, (q, m, c), dtype) - 0.5
-    else:
-        duals = jnp.asarray(initial_duals, dtype) * (m * c)
-    movable = jnp.ones(m, bool) if movable is None else jnp.asarray(movable)
-    problem = problem._replace(movable=movable, init=(latents, duals))
-    opt_state = step.optimizer.init((latents, duals))
-    state = AttackState(latents, duals, opt_state)
-    return Attack(step, problem, state, tuple(image_shape), judged)
 
 
 def run(
@@ -247,7 +130,7 @@ def run(
     images, duals = pixels.reshape(m, *attack.image_shape), state.duals / (m * c)
     # Of an earlier call too: a search that was lost stays so.
     lost = not bool(np.isfinite(history).all() and jnp.isfinite(state.latents).all())
-    found = None if lost else _evidence(attack, images, duals)
+    found = None if lost else _explained(attack, images, duals)
     return Reconstruction(
         images=images,
         duals=duals,
@@ -259,12 +142,12 @@ def run(
     )
 
 
-def _evidence(attack: Attack, images, duals) -> evidence.Evidence | None:
+def _explained(attack: Attack, images, duals) -> explanation.Explained | None:
     judged = attack.judged
     features = judged.features or stationarity.features(
         judged.params_0, judged.params_t, judged.points
     )
-    return evidence.measure(
+    return explanation.measure(
         attack.step.network,
         features,
         _tree.sub(judged.params_t, judged.params_0),
@@ -346,34 +229,157 @@ def reconstruct(
     return run(attack, chunk=chunk, callback=callback)
 
 
-def _constants(params_0, params_t, basis, features, settings, bounds, image_shape):
-    pixels = int(np.prod(image_shape))
-    change = _tree.sub(params_t, params_0)
-    # With one hidden layer the others alone would be too few.
-    if not settings.first_layer and len(change) > 2:
-        change = {name: leaf for name, leaf in change.items() if name != "Dense_0"}
-    squared_norm = _tree.squared_norm(change)
-    dtype = squared_norm.dtype
-    if settings.form == "kernel":
-        eps = float(jnp.finfo(dtype).eps)
-        change = stationarity.factor(change, tolerance=10 * eps)
-    low, high = (np.atleast_1d(np.asarray(bound, dtype)) for bound in bounds)
-    by_channel = low.shape == high.shape and low.shape in ((1,), (image_shape[-1],))
-    if not (by_channel and (low < high).all()):
-        raise ValueError(
-            f"bounds={tuple(bounds)}: give the smallest and the largest intensity, one "
-            "number each or one per channel, the smallest first."
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """How the attack searches, where evidence says what for.
+
+    Attributes: see the help of each field.
+    """
+
+    settings: Literal["fast", "paper"] = field(
+        "fast", "Of the search: ours, which depend on the dynamics, or the published."
+    )
+    points: str | None = field(
+        None,
+        "Where features are taken: final, init, midpoint, both, three, or numbers in "
+        "[0, 1] between commas; none is what suits settings and dynamics.",
+    )
+    num_candidates: int | None = field(
+        None, "Images searched for; none is twice those of the training set."
+    )
+    num_steps: int | None = field(
+        None, "Steps of the search; none is what the settings say."
+    )
+    learning_rate: float | None = field(
+        None, "Step size of the images (intensity); none is what the settings say."
+    )
+
+    def __post_init__(self):
+        _checks.one_of(("fast", "paper"), settings=self.settings)
+        if self.points is not None:
+            parse_points(self.points)
+        for name in ("num_candidates", "num_steps"):
+            if getattr(self, name) is not None:
+                _checks.at_least(1, **{name: getattr(self, name)})
+        if self.learning_rate is not None:
+            _checks.positive(learning_rate=self.learning_rate)
+
+
+def plan(config: Config, dynamics: Dynamics) -> tuple[Settings, tuple[float, ...]]:
+    """Returns the settings of the search, and the points of its features.
+
+    Args:
+      config: what is asked.
+      dynamics: of the training under attack.
+
+    Raises:
+      ValueError: points where a linearized network has no gradients.
+    """
+    if config.settings == "paper":
+        settings, points = PAPER, "final"
+    elif dynamics == "standard":
+        settings, points = STANDARD, "both"
+    else:
+        settings, points = FAST, "init"
+    given = {"num_steps": config.num_steps, "learning_rate": config.learning_rate}
+    given = {name: value for name, value in given.items() if value is not None}
+    if dynamics == "linearized":
+        # The gradients of a linearized network are those at theta_0, everywhere.
+        if config.points not in (None, "init"):
+            raise ValueError(
+                f"points={config.points!r}: the gradients of a linearized network are "
+                "those at initialisation; leave the flag out."
+            )
+        points = "init"
+    elif config.points is not None:
+        points = config.points
+    return dataclasses.replace(settings, **given), parse_points(points)
+
+
+def run_staged(
+    attack: Attack, *, stage: Stage = straight, name: str = "attack", chunk: int = 50
+) -> Reconstruction:
+    """Runs a search as a stage; its losses are those of all steps, before a kill too.
+
+    Args:
+      attack: from `prepare`.
+      stage: runs its loop.
+      name: of the loop.
+      chunk: steps between calls of the stage's callback.
+    """
+
+    def go(state, done, callback):
+        return run(
+            attack._replace(state=state),
+            first_step=done,
+            chunk=chunk,
+            callback=callback,
         )
-    tiled = tuple(
-        jnp.asarray(np.tile(bound, pixels // bound.size))[None] for bound in (low, high)
+
+    ran = staged.search(stage, name, attack.state, go, attack.step.settings.num_steps)
+    found = ran.result
+    losses = jnp.asarray(ran.losses, found.images.dtype)
+    if not ran.lost:
+        return found._replace(losses=losses, nonfinite=False)
+    # In an earlier start of this run, perhaps.
+    verdict = judging.of_search(None)
+    return found._replace(losses=losses, nonfinite=True, verdict=verdict)
+
+
+def from_evidence(
+    evidence: Evidence,
+    config: Config = Config(),
+    *,
+    key: Array,
+    stage: Stage = straight,
+) -> result.Reconstruction:
+    """Searches for the images that evidence speaks of, from noise.
+
+    Args:
+      evidence: network, weights before and after, image shape and bounds; the number of
+        images unless `config.num_candidates` is given.
+      config: of the search.
+      key: typed key; fixes the initial images and duals.
+      stage: runs the loop "attack".
+
+    Raises:
+      ValueError: something is not known that is needed; else see `reconstruct`.
+    """
+    evidence.needs("kkt", "params_0", "bounds")
+    settings, points = plan(config, evidence.dynamics)
+    attack = prepare(
+        evidence.network,
+        evidence.params_0,
+        evidence.params_t,
+        num_images=config.num_candidates or evidence.num_candidates(),
+        num_outputs=evidence.num_outputs,
+        points=points,
+        settings=settings,
+        **evidence.common(key),
     )
-    empty = jnp.zeros(0, dtype)
-    return Problem(
-        features=features,
-        change=change,
-        squared_norm=squared_norm,
-        basis=basis,
-        bounds=tiled,
-        movable=empty,
-        init=(empty, empty),
+    found = run_staged(attack, stage=stage)
+    m = len(found.images)
+    return result.Reconstruction(
+        images=np.asarray(found.images),
+        duals=np.asarray(found.duals),
+        losses=np.asarray(found.losses),
+        verdict=found.verdict,
+        sources=("kkt",) * m,
+        contributions=found.contributions,
+        nonfinite=found.nonfinite,
+        **result.uncertain(m),
     )
+
+
+def _paper(**given: Any) -> Config:
+    return Config(**{"settings": "paper", **given})
+
+
+METHOD = Method(
+    name="kkt",
+    about="Gradient search for images that explain the change of the weights (Loo et "
+    "al., ICLR 2024, arXiv:2302.01428).",
+    config=Config,
+    presets={"fast": Config, "paper": _paper},
+    run=from_evidence,
+)

@@ -9,15 +9,11 @@ Source: Haim et al., NeurIPS 2022 (arXiv:2206.07758) and their released settings
 victim has biases in its first layer only, which keeps it homogeneous, and a very small
 first layer at initialisation, which takes it away from the kernel regime.
 
-The loss is that of the paper; its evaluation is not. With $a_l$, $h_l$ and $b_l$ the
-input, the output and the returning signal of layer l (weighted by $\lambda_j y_j / m$),
-$\langle \theta, \sum_j g_j \rangle = \sum_{l,j} h_l(x_j) \cdot b_l(x_j)$ costs nothing
-beyond the forward and the backward pass, and $\|\sum_j g_j\|^2$ is taken from Gram
-products or from the summed gradient, per layer, whichever is smaller.
+The loss is that of the paper; its evaluation is not (`max_margin_loss`).
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +21,22 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_privacy import _checks, _loop, _tree
-from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Callback, Params
-from ntk_privacy.kernels import structured
+from ntk_privacy.method import Method, field
 from ntk_privacy.models import fitting
 from ntk_privacy.models.mlp import MLP
-from ntk_privacy.reconstruction import max_margin_verdict
+from ntk_privacy.reconstruction import max_margin_verdict, result, staged
+from ntk_privacy.reconstruction.evidence import Evidence
+from ntk_privacy.reconstruction.max_margin_loss import objective as objective
+from ntk_privacy.reconstruction.max_margin_loss import relu_and_slope as relu_and_slope
+from ntk_privacy.reconstruction.max_margin_loss import stationarity as stationarity
 from ntk_privacy.reconstruction.max_margin_settings import RELEASED as RELEASED
 from ntk_privacy.reconstruction.max_margin_settings import Settings as Settings
 from ntk_privacy.reconstruction.max_margin_settings import (
     random_settings as random_settings,
 )
 from ntk_privacy.reconstruction.verdict import Verdict
+from ntk_privacy.resume import Stage, straight
 from ntk_privacy.training import logistic
 from ntk_privacy.training.logistic import init_params as init_params
 from ntk_privacy.training.logistic import network as network
@@ -44,14 +44,18 @@ from ntk_privacy.training.logistic import preprocess as preprocess
 from ntk_privacy.training.logistic import train as train
 
 __all__ = [
+    "METHOD",
     "RELEASED",
     "Attack",
     "AttackState",
+    "Config",
     "Reconstruction",
     "Settings",
+    "from_evidence",
     "init_params",
     "network",
     "objective",
+    "plan",
     "prepare",
     "preprocess",
     "random_settings",
@@ -61,73 +65,6 @@ __all__ = [
     "stationarity",
     "train",
 ]
-
-
-@jax.custom_jvp
-def relu_and_slope(
-    x: Float[Array, "..."], sharpness: Float[Array, ""]
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Returns ReLU, exact, and what stands in for its derivative: sigmoid(sharpness x).
-
-    Derivatives of both follow from that slope; the sharpness is a constant for them.
-    """
-    return jax.nn.relu(x), jax.nn.sigmoid(sharpness * x)
-
-
-@relu_and_slope.defjvp
-def _relu_and_slope_jvp(primals, tangents):
-    x, sharpness = primals
-    value, slope = relu_and_slope(x, sharpness)
-    dx = tangents[0]
-    return (value, slope), (slope * dx, (sharpness * slope * (1 - slope)) * dx)
-
-
-def stationarity(
-    model: MLP,
-    params: Params,
-    images: Float[Array, "m ..."],
-    weights: Float[Array, " m"],
-    *,
-    squared_norm: Float[Array, ""],
-    sharpness: Float[Array, ""],
-) -> Float[Array, ""]:
-    r"""Returns $\|\theta - \nabla_\theta \sum_j w_j f(x_j)\|^2$.
-
-    Args:
-      model: the MLP; one output.
-      params: theta.
-      images: candidates.
-      weights: w, that is lambda_j y_j / m.
-      squared_norm: of theta: a constant of the attack.
-      sharpness: of the ReLU's derivative.
-    """
-    stack = structured.layers(model, params)
-    inputs, outputs, slopes = [], [], []
-    a = images.reshape(images.shape[0], -1)
-    for i, layer in enumerate(stack):
-        a = layer.scale * a if layer.scale != 1.0 else a
-        h = matmul(a, layer.kernel)
-        if layer.bias is not None:
-            h = h + layer.bias[None, :]
-        inputs.append(a)
-        outputs.append(h)
-        if i < len(stack) - 1:
-            a, slope = relu_and_slope(h, sharpness)
-            slopes.append(slope)
-    signals = structured.backward(model, params, slopes, weights[:, None])
-    total = squared_norm
-    for layer, a, h, b in zip(stack, inputs, outputs, signals, strict=True):
-        (m, d), k = a.shape, b.shape[1]
-        if m * (d + k) < d * k:
-            gram = matmul(a, a.T) + (0.0 if layer.bias is None else 1.0)
-            total += jnp.sum(gram * matmul(b, b.T))
-        else:
-            total += jnp.sum(matmul(a.T, b) ** 2)
-            if layer.bias is not None:
-                total += jnp.sum(jnp.sum(b, axis=0) ** 2)
-        # theta is its own change: its product with the gradient is that with h.
-        total -= 2 * jnp.sum(h * b)
-    return total
 
 
 class AttackState(NamedTuple):
@@ -169,46 +106,6 @@ class _Problem(NamedTuple):
     squared_norm: Array
     labels: Array
     settings: dict[str, Array]
-
-
-def objective(
-    model: MLP,
-    params: Params,
-    images: Float[Array, "m h w d"],
-    lambdas: Float[Array, " m"],
-    labels: Float[Array, " m"],
-    *,
-    squared_norm: Float[Array, ""],
-    sharpness: Float[Array, ""],
-    lambda_min: Float[Array, ""],
-    lambda_weight: Float[Array, ""],
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Returns the loss of the attack, and its stationarity part.
-
-    The other parts penalise pixels outside [-1, 1] and multipliers below lambda_min.
-
-    Args:
-      model: the MLP; one output.
-      params: of the trained network.
-      images: candidates.
-      lambdas: their multipliers, times m.
-      labels: -1 or +1.
-      squared_norm: of the parameters.
-      sharpness: of the ReLU's derivative.
-      lambda_min: see `Settings`.
-      lambda_weight: see `Settings`.
-    """
-    residual = stationarity(
-        model,
-        params,
-        images,
-        lambdas * labels / len(labels),
-        squared_norm=squared_norm,
-        sharpness=sharpness,
-    )
-    outside = jax.nn.relu(images - 1) ** 2 + jax.nn.relu(-1 - images) ** 2
-    small = jax.nn.relu(lambda_min - lambdas) ** 2
-    return residual + jnp.sum(outside) + lambda_weight * jnp.sum(small), residual
 
 
 @dataclasses.dataclass(frozen=True)
@@ -396,3 +293,104 @@ def reconstruct(
         settings=settings,
     )
     return run(attack, chunk=chunk, callback=callback)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """How the attack searches; attributes: see the help of each field."""
+
+    num_candidates: int | None = field(
+        None, "Images searched for; none is twice those of the training set."
+    )
+    num_steps: int = field(50_000, "Epochs of the search.")
+    learning_rate: float | None = field(
+        None, "Step size of the images (intensity); none is the released one."
+    )
+
+    def __post_init__(self):
+        _checks.at_least(1, num_steps=self.num_steps)
+        if self.num_candidates is not None:
+            _checks.at_least(1, num_candidates=self.num_candidates)
+        if self.learning_rate is not None:
+            _checks.positive(learning_rate=self.learning_rate)
+
+
+def plan(config: Config, depth: int) -> Settings:
+    """Returns the released settings for grey or coloured images, as the config alters.
+
+    Args:
+      config: what is asked.
+      depth: channels of the images; three are CIFAR-10's, others MNIST's.
+    """
+    chosen = RELEASED["cifar10_b9dfyspx" if depth == 3 else "mnist_rbijxft7"]
+    chosen = dataclasses.replace(chosen, num_epochs=config.num_steps)
+    if config.learning_rate is None:
+        return chosen
+    return dataclasses.replace(chosen, image_learning_rate=config.learning_rate)
+
+
+def from_evidence(
+    evidence: Evidence,
+    config: Config = Config(),
+    *,
+    key: Array,
+    stage: Stage = straight,
+) -> result.Reconstruction:
+    """Searches for the images that evidence speaks of, from the final weights alone.
+
+    Args:
+      evidence: network, weights after training and image shape; the number of images
+        unless `config.num_candidates` is given.
+      config: of the search.
+      key: typed key; fixes the initial images and multipliers.
+      stage: runs the loop "attack".
+
+    Returns:
+      Images less the mean image of the training set, as the network takes them; `duals`
+      are multipliers times labels.
+
+    Raises:
+      ValueError: something is not known that is needed; else see `reconstruct`.
+    """
+    evidence.needs("max_margin")
+    attack = prepare(
+        evidence.mlp("max_margin"),
+        evidence.params_t,
+        key=key,
+        image_shape=evidence.image_shape,
+        num_images=config.num_candidates or evidence.num_candidates(),
+        settings=plan(config, evidence.image_shape[-1]),
+    )
+
+    def go(state, done, callback):
+        return run(attack._replace(state=state), first_epoch=done, callback=callback)
+
+    ran = staged.search(stage, "attack", attack.state, go, attack.num_epochs)
+    found = ran.result
+    m = len(found.images)
+    return result.Reconstruction(
+        images=np.asarray(found.images),
+        duals=np.asarray(found.lambdas * found.labels)[None, :, None],
+        losses=np.asarray(ran.losses, found.images.dtype),
+        # Lost in an earlier start of this run, perhaps.
+        verdict=max_margin_verdict.judge(None) if ran.lost else found.verdict,
+        sources=("max_margin",) * m,
+        contributions=found.contributions,
+        nonfinite=ran.lost,
+        **result.uncertain(m),
+    )
+
+
+def _fast(**given: Any) -> Config:
+    # 50,000 epochs were no better at N = 20.
+    return Config(**{"num_steps": 10_000, **given})
+
+
+METHOD = Method(
+    name="max_margin",
+    about="Search from the final weights alone, of a network trained by cross-entropy "
+    "(Haim et al., NeurIPS 2022, arXiv:2206.07758).",
+    config=Config,
+    presets={"fast": _fast, "paper": Config},
+    run=from_evidence,
+)

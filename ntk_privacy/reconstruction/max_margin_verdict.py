@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from ntk_privacy._types import Params
 from ntk_privacy.models.mlp import MLP
-from ntk_privacy.reconstruction import evidence
+from ntk_privacy.reconstruction import explanation
 from ntk_privacy.reconstruction.judging import BEYOND_CHANCE, percent
 from ntk_privacy.reconstruction.verdict import Verdict
 
@@ -68,8 +68,8 @@ def measure(
 
     def shares(pictures):
         pictures = jnp.asarray(pictures, params["Dense_0"]["kernel"].dtype)
-        found = evidence.parts(model, (params,), params, pictures)
-        if not evidence.is_finite(found):
+        found = explanation.parts(model, (params,), params, pictures)
+        if not explanation.is_finite(found):
             return None
         kernel = sum(part.kernel for part in found.values()) * np.outer(signs, signs)
         along = sum(part.projection for part in found.values()) * signs
@@ -84,7 +84,7 @@ def measure(
         )
 
     by_images = shares(images)
-    by_chance = shares(evidence.random_like(np.asarray(images)))
+    by_chance = shares(explanation.random_like(np.asarray(images)))
     if by_images is None or by_chance is None:
         return None
     explained, first, contributions = by_images
@@ -93,7 +93,7 @@ def measure(
         explained=min(explained, 1.0),
         first=min(first, 1.0),
         chance=min(chance, 1.0),
-        outside=evidence.outside(np.asarray(images, np.float64), (-1.0, 1.0)),
+        outside=explanation.outside(np.asarray(images, np.float64), (-1.0, 1.0)),
         contributions=contributions,
     )
 

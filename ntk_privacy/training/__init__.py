@@ -5,11 +5,13 @@ from ntk_privacy.training import (
     classification,
     linearized,
     logistic,
+    margin_victim,
     soft_labels,
     squeeze,
     subspace,
     train,
     trajectories,
+    victim,
 )
 
 __all__ = [
@@ -17,9 +19,11 @@ __all__ = [
     "classification",
     "linearized",
     "logistic",
+    "margin_victim",
     "soft_labels",
     "squeeze",
     "subspace",
     "train",
     "trajectories",
+    "victim",
 ]

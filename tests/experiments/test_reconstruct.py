@@ -11,8 +11,9 @@ import warnings
 import numpy as np
 import pytest
 
-from experiments import _attacks, _auto, _flags, _warned, _workdir, reconstruct
+from experiments import _flags, _warned, _workdir, reconstruct
 from ntk_privacy import checkpoint
+from ntk_privacy.reconstruction import algebraic, judging, kkt
 from ntk_privacy.resume import Every
 
 TOY = {
@@ -156,7 +157,6 @@ def test_interrupted_at_any_checkpoint_it_ends_with_the_same_bytes(
             assert not (tmp_path / "cut" / "results.json").exists()
     assert stops == [
         *[("train_coordinates", step) for step in (20, 40, 45)],
-        ("victim", 0),
         *[("attack", 50), ("attack", 100), ("attack", 130)],
     ]
     whole, cut = ((tmp_path / n / "arrays.npz").read_bytes() for n in ("whole", "cut"))
@@ -309,7 +309,7 @@ def test_a_lost_search_is_told_and_stays_lost_when_started_again(tmp_path, monke
 
     with monkeypatch.context() as patched:
         # After the search, before anything of it is written.
-        patched.setattr(_attacks.judging, "of_search", die)
+        patched.setattr(judging, "of_search", die)
         with pytest.raises(_Killed):
             _run(tmp_path / "cut", checkpoint_seconds=0.0, **changes)
     again = _run(tmp_path / "cut", **changes)
@@ -346,7 +346,7 @@ def test_nothing_decoded_is_a_result(tmp_path, monkeypatch):
     def nothing(*args, **kwargs):
         raise ValueError("the rank cannot be told; give num_images if it is known.")
 
-    monkeypatch.setattr(_attacks.algebraic, "reconstruct", nothing)
+    monkeypatch.setattr(algebraic, "reconstruct", nothing)
     found = _run(tmp_path, method="algebraic", num_steps=None)
     assert found["num_recovered"] == 0
     assert found["squared_distances"] == []
@@ -395,15 +395,14 @@ def test_a_damaged_file_of_the_run_is_named_not_worked_around(tmp_path, capsys):
     _run(tmp_path, **changes)
     for name in ("arrays.npz", "curve.png", "gallery.png"):
         (tmp_path / name).unlink()
-    decoded = tmp_path / "checkpoints" / "decoded.npz"
-    whole = decoded.read_bytes()
     (tmp_path / "results.json").unlink()
-    for junk in (b"junk", whole[: len(whole) // 2]):
-        decoded.write_bytes(junk)
-        code, told = _call(capsys, *_arguments(tmp_path, **changes))
-        assert code == 1
-        assert "decoded.npz is damaged" in told
-        assert told.count("\n") == 1
+    folder = tmp_path / "checkpoints" / "decoded"
+    for leaf in [path for path in folder.rglob("*") if path.is_file()]:
+        leaf.write_bytes(b"junk")
+    code, told = _call(capsys, *_arguments(tmp_path, **changes))
+    assert code == 1
+    assert f"in {folder} cannot be restored" in told
+    assert told.count("\n") == 1
     (tmp_path / "results.json").write_text("{")
     code, told = _call(capsys, *_arguments(tmp_path, **changes))
     assert code == 1
@@ -430,7 +429,7 @@ def test_training_that_stops_short_is_told(tmp_path):
 
 
 def _faint(monkeypatch):
-    decode = _attacks.algebraic.reconstruct
+    decode = algebraic.reconstruct
 
     def faint(*args, **kwargs):
         found = decode(*args, **{**kwargs, "num_images": 4})
@@ -439,7 +438,7 @@ def _faint(monkeypatch):
             rank_gap=3.0, certified=nothing, accepted=nothing, message="none."
         )
 
-    monkeypatch.setattr(_attacks.algebraic, "reconstruct", faint)
+    monkeypatch.setattr(algebraic, "reconstruct", faint)
 
 
 def test_auto_searches_from_noise_where_decoding_certifies_too_little(
@@ -468,8 +467,8 @@ def test_auto_replays_the_training_and_ends_with_the_same_bytes_when_interrupted
         "stop_loss": 1e-4,
     }
     for name in ("POLISH", "REPLAYED"):
-        short = dataclasses.replace(getattr(_auto.kkt, name), num_steps=200)
-        monkeypatch.setattr(_auto.kkt, name, short)
+        short = dataclasses.replace(getattr(kkt, name), num_steps=200)
+        monkeypatch.setattr(kkt, name, short)
     whole = _run(tmp_path / "whole", **changes, checkpoint_seconds=1e9)
     plain = _run(tmp_path / "plain", **{**changes, "method": "kkt"})
     assert whole["replay_misses"][1] < whole["replay_misses"][0] < 0.3
@@ -494,17 +493,6 @@ def test_auto_replays_the_training_and_ends_with_the_same_bytes_when_interrupted
     assert (tmp_path / "cut" / "arrays.npz").read_bytes() == (
         tmp_path / "whole" / "arrays.npz"
     ).read_bytes()
-
-
-def test_candidates_that_show_the_same_image_are_merged():
-    a, b, c = np.eye(3).reshape(3, 1, 3, 1)
-    images = np.stack([a, 1.1 * a, 0.1 * b, c, -a])
-    duals = np.asarray([1.0, 0.5, 1.0, -2.0, 0.3]).reshape(1, 5, 1)
-    kept, sums, rest = _auto.distinct(images, duals, 2)
-    np.testing.assert_array_equal(kept, [3, 0])
-    np.testing.assert_array_equal(sums[0, :, 0], [-2.0, 1.5])
-    np.testing.assert_array_equal(rest, [2, 4])
-    assert len(_auto.distinct(images, duals, 9)[0]) == 4
 
 
 def test_checkpoints_are_due_once_in_so_many_seconds():

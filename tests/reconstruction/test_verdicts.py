@@ -15,7 +15,7 @@ from ntk_privacy import _tree, data
 from ntk_privacy.evaluation import evaluate
 from ntk_privacy.kernels import stationarity, structured
 from ntk_privacy.models import MLP, fitting
-from ntk_privacy.reconstruction import evidence, judging, kkt, max_margin, replay
+from ntk_privacy.reconstruction import explanation, judging, kkt, max_margin, replay
 from ntk_privacy.reconstruction.verdict import Verdict
 from ntk_privacy.training import linearized, logistic
 
@@ -202,8 +202,8 @@ def test_any_network_is_judged_as_an_mlp_is():
     model, _ = _start()
     params_0, params_t = _victim("momentum")
     features, change = (params_0, params_t), _tree.sub(params_t, params_0)
-    fast = evidence.parts(model, features, change, x)
-    slow = evidence.parts(model.apply_fn, features, change, x)
+    fast = explanation.parts(model, features, change, x)
+    slow = explanation.parts(model.apply_fn, features, change, x)
     for (name, a), (_, b) in zip(fast.items(), slow.items(), strict=True):
         scale = np.abs(a.kernel).max()
         np.testing.assert_allclose(b.kernel / scale, a.kernel / scale, atol=1e-5)
@@ -222,7 +222,7 @@ def test_the_truth_explains_all_of_linear_training_and_each_image_its_part():
 
     def measured(images):
         duals = np.ones((1, len(images), 1))
-        return evidence.measure(
+        return explanation.measure(
             model, (params_0,), change, images, duals, bounds=digits.bounds
         )
 
@@ -243,8 +243,8 @@ def test_too_many_candidates_leave_the_strongest(monkeypatch):
     digits, x, _ = _digits(8)
     model, _ = _start()
     params_0, params_t = _victim("linearized")
-    monkeypatch.setattr(evidence, "MOST_ROWS", 5)
-    found = evidence.measure(
+    monkeypatch.setattr(explanation, "MOST_ROWS", 5)
+    found = explanation.measure(
         model,
         (params_0,),
         _tree.sub(params_t, params_0),
@@ -261,11 +261,11 @@ def test_no_images_explain_more_than_a_low_rank_holds():
     rng = np.random.default_rng(0)
     kernel = rng.standard_normal((9, 12))
     change = {"Dense_0": {"kernel": kernel}, "Dense_1": {"kernel": np.ones((12, 1))}}
-    possible, first = evidence.possible_share(change, 3, 6)
+    possible, first = explanation.possible_share(change, 3, 6)
     values = np.linalg.svd(kernel, compute_uv=False) ** 2
     assert first == pytest.approx(values[:3].sum() / values.sum(), rel=1e-9)
     assert possible == pytest.approx((values[:3].sum() + 12) / (values.sum() + 12))
-    assert evidence.possible_share(change, 9, 9) == (1.0, 1.0)
+    assert explanation.possible_share(change, 9, 9) == (1.0, 1.0)
 
 
 @functools.cache
@@ -336,7 +336,7 @@ def test_a_replay_tells_right_images_from_others():
     right = replay.replay(model, *params, x, y)
     assert right.verdict.word == "approximate"
     assert right.verdict.replay_misses == right.miss < 0.4
-    mixed = jnp.asarray(evidence.random_like(np.asarray(x)), jnp.float32)
+    mixed = jnp.asarray(explanation.random_like(np.asarray(x)), jnp.float32)
     wrong = replay.replay(model, *params, mixed, y)
     assert wrong.verdict.word == "nothing found"
     assert wrong.verdict.explained == pytest.approx(max(1 - wrong.miss**2, 0))
@@ -355,7 +355,7 @@ def test_a_replay_that_ends_elsewhere_takes_a_search_back():
 
 def test_bounds_are_contradicted_by_images_that_fit_and_by_no_others():
     shares = {"predicted": 0.9, "chance": 0.3, "possible": 1.0, "first_possible": 1.0}
-    fit = evidence.Evidence(
+    fit = explanation.Explained(
         explained=0.95, outside=0.2, contributions=np.ones(4), **shares
     )
     told = judging.of_search(fit)

@@ -1,0 +1,314 @@
+r"""Decodes, searches for what is missing, and polishes where features move.
+
+Of a network whose training stayed linear, decoding returns images exactly
+(`algebraic`); those that it misses are searched for with the decoded ones held (`kkt`).
+Where features moved, what was decoded or found is polished: along the line from
+$\theta_0$ to $\theta_T$ first, then along the training that the images explain
+(`replay`).
+
+Source: the search is that of Loo et al., ICLR 2024 (arXiv:2302.01428); the rest is this
+package's.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Array
+
+from ntk_privacy import _checks
+from ntk_privacy.method import Method, field
+from ntk_privacy.reconstruction import algebraic, judging, kkt, polishing
+from ntk_privacy.reconstruction.candidates import distinct
+from ntk_privacy.reconstruction.evidence import Evidence
+from ntk_privacy.reconstruction.result import Reconstruction, uncertain
+from ntk_privacy.resume import Stage, straight
+
+__all__ = ["METHOD", "Config", "reconstruct"]
+
+# Above this ratio of singular values the rank is beyond doubt: the change is a sum of
+# one outer product per image, as linearized dynamics leave it.
+_LINEAR_GAP = 100.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """How the attack searches and polishes; attributes: see the help of each field."""
+
+    settings: Literal["fast", "paper"] = field(
+        "fast", "Of the search: ours, which depend on the dynamics, or the published."
+    )
+    points: str | None = field(
+        None,
+        "Where features are taken: final, init, midpoint, both, three, or numbers in "
+        "[0, 1] between commas; none is what suits settings and dynamics.",
+    )
+    num_candidates: int | None = field(
+        None,
+        "Images searched for where nothing is decoded; none is twice those of the "
+        "training set.",
+    )
+    num_steps: int | None = field(
+        None, "Steps of the search; none is what the settings say."
+    )
+    learning_rate: float | None = field(
+        None, "Step size of the images (intensity); none is what the settings say."
+    )
+    replays: int = field(
+        2,
+        "Times that the training is replayed on what was found, and polished along its "
+        "path, under standard dynamics.",
+    )
+
+    def __post_init__(self):
+        _checks.at_least(0, replays=self.replays)
+        self.search()
+
+    def search(self) -> kkt.Config:
+        """Returns the config of the search alone."""
+        names = [entry.name for entry in dataclasses.fields(kkt.Config)]
+        return kkt.Config(**{name: getattr(self, name) for name in names})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attack:
+    """One attack: what is known, how to go on, and what runs its loops."""
+
+    evidence: Evidence
+    config: Config
+    key: Array
+    stage: Stage
+
+    @property
+    def is_standard(self) -> bool:
+        return self.evidence.dynamics == "standard"
+
+    def polished(self, images, duals, *, replays: bool) -> polishing.Polished:
+        _, points = kkt.plan(self.config.search(), self.evidence.dynamics)
+        if self.is_standard and self.config.points is None:
+            # Near the truth a finer quadrature pays.
+            points = kkt.parse_points("three")
+        return polishing.polish(
+            self.evidence,
+            images,
+            duals,
+            points=points,
+            replays=self.config.replays if replays and self.is_standard else 0,
+            key=self.key,
+            stage=self.stage,
+        )
+
+
+def reconstruct(
+    evidence: Evidence,
+    config: Config = Config(),
+    *,
+    key: Array,
+    stage: Stage = straight,
+) -> Reconstruction:
+    """Recovers training images from parameters before and after training.
+
+    Args:
+      evidence: network (an `MLP`), weights before and after, image shape and bounds;
+        the number of images is read from the weights where it is not told.
+      config: of search and polish.
+      key: typed key; fixes the random starts and the noise that a search begins from.
+      stage: runs the loops "decoded", "fill", "attack", "polish", "replay_1" and so on,
+        those of them that there are.
+
+    Returns:
+      images (m, h, w, d), m the number of training images where it is known and
+      decoding was of use, else that of the candidates; `sources` says how each was
+      found, `verdict` what the whole is worth.
+
+    Raises:
+      ValueError: something is not known that is needed, the network is no MLP, the
+        weights hold a NaN or do not differ, or the number of images is needed, not told
+        and not to be read from the weights.
+
+    Example:
+      >>> import jax
+      >>> import ntk_privacy
+      >>> from ntk_privacy.reconstruction import auto, evidence
+      >>> key = jax.random.key(0)
+      >>> digits = ntk_privacy.data.load("digits", num_train=2, key=key)
+      >>> victim = ntk_privacy.training.victim.train(
+      ...     digits.x_train, digits.y_train, width=256, key=key
+      ... )
+      >>> known = evidence.of(victim, bounds=digits.bounds)
+      >>> found = auto.reconstruct(known, key=key)
+      >>> found.images.shape, found.verdict.word
+      ((2, 8, 8, 1), 'exact')
+    """
+    evidence.needs("auto", "params_0", "bounds")
+    evidence.mlp("auto")
+    attack = _Attack(evidence, config, key, stage)
+    # Before anything is decoded: points may be wrong.
+    kkt.plan(config.search(), evidence.dynamics)
+    try:
+        decoded = algebraic.decode(evidence, key=key, stage=stage)
+    except algebraic.UndecodableError as error:
+        return _from_noise(attack, _count(attack), f"not decoded ({error})")
+    linear = decoded.rank_gap > _LINEAR_GAP
+    count = decoded.estimated_num_images
+    if count is None or (not linear and 2 * np.sum(decoded.accepted) < count):
+        # What moving features made of most rows is worse than noise to start from.
+        told = f"searched from noise: of the decoding, {decoded.message}"
+        return _from_noise(attack, count, told)
+    found = _filled(attack, decoded, keep_all=not linear)
+    return found if linear else _with_polish(attack, found)
+
+
+def _count(attack: _Attack) -> int | None:
+    """Returns N, told or read from the weights; None where they do not show it."""
+    evidence = attack.evidence
+    if evidence.num_images is not None:
+        return evidence.num_images
+    try:
+        return algebraic.count_images(
+            evidence.params_0, evidence.params_t, key=attack.key
+        )
+    except ValueError:
+        # Too few layers, no biases, another parametrisation: a search takes them.
+        return None
+
+
+def _filled(
+    attack: _Attack, decoded: algebraic.AlgebraicReconstruction, *, keep_all: bool
+) -> Reconstruction:
+    """Keeps what was decoded, and searches for the images that are missing."""
+    evidence, stage = attack.evidence, attack.stage
+    settings, points = kkt.plan(attack.config.search(), evidence.dynamics)
+    # Images that contradict themselves may be anything: the search replaces them.
+    keep = np.ones(len(decoded.images), bool) if keep_all else decoded.accepted
+    images, duals = np.asarray(decoded.images[keep]), decoded.duals[keep]
+    duals = np.repeat(duals[None] / len(points), len(points), axis=0)
+    held, count = len(images), decoded.estimated_num_images or 0
+    found = Reconstruction(
+        images=images,
+        duals=duals,
+        losses=np.zeros(0),
+        verdict=decoded.verdict,
+        sources=("decoded",) * held,
+        certified=np.asarray(decoded.certified[keep]),
+        residuals=np.asarray(decoded.residuals[keep]),
+        errors=np.asarray(decoded.errors[keep]),
+        estimated_num_images=count,
+        message=decoded.message,
+        decoded=decoded,
+    )
+    if held >= count:
+        return found
+    extra = 2 * (count - held)
+    network = (evidence.network, evidence.params_0, evidence.params_t)
+    given: dict[str, Any] = {
+        **evidence.common(attack.key),
+        "points": points,
+        "settings": settings,
+    }
+    start = kkt.prepare(*network, num_images=extra, **given)
+    noise = start.step.pixels(start.state.latents, start.problem)
+    start = kkt.prepare(
+        *network,
+        num_images=held + extra,
+        initial_images=np.concatenate(
+            [images, np.asarray(noise).reshape(extra, *images.shape[1:])]
+        ),
+        initial_duals=np.concatenate(
+            [duals, np.zeros((len(points), extra, duals.shape[2]))], axis=1
+        ),
+        movable=np.arange(held + extra) >= held,
+        **given,
+    )
+    searched = kkt.run_staged(start, stage=stage, name="fill")
+    return found._replace(
+        # Held images stay as decoded, to the bit.
+        images=np.concatenate([images, np.asarray(searched.images)[held:]]),
+        duals=np.asarray(searched.duals),
+        losses=np.asarray(searched.losses),
+        verdict=judging.completed(found.verdict, searched.verdict),
+        sources=found.sources + ("kkt",) * extra,
+        certified=_with(found.certified, extra, False),
+        residuals=_with(found.residuals, extra, np.nan),
+        errors=_with(found.errors, extra, np.inf),
+        contributions=searched.contributions,
+        nonfinite=searched.nonfinite,
+    )
+
+
+def _with(values: np.ndarray, extra: int, value: Any) -> np.ndarray:
+    return np.concatenate([values, np.full(extra, value, values.dtype)])
+
+
+def _with_polish(attack: _Attack, found: Reconstruction) -> Reconstruction:
+    """Polishes what was decoded and filled, where features moved."""
+    # More candidates than images would be another training.
+    whole = len(found.images) == found.estimated_num_images
+    result, misses = attack.polished(found.images, found.duals, replays=whole)
+    return found._replace(
+        images=np.asarray(result.images),
+        duals=np.asarray(result.duals),
+        losses=np.asarray(result.losses),
+        verdict=result.verdict._replace(gap=found.verdict.gap),
+        sources=tuple(f"{source}, polished" for source in found.sources),
+        contributions=result.contributions,
+        nonfinite=result.nonfinite,
+        replay_misses=misses,
+        # The certificates were of the images before they moved.
+        **uncertain(len(found.images)),
+    )
+
+
+def _from_noise(attack: _Attack, count: int | None, message: str) -> Reconstruction:
+    """Searches from noise; refines as many images as there are, where features move."""
+    evidence = attack.evidence
+    if count is not None:
+        evidence = dataclasses.replace(evidence, num_images=count)
+    found = kkt.from_evidence(
+        evidence, attack.config.search(), key=attack.key, stage=attack.stage
+    )
+    if count is not None and attack.is_standard and not found.nonfinite:
+        found = _best_polished(attack, found, count)
+    told = f"{found.verdict.reason.rstrip('.')}; {message.rstrip('.')}."
+    return found._replace(
+        verdict=found.verdict._replace(reason=told),
+        estimated_num_images=count,
+        message=message,
+    )
+
+
+def _best_polished(
+    attack: _Attack, found: Reconstruction, count: int
+) -> Reconstruction:
+    """Polishes the images that explain most, as many as there are; keeps the rest."""
+    kept, duals, rest = distinct(found.images, found.duals, count)
+    result, misses = attack.polished(
+        found.images[kept], duals, replays=len(kept) == count
+    )
+    totals = np.asarray(result.duals).sum(0), found.duals[:, rest].sum(0)
+    images = np.concatenate([np.asarray(result.images), found.images[rest]])
+    return found._replace(
+        images=images,
+        duals=np.concatenate(totals)[None],
+        losses=np.asarray(result.losses),
+        verdict=result.verdict,
+        sources=("kkt, polished",) * len(kept) + ("kkt",) * len(rest),
+        contributions=np.concatenate([result.contributions, np.zeros(len(rest))]),
+        nonfinite=result.nonfinite,
+        replay_misses=misses,
+        **uncertain(len(images)),
+    )
+
+
+def _paper(**given: Any) -> Config:
+    return Config(**{"settings": "paper", **given})
+
+
+METHOD = Method(
+    name="auto",
+    about="Decodes, then searches for the rest (Loo et al., ICLR 2024, "
+    "arXiv:2302.01428) and polishes along the training that the images explain.",
+    config=Config,
+    presets={"fast": Config, "paper": _paper},
+    run=reconstruct,
+)

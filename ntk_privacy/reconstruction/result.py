@@ -1,0 +1,62 @@
+"""What every reconstruction attack returns."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from ntk_privacy.reconstruction.algebraic_result import AlgebraicReconstruction
+from ntk_privacy.reconstruction.verdict import Verdict
+
+__all__ = ["Reconstruction", "uncertain"]
+
+
+class Reconstruction(NamedTuple):
+    """Images that were read back from weights, and what they are worth.
+
+    Attributes:
+      images: (m, height, width, depth) in the units that the network takes; m may be 0.
+      duals: multipliers of each image and output, one set per point of the features.
+      losses: of the last search, one per step; NaN after a step at which it was lost;
+        empty where nothing was searched for.
+      verdict: what the evidence says of the whole.
+      sources: how each image was found: "decoded", "kkt", "max_margin", with
+        ", polished" where it was moved after that.
+      certified: `errors` is a bound that was verified.
+      residuals: relative error of each decoded image against itself; NaN of others.
+      errors: bound on the relative L2 error of each image; inf where there is none.
+      contributions: share of the squared change that no other image makes up for; None
+        where it was not measured.
+      nonfinite: the search was lost.
+      estimated_num_images: N, told or read from the weights; None where it is hidden.
+      message: what was decoded and what was not, in a sentence; "" where nothing was
+        to be.
+      replay_misses: how far trainings on the images ended from the trained weights, in
+        order; empty where there was none.
+      decoded: the decoding that the images come from; None where there was none, or it
+        was no help.
+    """
+
+    images: Float[np.ndarray, "m h w d"]
+    duals: Float[np.ndarray, "q m c"]
+    losses: Float[np.ndarray, " steps"]
+    verdict: Verdict
+    sources: tuple[str, ...]
+    certified: Bool[np.ndarray, " m"]
+    residuals: Float[np.ndarray, " m"]
+    errors: Float[np.ndarray, " m"]
+    contributions: Float[np.ndarray, " m"] | None = None
+    nonfinite: bool = False
+    estimated_num_images: int | None = None
+    message: str = ""
+    replay_misses: tuple[float, ...] = ()
+    decoded: AlgebraicReconstruction | None = None
+
+
+def uncertain(count: int) -> dict[str, Any]:
+    """Returns the fields that say of so many images that nothing bounds their error."""
+    return {
+        "certified": np.zeros(count, bool),
+        "residuals": np.full(count, np.nan),
+        "errors": np.full(count, np.inf),
+    }

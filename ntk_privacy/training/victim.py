@@ -1,0 +1,274 @@
+"""The network under attack: what a reconstruction attack is tried on.
+
+Source: Loo et al., ICLR 2024 (arXiv:2302.01428), section 5: MLPs of two hidden layers,
+trained on all images at once until the mean squared loss is below 1e-10, the network
+itself or its first-order Taylor model.
+"""
+
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ntk_privacy import _checks
+from ntk_privacy._types import Params
+from ntk_privacy.kernels import structured
+from ntk_privacy.models.mlp import MLP, Parametrization
+from ntk_privacy.resume import Stage, straight
+from ntk_privacy.training import linearized, subspace
+from ntk_privacy.training import train as full_batch_training
+
+__all__ = ["Dynamics", "Schedule", "Victim", "fit", "outputs", "train"]
+
+Dynamics = Literal["linearized", "standard"]
+Schedule = Literal["flow", "paper"]
+
+_PAPER_MOMENTUM = 0.9
+
+
+class Victim(NamedTuple):
+    """A trained network, with what an attacker does not see of it.
+
+    Attributes:
+      model: the architecture.
+      params_0: before training.
+      params_t: after it.
+      image_shape: (height, width, depth) in pixels.
+      dynamics: "linearized" where the first-order Taylor model was trained.
+      duals: multipliers of the training images, (n, c), known for a linearized model.
+      loss: mean of (f - y)^2 / 2 at params_t, of outputs computed anew.
+      steps: of the optimizer; None for the closed form.
+    """
+
+    model: MLP
+    params_0: Params
+    params_t: Params
+    image_shape: tuple[int, int, int]
+    dynamics: Dynamics
+    duals: Float[np.ndarray, "n c"] | None
+    loss: float
+    steps: int | None
+
+
+def train(
+    x_train: Float[Array | np.ndarray, "n h w d"],
+    y_train: Float[Array | np.ndarray, "n c"],
+    *,
+    key: Array,
+    width: int = 4096,
+    depth: int = 2,
+    parametrization: Parametrization = "standard",
+    dynamics: Dynamics = "linearized",
+    schedule: Schedule = "flow",
+    stop_loss: float = 1e-10,
+    max_steps: int = 1_000_000,
+    dtype: Any = None,
+    stage: Stage = straight,
+) -> Victim:
+    """Trains an MLP on images, as the binary `experiments.reconstruct` does.
+
+    Args:
+      x_train: images less their mean (intensity), as `data.load` gives them.
+      y_train: targets, one column per output.
+      key: typed key of the initial weights.
+      width: units of every hidden layer.
+      depth: hidden layers.
+      parametrization: of the network: Flax's default, or the NTK parametrisation.
+      dynamics: train the network, or its first-order Taylor model in closed form.
+      schedule: gradient flow ("standard": heavy ball close to it), or the published
+        step size, N * 2e-7 on the mean loss with momentum 0.9.
+      stop_loss: mean of (f - y)^2 / 2 at which training ends; a greater one is an early
+        stop.
+      max_steps: limit of iterative training.
+      dtype: of everything; None is that of the images.
+      stage: runs the training, as "victim" or "train_coordinates".
+
+    Raises:
+      ValueError: lengths differ, a number is out of range, images or targets hold a
+        NaN, or the loss becomes one.
+
+    Example:
+      >>> import jax
+      >>> import ntk_privacy
+      >>> key = jax.random.key(0)
+      >>> digits = ntk_privacy.data.load("digits", num_train=4, key=key)
+      >>> victim = ntk_privacy.training.victim.train(
+      ...     digits.x_train, digits.y_train, width=64, key=key
+      ... )
+      >>> victim.loss < 1e-9
+      True
+    """
+    _checks.same_length(x_train=x_train, y_train=y_train)
+    _checks.at_least(1, num_images=len(x_train), width=width, depth=depth)
+    x, y = jnp.asarray(x_train, dtype), jnp.asarray(y_train, dtype)
+    model = MLP((width,) * depth, y.shape[1], parametrization=parametrization)
+    return fit(
+        model,
+        model.init_params(key, x.shape[1:], x.dtype),
+        x,
+        y,
+        dynamics=dynamics,
+        schedule=schedule,
+        stop_loss=stop_loss,
+        max_steps=max_steps,
+        stage=stage,
+    )
+
+
+def fit(
+    model: MLP,
+    params_0: Params,
+    x_train: Float[Array, "n h w d"],
+    y_train: Float[Array, "n c"],
+    *,
+    dynamics: Dynamics = "linearized",
+    schedule: Schedule = "flow",
+    stop_loss: float = 1e-10,
+    max_steps: int = 1_000_000,
+    fraction: float = 0.02,
+    stage: Stage = straight,
+    name: str | None = None,
+) -> Victim:
+    """Trains a network from given weights; see `train`.
+
+    Args:
+      model: the network.
+      params_0: its weights before training.
+      x_train: images.
+      y_train: targets, one column per output.
+      dynamics: see `train`.
+      schedule: see `train`.
+      stop_loss: see `train`.
+      max_steps: see `train`.
+      fraction: step size of the flow schedule of standard dynamics, in 1 / largest
+        eigenvalue of the kernel.
+      stage: see `train`.
+      name: of the stage; None is "victim" or "train_coordinates".
+
+    Raises:
+      ValueError: see `train`.
+    """
+    _checks.one_of(("linearized", "standard"), dynamics=dynamics)
+    _checks.one_of(("flow", "paper"), schedule=schedule)
+    _checks.positive(stop_loss=stop_loss)
+    _checks.at_least(1, max_steps=max_steps)
+    _checks.same_length(x_train=x_train, y_train=y_train)
+    _checks.finite_data(x_train=x_train, y_train=y_train)
+    problem = (model, params_0, x_train, y_train)
+    if dynamics == "linearized":
+
+        def closed_form(state, done, callback):
+            if not done:
+                state = _linearized(*problem, schedule, stop_loss, max_steps)
+                callback(1, state, {})
+            return state
+
+        start = jax.tree.map(jnp.zeros_like, (params_0, y_train, y_train[0, 0]))
+        params, duals, loss = stage(name or "victim", start, closed_form, 1).result
+        duals, steps = np.asarray(duals), None
+    else:
+        params, steps = _standard(
+            *problem, schedule, stop_loss, max_steps, fraction, stage, name
+        )
+        # Of the network itself: in the images' coordinates it was rounded otherwise.
+        loss = 0.5 * jnp.mean((model.apply_fn(params, x_train) - y_train) ** 2)
+        duals = None
+    return Victim(
+        model=model,
+        params_0=params_0,
+        params_t=params,
+        image_shape=tuple(x_train.shape[1:]),
+        dynamics=dynamics,
+        duals=duals,
+        loss=float(loss),
+        steps=steps,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _kernel_and_outputs(model, params_0, x):
+    kernel = structured.ntk(model, params_0, x, trace_outputs=False)
+    return kernel, model.apply_fn(params_0, x)
+
+
+def _linearized(model, params_0, x, y, schedule, stop_loss, max_steps):
+    """Returns parameters, duals and loss of the Taylor model at `stop_loss`."""
+    kernel, before = _kernel_and_outputs(model, params_0, x)
+    spectrum = linearized.decompose(kernel, before, y)
+    if schedule == "flow":
+        gain = linearized.gradient_flow(linearized.time_at_loss(spectrum, stop_loss))
+    else:
+        pace = {
+            "learning_rate": len(x) * 2e-7 / y.size,
+            "momentum": _PAPER_MOMENTUM,
+        }
+        steps = linearized.steps_at_loss(
+            spectrum, stop_loss, max_steps=max_steps, **pace
+        )
+        gain = linearized.gradient_descent(steps, **pace)
+    duals = linearized.duals(spectrum, gain)
+    params = linearized.params_at(model.apply_fn, params_0, x, duals)
+    final = linearized.apply_linearized(model.apply_fn, params_0, params, x)
+    return params, duals, 0.5 * jnp.mean((final - y) ** 2)
+
+
+def _standard(
+    model, params_0, x, y, schedule, stop_loss, max_steps, fraction, stage, name
+):
+    """Returns parameters and steps of training the network itself."""
+    if schedule == "paper":
+        optimizer = full_batch_training.paper_optimizer(len(x))
+    else:
+        kernel, _ = _kernel_and_outputs(model, params_0, x)
+        m = y.size
+        square = kernel.transpose(0, 2, 1, 3).reshape(m, m)
+        optimizer = full_batch_training.stable_optimizer(
+            float(jnp.linalg.eigvalsh(square)[-1]), m, fraction=fraction
+        )
+    # Fewer numbers to move at every step: the first layer moves in the images' span.
+    small = subspace.to_coordinates(params_0, x, parametrization=model.parametrization)
+    problem = (model.apply_fn, small.params, small.images, y)
+
+    def go(state, done, callback):
+        del done  # the state knows
+        return full_batch_training.full_batch(
+            *problem,
+            optimizer=optimizer,
+            max_steps=max_steps,
+            stop_loss=stop_loss,
+            chunk=20,
+            state=state,
+            callback=callback,
+        )
+
+    start = full_batch_training.init(*problem, optimizer=optimizer)
+    trained = stage(name or "train_coordinates", start, go, max_steps).result
+    return small.restore(trained.params), trained.steps
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _outputs(model, is_linearized, params_0, params_t, images):
+    if is_linearized:
+        return linearized.apply_linearized(model.apply_fn, params_0, params_t, images)
+    return model.apply_fn(params_t, images)
+
+
+def outputs(
+    victim: Victim, images: Float[Array | np.ndarray, "n h w d"]
+) -> Float[Array, "n c"]:
+    """Returns what the trained network makes of images.
+
+    Args:
+      victim: trained.
+      images: preprocessed like the training set.
+    """
+    return _outputs(
+        victim.model,
+        victim.dynamics == "linearized",
+        victim.params_0,
+        victim.params_t,
+        jnp.asarray(images, jax.tree.leaves(victim.params_0)[0].dtype),
+    )
