@@ -46,7 +46,7 @@ ROWS = {
 
 
 def victim_of(row, seed):
-    """Trains the row's network as `experiments.reconstruct` does, and its images."""
+    """Trains the row's network as `experiments.reconstruct` does; its images too."""
     with tempfile.TemporaryDirectory() as folder:
         config = reconstruct.Config(**row, seed=seed, workdir=folder, progress=False)
         with Workdir(folder, config) as workdir:

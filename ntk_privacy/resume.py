@@ -312,8 +312,9 @@ def _packed(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+            member = io.BytesIO()
+            np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+            archive.writestr(f"{name}.npy", member.getvalue())
     return np.frombuffer(file.getvalue(), np.uint8)
 
 

@@ -17,6 +17,8 @@ def test_one_import_reaches_every_method():
         "n.training.train.full_batch; n.training.linearized.decompose\n"
         "n.reconstruction.kkt.reconstruct; n.reconstruction.algebraic.reconstruct\n"
         "n.reconstruction.max_margin.reconstruct; n.kip.distill; n.rkip.distill\n"
+        "n.reconstruction.auto.reconstruct; n.reconstruction.METHODS['kkt'].run\n"
+        "n.training.victim.train; n.reports.compared\n"
         "n.evaluation.evaluate; n.evaluation.kernel_distance.kernel_distance\n"
         "n.reports.gallery; n.checkpoint.save\n"
     )

@@ -1,6 +1,7 @@
 """One loop for all methods: resumed from any step it ends with the same bits."""
 
 import itertools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -147,3 +148,40 @@ def test_every_waits_its_seconds():
         *(False, False, True),
         *(False, False, True, False),
     ]
+
+
+def test_what_is_made_in_one_piece_is_made_once(tmp_path):
+    """Its shapes are known by then alone, empty ones and texts among them."""
+    made = {
+        "empty": np.zeros((0, 3)),
+        "text": np.asarray("gate\u00f6ffnet"),
+        "count": np.asarray(7),
+        "gates": np.eye(3, dtype=bool),
+    }
+    calls, timer = [], resume.Timer()
+
+    def make():
+        calls.append(1)
+        return made
+
+    killing = resume.resumed(tmp_path, timer=timer, seconds=0.0, stop=_killing(1))
+    with pytest.raises(_Killed):
+        resume.once(killing, "piece", make)
+    stage = resume.resumed(tmp_path, timer=timer)
+    for _ in range(2):
+        again = resume.once(stage, "piece", make)
+        assert list(again) == list(made)
+        for name, array in made.items():
+            assert again[name].dtype == array.dtype
+            np.testing.assert_array_equal(again[name], array)
+    assert len(calls) == 2  # once before the kill, once after it
+    resume.once(resume.straight, "piece", make)
+    assert len(calls) == 3
+
+
+def test_the_time_of_what_is_not_stored_counts(tmp_path):
+    timer = resume.Timer()
+    stage = resume.resumed(tmp_path, timer=timer)
+    assert resume.timed(stage, "path", lambda: time.sleep(0.05) or "made") == "made"
+    assert timer.run >= 0.05
+    assert list(tmp_path.iterdir()) == []

@@ -326,10 +326,8 @@ def _undecoded(evidence: Evidence, reason: str) -> result.Reconstruction:
         losses=np.zeros(0),
         verdict=Verdict("nothing found", reason),
         sources=(),
-        certified=np.zeros(0, bool),
-        residuals=np.zeros(0),
-        errors=np.zeros(0),
         message=f"not decoded ({reason})",
+        **result.uncertain(0),
     )
 
 

@@ -21,7 +21,7 @@ from ntk_privacy.method import Method, field
 from ntk_privacy.reconstruction import algebraic, judging, kkt, polishing
 from ntk_privacy.reconstruction.candidates import distinct
 from ntk_privacy.reconstruction.evidence import Evidence
-from ntk_privacy.reconstruction.result import Reconstruction
+from ntk_privacy.reconstruction.result import Reconstruction, uncertain
 from ntk_privacy.resume import Stage, straight
 
 __all__ = ["METHOD", "Config", "reconstruct"]
@@ -245,20 +245,17 @@ def _with_polish(attack: _Attack, found: Reconstruction) -> Reconstruction:
     # More candidates than images would be another training.
     whole = len(found.images) == found.estimated_num_images
     result, misses = attack.polished(found.images, found.duals, replays=whole)
-    m = len(found.images)
     return found._replace(
         images=np.asarray(result.images),
         duals=np.asarray(result.duals),
         losses=np.asarray(result.losses),
         verdict=result.verdict._replace(gap=found.verdict.gap),
         sources=tuple(f"{source}, polished" for source in found.sources),
-        # The certificates were of the images before they moved.
-        certified=np.zeros(m, bool),
-        residuals=np.full(m, np.nan),
-        errors=np.full(m, np.inf),
         contributions=result.contributions,
         nonfinite=result.nonfinite,
         replay_misses=misses,
+        # The certificates were of the images before they moved.
+        **uncertain(len(found.images)),
     )
 
 
@@ -289,8 +286,9 @@ def _best_polished(
         found.images[kept], duals, replays=len(kept) == count
     )
     totals = np.asarray(result.duals).sum(0), found.duals[:, rest].sum(0)
+    images = np.concatenate([np.asarray(result.images), found.images[rest]])
     return found._replace(
-        images=np.concatenate([np.asarray(result.images), found.images[rest]]),
+        images=images,
         duals=np.concatenate(totals)[None],
         losses=np.asarray(result.losses),
         verdict=result.verdict,
@@ -298,6 +296,7 @@ def _best_polished(
         contributions=np.concatenate([result.contributions, np.zeros(len(rest))]),
         nonfinite=result.nonfinite,
         replay_misses=misses,
+        **uncertain(len(images)),
     )
 
 

@@ -59,10 +59,6 @@ class Evidence:
     num_outputs: int = 1
 
     def __post_init__(self):
-        if len(self.image_shape) != 3:
-            raise ValueError(
-                f"image_shape={self.image_shape} must be (height, width, depth)."
-            )
         for size in self.image_shape:
             _checks.at_least(1, image_shape=size)
         _checks.one_of(("linearized", "standard"), dynamics=self.dynamics)

@@ -365,11 +365,9 @@ def from_evidence(
         losses=np.asarray(found.losses),
         verdict=found.verdict,
         sources=("kkt",) * m,
-        certified=np.zeros(m, bool),
-        residuals=np.full(m, np.nan),
-        errors=np.full(m, np.inf),
         contributions=found.contributions,
         nonfinite=found.nonfinite,
+        **result.uncertain(m),
     )
 
 

@@ -375,11 +375,9 @@ def from_evidence(
         # Lost in an earlier start of this run, perhaps.
         verdict=max_margin_verdict.judge(None) if ran.lost else found.verdict,
         sources=("max_margin",) * m,
-        certified=np.zeros(m, bool),
-        residuals=np.full(m, np.nan),
-        errors=np.full(m, np.inf),
         contributions=found.contributions,
         nonfinite=ran.lost,
+        **result.uncertain(m),
     )
 
 

@@ -1,6 +1,6 @@
 """What every reconstruction attack returns."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from ntk_privacy.reconstruction.algebraic_result import AlgebraicReconstruction
 from ntk_privacy.reconstruction.verdict import Verdict
 
-__all__ = ["Reconstruction"]
+__all__ = ["Reconstruction", "uncertain"]
 
 
 class Reconstruction(NamedTuple):
@@ -51,3 +51,12 @@ class Reconstruction(NamedTuple):
     message: str = ""
     replay_misses: tuple[float, ...] = ()
     decoded: AlgebraicReconstruction | None = None
+
+
+def uncertain(count: int) -> dict[str, Any]:
+    """Returns the fields that say of so many images that nothing bounds their error."""
+    return {
+        "certified": np.zeros(count, bool),
+        "residuals": np.full(count, np.nan),
+        "errors": np.full(count, np.inf),
+    }

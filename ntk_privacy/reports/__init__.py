@@ -2,5 +2,6 @@
 
 from ntk_privacy.reports.plots import curve as curve
 from ntk_privacy.reports.plots import gallery as gallery
+from ntk_privacy.reports.reconstructions import compared as compared
 
-__all__ = ["curve", "gallery"]
+__all__ = ["compared", "curve", "gallery"]

@@ -4,8 +4,10 @@ Figures are made without pyplot, so that nothing global is touched, and files ap
 whole or not at all.
 """
 
+import io
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -28,11 +30,16 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _STYLES = ("-", "--", "-.", ":")
 
 
-def _save(figure: Figure, path: str | pathlib.Path) -> None:
+def _save(figure: Figure, path: str | pathlib.Path | io.BufferedIOBase) -> None:
     FigureCanvasAgg(figure)
+    # No date or version inside: equal figures give equal files.
+    options: dict[str, Any] = {"format": "png", "dpi": _DPI}
+    options["metadata"] = {"Software": None}
+    if not isinstance(path, str | pathlib.Path):
+        figure.savefig(path, **options)
+        return
     with replacing(path) as temporary:
-        # No date or version inside: equal figures give equal files.
-        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None})
+        figure.savefig(temporary, **options)
 
 
 def curve(
@@ -182,7 +189,7 @@ def _mark(place: int, count: int) -> str:
 def gallery(
     images: Float[Array | np.ndarray, "k h w c"],
     reconstructions: Float[Array | np.ndarray, "k h w c"],
-    path: str | pathlib.Path,
+    path: str | pathlib.Path | io.BufferedIOBase,
     *,
     mean: Float[Array | np.ndarray, " c"],
     distances: Float[Array | np.ndarray, " k"] | Sequence[float],
@@ -194,11 +201,12 @@ def gallery(
     """Draws training images above their reconstructions, worst to best.
 
     Of no pair the figure is its title and "nothing was reconstructed".
+    `reconstructions.compared` finds the pairs itself.
 
     Args:
       images: one row per pair, less the mean (intensity).
       reconstructions: row for row the partners of `images`; NaN pixels are black.
-      path: the PNG to write.
+      path: the PNG to write, or an open file.
       mean: per channel, what was subtracted (intensity); sums are clipped to [0, 1].
       distances: of each pair (intensity); the greatest is the worst.
       psnr: of each pair, decibels on the [0, 1] scale, printed below it.
