@@ -1,0 +1,159 @@
+"""`--dataset` of every binary: a name, a file, a folder; and what stays honest."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiments import (
+    _flags,
+    _image_sets,
+    _sre2l,
+    _sre2l_config,
+    _victim,
+    compare,
+    distill,
+    evade,
+    kernel,
+    poison,
+    reconstruct,
+)
+from experiments._workdir import Workdir
+from ntk_privacy import data
+from ntk_privacy.data.sets import SETS, Set
+
+CONFIGS = {
+    "compare": (compare.Config, {}),
+    "distill": (distill.Config, {}),
+    "dm": (distill.Config, {"method": "dm"}),
+    "evade": (evade.Config, {"train": "plain"}),
+    "kernel": (kernel.Config, {}),
+    "poison": (poison.Config, {}),
+    "reconstruct": (reconstruct.Config, {}),
+    "sre2l": (_sre2l_config.Config, {}),
+}
+every_binary = pytest.mark.parametrize("binary", CONFIGS)
+
+
+def _config(binary, **flags):
+    kind, own = CONFIGS[binary]
+    return kind(**{**own, **flags})
+
+
+def _npz(path, seed=0, *, each=6):
+    shape = (2 * each, 4, 4)
+    images = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+    np.savez(path, images=images, labels=np.arange(2 * each) % 2)
+    return str(path)
+
+
+@every_binary
+def test_every_binary_takes_a_file_and_knows_what_is_in_it(tmp_path, binary):
+    one = _config(binary, dataset=_npz(tmp_path / "a.npz"))
+    assert one.fingerprint == _config(binary, dataset=one.dataset).fingerprint
+    other = _config(binary, dataset=_npz(tmp_path / "b.npz", seed=1))
+    assert one.fingerprint != other.fingerprint
+    assert dataclasses.replace(one, seed=1) if hasattr(one, "seed") else True
+    assert _image_sets.image_shape(one) == (4, 4, 1)
+    # The file is another now: the config is still of the images that it was.
+    _npz(tmp_path / "a.npz", seed=1)
+    with pytest.raises(_flags.UsageError, match="give those, or leave --fingerprint"):
+        _image_sets.read(one)
+
+
+@every_binary
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"dataset": "mnits"}, r"dataset='mnits' is unknown \(did you mean mnist\?\)"),
+        (
+            {"dataset": "x.npz", "data_dir": "y"},
+            "data_dir=y and download=False are",
+        ),
+        ({"dataset": "x.npz", "image_size": 9}, "image_size=9 is for dataset='image_f"),
+        ({"dataset": "digits", "image_size": 9}, "image_size=9 is for dataset='image_"),
+        ({"dataset": "./x", "image_size": 0}, "image_size=0 must be at least 1"),
+        ({"dataset": "digits", "fingerprint": "a"}, "fingerprint='a' is for one's own"),
+        ({"dataset": "image_folder"}, "name the folder that holds train and val"),
+    ],
+)
+def test_every_binary_refuses_what_does_not_fit_its_set(binary, flags, told):
+    with pytest.raises(ValueError, match=told):
+        _config(binary, **flags)
+
+
+def test_a_set_more_is_one_row_for_the_binaries(monkeypatch):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 6, 6, 1)).astype(np.uint8)
+    labels = np.arange(40, dtype=np.int32) % 4
+    raw = data.Raw(images, labels, images[:8], labels[:8], tuple("abcd"), 255)
+    monkeypatch.setitem(SETS, "toy", Set(lambda _: raw, (6, 6, 1), flips=False))
+    dataset, _ = _victim.load(_config("reconstruct", dataset="toy", num_images=8))
+    assert (dataset.x_train.shape, dataset.y_train.shape) == ((8, 6, 6, 1), (8, 4))
+    found = _image_sets.load(_config("poison", dataset="toy"), num_train=20)
+    assert (found.x.shape, found.num_classes) == ((20, 6, 6, 1), 4)
+    assert "flip" not in found.operations
+    assert _image_sets.image_shape(_config("distill", dataset="toy")) == (6, 6, 1)
+    # No task of two superclasses, of which the logistic loss is.
+    with pytest.raises(ValueError, match="takes two classes: use a binary task"):
+        _config("reconstruct", dataset="toy", method="max_margin")
+
+
+TOY = {
+    "compare": {"methods": ("dm",), "preset": "cpu"},
+    "distill": {"num_images": 4, "num_distilled": 2},
+    "dm": {"batch_size": 4},
+    "evade": {},
+    "kernel": {"num_images": 4},
+    "poison": {"batch_size": 4, "num_seeds": 1, "rate": 0.05, "attack": "direct"},
+    "reconstruct": {"num_images": 4},
+    "sre2l": {"num_images": 200, "num_test": 2},
+}
+RUN = {"sre2l": _sre2l.run, "dm": distill.run}
+
+
+@every_binary
+def test_a_run_is_of_its_images_wherever_they_lie(tmp_path, binary):
+    run = RUN.get(binary) or globals()[binary].run
+    flags = {**TOY[binary], "workdir": str(tmp_path / "run")}
+    first = _config(binary, dataset=_npz(tmp_path / "a.npz", each=200), **flags)
+    with Workdir(first.workdir, first):
+        pass
+    other = _config(binary, dataset=_npz(tmp_path / "b.npz", seed=1, each=200), **flags)
+    with pytest.raises(_flags.UsageError, match="another config") as caught:
+        run(other)
+    # The path is another, too, which alone would not matter.
+    assert "(fingerprint: " in str(caught.value)
+    assert "dataset: " not in str(caught.value)
+    with pytest.raises(_flags.UsageError, match=r"another config \(.*dataset: "):
+        run(_config(binary, dataset="digits", **flags))
+
+
+def test_what_was_made_of_images_that_are_gone_may_be_looked_at(tmp_path):
+    config = _config("kernel", dataset=_npz(tmp_path / "a.npz"))
+    ignore = _image_sets.not_results(config, ())
+    with Workdir(tmp_path / "run", config, ignore=ignore):
+        pass
+    (tmp_path / "a.npz").unlink()
+    gone = _config("kernel", dataset=config.dataset)
+    ignore = _image_sets.not_results(gone, ())
+    with Workdir(tmp_path / "run", gone, ignore=ignore):
+        assert gone.fingerprint is None
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        _image_sets.read(gone)
+
+
+def test_folders_of_older_runs_of_named_sets_go_on():
+    for config in (_config(name, dataset="digits") for name in CONFIGS):
+        ignored = _image_sets.not_results(config, ("workdir", "data_dir"))
+        assert set(ignored) == {"workdir", "data_dir", "image_size", "fingerprint"}
+
+
+def test_max_margin_refuses_more_than_two_classes_of_a_file(tmp_path, capsys):
+    images = np.random.default_rng(0).random((12, 4, 4))
+    np.savez(tmp_path / "three.npz", images=images, labels=np.arange(12) % 3)
+    flags = ["--method=max_margin", f"--dataset={tmp_path / 'three.npz'}"]
+    flags += ["--num_images=3", "--width=8", f"--workdir={tmp_path / 'run'}"]
+    assert _flags.call(reconstruct.main, reconstruct.Config, flags) == 2
+    assert "takes two classes" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
