@@ -105,7 +105,7 @@ TOY = {
     "dm": {"batch_size": 4},
     "evade": {},
     "kernel": {"num_images": 4},
-    "poison": {"batch_size": 4, "num_seeds": 1, "rate": 0.05, "attack": "direct"},
+    "poison": {"batch_size": 4, "num_seeds": 1, "rate": 0.01, "attack": "direct"},
     "reconstruct": {"num_images": 4},
     "sre2l": {"num_images": 200, "num_test": 2},
 }
