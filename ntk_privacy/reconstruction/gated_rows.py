@@ -21,9 +21,9 @@ __all__ = ["GatedRows", "find_gated_rows"]
 _HIGHEST = jax.lax.Precision.HIGHEST
 # Half of the units are closed to an image. Of those that are closed to it but not to
 # all, so much is asked to vanish: less while the start is still coarse.
-_SHARES = [(0.7, 0.84), (0.6, 0.7), (0.5, 0.6)]
+_COARSE, _FINE = 0.7, (0.84, 0.7, 0.6)
 # Norm of a row on the units that its own activations close, above which it is wrong.
-_CONTRADICTED = 0.1
+_CONTRADICTED = 1e-3
 _MENDS = 4
 # A round costs milliseconds up to this rank: more of them may pass without a new row.
 _FEW = 32
@@ -123,6 +123,18 @@ def _from_columns(
     return pool
 
 
+def _shares(
+    rows: Float[np.ndarray, "m columns"], closed: Bool[np.ndarray, "m columns"]
+) -> Float[np.ndarray, " m"]:
+    """Norm of rows on units that should be closed, but for the few that are near zero.
+
+    Activations tell the gate of such a unit wrongly, and its entry is no small one.
+    """
+    spared = max(2, rows.shape[1] // 100)
+    hidden = np.sort(np.abs(np.where(closed, rows, 0.0)), axis=1)
+    return np.linalg.norm(hidden[:, :-spared], axis=1)
+
+
 def _contradicted(
     pool: sparse_rows.Pool,
     factors: low_rank.Factors,
@@ -152,20 +164,18 @@ def _contradicted(
     for _ in range(_MENDS):
         sources = (left @ np.linalg.pinv(pool.rows @ basis.T)).T
         closed = _closed_to(sources, gates_of, factors)
-        shares = np.linalg.norm(np.where(closed, pool.rows, 0.0), axis=1)
+        shares = _shares(pool.rows, closed)
         mended = pool
         for i in np.flatnonzero(shares > worst):
             if closed[i].sum() <= place:
                 continue
             row = sparse_rows.null_row(basis, closed[i])
-            if np.linalg.norm(row[closed[i]]) > worst:
-                continue
             others = sparse_rows.Pool(*(np.delete(v, i, 0) for v in mended))
             more = sparse_rows.finish(row, basis, place, tolerance)
-            nearest = np.abs(more.rows @ row)
-            if not len(nearest) or nearest.max() < sparse_rows.SAME:
+            misfit = _shares(more.rows, np.tile(closed[i], (len(more.rows), 1)))
+            if np.min(misfit, initial=np.inf) > worst:
                 continue
-            best = sparse_rows.Pool(*(v[[nearest.argmax()]] for v in more))
+            best = sparse_rows.Pool(*(v[[misfit.argmin()]] for v in more))
             if np.any(np.abs(others.rows @ best.rows[0]) > sparse_rows.SAME):
                 continue
             mended = sparse_rows.Pool(
@@ -274,13 +284,14 @@ def find_gated_rows(
     norms = np.linalg.norm(np.asarray(factors.right, np.float64), axis=0)
     dead = int(np.sum(norms < tolerance * np.sqrt(rank / columns)))
     half = columns / 2 - dead
-    if _SHARES[0][0] * half < rank + 8:
+    if _COARSE * half < rank + 8:
         raise ValueError(
             f"num_images={rank} but only {columns - dead} of {columns} units of the "
             "last hidden layer are open to some image and closed to others: too few "
             "zeros to tell images apart; use reconstruction.kkt.reconstruct."
         )
     pool, best = sparse_rows.empty(columns), None
+    coarse = float(np.clip(1.0 - 1.75 * columns**0.5 / half, 0.5, _COARSE))
     rounds = idle = most = 0
     patience = 4 if rank > _FEW else 10
     steps = jnp.asarray(num_steps, jnp.int32)
@@ -292,8 +303,8 @@ def find_gated_rows(
         inputs = inputs * jnp.sqrt(jnp.asarray(inputs.shape[1], inputs.dtype)) / 4
         if auxiliary is not None and rounds == 0:
             inputs = jnp.concatenate([inputs, auxiliary[:num_starts]])
-        shares = _SHARES[rounds % len(_SHARES)]
-        places = [max(int(dead + s * half), dead + rank + 8) for s in shares]
+        fine = max(_FINE[rounds % len(_FINE)], coarse)
+        places = [max(int(dead + s * half), dead + rank + 8) for s in (coarse, fine)]
         if rank - len(pool.rows) <= sparse_rows.MOST:
             pool = _from_columns(pool, factors, gates_of, places[0], tolerance)
         if len(pool.rows) < rank:

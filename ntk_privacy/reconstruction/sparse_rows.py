@@ -17,8 +17,8 @@ __all__ = ["MOST", "SAME", "Pool", "empty", "finish", "merge", "null_row", "spar
 # Least share of a row's energy on units where another one vanishes: true rows keep a
 # twentieth and more on each other's closed units.
 _SHARED = 0.03
-# Units on which a mixture vanishes by chance, or on which two images differ at all.
-_CHANCE = 4
+# Share of a row's zeros that may be chance, one in so many, left out so many at a time.
+_SPARED, _CHANCE = 4, 4
 # Largest number of rows that a mixture is taken apart into, and subsets tried for it.
 MOST, _SUBSETS = 6, 512
 # Rows that correlate above it count as one.
@@ -84,7 +84,9 @@ def _shared_space(
     out, by the energy that the other directions have on them.
     """
     closed = np.abs(row) < small
-    for _ in range(2):
+    alive = np.linalg.norm(basis[:, closed], axis=0) > small
+    spare = int(alive.sum()) // _SPARED
+    while spare > 0:
         part = basis[:, closed]
         values, vectors = _eigh(part)
         count = int(np.sum(values < _SHARED))
@@ -93,8 +95,9 @@ def _shared_space(
         loud = np.flatnonzero(energy > small**2)
         if count < 2 or not len(loud):
             return space
-        worst = loud[np.argsort(-energy[loud], kind="stable")][:_CHANCE]
+        worst = loud[np.argsort(-energy[loud], kind="stable")][: min(_CHANCE, spare)]
         closed[np.flatnonzero(closed)[worst]] = False
+        spare -= len(worst)
     values, vectors = _eigh(basis[:, closed])
     count = int(np.sum(values < small**2 * closed.sum()))
     return vectors[:, : max(count, 1)].T
