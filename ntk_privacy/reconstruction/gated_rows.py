@@ -14,14 +14,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ntk_privacy.reconstruction import gates as gates_lib
-from ntk_privacy.reconstruction import low_rank
+from ntk_privacy.reconstruction import low_rank, sparse_rows
 
 __all__ = ["GatedRows", "find_gated_rows"]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 # Half of the units are closed to an image. Of those that are closed to it but not to
 # all, so much is asked to vanish: less while the start is still coarse.
-_COARSE, _FINE = 0.7, 0.84
+_COARSE, _FINE = 0.7, (0.84, 0.7, 0.6)
+# Norm of a row on the units that its own activations close, above which it is wrong.
+_CONTRADICTED = 1e-3
+_MENDS = 4
+# A round costs milliseconds up to this rank: more of them may pass without a new row.
+_FEW = 32
 
 
 class GatedRows(NamedTuple):
@@ -70,48 +75,175 @@ def _vanish(
     return y, outside / jnp.linalg.norm(y, axis=1)
 
 
-def _least(
-    row: Float[np.ndarray, " columns"],
-    basis: Float[np.ndarray, "r columns"],
-    place: int,
-    num_steps: int,
-) -> Float[np.ndarray, " columns"]:
-    """The alternation for one row, in float64, with `place` units asked to vanish."""
-    for _ in range(num_steps):
-        closed = np.argpartition(np.abs(row), place)[:place]
-        part = basis[:, closed]
-        row = np.linalg.eigh(part @ part.T)[1][:, 0] @ basis
-    return row / np.linalg.norm(row)
+def _closed_to(
+    sources: Float[np.ndarray, "k rows"], gates_of, factors: low_rank.Factors
+) -> Bool[np.ndarray, "k columns"]:
+    """Units that activations of any scale and sign close; the bias is known positive.
+
+    As many at a time as the rank, so that one program serves all.
+    """
+    dtype = factors.left.dtype
+    padded = np.zeros((factors.right.shape[0], sources.shape[1]))
+    sources = sources * np.where(sources[:, -1:] < 0, -1.0, 1.0)
+    padded[: len(sources)] = sources / np.linalg.norm(sources, axis=1, keepdims=True)
+    padded = jnp.asarray(padded, dtype)
+    return ~np.asarray(gates_of(padded[:, :-1], padded[:, -1]))[: len(sources)]
 
 
-def _refined(
-    row: Float[np.ndarray, " columns"],
-    basis: Float[np.ndarray, "r columns"],
+def _from_columns(
+    pool: sparse_rows.Pool,
+    factors: low_rank.Factors,
+    gates_of,
     place: int,
     tolerance: float,
-) -> tuple[Float[np.ndarray, " columns"], float]:
-    """Finishes one row on the host: as many zeros as it can have.
+) -> sparse_rows.Pool:
+    """Adds the last few rows: activations are sparse too, and span what is left.
 
-    Where images share most of their closed units, a mixture of two rows vanishes on
-    many units as well. Asked for more zeros than it has, it becomes one of the two.
+    Args:
+      pool: all rows but few.
+      factors: of the change, bias row last.
+      gates_of: (activations, bias coordinates) -> gates on the columns.
+      place: zeros that are asked for.
+      tolerance: norm that a row may have on its zeros.
     """
-    columns = basis.shape[1]
-    small = tolerance / columns**0.5
+    rank = factors.right.shape[0]
+    missing = rank - len(pool.rows)
+    left = np.asarray(factors.left, np.float64)
+    points = (left @ gates_lib._deflated(factors, pool.rows)[:, :missing]).T
+    small = tolerance / points.shape[1] ** 0.5
+    sources = sparse_rows.sparsest(points, small)
+    if not len(sources):
+        return pool
+    basis = np.asarray(factors.right, np.float64)
+    for closed in _closed_to(sources, gates_of, factors):
+        if closed.sum() > place:
+            row = sparse_rows.null_row(basis, closed)
+            more = sparse_rows.finish(row, basis, place, tolerance)
+            pool = sparse_rows.merge(pool, more, rank, min(10.0 * tolerance, 0.2))
+    return pool
 
-    def zeros(row):
-        return int(np.sum(np.abs(row) < small))
 
-    row = _least(row, basis, place, 4)
-    count = zeros(row)
-    while True:
-        more = count + max(2, columns // 100)
-        if more >= columns:
+def _shares(
+    rows: Float[np.ndarray, "m columns"], closed: Bool[np.ndarray, "m columns"]
+) -> Float[np.ndarray, " m"]:
+    """Norm of rows on units that should be closed, but for the few that are near zero.
+
+    Activations tell the gate of such a unit wrongly, and its entry is no small one.
+    """
+    spared = max(2, rows.shape[1] // 100)
+    hidden = np.sort(np.abs(np.where(closed, rows, 0.0)), axis=1)
+    return np.linalg.norm(hidden[:, :-spared], axis=1)
+
+
+def _contradicted(
+    pool: sparse_rows.Pool,
+    factors: low_rank.Factors,
+    gates_of,
+    place: int,
+    tolerance: float,
+) -> tuple[sparse_rows.Pool, np.ndarray]:
+    """Replaces rows by those of their own activations; also says which fail to fit.
+
+    In a full set a mixture in the place of a leaves the activations of a as they are:
+    they tell which units a closes, and those tell its row.
+
+    Args:
+      pool: as many independent rows as the rank.
+      factors: of the change, bias row last.
+      gates_of: (activations, bias coordinates) -> gates on the columns.
+      place: zeros that are asked for.
+      tolerance: norm that a row may have on its zeros.
+
+    Returns:
+      The rows, mended, and the share of each on units that its activations close.
+    """
+    basis = np.asarray(factors.right, np.float64)
+    left = np.asarray(factors.left, np.float64) * factors.values[: len(basis)]
+    worst = max(_CONTRADICTED, 4.0 * tolerance)
+    shares = np.zeros(0)
+    for _ in range(_MENDS):
+        sources = (left @ np.linalg.pinv(pool.rows @ basis.T)).T
+        closed = _closed_to(sources, gates_of, factors)
+        shares = _shares(pool.rows, closed)
+        mended = pool
+        for i in np.flatnonzero(shares > worst):
+            if closed[i].sum() <= place:
+                continue
+            row = sparse_rows.null_row(basis, closed[i])
+            others = sparse_rows.Pool(*(np.delete(v, i, 0) for v in mended))
+            more = sparse_rows.finish(row, basis, place, tolerance)
+            misfit = _shares(more.rows, np.tile(closed[i], (len(more.rows), 1)))
+            if np.min(misfit, initial=np.inf) > worst:
+                continue
+            best = sparse_rows.Pool(*(v[[misfit.argmin()]] for v in more))
+            if np.any(np.abs(others.rows @ best.rows[0]) > sparse_rows.SAME):
+                continue
+            mended = sparse_rows.Pool(
+                *(np.insert(v, i, w[0], 0) for v, w in zip(others, best, strict=True))
+            )
+        if mended is pool:
             break
-        sparser = _least(row, basis, more, 8)
-        if zeros(sparser) <= count:
+        pool = mended
+    return pool, shares
+
+
+def _searched(
+    pool: sparse_rows.Pool,
+    factors: low_rank.Factors,
+    starts: Float[Array, "b units"],
+    gates_of,
+    places: list[int],
+    num_climbs: Int[Array, ""],
+    num_steps: Int[Array, ""],
+    tolerance: float,
+) -> sparse_rows.Pool:
+    """Adds the rows that one round of starts leads to.
+
+    Args:
+      pool: rows that are known.
+      factors: of the change, bias row last.
+      starts: activations.
+      gates_of: (activations, bias coordinates) -> gates on the columns.
+      places: zeros that are asked for, at first and later.
+      num_climbs: steps that activations take towards those of what is left.
+      num_steps: of the alternation.
+      tolerance: norm that a row may have on its zeros.
+    """
+    rank = factors.right.shape[0]
+    basis = np.asarray(factors.right, np.float64)
+    space = gates_lib._column_space(factors, pool.rows)
+    climbed, lasts = gates_lib._climb(starts, space, num_climbs)
+    scale = jnp.sign(lasts)
+    closed = ~gates_of(climbed * scale[:, None], lasts * scale)
+    asked = jnp.asarray(places, jnp.int32)
+    found, outside = _vanish(closed, factors.right, asked, num_steps)
+    found, outside = np.asarray(found, np.float64), np.asarray(outside)
+    # In float32 a true row shows as one part in a thousand; float64 decides.
+    for i in np.argsort(outside, kind="stable"):
+        if not outside[i] < max(30 * tolerance, 3e-2) or len(pool.rows) == rank:
             break
-        row, count = sparser, zeros(sparser)
-    return row, float(np.linalg.norm(np.sort(np.abs(row))[:place]))
+        unit = found[i] / np.linalg.norm(found[i])
+        if np.any(np.abs(pool.rows @ unit) > sparse_rows.SAME):
+            continue
+        more = sparse_rows.finish(unit, basis, places[0], tolerance)
+        pool = sparse_rows.merge(pool, more, rank, min(10.0 * tolerance, 0.2))
+    return pool
+
+
+def _dropped(
+    pool: sparse_rows.Pool, wrong: Bool[np.ndarray, " m"], idle: int
+) -> sparse_rows.Pool:
+    """Leaves out what keeps a search from its end: wrong rows hide those they mix.
+
+    A mixture contradicts its parts too, so now all that are wrong go, now the half of
+    them with the fewest zeros; where none was found for long, more and more of all.
+    """
+    if wrong.any():
+        count = int(wrong.sum()) if idle % 2 else (int(wrong.sum()) + 1) // 2
+    else:
+        count = int(np.ceil(len(wrong) * max(idle - 1, 0) / 8))
+    order = np.lexsort((pool.zeros, ~wrong))
+    return sparse_rows.Pool(*(np.delete(v, order[:count], 0) for v in pool))
 
 
 def find_gated_rows(
@@ -149,19 +281,21 @@ def find_gated_rows(
       ValueError: too few units for the rank.
     """
     rank, columns = factors.right.shape
-    basis64 = np.asarray(factors.right, np.float64)
-    norms = np.linalg.norm(basis64, axis=0)
+    norms = np.linalg.norm(np.asarray(factors.right, np.float64), axis=0)
     dead = int(np.sum(norms < tolerance * np.sqrt(rank / columns)))
-    places = [int(dead + share * (columns / 2 - dead)) for share in (_COARSE, _FINE)]
-    if places[0] - dead < rank + 8:
+    half = columns / 2 - dead
+    if _COARSE * half < rank + 8:
         raise ValueError(
             f"num_images={rank} but only {columns - dead} of {columns} units of the "
             "last hidden layer are open to some image and closed to others: too few "
             "zeros to tell images apart; use reconstruction.kkt.reconstruct."
         )
-    rows, residuals, rounds, idle = np.zeros((0, columns)), [], 0, 0
+    pool, best = sparse_rows.empty(columns), None
+    coarse = float(np.clip(1.0 - 1.75 * columns**0.5 / half, 0.5, _COARSE))
+    rounds = idle = most = 0
+    patience = 4 if rank > _FEW else 10
     steps = jnp.asarray(num_steps, jnp.int32)
-    while len(rows) < rank and rounds < max_rounds and idle < 4:
+    while most < rank and rounds < max_rounds and idle < patience:
         key, key_round = jax.random.split(key)
         mix = jax.random.normal(key_round, (num_starts, change.shape[1]), change.dtype)
         inputs = gates_lib._unit(jnp.matmul(mix, change.T, precision=_HIGHEST))
@@ -169,31 +303,33 @@ def find_gated_rows(
         inputs = inputs * jnp.sqrt(jnp.asarray(inputs.shape[1], inputs.dtype)) / 4
         if auxiliary is not None and rounds == 0:
             inputs = jnp.concatenate([inputs, auxiliary[:num_starts]])
-        space = gates_lib._column_space(factors, rows)
-        climbed, lasts = gates_lib._climb(
-            forward(inputs), space, jnp.asarray(2 + rounds % 3, jnp.int32)
-        )
-        scale = jnp.sign(lasts)
-        found, outside = _vanish(
-            ~gates_of(climbed * scale[:, None], lasts * scale),
-            factors.right,
-            jnp.asarray(places, jnp.int32),
-            steps,
-        )
-        found, outside = np.asarray(found, np.float64), np.asarray(outside)
-        before = len(rows)
-        # In float32 a true row shows as one part in a thousand; float64 decides.
-        for i in np.argsort(outside, kind="stable"):
-            if not outside[i] < max(30 * tolerance, 3e-2) or len(rows) == rank:
-                break
-            unit = found[i] / np.linalg.norm(found[i])
-            if len(rows) and np.max(np.abs(rows @ unit)) > 0.98:
-                continue
-            row, residual = _refined(unit, basis64, places[1], tolerance)
-            fresh = not len(rows) or np.max(np.abs(rows @ row)) < 0.98
-            if residual < tolerance and fresh:
-                rows = np.concatenate([rows, row[None]])
-                residuals.append(residual)
+        fine = max(_FINE[rounds % len(_FINE)], coarse)
+        places = [max(int(dead + s * half), dead + rank + 8) for s in (coarse, fine)]
+        if rank - len(pool.rows) <= sparse_rows.MOST:
+            pool = _from_columns(pool, factors, gates_of, places[0], tolerance)
+        if len(pool.rows) < rank:
+            starts = jnp.asarray(2 + rounds % 3, jnp.int32)
+            pool = _searched(
+                pool,
+                factors,
+                forward(inputs),
+                gates_of,
+                places,
+                starts,
+                steps,
+                tolerance,
+            )
         rounds += 1
-        idle = 0 if len(rows) > before else idle + 1
-    return GatedRows(rows, np.asarray(residuals), rounds)
+        wrong = np.zeros(len(pool.rows), bool)
+        if len(pool.rows) == rank:
+            pool, shares = _contradicted(pool, factors, gates_of, places[0], tolerance)
+            wrong = shares > max(_CONTRADICTED, 4.0 * tolerance)
+        right = len(wrong) - int(wrong.sum())
+        if best is None or right > most:
+            best, most, idle = pool, right, 0
+        else:
+            idle += 1
+        if right < rank:
+            pool = _dropped(pool, wrong, idle)
+    best = sparse_rows.empty(columns) if best is None else best
+    return GatedRows(best.rows, best.residuals, rounds)
