@@ -1,5 +1,6 @@
 """`experiments.compare --attacks=all`: the table, its parts, going on, refusals."""
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
@@ -11,13 +12,13 @@ from command_lines import command_line
 
 from experiments import (
     _compare_attacks,
-    _condensed,
     _flags,
-    _gradient_methods,
     _timed_sets,
     compare,
 )
 from ntk_privacy import curvature
+from ntk_privacy.data.image_set import Statistics
+from ntk_privacy.distillation import METHODS, dc
 from ntk_privacy.evaluation import protocol, robust_accuracy
 from ntk_privacy.models import ConvNet
 from ntk_privacy.reports import plots
@@ -120,7 +121,8 @@ def test_the_regulariser_is_where_the_method_has_a_place_for_it(
 ):
     made, trained = {}, {}
 
-    def make(method, config, images, x, key, *, folder, rate, **options):
+    def make(method, config, images, key, *, folder, rate, **options):
+        x = images.normalised(images.x_train)
         made[folder.name] = (x, rate, options)
         return _timed_sets.TimedSet(np.zeros((10, 8, 8, 1)), np.arange(10), 3, 1.0)
 
@@ -142,7 +144,8 @@ def test_the_regulariser_is_where_the_method_has_a_place_for_it(
         x, rate, options = made.pop(f"set_0_rdm_{told}")
         assert (rate, options) == (0.02, {})
         assert made.pop(f"set_0_dc_{told}")[2] == {}
-        assert set(made.pop(f"set_0_dc_curvature_{told}")[2]) == {"real_loss"}
+        curved = made.pop(f"set_0_dc_curvature_{told}")[2]
+        assert curved == {"penalty_weight": 10.0, "penalty_step": 3.0}
         # What is poisoned: 2% of the images, all copies of the target.
         same = np.all(np.abs(np.asarray(x) - asked[0][None]) < 1e-6, axis=(1, 2, 3))
         assert same.sum() == (28 if told == "poisoned" else 0)
@@ -167,24 +170,23 @@ def test_the_real_loss_is_the_mean_of_the_regularised_one():
 
     penalties = curvature.penalty(losses, step=0.5)(params, x, labels)
     expected = jnp.mean(losses(params, x, labels) + 2.0 * penalties)
-    found = _gradient_methods.real_loss(model, 2.0, 0.5)(params, x, labels)
+    found = dc.real_loss(model, 2.0, 0.5)(params, x, labels)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     assert penalties.min() > 0
     # One object for all calls, by which compiled loops are found.
-    again = _gradient_methods.real_loss(ConvNet(3, 2, depth=1), 2.0, 0.5)
-    assert again is _gradient_methods.real_loss(model, 2.0, 0.5)
+    again = dc.real_loss(ConvNet(3, 2, depth=1), 2.0, 0.5)
+    assert again is dc.real_loss(model, 2.0, 0.5)
 
 
 def test_copies_are_found_in_a_set_also_under_noise():
     rng = np.random.default_rng(0)
     real = rng.uniform(0.2, 0.8, (5, 8, 8, 1)).astype(np.float32)
-    images = SimpleNamespace(
-        x=real, mean=np.float32([0.4]), deviation=np.float32([0.25])
-    )
+    normal = Statistics(np.float32([0.4]), np.float32([0.25]))
+    images = SimpleNamespace(x_train=real, normal=normal)
     judge = SimpleNamespace(images=images)
     copy = real[3] + rng.normal(scale=0.03, size=real[3].shape)  # 30 dB
     blurred = real[1] + rng.normal(scale=0.1, size=real[1].shape)  # 20 dB
-    made = (np.stack([copy, blurred]) - images.mean) / images.deviation
+    made = (np.stack([copy, blurred]) - normal.mean) / normal.deviation
     given = _timed_sets.TimedSet(made, np.arange(2), 1, 1.0)
     found = _compare_attacks._Judge.reconstruct(judge, given)
     assert found["recovered"] == 0.5
@@ -242,7 +244,7 @@ def test_a_row_is_the_mean_over_seeds_of_its_method_alone():
         (["--rate=0.0001"], "is no poison at all"),
         (["--penalty_weight=0"], "penalty_weight=0.0 must be above 0"),
         (["--architectures=MLP"], "architectures=('MLP',) has no effect with"),
-        (["--num_images=100"], "num_images=100: rdm takes batches of 128 images"),
+        (["--num_images=100"], "num_images=100: rdm: batch_size=128 is more than"),
         (["--methods=rkip_curvature", "--num_targets=5"], "is 0 of each class"),
         (["--methods=dc", "--images_per_class=900"], "images_per_class=900 is more"),
     ],
@@ -282,19 +284,22 @@ def test_a_timed_method_shows_its_seconds(monkeypatch, tmp_path):
         images=np.zeros((1, 2)), labels=np.zeros(1, int), steps=7, nonfinite=False
     )
 
-    def condense(*_, callback, **__):
-        for step in range(100, 200):
-            if callback(step, state, {}):
-                break
+    def run(images, config, *, key, stage, chunk, folder):
+        def go(start, done, callback):
+            for step in range(100, 200):
+                if callback(step, state, {}):
+                    break
+
+        stage("distill", None, go, config.num_steps)
 
     clock = itertools.chain([1.2, 1.2], itertools.repeat(2.6))
-    known = _condensed.METHODS["dm"]._replace(condense=condense)
-    monkeypatch.setitem(_condensed.METHODS, "dm", known)
+    known = dataclasses.replace(METHODS["dm"], run=run)
+    monkeypatch.setitem(METHODS, "dm", known)
     monkeypatch.setattr(_timed_sets, "Progress", Bar)
     monkeypatch.setattr(_timed_sets.Timer, "elapsed", lambda _: next(clock))
     config = compare.Config(seconds=2.5)
     # Of a run that was killed: the time they took is not known.
     (tmp_path / "experts").mkdir()
-    made = _timed_sets.make("dm", config, None, None, None, folder=tmp_path)
+    made = _timed_sets.make("dm", config, None, None, folder=tmp_path)
     assert (made.steps, shown) == (7, [3, 1, 3])
     assert not (tmp_path / "experts").exists()

@@ -367,7 +367,7 @@ def test_a_cell_that_fails_is_told_in_the_table(tmp_path):
     table = _run(tmp_path, table=True, methods=("random", "rkip"), learning_rate=1e30)
     rows = {row["method"]: row for row in table["rows"]}
     assert rows["rkip"]["infinite"] is None
-    assert "loss is not finite" in rows["rkip"]["errors"][0]
+    assert "loss of rkip is not finite" in rows["rkip"]["errors"][0]
     assert rows["random"]["infinite"] > 0.5
     told = (tmp_path / "table.md").read_text()
     assert "Failed:\n\n- rkip, seed 0: The loss of rkip is not finite after 1" in told

@@ -147,7 +147,7 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
         f"--{name}={str(value).lower()}"
         for name, value in {**TOY, "workdir": tmp_path}.items()
     ]
-    kind = distill.config_class(arguments)
+    kind = distill.FLAGS
     assert kind is _sre2l_config.Config
     assert _flags.call(distill.main, kind, arguments) == 2
     assert 'regularizer: "loss_difference" in the folder' in capsys.readouterr().err
@@ -221,9 +221,10 @@ def test_killed_in_any_stage_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
 
 
 def test_config_class_and_refusals():
-    assert distill.config_class(["--method", "cda"]) is _sre2l_config.Config
-    assert distill.config_class(["--method=rkip"]) is distill.Config
-    assert distill.config_class([]) is distill.Config
+    asked = distill.FLAGS.parse
+    assert isinstance(asked(["--method", "cda"]), _sre2l_config.Config)
+    assert asked(["--method=kip"]).method.name == "kip"
+    assert asked([]).method.name == "rkip"
     with pytest.raises(ValueError, match="penalty_weight=3 is for a penalty"):
         _sre2l_config.Config(penalty_weight=3, regularizer="none")
     with pytest.raises(ValueError, match="penalty_weight=0 must be above 0"):
@@ -368,7 +369,7 @@ def test_faults_of_image_folders_are_one_line(
 ):
     own = ["--method=sre2l"] if program is distill else ["--train=plain"]
     arguments = [*own, *flags, f"--workdir={tmp_path / 'run'}"]
-    kind = distill.config_class(arguments) if program is distill else evade.Config
+    kind = distill.FLAGS if program is distill else evade.Config
     assert _flags.call(program.main, kind, arguments) == code
     error = capsys.readouterr().err
     assert message in error

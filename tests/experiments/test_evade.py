@@ -209,7 +209,7 @@ def make_other(image_shape, num_classes):
 @pytest.mark.slow
 def test_distill_leaves_a_network_to_attack(tmp_path):
     distill.run(
-        distill.Config(
+        distill.asked(
             method="dm",
             num_images=300,
             num_test=60,

@@ -1,15 +1,18 @@
 """`experiments.poison` at toy size: files, the table, going on, exit codes."""
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
-from command_lines import command_line
+from command_lines import chunks, command_line
 
 from experiments import _condensed, _flags, _image_sets, _poisoning, poison
-from ntk_privacy import checkpoint, data
+from ntk_privacy import checkpoint, data, distillation
 from ntk_privacy.data import sets
+from ntk_privacy.distillation import METHODS
 from ntk_privacy.evaluation import protocol
 
 TOY = {
@@ -67,10 +70,10 @@ def test_other_attacks_stay_in_their_budget_on_the_grid(tmp_path, attack):
     assert results["seconds"]["craft"] > 0
     with np.load(tmp_path / "poisons_0.npz") as stored:
         poisons, where = stored["poisons"], stored["where"]
-    images = _image_sets.load(poison.Config(**TOY), num_train=400, num_test=50)
-    change = np.rint(16 * (poisons.astype(float) - images.x[where]))
+    images = _image_sets.part(poison.Config(**TOY), num_train=400, num_test=50)
+    change = np.rint(16 * (poisons.astype(float) - images.x_train[where]))
     assert 0 < np.abs(change).max() <= 4  # 64/255 in steps of 1/16
-    assert set(images.classes[where]) == {
+    assert set(images.class_train[where]) == {
         json.loads((tmp_path / "cell_0_dm_0.json").read_text())["adversarial_class"]
     }
 
@@ -108,14 +111,16 @@ def test_faults_are_one_line(tmp_path, capsys, flags, code, message):
 def test_a_seed_without_enough_images_is_told_before_any_is_run(tmp_path, capsys):
     flags = "--num_seeds=40", "--rate=0.03"
     given = command_line(poison.Config, TOY, *flags, workdir=tmp_path)
-    images = _image_sets.load(poison.Config(**TOY), num_train=400, num_test=50)
-    assert np.bincount(images.classes).min() > 12  # what 3% of 400 asks for
-    few = images._replace(
-        classes=np.where(np.arange(400) < 4, 0, images.classes % 9 + 1)
+    images = _image_sets.part(poison.Config(**TOY), num_train=400, num_test=50)
+    assert np.bincount(images.class_train).min() > 12  # what 3% of 400 asks for
+    few = dataclasses.replace(
+        images, class_train=np.where(np.arange(400) < 4, 0, images.class_train % 9 + 1)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_image_sets, "load", lambda *args, **kwargs: few)
-        patch.setattr(_condensed, "check", lambda *args: None)
+        patch.setattr(_image_sets, "part", lambda *args, **kwargs: few)
+        for name in ("dm", "rdm"):
+            known = dataclasses.replace(METHODS[name], check=lambda *args: None)
+            patch.setitem(METHODS, name, known)
         assert _flags.call(poison.main, poison.Config, given) == 2
     assert "asks for 12 poisons, class 0 has 4 images" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -123,12 +128,12 @@ def test_a_seed_without_enough_images_is_told_before_any_is_run(tmp_path, capsys
 
 def test_every_scene_poisons_another_class_than_the_target_s():
     config = poison.Config(**TOY)
-    images = _image_sets.load(config, num_train=400, num_test=50)
+    images = _image_sets.part(config, num_train=400, num_test=50)
     scenes = [_poisoning.scene(config, images, seed) for seed in range(30)]
     for scene in scenes:
         assert scene.target_class == images.class_test[scene.target]
         assert scene.adversarial_class != scene.target_class
-        assert set(images.classes[scene.where]) == {scene.adversarial_class}
+        assert set(images.class_train[scene.where]) == {scene.adversarial_class}
         assert len(set(scene.where)) == 4
     assert len({(s.target, s.adversarial_class) for s in scenes}) > 20
 
@@ -136,10 +141,13 @@ def test_every_scene_poisons_another_class_than_the_target_s():
 @pytest.mark.parametrize(("bound", "steps"), [(64, 4), (73, 4), (80, 5), (255, 16)])
 def test_the_bound_is_never_passed_on_a_coarser_grid(bound, steps):
     config = poison.Config(**TOY | {"bound": bound})
-    images = _image_sets.load(config, num_train=400, num_test=50)
+    images = _image_sets.part(config, num_train=400, num_test=50)
     assert _poisoning.bound_in_steps(config, images) == steps
     assert steps / images.levels <= bound / 255
-    assert _poisoning.bound_in_steps(config, images._replace(levels=255)) == bound
+    assert (
+        _poisoning.bound_in_steps(config, dataclasses.replace(images, levels=255))
+        == bound
+    )
 
 
 def test_each_cell_condenses_poisoned_images_and_is_asked_about_the_target(
@@ -147,8 +155,8 @@ def test_each_cell_condenses_poisoned_images_and_is_asked_about_the_target(
 ):
     seen = []
 
-    def condense(method, config, images, x, key, **rest):
-        seen.append([method, x, key, None])
+    def condense(method, config, images, key, **rest):
+        seen.append([method, images.normalised(images.x_train), key, None])
         return _condensed.Condensed(np.zeros((10, 8, 8, 1)), np.arange(10), np.ones(4))
 
     def evaluate(images, condensed, config, key, *, targets, **rest):
@@ -159,7 +167,7 @@ def test_each_cell_condenses_poisoned_images_and_is_asked_about_the_target(
     monkeypatch.setattr(_condensed, "condense", condense)
     monkeypatch.setattr(_condensed, "evaluate", evaluate)
     config = poison.Config(**TOY)
-    images = _image_sets.load(config, num_train=400, num_test=50)
+    images = _image_sets.part(config, num_train=400, num_test=50)
     scene = _poisoning.scene(config, images, 0)
     monkeypatch.setattr(
         _poisoning, "scene", lambda *args: scene._replace(adversarial_class=6)
@@ -169,7 +177,7 @@ def test_each_cell_condenses_poisoned_images_and_is_asked_about_the_target(
     ))  # fmt: skip
     rows = _run(tmp_path, num_runs=2, control=False)["table"]
     target = images.normalised(images.x_test[scene.target][None])
-    want = np.array(images.normalised(images.x))
+    want = np.array(images.normalised(images.x_train))
     want[scene.where] = target
     assert [method for method, *_ in seen] == ["dm", "dm", "rdm", "rdm"]
     for _, x, _, asked in seen:
@@ -189,7 +197,8 @@ def test_each_cell_condenses_poisoned_images_and_is_asked_about_the_target(
 def test_every_target_is_also_asked_of_networks_of_clean_images(tmp_path, monkeypatch):
     seen = []
 
-    def condense(method, config, images, x, key, **rest):
+    def condense(method, config, images, key, **rest):
+        x = images.normalised(images.x_train)
         seen.append((method, np.array(x), np.asarray(jax.random.key_data(key))))
         return _condensed.Condensed(np.zeros((10, 8, 8, 1)), np.arange(10), np.ones(4))
 
@@ -203,8 +212,8 @@ def test_every_target_is_also_asked_of_networks_of_clean_images(tmp_path, monkey
     given = {"methods": ("dm", "rdm"), "num_runs": 2}
     results = _run(tmp_path, **given, num_seeds=2)
     config = poison.Config(**TOY)
-    images = _image_sets.load(config, num_train=400, num_test=50)
-    clean = np.asarray(images.normalised(images.x))
+    images = _image_sets.part(config, num_train=400, num_test=50)
+    clean = np.asarray(images.normalised(images.x_train))
     controls = [part for part in seen if np.array_equal(part[1], clean)]
     assert [method for method, *_ in controls] == ["dm", "dm", "rdm", "rdm"]
     # The draws are those of the first seed's own cell, which stands before each.
@@ -250,7 +259,7 @@ def test_a_row_takes_the_entries_of_its_method_alone():
 
 
 def test_condensation_descends_with_the_published_momentum():
-    sgd = _condensed._sgd(2.0)
+    sgd = distillation.dm._sgd(2.0)
     state, moved = sgd.init(np.zeros(1)), 0.0
     for _ in range(2):
         update, state = sgd.update(np.ones(1), state)
@@ -276,6 +285,7 @@ def test_a_killed_run_goes_on_within_a_cell_to_the_bit(
         pytest.skip("the same as after the direct attack")
     options = {"methods": ("rdm",), "attack": attack, "checkpoint_seconds": 0}
     options |= {"num_steps": 6, "num_epochs": 5, "attack_steps": 6}
+    chunks(monkeypatch, 2)
     for module in (_condensed, _poisoning):
         monkeypatch.setattr(module, "_CHUNK", 2)
     whole = _run(tmp_path / "whole", **options)
@@ -316,24 +326,34 @@ class _Pixels:
 
 def test_the_calibration_takes_the_deviation_away(monkeypatch):
     config = poison.Config(**TOY | {"rate": 0.02, "batch_size": 20})
-    images = _image_sets.load(config, num_train=400, num_test=50)
-    images = images._replace(operations=())
+    images = _image_sets.part(config, num_train=400, num_test=50)
     scene = _poisoning.scene(config, images, 0)
-    x = images.normalised(images.x).at[scene.where].set(9)
+    # As far off as the poison: 9 deviations.
+    x = np.array(images.normalised(images.x_train))
+    x[scene.where] = 9
+    poisoned = SimpleNamespace(
+        x_train=x,
+        class_train=images.class_train,
+        num_classes=10,
+        operations=(),
+        normalised=lambda x: x,
+    )
     monkeypatch.setattr(_condensed, "model", lambda config, images: _Pixels())
-    dm, rdm = (_poisoning.deviation(config, images, x, scene, m) for m in ("dm", "rdm"))
+    dm, rdm, median = (
+        _poisoning.deviation(config, poisoned, scene, name)
+        for name in ("dm", "rdm", "dm_median")
+    )
     # 8 of about 40 are alike and far off: of 20, 12 are dropped, all these among them.
     assert rdm["poison_dropped"] == 1
     assert 0.4 < rdm["clean_dropped"] < 0.7
     assert rdm["deviation"] == 0
-    members = images.classes == scene.adversarial_class
+    members = images.class_train == scene.adversarial_class
     good = np.asarray(x)[members & ~np.isin(np.arange(400), scene.where)]
     apart = np.linalg.norm(9 - good.mean(0))
     spread = np.sqrt(np.square(good - good.mean(0)).sum((1, 2, 3)).mean())
     expected = 8 / members.sum() * apart / spread
     assert dm["deviation"] == pytest.approx(expected, rel=0.25)  # 16 batches of 20
     # A median drops values, not images: how much of the poison is left has no meaning.
-    median = _poisoning.deviation(config, images, x, scene, "dm_median")
     assert median["deviation_of_mean"] == dm["deviation"]
     assert median["deviation"] is median["poison_dropped"] is None
 
@@ -368,11 +388,11 @@ def test_the_paper_s_preset_normalises_by_the_published_constants(monkeypatch):
         class_names=tuple("abcdefghij"),
     )
     monkeypatch.setattr(sets, "load_raw", lambda *args: raw)
-    paper = _image_sets.load(poison.Config(preset="paper"))
-    np.testing.assert_allclose(paper.mean, [0.4914, 0.4822, 0.4465])
-    np.testing.assert_allclose(paper.deviation, [0.2023, 0.1994, 0.2010])
-    cpu = _image_sets.load(poison.Config())
-    x = cpu.normalised(cpu.x)
+    paper = _image_sets.part(poison.Config(preset="paper"))
+    np.testing.assert_allclose(paper.normal.mean, [0.4914, 0.4822, 0.4465])
+    np.testing.assert_allclose(paper.normal.deviation, [0.2023, 0.1994, 0.2010])
+    cpu = _image_sets.part(poison.Config())
+    x = cpu.normalised(cpu.x_train)
     np.testing.assert_allclose(x.mean((0, 1, 2)), 0, atol=1e-6)
     np.testing.assert_allclose(x.std((0, 1, 2)), 1, rtol=1e-5)
 
