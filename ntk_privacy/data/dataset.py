@@ -156,7 +156,11 @@ def load(
             f"released_label_fault=True does not fit {name} with task={task!r}: the "
             "fault is one of cifar10 with animal_vehicle."
         )
-    if num_train is not None or num_test is not None:
+    for argument, count in (("num_train", num_train), ("num_test", num_test)):
+        if count is None:
+            continue
+        if not isinstance(count, int | np.integer):
+            raise ArgumentError(f"{argument}={count!r} must be a whole number.")
         _check_key(key)
     raw = load_raw(name, data_dir, download)
     num_classes = len(raw.class_names)

@@ -17,13 +17,13 @@ _FORMATS = ("JPEG", "PNG")
 _REMEDY = "repair or delete it"
 
 
-def load_raw(folder: Path, *, size: int) -> Raw:
+def load_raw(folder: Path | str, *, size: int) -> Raw:
     """Reads `train/CLASS/*` and `val/CLASS/*`, or `test` where there is no `val`.
 
     Classes are the sorted names of the folders in `train`; of the test set some may be
     missing. Images may lie one folder deeper, `CLASS/images/*`. Files other than .jpg,
     .jpeg and .png (in capitals too), hidden ones and what systems leave behind are
-    passed over.
+    passed over; pictures of other formats among them with a warning.
 
     Args:
         folder: Holds `train` and `val` or `test`.
@@ -36,6 +36,7 @@ def load_raw(folder: Path, *, size: int) -> Raw:
             below 1.
     """
     _checks.at_least(1, size=size)
+    folder = Path(folder)
     train, test = _parts(folder)
     names, tested = _class_names(train), _class_names(test)
     unknown = [name for name in tested if name not in names]

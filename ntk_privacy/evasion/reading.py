@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ntk_privacy.evasion import inputs
 from ntk_privacy.evasion.threat_model import Limits
 
 __all__ = ["DRAWS", "draws", "read", "refuse_company", "votes"]
@@ -26,9 +27,7 @@ _SHARE = 1e-3
 _UNITS = 16
 _TIMES = 8
 
-_MODES = (
-    "use_running_average=True, deterministic=True or train=False; nnx: model.eval()"
-)
+_MODES = inputs.MODES
 _BATCH_NORM = (
     "logits_fn gives an image other outputs when the other images of its batch change, "
     "as batch norm in training mode does: put the model into evaluation mode "
