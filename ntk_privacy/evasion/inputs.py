@@ -38,6 +38,11 @@ def check(x: Any, y: Any, threat_model: ThreatModel) -> np.ndarray:
       ValueError: no images, images that are no numbers of floating point, not finite,
         or outside the box, labels that are not one whole number per image.
     """
+    if not isinstance(threat_model, ThreatModel):
+        raise ValueError(  # noqa: TRY004  every fault of the input is one
+            f"threat_model={threat_model!r} is none: give ThreatModel('linf', 8 / 255) "
+            "or such."
+        )
     labels = np.asarray(y)
     if not x.size or x.ndim != 4:
         raise ValueError(

@@ -173,6 +173,9 @@ def refuse_company(
     if apart <= same:
         return
     # Rare, so what follows may take its time.
+    if _gap(one, jax.jit(lambda x: model(x, key))(few)).between > same:
+        # Traced again: numbers of NumPy's are drawn then, and kept by the program.
+        raise ValueError(_UNKEYED)
     unit = max(_unit(model, few, key), float(jnp.finfo(logits.dtype).eps))
     rounding = _UNITS * unit * max(spread, again.size)
     if apart > max(same, rounding) and apart > _TIMES * _rounding(model, few, key):

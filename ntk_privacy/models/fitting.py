@@ -39,7 +39,8 @@ def check_mlp(
         inner = " give its entry 'params'" if found == ["params"] else " give its own"
         raise ValueError(
             f"{name} holds {told}, but an MLP of {len(model.widths)} hidden layers has "
-            f"{', '.join(wanted)}:{inner} parameters of this network."
+            f"{', '.join(wanted)}:{inner} parameters of this network, under Flax's "
+            "names, which are the only ones read here."
         )
     flags = model.use_bias
     flags = [flags] * len(sizes) if isinstance(flags, bool) else list(flags)
