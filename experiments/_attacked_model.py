@@ -119,7 +119,13 @@ def check(model: Model, images: Images, batch_size: int) -> int:
     try:
         classes = attacked_batches.num_classes_of(model.logits_fn, shape)
     except ValueError as error:
-        raise UsageError(str(error).replace("logits_fn", "the model", 1)) from error
+        told = str(error).replace("logits_fn", "the model", 1)
+        # Who names a data set has no images to give.
+        told = told.replace(
+            "the images that it was made for, (n, height, width, channels).",
+            "the dataset that it was trained on.",
+        )
+        raise UsageError(told) from error
     if classes < images.num_classes:
         raise UsageError(
             f"the model has {classes} classes but the image set {images.num_classes}: "
