@@ -99,7 +99,7 @@ def asking(shape: Sequence[int]) -> Iterator[None]:
     except _CONCRETE as error:
         raise ValueError(
             "logits_fn turns its images into NumPy or PyTorch arrays, or into Python "
-            "numbers: write it in jax.numpy, which attacks can differentiate."
+            "numbers: make it one of jax.numpy, which attacks can differentiate."
         ) from error
     except (flax.errors.InvalidRngError, *_STATE) as error:
         asks = isinstance(error, flax.errors.InvalidRngError)
