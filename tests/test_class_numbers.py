@@ -216,6 +216,16 @@ def test_parameters_and_images_of_two_networks_are_one_sentence(door):
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("door", ["evaluate, test", "evaluate, target"])
+def test_sizes_are_told_before_anything_is_trained(door, monkeypatch):
+    def train(*args, **options):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(classification, "train", train)
+    with pytest.raises(ValueError, match="a network for images of shape"):
+        MISFITS[door]()
+
+
 def test_networks_that_are_not_finite_give_no_images():
     lost = jax.tree.map(lambda leaf: leaf + np.nan, NORMED)
     with pytest.raises(ValueError, match=r"params\[.* NaN or infinite"):
