@@ -1,5 +1,6 @@
 """Validation: each failure is one sentence with value, range and remedy."""
 
+import re
 from collections.abc import Sized
 from typing import Any
 
@@ -9,17 +10,55 @@ import numpy as np
 # beartype takes `float` at its word: an int flag or a NumPy scalar is none.
 Number = float | int | np.number
 
+# Names of what is counted: half a step or image is none.
+_COUNTED = re.compile(
+    r"num_\w+|\w*(steps|epochs|batch_size|block_size|per_class)"
+    r"|chunk|width|depth|levels|size|jitter"
+)
+
+
+def number(**values: Any) -> None:
+    """Raises ValueError unless every value is one real number; text is none."""
+    for name, value in values.items():
+        array = np.asarray(value)
+        real = jax.numpy.issubdtype(array.dtype, np.number) or array.dtype == bool
+        if array.ndim or not real or array.dtype.kind == "c":
+            raise ValueError(f"{name}={value!r} must be one number.")
+
+
+def typed_key(**keys: Any) -> None:
+    """Raises ValueError unless every value is a key of `jax.random`, such as key(0)."""
+    for name, key in keys.items():
+        dtype = getattr(key, "dtype", None)
+        # Keys of old are arrays, (2,), which JAX still takes.
+        if dtype is None or not (
+            jax.numpy.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32
+        ):
+            raise ValueError(
+                f"{name}={key!r} is no key: give one such as jax.random.key(0)."
+            )
+
 
 def positive(**values: Number) -> None:
     """Raises ValueError unless every value is a finite number above 0."""
     for name, value in values.items():
+        number(**{name: value})
         if not (np.isfinite(value) and value > 0):
             raise ValueError(f"{name}={value} must be above 0.")
 
 
 def at_least(minimum: Number, **values: Number) -> None:
-    """Raises ValueError unless every value is finite and at least `minimum`."""
+    """Raises ValueError unless every value is finite and at least `minimum`.
+
+    What is a count by its name, such as num_steps or batch_size, must be whole as well.
+    """
     for name, value in values.items():
+        number(**{name: value})
+        whole = np.asarray(value).dtype.kind in "iub"
+        if _COUNTED.fullmatch(name) and not whole:
+            raise ValueError(
+                f"{name}={value} must be a whole number, at least {minimum}."
+            )
         if not (np.isfinite(value) and value >= minimum):
             raise ValueError(f"{name}={value} must be at least {minimum}.")
 
@@ -27,6 +66,7 @@ def at_least(minimum: Number, **values: Number) -> None:
 def in_range(low: Number, high: Number, **values: Number) -> None:
     """Raises ValueError unless every value lies in [low, high]."""
     for name, value in values.items():
+        number(**{name: value})
         if not low <= value <= high:
             raise ValueError(f"{name}={value} must lie in [{low}, {high}].")
 

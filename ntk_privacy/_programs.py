@@ -80,7 +80,8 @@ class Memo:
         while self._dead:
             dead = self._dead.popleft()
             for key in [k for k in self._entries if self._mentions(k, dead)]:
-                del self._entries[key]
+                # Gone already if its hash has changed, which is the owner's fault.
+                self._entries.pop(key, None)
 
     # A method: at the end of the process the names of modules go before functions do.
     def _mentions(self, key: Hashable, reference: Any) -> bool:

@@ -43,6 +43,34 @@ def squared_norm(a: object) -> Float[Array, ""]:
     return dot(a, a)
 
 
+def largest(a: object) -> Float[Array, ""]:
+    """Returns the largest size of a number in any leaf; NaN if one is NaN."""
+    parts = [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(a)]
+    return functools.reduce(jnp.maximum, parts)
+
+
+def cosine(a: T, b: T) -> Float[Array, ""]:
+    """Returns the cosine of the angle between a and b; 0 where either is zero.
+
+    Scaled before it is squared: squares leave float32 below 1e-19 and beyond 1e19. Its
+    gradient is zero, not NaN, where a is zero.
+    """
+
+    def unit(tree):
+        most = jax.lax.stop_gradient(largest(tree))
+        most = jnp.where(most == 0, 1, most)
+        # XLA would take the scale out of the products, and square what is small.
+        tree = jax.lax.optimization_barrier(
+            jax.tree.map(lambda leaf: leaf / most, tree)
+        )
+        squared = squared_norm(tree)
+        none = squared == 0  # NaN is some
+        root = jnp.sqrt(jnp.where(none, 1, squared))
+        return jax.tree.map(lambda leaf: leaf / root, tree)
+
+    return dot(unit(a), unit(b))
+
+
 def size(a: object) -> int:
     """Returns the number of scalars."""
     return sum(leaf.size for leaf in jax.tree.leaves(a))

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ntk_privacy import _checks
+
 __all__ = ["latest_step", "restore", "save"]
 
 _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
@@ -15,7 +17,13 @@ _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 def _manager(folder: str | pathlib.Path) -> ocp.CheckpointManager:
     path = pathlib.Path(folder).absolute()
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"{path} cannot be a folder of checkpoints, for a file is in its way: give "
+            "another folder."
+        ) from error
     options = ocp.CheckpointManagerOptions(
         max_to_keep=2, enable_async_checkpointing=False
     )
@@ -27,12 +35,16 @@ def _manager(folder: str | pathlib.Path) -> ocp.CheckpointManager:
 def _require_arrays(tree: Any) -> None:
     """Raises ValueError at a leaf that would not come back as it went."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not isinstance(leaf, _ARRAYS) or jnp.issubdtype(
-            leaf.dtype, jax.dtypes.prng_key
-        ):
+        held = isinstance(leaf, _ARRAYS) and (
+            jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool
+        )
+        if not held:
+            dtype = getattr(leaf, "dtype", None)
+            told = f" of {dtype}" * (dtype is not None)
             raise ValueError(
-                f"state{jax.tree_util.keystr(path)} is a {type(leaf).__name__}, which "
-                "no checkpoint can hold: make scalars arrays, and keys key data."
+                f"state{jax.tree_util.keystr(path)} is a {type(leaf).__name__}{told}, "
+                "which no checkpoint can hold: make scalars arrays, keys key data, and "
+                "leave out what is no number."
             )
 
 
@@ -88,8 +100,10 @@ def save(folder: str | pathlib.Path, step: int, state: Any) -> None:
       state: pytree of arrays (typed keys: store `jax.random.key_data`).
 
     Raises:
-      ValueError: a leaf is no array.
+      ValueError: a leaf is no array of numbers, the step no whole number from 0, or the
+        folder a file.
     """
+    _checks.at_least(0, steps=step)
     _require_arrays(state)
     with _manager(folder) as manager:
         manager.save(step, args=ocp.args.StandardSave(_filled(state)))

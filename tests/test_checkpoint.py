@@ -7,6 +7,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -131,7 +132,10 @@ def test_a_damaged_or_missing_step_is_one_clear_line(tmp_path, victim):
     gc.collect()
 
 
-@pytest.mark.parametrize("bad", [3, np.float32(1), jax.random.key(0)])
+@pytest.mark.parametrize(
+    "bad",
+    [3, np.float32(1), jax.random.key(0), np.array(["relu"]), np.array([None])],
+)
 def test_leaves_that_are_no_arrays_are_refused_before_anything_is_written(
     tmp_path, bad
 ):
@@ -144,3 +148,17 @@ def test_empty_arrays_come_back_empty(tmp_path):
     state = {"a": jnp.zeros((0, 3)), "b": jnp.ones(2)}
     checkpoint.save(tmp_path, 1, state)
     chex.assert_trees_all_equal(checkpoint.restore(tmp_path, 1, state), state)
+
+
+@pytest.mark.parametrize("step", [-1, 1.5])
+def test_a_step_that_is_none_and_a_file_in_the_way_are_refused(
+    tmp_path, step, monkeypatch
+):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=f"steps={step} must be"):
+        checkpoint.save(tmp_path / "new", step, {"x": jnp.zeros(2)})
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="a file is in its way: give another"):
+            checkpoint.save(folder, 1, {"x": jnp.zeros(2)})

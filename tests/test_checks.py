@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -21,6 +22,14 @@ from ntk_privacy.reconstruction.max_margin_settings import RELEASED
         (lambda: _checks.positive(rate=np.inf), "rate=inf must be above 0."),
         (lambda: _checks.at_least(1, chunk=0), "chunk=0 must be at least 1."),
         (lambda: _checks.at_least(0.5, x=-np.inf), "x=-inf must be at least 0.5."),
+        (
+            lambda: _checks.at_least(1, num_steps=2.5),
+            "num_steps=2.5 must be a whole number, at least 1.",
+        ),
+        (
+            lambda: _checks.at_least(1, inner_batch_size=np.float32(8)),
+            "inner_batch_size=8.0 must be a whole number, at least 1.",
+        ),
         (
             lambda: _checks.in_range(0, 1, momentum=1.5),
             "momentum=1.5 must lie in [0, 1].",
@@ -72,6 +81,25 @@ def test_numbers_of_every_kind_pass(number):
     _checks.positive(x=number)
     _checks.at_least(1, x=number)
     _checks.in_range(number, 2, x=number)
+
+
+@pytest.mark.parametrize("thing", ["8/255", None, [1], 1j, np.ones(2)])
+def test_what_is_no_number_is_told_by_every_check(thing, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for check in (
+        _checks.positive,
+        lambda **v: _checks.at_least(1, **v),
+        lambda **v: _checks.in_range(0, 1, **v),
+    ):
+        with pytest.raises(ValueError, match=r"eps=.* must be one number"):
+            check(eps=thing)
+
+
+def test_keys_are_keys():
+    _checks.typed_key(key=jax.random.key(0), old=jax.random.PRNGKey(0))
+    for wrong in (0, None, np.zeros(2, np.int32)):
+        with pytest.raises(ValueError, match=r"key=.* is no key: .*random\.key\(0\)"):
+            _checks.typed_key(key=wrong)
 
 
 def test_sound_trees_pass():

@@ -177,6 +177,61 @@ def test_teacher_labels_and_student_have_the_same_classes():
         soft_labels.relabel(NAN, {}, (), model=net, num_outputs=2, **options)
 
 
+WIDE = np.zeros((2, 8, 8, 1), np.float32)
+SMALL, OTHER = MLP((3,), 2), MLP((4,), 2).init_params(KEY, SHAPE)
+STACKED = jax.tree.map(lambda leaf: leaf[None], SMALL.init_params(KEY, SHAPE))
+STUDY = {"model": SMALL, "key": KEY, "num_networks": 1}
+RESNET = ResNet18(2, width=2, blocks=(1,))
+NORMED = jax.eval_shape(lambda: RESNET.init_params(KEY, SHAPE))
+NORMED = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), NORMED)
+MOMENTS = RESNET.init_stats(np.float32)
+RECOVER = {"model": RESNET, "key": KEY, "num_classes": 2, "image_shape": SHAPE, **STATS}
+COLOURS = {"image_shape": (4, 4, 2), "mean": (0.5, 0.5), "deviation": (1.0, 1.0)}
+READ = {"model": RESNET, "key": KEY, "num_outputs": 2, "num_epochs": 1}
+MISFITS = {
+    "predict, size": lambda: classification.predict(STACKED, WIDE, model=SMALL),
+    "predict, network": lambda: classification.predict(
+        jax.tree.map(lambda leaf: leaf[None], OTHER), X, model=SMALL
+    ),
+    "evaluate, test": lambda: protocol.evaluate(X, Y, WIDE, Y[:2], **STUDY),
+    "evaluate, target": lambda: protocol.evaluate(X, Y, X, Y, targets=WIDE, **STUDY),
+    "recover, channels": lambda: sre2l.recover(
+        NORMED,
+        MOMENTS,
+        **(
+            RECOVER
+            | {"image_shape": (4, 4, 2), "mean": (0.5,) * 2, "deviation": (1, 1)}
+        ),
+    ),
+    "recover, statistics": lambda: sre2l.recover(NORMED, None, **RECOVER),
+    "squeeze": lambda: squeeze.predict(NORMED, None, X, model=RESNET),
+    "relabel": lambda: soft_labels.relabel(jnp.asarray(X), OTHER, MOMENTS, **READ),
+}
+
+
+@pytest.mark.parametrize("door", MISFITS)
+def test_parameters_and_images_of_two_networks_are_one_sentence(door):
+    with pytest.raises(ValueError, match="do not fit the network, which fails") as told:
+        MISFITS[door]()
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("door", ["evaluate, test", "evaluate, target"])
+def test_sizes_are_told_before_anything_is_trained(door, monkeypatch):
+    def train(*args, **options):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(classification, "train", train)
+    with pytest.raises(ValueError, match="a network for images of shape"):
+        MISFITS[door]()
+
+
+def test_networks_that_are_not_finite_give_no_images():
+    lost = jax.tree.map(lambda leaf: leaf + np.nan, NORMED)
+    with pytest.raises(ValueError, match=r"params\[.* NaN or infinite"):
+        sre2l.recover(lost, MOMENTS, **RECOVER)
+
+
 def test_outputs_are_counted_where_a_network_does_not_name_them():
     net = MLP((3,), 5)
 

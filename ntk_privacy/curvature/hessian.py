@@ -12,6 +12,7 @@ the recurrence, and their residual is measured. Restarts keep the leading Ritz v
 (Wu & Simon, SIAM J. Matrix Anal. Appl. 22(2), 2000: thick restart).
 """
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from ntk_privacy import _checks, _linalg, _programs
 from ntk_privacy._linalg import matmul
+from ntk_privacy.curvature import regularizer
 from ntk_privacy.curvature.regularizer import LossFn
 
 __all__ = ["TopEigenvalues", "measure", "top_eigenvalues"]
@@ -218,7 +220,7 @@ def measure(
 
     Raises:
       ValueError: lengths differ, no images, images that are no floating-point numbers,
-        or a number out of range.
+        a loss that is not one number per image, or a number out of range.
     """
     x = jnp.asarray(x)
     for i, part in enumerate(rest):
@@ -227,13 +229,15 @@ def measure(
     _checks.at_least(1, images=len(x), batch_size=batch_size, num_matvecs=num_matvecs)
     _checks.at_least(num_matvecs, max_matvecs=max_matvecs)
     _checks.positive(tolerance=tolerance)
+    rest = tuple(jnp.asarray(part) for part in rest)
+    first = (x[:1], tuple(part[:1] for part in rest))
+    jax.eval_shape(functools.partial(regularizer.per_image, loss_fn, params), *first)
     size = x[0].size
     kept = max(num_matvecs // 2, _KEPT)
     # As many steps as pixels span everything: nothing to restart.
     whole = num_matvecs + kept >= size
     steps, kept = (size, 0) if whole else (num_matvecs, kept)
     settings = (steps, kept, tolerance, max_matvecs, min(batch_size, len(x)))
-    rest = tuple(jnp.asarray(part) for part in rest)
     key_data = jax.random.key_data(key)
     return TopEigenvalues(*_measure(loss_fn, settings, params, x, rest, key_data))
 

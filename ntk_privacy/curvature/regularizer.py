@@ -32,7 +32,7 @@ _REMEDY = {
 }
 
 
-def _per_image(loss_fn: LossFn, params: Any, x: Any, rest: tuple[Any, ...]) -> Array:
+def per_image(loss_fn: LossFn, params: Any, x: Any, rest: tuple[Any, ...]) -> Array:
     losses = loss_fn(params, x, *rest)
     shape = getattr(losses, "shape", None)
     if shape != x.shape[:1]:
@@ -50,7 +50,7 @@ def _gradient(
     """Returns losses and the gradient of each with respect to its own image."""
 
     def total(x):
-        losses = _per_image(loss_fn, params, x, rest)
+        losses = per_image(loss_fn, params, x, rest)
         return jnp.sum(losses), losses
 
     gradient, losses = jax.grad(total, has_aux=True)(x)
@@ -128,7 +128,7 @@ def penalty(
     def loss_difference(params, x, *rest):
         losses, gradient = _gradient(loss_fn, params, x, rest)
         z = perturbation(gradient, step=step, offset=offset)
-        moved = _per_image(loss_fn, params, x + z, rest)
+        moved = per_image(loss_fn, params, x + z, rest)
         return jnp.broadcast_to(jnp.abs(jnp.mean(moved) - jnp.mean(losses)), (len(x),))
 
     def curvature(params, x, *rest):
@@ -180,7 +180,7 @@ def regularize(
     _checks.positive(weight=weight)
 
     def regularized(params, x, *rest):
-        losses = _per_image(loss_fn, params, x, rest)
+        losses = per_image(loss_fn, params, x, rest)
         factor = jnp.asarray(weight, losses.dtype)
         return losses + factor * added(params, x, *rest)
 

@@ -87,6 +87,8 @@ def _note(path: Path) -> str:
         return _PICKLES if name == "batches.meta" else "a list of class names"
     if name in ("cifar-10-batches-py", "cifar-10-python.tar.gz"):
         return _PICKLES
+    if re.match(r"cifar[-_]?100", name):
+        return "another set, of 100 classes"
     if name in ("cifar-10-batches-mat", "cifar-10-matlab.tar.gz") or ".mat" in name:
         return "the Matlab version: get the binary version, cifar-10-binary.tar.gz"
     if re.fullmatch(r"(data_batch_[1-5]|test_batch)(\.pkl|\.pickle)?", name):

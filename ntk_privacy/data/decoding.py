@@ -14,6 +14,10 @@ from ntk_privacy import _files
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 """Eight bits a channel: of more, Pillow's conversion keeps the wrong ones."""
+_OTHER_FORMATS = (
+    *(".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2"),
+    *(".jfif", ".jpe", ".ppm", ".pgm", ".tga"),
+)
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -103,6 +107,8 @@ def list_images(
 ) -> list[Path]:
     """Returns a folder's picture files; hidden ones and other suffixes are left out.
 
+    Warns of pictures of other formats, which would go unnoticed beside others.
+
     Args:
         folder: To look in; if it has no picture but one folder, in that.
         suffixes: In small letters; files may have them in capitals.
@@ -130,5 +136,13 @@ def list_images(
                 f"{_files.shown(path)} is {told}, not a regular file: repair or delete "
                 "it."
             )
+    passed = [path.name for path in there if path.suffix.lower() in _OTHER_FORMATS]
+    if passed:
+        told = ", ".join(f"*{suffix}" for suffix in suffixes)
+        warnings.warn(
+            f"{_files.shown(folder)} holds pictures that are passed over, "
+            f"{_files.told_of(passed)}: convert them to one of {told}.",
+            stacklevel=2,
+        )
     # By length first, so that image 2 precedes image 10.
     return sorted(paths, key=lambda path: (len(path.name), path.name))

@@ -35,6 +35,7 @@ def balanced(
     Raises:
         ArgumentError: The number is no such multiple, or a group has too few images.
     """
+    _whole(num_train=num_train)
     if num_train < 1 or num_train % len(names):
         raise ArgumentError(
             f"num_train={num_train} does not split evenly into the {len(names)} "
@@ -69,12 +70,19 @@ def uniform(
     Raises:
         ArgumentError: There are not so many.
     """
+    _whole(num_test=num_test)
     if not 1 <= num_test <= available:
         raise ArgumentError(
             f"num_test={num_test} must lie in [1, {available}]: {source} has "
             f"{available} test images."
         )
     return np.sort(_shuffled(key, available)[:num_test])
+
+
+def _whole(**count: Any) -> None:
+    ((name, value),) = count.items()
+    if not isinstance(value, int | np.integer):
+        raise ArgumentError(f"{name}={value!r} must be a whole number.")
 
 
 def check_key(key: Any) -> None:

@@ -19,7 +19,7 @@ _FORMATS = ("JPEG", "PNG")
 _REMEDY = "repair or delete it"
 
 
-def load_raw(folder: Path, *, size: int | None = None) -> Raw:
+def load_raw(folder: Path | str, *, size: int | None = None) -> Raw:
     """Reads `train/CLASS/*` and `val/CLASS/*`, or `test` where there is no `val`.
 
     Where there are folders of classes alone, `CLASS/*`, a fifth of each is held out to
@@ -28,7 +28,8 @@ def load_raw(folder: Path, *, size: int | None = None) -> Raw:
     Classes are the sorted names of the folders in `train`; of the test set some may be
     missing. Images may lie one folder deeper, `CLASS/images/*`. Files other than .jpg,
     .jpeg and .png (in capitals too), hidden ones and what systems leave behind are
-    passed over. Where all pictures are grey the images have one channel, else three.
+    passed over; pictures of other formats among them with a warning. Where all pictures
+    are grey the images have one channel, else three.
 
     Args:
         folder: Holds `train` and `val` or `test`, or the classes.
@@ -43,7 +44,7 @@ def load_raw(folder: Path, *, size: int | None = None) -> Raw:
     """
     if size is not None:
         _checks.at_least(1, size=size)
-    parts = _parts(folder)
+    parts = _parts(Path(folder))
     names = _class_names(parts[0])
     listed = [_list(part, names) for part in parts]
     if size is None:

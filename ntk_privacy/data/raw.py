@@ -14,6 +14,7 @@ from ntk_privacy import _files
 
 ENVIRONMENT_VARIABLE = "NTK_PRIVACY_DATA"
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".xz", ".bz2", ".zst")
+_TABLES = (".parquet", ".arrow", ".csv", ".feather", ".h5", ".hdf5", ".pt", ".pkl")
 _UNFINISHED = (".part", ".crdownload", ".download", ".tmp", ".aria2")
 
 
@@ -114,7 +115,9 @@ def _near_misses(folders, alike, taken, note) -> str:
     for folder in dict.fromkeys(folders):
         right = {*taken(folder), *folders}
         for path in _files.entries(folder):
-            if re.search(alike, path.name.lower()) and path not in right:
+            name = path.name.lower()
+            likely = re.search(alike, name) or name.endswith(_TABLES)
+            if likely and path not in right:
                 why = note(path) or _why_not(path)
                 told.setdefault(why, []).append(path.name)
     parts = [
@@ -127,6 +130,8 @@ def _near_misses(folders, alike, taken, note) -> str:
 def _why_not(path: Path) -> str:
     if path.name.lower().endswith(_ARCHIVES):
         return "packed: unpack it"
+    if path.name.lower().endswith(_TABLES):
+        return "a format that is not read: get the files as published"
     if path.name.lower().endswith(_UNFINISHED):
         return "an unfinished download"
     told = _files.kind(path)

@@ -245,7 +245,7 @@ def _list_val(
         return _list_sorted(sorted_by_class, wnids, annotated, told)
     assert annotated is not None
     images = folder / "val" / "images"
-    there = {_key(path.name): path for path in _list_images(images)}
+    there = _by_key(_list_images(images))
     seen = set()
     for name, _ in annotated:
         key = _key(name)
@@ -269,6 +269,19 @@ def _key(name: str) -> str:
     """Returns a name without its suffix: the list has .JPEG, the files may .jpg."""
     path = Path(name)
     return path.stem if path.suffix.lower() in SUFFIXES else name
+
+
+def _by_key(paths: list[Path]) -> dict[str, Path]:
+    """Returns images by name; two that differ in suffix alone cannot be told apart."""
+    there: dict[str, Path] = {}
+    for path in paths:
+        twin = there.setdefault(_key(path.name), path)
+        if twin is not path:
+            raise ValueError(
+                f"{_files.shown(twin)} and {_files.shown(path.name)} beside it have "
+                f"one name but for the suffix: remove one of them, or {_REMEDY}."
+            )
+    return there
 
 
 def _list_sorted(

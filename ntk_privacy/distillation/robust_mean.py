@@ -89,7 +89,14 @@ def num_dropped(num_samples: int, rate: float) -> int:
     return dropped
 
 
-def _check_finite(features: Array) -> None:
+def _check(features: Array) -> None:
+    shape, dtype = np.shape(features), getattr(features, "dtype", None)
+    floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    if len(shape) != 2 or not all(shape) or not floating:
+        raise ValueError(
+            f"features has shape {shape} and dtype {dtype or type(features).__name__}: "
+            "give a row of floating-point numbers for each sample, (n, d)."
+        )
     if not isinstance(features, jax.core.Tracer):
         _checks.finite_data(features=features)
 
@@ -109,13 +116,13 @@ def _centred(features: Float[Array, "n d"]) -> Float[Array, "n d"]:
 
 def mean(features: Float[Array, "n d"]) -> Float[Array, " d"]:
     """The plain mean, that of DM."""
-    _check_finite(features)
+    _check(features)
     return jnp.mean(features, axis=0)
 
 
 def median(features: Float[Array, "n d"]) -> Float[Array, " d"]:
     """Median of each dimension; of an even number the mean of the middle two."""
-    _check_finite(features)
+    _check(features)
     return jnp.median(_nan_everywhere(features), axis=0)
 
 
@@ -147,8 +154,8 @@ class Selection:
 
     def kept(self, features: Float[Array, "n d"]) -> Bool[Array, " n"]:
         """Which rows enter the mean."""
+        _check(features)
         keep = len(features) - num_dropped(len(features), self.rate)
-        _check_finite(features)
         scores = self.scores(features)
         chosen = jnp.zeros(len(features), bool).at[jnp.argsort(scores)[:keep]].set(True)
         # One NaN is in the mean, and so in the scores: no order can be trusted.
@@ -259,9 +266,9 @@ class _Trimmed:
         _check_rate(self.rate)
 
     def __call__(self, features: Float[Array, "n d"]) -> Float[Array, " d"]:
+        _check(features)
         n = len(features)
         side = num_dropped(n, self.rate) // 2
-        _check_finite(features)
         order = jnp.sort(_nan_everywhere(features), axis=0)
         return jnp.mean(order[side : n - side], axis=0)
 

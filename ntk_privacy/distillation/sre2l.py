@@ -22,6 +22,7 @@ from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import crops
 from ntk_privacy.distillation import search
 from ntk_privacy.distillation.search import Distilled
+from ntk_privacy.models import fitting
 from ntk_privacy.models.resnet import Stats
 from ntk_privacy.training.soft_labels import post_train, relabel
 from ntk_privacy.training.squeeze import check_model, cross_entropies
@@ -308,7 +309,8 @@ def recover(
 
     Raises:
       ValueError: the network has no running statistics or fewer outputs than classes,
-        a number is out of range, or `state` has other shapes.
+        the parameters are not finite, of another network or of other images, a number
+        is out of range, or `state` has other shapes.
     """
     check_model(model)
     _checks.at_least(0, bn_weight=bn_weight, jitter=jitter)
@@ -327,6 +329,8 @@ def recover(
             f"are recovered of at most {outputs} classes."
         )
     _checks.full_precision(params=params, stats=stats)
+    fitting.check_call(model.eval_fn, params, stats, image_shape=image_shape)
+    _checks.finite(params=params, stats=stats)
     dtype = stats[0].mean.dtype
     start = init(
         key=key,

@@ -253,6 +253,11 @@ def init(
     )
 
 
+@jax.jit
+def _all_finite(leaf: Array) -> Array:
+    return jnp.all(jnp.isfinite(leaf))
+
+
 def _check_experts(experts, model, image_shape, dtype, epochs_needed) -> None:
     like = jax.eval_shape(
         lambda: model.init_params(jax.random.key(0), image_shape, dtype)
@@ -267,6 +272,9 @@ def _check_experts(experts, model, image_shape, dtype, epochs_needed) -> None:
             f"experts are {' and '.join(sorted(own))} but the images {dtype}: convert "
             "either, or train experts on these images."
         )
+    # On the device first: many epochs of many experts are gigabytes.
+    if not all(bool(_all_finite(leaf)) for leaf in jax.tree.leaves(experts)):
+        _checks.finite(experts=experts)
     there = jax.tree.leaves(experts)[0].shape[1] - 1
     if there < epochs_needed:
         raise ValueError(

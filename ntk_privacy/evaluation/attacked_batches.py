@@ -130,10 +130,11 @@ def num_classes_of(logits_fn: LogitsFn, shape: Sequence[int], dtype: Any = None)
         floating-point numbers.
     """
     x = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype or jnp.float32))
-    if tasks.takes_key(logits_fn):
-        found = jax.eval_shape(lambda x: logits_fn(x, key=jax.random.key(0)), x)
-    else:
-        found = jax.eval_shape(lambda x: logits_fn(x), x)
+    with inputs.asking(x.shape):
+        if tasks.takes_key(logits_fn):
+            found = jax.eval_shape(lambda x: logits_fn(x, key=jax.random.key(0)), x)
+        else:
+            found = jax.eval_shape(lambda x: logits_fn(x), x)
     return inputs.check_logits(found, x.shape[0])
 
 

@@ -1,5 +1,7 @@
 """How far the tangent kernel moved during training."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ __all__ = ["kernel_distance"]
 
 
 def kernel_distance(
-    k_0: Float[Array, "_ _"], k_t: Float[Array, "_ _"]
+    k_0: Float[Array | np.ndarray, "_ _"], k_t: Float[Array | np.ndarray, "_ _"]
 ) -> Float[Array, ""]:
     r"""Returns $1 - \mathrm{Tr}(K_0^T K_t) / (\|K_0\|_F \|K_t\|_F)$: 0 if parallel.
 
@@ -22,27 +24,34 @@ def kernel_distance(
       k_t: the same after training.
 
     Raises:
-      ValueError: the shapes differ, an entry is NaN or infinite, or a kernel is zero
-        and has no direction. Under jit the last two give NaN.
+      ValueError: the shapes differ or are not those of kernels, an entry is NaN or
+        infinite, or a kernel is zero and has no direction. Under jit the last two give
+        NaN.
     """
-    if k_0.shape != k_t.shape:
+    if np.shape(k_0) != np.shape(k_t):
         raise ValueError(
-            f"k_0 has shape {k_0.shape} but k_t {k_t.shape}: give the kernels of the "
-            "same images before and after training."
+            f"k_0 has shape {np.shape(k_0)} but k_t {np.shape(k_t)}: give the kernels "
+            "of the same images before and after training."
         )
     units = []
     for name, k in (("k_0", k_0), ("k_t", k_t)):
-        # Scaled first: entries grow with the width, their squares leave float32.
-        size = _linalg.norm(k)
         if not isinstance(k, jax.core.Tracer):
-            _check(name, k)
-        units.append(k / size)
+            k = _scaled(name, k)
+        # Entries grow with the width, and their squares leave float32.
+        units.append(k / _linalg.norm(k))
     # ||u - v||^2 / 2 for unit u, v: exact where 1 - u.v would round to zero.
     return 0.5 * jnp.sum((units[0] - units[1]) ** 2)
 
 
-def _check(name: str, k: Float[Array, "_ _"]) -> None:
+def _scaled(name: str, k: Any) -> Array:
+    """Returns a kernel over its largest entry: XLA takes 1 / 1e38 for zero."""
     entries = np.asarray(k)
+    floating = jnp.issubdtype(entries.dtype, jnp.floating)
+    if entries.ndim != 2 or not entries.size or not floating:
+        raise ValueError(
+            f"{name} is {entries.dtype} of shape {entries.shape}: give a kernel of "
+            "floating-point numbers traced over outputs, (n, n)."
+        )
     bad = int(np.sum(~np.isfinite(entries)))
     if bad:
         raise ValueError(
@@ -54,3 +63,4 @@ def _check(name: str, k: Float[Array, "_ _"]) -> None:
             f"{name} is zero everywhere, so that no distance to it is defined: the "
             "network gives these images no gradient (dead units, or weights of zero)."
         )
+    return jnp.asarray(entries / np.abs(entries).max())

@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ntk_privacy import _checks
 from ntk_privacy.evasion import (
     Adversarial,
@@ -36,7 +38,11 @@ __all__ = [
 ]
 
 AttackFn = Callable[..., Adversarial]
-"""`(logits_fn, x, y, *, key, threat_model) -> Adversarial`."""
+"""`(logits_fn, x, y, *, key, threat_model) -> Adversarial`.
+
+Of one of your own, that images keep the threat model is looked at; what it calls a
+success is believed.
+"""
 
 ATTACKS: Mapping[str, str] = {
     "pgd": "20 steps of eps / 4 from a random start",
@@ -146,6 +152,38 @@ def _staged(logits_fn, x, y, *, key, threat_model, stage) -> Adversarial:
     return tasks.finish(task, found, key, norm=threat_model.norm)
 
 
+def _own(logits_fn, x, y, *, key, threat_model, attack, name) -> Adversarial:
+    """Runs an attack of the caller's own, whose images must keep the threat model."""
+    found = attack(logits_fn, x, y, key=key, threat_model=threat_model)
+    parts = found if isinstance(found, tuple) and len(found) == 4 else (None,) * 4
+    shapes = [getattr(part, "shape", None) for part in parts]
+    if shapes != [x.shape, *[(len(x),)] * 3]:
+        raise ValueError(
+            f"{name} returned {type(found).__name__} of shapes {shapes}: return an "
+            f"evasion.Adversarial with images {x.shape} and three numbers for each."
+        )
+    images = np.asarray(parts[0], np.float64)
+    move = np.asarray(images - np.asarray(x, np.float64)).reshape(len(x), -1)
+    order = {"linf": np.inf, "l2": 2}[threat_model.norm]
+    far = float(np.linalg.norm(move, ord=order, axis=1).max())
+    slack = 1e-6 * (threat_model.high - threat_model.low)
+    low, high = threat_model.low - slack, threat_model.high + slack
+    # NaN is no number within a bound.
+    if not far <= threat_model.eps * (1 + 1e-4) + slack:
+        raise ValueError(
+            f"{name} returned images up to {far:.6g} ({threat_model.norm}) away, "
+            f"beyond eps={threat_model.eps}: project them, or give the threat model "
+            "that it keeps."
+        )
+    if images.min() < low or images.max() > high:
+        raise ValueError(
+            f"{name} returned images that span [{images.min():.6g}, "
+            f"{images.max():.6g}], outside the box [{threat_model.low}, "
+            f"{threat_model.high}]: clip them."
+        )
+    return Adversarial(*parts)
+
+
 def _cw_guard(*args, **options) -> Adversarial:
     with warnings.catch_warnings():
         # `plan` says it once, not for each batch.
@@ -215,6 +253,10 @@ def plan(
       ValueError: no attack, an unknown or repeated name, a number out of range, or too
         few classes for a loss.
     """
+    if isinstance(attacks, str):
+        raise ValueError(  # noqa: TRY004  every fault of attacks is one
+            f"attacks={attacks!r} is one name: give ({attacks!r},)."
+        )
     _checks.at_least(1, num_attacks=len(attacks), num_queries=num_queries)
     _checks.at_least(2, num_classes=num_classes)
     if num_steps is not None:
@@ -223,7 +265,10 @@ def plan(
         for name in attacks:
             if "/" in name or not name:
                 raise ValueError(f"attacks has the name {name!r}: use one without '/'.")
-        own = [Stage(n, "", f, threat_model, True) for n, f in attacks.items()]
+        own = [
+            Stage(n, "", functools.partial(_own, attack=f, name=n), threat_model, True)
+            for n, f in attacks.items()
+        ]
         return own, []
     stages: list[Stage] = []
     fewer: list[str] = []

@@ -15,6 +15,7 @@ from ntk_privacy import _checks, _class_checks
 from ntk_privacy._types import Callback
 from ntk_privacy.data import augmentation
 from ntk_privacy.evaluation import rates
+from ntk_privacy.models import fitting
 from ntk_privacy.models.convnet import Classifier
 from ntk_privacy.training import classification
 
@@ -101,12 +102,15 @@ def evaluate(
       callback: `(steps, state, metrics)` after each chunk.
 
     Raises:
-      ValueError: images or classes are none, a class has no output, lengths differ, or
-        a number is out of range.
+      ValueError: images or classes are none, a class has no output, lengths or sizes
+        differ, or a number is out of range.
     """
+    _class_checks.labelled(model, images, labels, names=("images", "labels"))
     _class_checks.labelled(model, x_test, class_test, names=("x_test", "class_test"))
     if targets is not None and len(targets):
         _class_checks.images(targets=targets)
+        _check_size(model, images, targets, "targets")
+    _check_size(model, images, x_test, "x_test")
     _checks.at_least(1, num_networks=num_networks)
     state = classification.train(
         images,
@@ -131,6 +135,20 @@ def evaluate(
     else:
         seen = classification.predict(state.params, targets, model=model)
     return Evaluated(accuracy, seen, state)
+
+
+def _check_size(model: Classifier, images: Any, x: Any, name: str) -> None:
+    """Told before hours of training: a network for some images takes others."""
+    params = jax.eval_shape(
+        lambda: model.init_params(jax.random.key(0), images.shape[1:], x.dtype)
+    )
+    fitting.check_call(
+        model.apply_fn,
+        params,
+        image_shape=x.shape[1:],
+        name=f"{name}: a network for images of shape {images.shape[1:]}",
+        dtype=x.dtype,
+    )
 
 
 def attack_success(

@@ -146,6 +146,12 @@ def match(
     Raises:
       ValueError: no image, or a NaN among the training images.
     """
+    shapes = np.shape(images), np.shape(reconstructions)
+    if [len(shape) for shape in shapes] != [4, 4] or shapes[0][1:] != shapes[1][1:]:
+        raise ValueError(
+            f"images have shape {shapes[0]} but reconstructions {shapes[1]}: give both "
+            "as (n, height, width, channels), of one size."
+        )
     _checks.at_least(1, num_images=images.shape[0])
     _checks.finite(images=images)
     truth = np.asarray(images, np.float64).reshape(images.shape[0], -1)

@@ -230,6 +230,7 @@ def robust_accuracy(
     """
     threat_model = threat_model or ThreatModel()
     _checks.at_least(1, batch_size=batch_size)
+    _checks.typed_key(key=key)
     images = np.asarray(x)
     # Attacks see NumPy's float64 as float32 unless JAX has 64 bits.
     images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype))

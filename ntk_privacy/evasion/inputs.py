@@ -1,14 +1,29 @@
 """What attacks take: images in the box with one class each, or a sentence."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import flax.errors
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ntk_privacy import _checks
 from ntk_privacy.evasion.threat_model import ThreatModel
 
-__all__ = ["check", "check_classes", "check_logits"]
+__all__ = ["asking", "check", "check_classes", "check_logits"]
+
+# What asks a traced array for its values.
+_CONCRETE = (
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.ConcretizationTypeError,
+)
+_STATE = (flax.errors.ModifyScopeVariableError, flax.errors.TraceContextError)
+MODES = "use_running_average=True, deterministic=True or train=False; nnx: model.eval()"
+"""How evaluation mode is spelt."""
 
 
 def check(x: Any, y: Any, threat_model: ThreatModel) -> np.ndarray:
@@ -23,6 +38,11 @@ def check(x: Any, y: Any, threat_model: ThreatModel) -> np.ndarray:
       ValueError: no images, images that are no numbers of floating point, not finite,
         or outside the box, labels that are not one whole number per image.
     """
+    if not isinstance(threat_model, ThreatModel):
+        raise ValueError(  # noqa: TRY004  every fault of the input is one
+            f"threat_model={threat_model!r} is none: give ThreatModel('linf', 8 / 255) "
+            "or such."
+        )
     labels = np.asarray(y)
     if not x.size or x.ndim != 4:
         raise ValueError(
@@ -61,6 +81,42 @@ def check(x: Any, y: Any, threat_model: ThreatModel) -> np.ndarray:
             "normalise inside the model."
         )
     return labels
+
+
+@contextlib.contextmanager
+def asking(shape: Sequence[int]) -> Iterator[None]:
+    """Tells in one sentence why a model does not read images, in place of its own.
+
+    Args:
+      shape: of the images that it is given.
+
+    Raises:
+      ValueError: it is no function of JAX, asks for random numbers, updates its state,
+        or fails on images of that shape.
+    """
+    try:
+        yield
+    except _CONCRETE as error:
+        raise ValueError(
+            "logits_fn turns its images into NumPy or PyTorch arrays, or into Python "
+            "numbers: make it one of jax.numpy, which attacks can differentiate."
+        ) from error
+    except (flax.errors.InvalidRngError, *_STATE) as error:
+        asks = isinstance(error, flax.errors.InvalidRngError)
+        told = (
+            "asks for random numbers, as dropout does"
+            if asks
+            else "updates its state, as batch norm in training mode does"
+        )
+        raise ValueError(
+            f"logits_fn {told}: put the model into evaluation mode ({MODES})."
+        ) from error
+    except (TypeError, ValueError, AttributeError, flax.errors.FlaxError) as error:
+        told = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(
+            f"logits_fn does not take images of shape {tuple(shape)} ({told}): give "
+            "the images that it was made for, (n, height, width, channels)."
+        ) from error
 
 
 def check_logits(logits: Any, num_images: int) -> int:

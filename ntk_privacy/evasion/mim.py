@@ -48,6 +48,7 @@ def attack(
     pgd.bounded(threat_model)
     step = threat_model.eps if step is None else step
     _checks.at_least(0, step=step, decay=decay)
+    pgd.moves(step, threat_model)
     return carry_out(
         pgd.run,
         logits_fn,

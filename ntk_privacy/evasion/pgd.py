@@ -31,7 +31,7 @@ from ntk_privacy.evasion.threat_model import (
     region,
 )
 
-__all__ = ["attack", "direction", "iterate", "random_start", "unit_noise"]
+__all__ = ["attack", "direction", "iterate", "moves", "random_start", "unit_noise"]
 
 
 def direction(gradient: Float[Array, "n h w c"], *, norm: str) -> Array:
@@ -149,6 +149,15 @@ def bounded(threat_model: ThreatModel) -> None:
         )
 
 
+def moves(step: _checks.Number, threat_model: ThreatModel) -> None:
+    """Raises ValueError if steps of length zero leave images where they started."""
+    if step == 0 and threat_model.eps > 0:
+        raise ValueError(
+            f"step=0 moves no image within eps={threat_model.eps}: give a step above "
+            "0, or None for that of the attack."
+        )
+
+
 def attack(
     logits_fn: LogitsFn,
     x: Float[Array, "n h w c"],
@@ -179,6 +188,7 @@ def attack(
     bounded(threat_model)
     step = threat_model.eps / 4 if step is None else step
     _checks.at_least(0, step=step)
+    moves(step, threat_model)
     return carry_out(
         run,
         logits_fn,

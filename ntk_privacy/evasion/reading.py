@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ntk_privacy.evasion import inputs
 from ntk_privacy.evasion.threat_model import Limits
 
 __all__ = ["DRAWS", "draws", "read", "refuse_company", "votes"]
@@ -26,9 +27,7 @@ _SHARE = 1e-3
 _UNITS = 16
 _TIMES = 8
 
-_MODES = (
-    "use_running_average=True, deterministic=True or train=False; nnx: model.eval()"
-)
+_MODES = inputs.MODES
 _BATCH_NORM = (
     "logits_fn gives an image other outputs when the other images of its batch change, "
     "as batch norm in training mode does: put the model into evaluation mode "
@@ -174,6 +173,9 @@ def refuse_company(
     if apart <= same:
         return
     # Rare, so what follows may take its time.
+    if _gap(one, jax.jit(lambda x: model(x, key))(few)).between > same:
+        # Traced again: numbers of NumPy's are drawn then, and kept by the program.
+        raise ValueError(_UNKEYED)
     unit = max(_unit(model, few, key), float(jnp.finfo(logits.dtype).eps))
     rounding = _UNITS * unit * max(spread, again.size)
     if apart > max(same, rounding) and apart > _TIMES * _rounding(model, few, key):

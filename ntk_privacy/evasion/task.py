@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ntk_privacy import _checks
 from ntk_privacy.evasion import inputs, losses, reading
 from ntk_privacy.evasion.threat_model import (
     Adversarial,
@@ -146,6 +147,7 @@ def prepare(
             "An attack is traced: attacks compile themselves and look at images; call "
             "them outside of jit, vmap and grad."
         )
+    _checks.typed_key(key=key)
     # NumPy's float64 is float32 here unless JAX has 64 bits.
     x = jnp.asarray(x)
     labels = inputs.check(x, y, threat_model)
@@ -154,7 +156,8 @@ def prepare(
     inner = logits_fn if isinstance(logits_fn, partial) else partial(logits_fn)
     random = takes_key(logits_fn)
     raw = partial(_random if random else _plain, inner)
-    logits = reading.read(raw, x, key)
+    with inputs.asking(x.shape):
+        logits = reading.read(raw, x, key)
     classes = inputs.check_logits(logits, len(x))
     bad = int(jnp.sum(jnp.any(jnp.isnan(logits), axis=1)))
     if bad:

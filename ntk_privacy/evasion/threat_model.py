@@ -48,6 +48,7 @@ class ThreatModel:
 
     def __post_init__(self):
         _checks.one_of(NORMS, norm=self.norm)
+        _checks.number(eps=self.eps, low=self.low, high=self.high)
         if not self.eps >= 0:
             raise ValueError(f"eps={self.eps} must be at least 0.")
         if not -np.inf < self.low < self.high < np.inf:

@@ -88,10 +88,10 @@ def network(
             f"apply_fn returns a {type(out).__name__}, such as outputs with mutated "
             f"batch statistics: return the outputs alone, and {_STATISTICS}."
         )
-    if getattr(out, "ndim", 0) != 2 or out.shape[0] != 1:
+    if getattr(out, "ndim", 0) != 2 or out.shape[0] != 1 or not out.shape[1]:
         raise ValueError(
             f"apply_fn returns shape {getattr(out, 'shape', None)} for one image: "
-            "return one row of outputs per image, (n, c)."
+            "return one row of outputs per image, (n, c), c at least 1."
         )
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(

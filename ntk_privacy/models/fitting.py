@@ -1,6 +1,6 @@
 """Do parameters, network and images belong together? Told before anything is traced."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from ntk_privacy._types import ApplyFn, Params
 from ntk_privacy.models.mlp import MLP
 
-__all__ = ["check_apply_fn", "check_mlp", "mlp_params"]
+__all__ = ["check_apply_fn", "check_call", "check_mlp", "mlp_params"]
 
 
 def check_mlp(
@@ -39,7 +39,8 @@ def check_mlp(
         inner = " give its entry 'params'" if found == ["params"] else " give its own"
         raise ValueError(
             f"{name} holds {told}, but an MLP of {len(model.widths)} hidden layers has "
-            f"{', '.join(wanted)}:{inner} parameters of this network."
+            f"{', '.join(wanted)}:{inner} parameters of this network, under Flax's "
+            "names, which are the only ones read here."
         )
     flags = model.use_bias
     flags = [flags] * len(sizes) if isinstance(flags, bool) else list(flags)
@@ -103,6 +104,42 @@ def mlp_params(
     }
 
 
+def check_call(
+    function: Callable[..., Any],
+    *trees: Any,
+    image_shape: Sequence[int],
+    name: str = "params",
+    dtype: Any = None,
+) -> Any:
+    """Returns the shape of what a network gives for three images; computes nothing.
+
+    Args:
+      function: `(*trees, images) -> outputs`.
+      *trees: parameters, running statistics, or their shapes.
+      image_shape: (height, width, depth) in pixels.
+      name: of the trees in the message.
+      dtype: of the images; that of the first leaf unless given.
+
+    Raises:
+      ValueError: it fails on them.
+    """
+    leaves = jax.tree.leaves(trees[0])
+    if not leaves:
+        raise ValueError(f"{name} holds no array: give the parameters of the network.")
+    dtype = dtype or getattr(leaves[0], "dtype", jnp.float32)
+    images = jax.ShapeDtypeStruct((3, *image_shape), dtype)
+    try:
+        return jax.eval_shape(function, *trees, images)
+    except Exception as error:
+        # Whatever a network of someone else's raises: its own words, in one sentence.
+        told = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"{name} and images of shape {tuple(image_shape)} do not fit the network, "
+            f"which fails on them ({type(error).__name__}: {told}): give parameters "
+            "and image shape of one network."
+        ) from error
+
+
 def check_apply_fn(
     apply_fn: ApplyFn,
     params: Params,
@@ -125,21 +162,7 @@ def check_apply_fn(
     Raises:
       ValueError: it fails, or its outputs are not (images, num_outputs) real numbers.
     """
-    leaves = jax.tree.leaves(params)
-    if not leaves:
-        raise ValueError(f"{name} holds no array: give the parameters of the network.")
-    dtype = dtype or getattr(leaves[0], "dtype", jnp.float32)
-    images = jax.ShapeDtypeStruct((3, *image_shape), dtype)
-    try:
-        out = jax.eval_shape(apply_fn, params, images)
-    except Exception as error:
-        # Whatever a network of someone else's raises: its own words, in one sentence.
-        told = " ".join(str(error).split())[:160]
-        raise ValueError(
-            f"{name} and images of shape {tuple(image_shape)} do not fit the network, "
-            f"which fails on them ({type(error).__name__}: {told}): give parameters "
-            "and image shape of one network."
-        ) from error
+    out = check_call(apply_fn, params, image_shape=image_shape, name=name, dtype=dtype)
     shape = getattr(out, "shape", None)
     if shape != (3, num_outputs):
         raise ValueError(

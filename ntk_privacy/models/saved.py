@@ -160,23 +160,19 @@ def save(
     kind = type(model).__name__
     _checks.one_of(tuple(_ARCHITECTURES), architecture=kind)
     _checks.at_least(2, num_outputs=model.num_outputs)
-    channels, classes = int(image_shape[-1]), model.num_outputs
-    mean = np.zeros(channels) if mean is None else np.asarray(mean)
-    deviation = np.ones(channels) if deviation is None else np.asarray(deviation)
-    names = [str(i) for i in range(classes)] if class_names is None else class_names
-    for name, has, wants in (
-        ("mean", mean.shape, (channels,)),
-        ("deviation", deviation.shape, (channels,)),
-        ("class_names", (len(names),), (classes,)),
-    ):
-        if has != wants:
-            raise ValueError(f"{name} has shape {has}: give {wants}.")
-    _checks.positive(least_deviation=deviation.min())
-    _checks.finite(params=params, stats=stats)
-    arrays = {name: np.asarray(leaf) for name, leaf in _flat(params, stats).items()}
+    channels, classes = _channels(image_shape), model.num_outputs
+    mean = np.zeros(channels) if mean is None else np.asarray(mean, float)
+    deviation = np.ones(channels) if deviation is None else np.asarray(deviation, float)
+    names = map(str, range(classes)) if class_names is None else class_names
+    names = list(names)
+    _surroundings(mean, deviation, names, channels, classes)
+    arrays = {
+        name: _floating(name, leaf) for name, leaf in _flat(params, stats).items()
+    }
     dtypes = {name: str(array.dtype) for name, array in arrays.items()}
-    dtype = next(iter(dtypes.values()))
+    dtype = next(iter(dtypes.values()), "float32")
     _agree(arrays, _flat(*_like(model, image_shape, dtype)), "params")
+    _checks.finite(params=params, stats=stats)
     told = {
         "format": 1,
         "architecture": kind,
@@ -189,6 +185,13 @@ def save(
         "dtypes": dtypes,
         "about": dict(about or {}),
     }
+    try:
+        text = json.dumps(told, indent=2)
+    except TypeError as error:
+        raise ValueError(
+            f"about cannot be written as JSON ({error}): give text, numbers, and lists "
+            "and dicts of these, such as float(loss)."
+        ) from error
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{_PARAMS}.{os.getpid()}.npz"
@@ -198,7 +201,48 @@ def save(
         temporary.replace(folder / _PARAMS)
     finally:
         temporary.unlink(missing_ok=True)
-    _replace(folder / _ABOUT, (json.dumps(told, indent=2) + "\n").encode())
+    _replace(folder / _ABOUT, (text + "\n").encode())
+
+
+def _channels(image_shape: Sequence[int]) -> int:
+    shape = np.shape(image_shape), *np.ravel(image_shape).tolist()
+    if shape[0] != (3,) or not all(isinstance(v, int) and v > 0 for v in shape[1:]):
+        raise ValueError(
+            f"image_shape={image_shape} must be (height, width, channels), whole "
+            "numbers above 0."
+        )
+    return shape[-1]
+
+
+def _surroundings(
+    mean: Any, deviation: Any, names: Sequence[str], channels: int, classes: int
+) -> None:
+    """Refuses numbers and names that do not fit a network's channels and classes."""
+    for name, values, wants in (
+        ("mean", mean, (channels,)),
+        ("deviation", deviation, (channels,)),
+        ("class_names", names, (classes,)),
+    ):
+        if np.shape(values) != wants:
+            raise ValueError(f"{name} has shape {np.shape(values)}: give {wants}.")
+        if name != "class_names" and not np.isfinite(values).all():
+            raise ValueError(
+                f"{name} has entries that are NaN or infinite: give those of the "
+                "training images."
+            )
+    _checks.positive(least_deviation=float(np.min(deviation)))
+
+
+def _floating(name: str, leaf: Any) -> np.ndarray:
+    """Returns a parameter as NumPy has it; text, keys, whole numbers are none."""
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        told = f"a {type(leaf).__name__}" if dtype is None else f"an array of {dtype}"
+        raise ValueError(
+            f"{name} is {told}: give the parameters of this network, floating-point "
+            "arrays."
+        )
+    return np.asarray(leaf)
 
 
 def _like(model: Any, image_shape: Sequence[int], dtype: str) -> tuple[Any, Any]:
@@ -285,10 +329,12 @@ def load(folder: str | pathlib.Path) -> SavedModel:
             jnp.asarray(told[name], jnp.float32) for name in ("mean", "deviation")
         )
         names, dtype = tuple(told["class_names"]), told["dtype"]
-        about, like = told["about"], _like(model, shape, dtype)
+        classes = model.num_outputs
+        _surroundings(mean, deviation, names, _channels(shape), classes)
+        about, like = dict(told["about"]), _like(model, shape, dtype)
         # Earlier versions noted the first one alone.
         dtypes = dict(told.get("dtypes", {}))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged or of another format ({error}): {_REMEDY}."
         ) from error
@@ -296,9 +342,12 @@ def load(folder: str | pathlib.Path) -> SavedModel:
     arrays = _arrays(path, flat)
     try:
         arrays = {
-            name: _archives.of_dtype(array, dtypes.get(name, dtype))
-            if name in dtypes or array.dtype.kind == "V"
-            else array
+            name: _floating(
+                name,
+                _archives.of_dtype(array, dtypes.get(name, dtype))
+                if name in dtypes or array.dtype.kind == "V"
+                else array,
+            )
             for name, array in arrays.items()
         }
     except (ValueError, TypeError) as error:

@@ -4,6 +4,8 @@ Source: the RDM-DC paper, table 5. The number of copies is not given there; here
 fills every slot.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +58,7 @@ def choose(
 
 
 def poison(
-    target: Float[Array, "h w d"], *, num_poisons: int
+    target: Float[Array | np.ndarray, "h w d"], *, num_poisons: int
 ) -> Float[Array, "p h w d"]:
     """Returns copies of the target, to stand under the adversarial label.
 
@@ -68,19 +70,20 @@ def poison(
       ValueError: a batch of targets, bytes or NaN, or no copy.
     """
     _checks.at_least(1, num_poisons=num_poisons)
-    if jnp.ndim(target) != 3:
+    if np.ndim(target) != 3:
         raise ValueError(
-            f"target has shape {jnp.shape(target)}: give one image, (height, width, "
+            f"target has shape {np.shape(target)}: give one image, (height, width, "
             "channels), and one call to each target."
         )
-    _class_checks.images(target=jnp.asarray(target)[None])
+    target = jnp.asarray(target)
+    _class_checks.images(target=target[None])
     return jnp.repeat(target[None], num_poisons, axis=0)
 
 
 def replace(
-    images: Float[Array, "n h w d"],
-    poisons: Float[Array, "p h w d"],
-    where: Int[np.ndarray, " p"],
+    images: Float[Array | np.ndarray, "n h w d"],
+    poisons: Float[Array | np.ndarray, "p h w d"],
+    where: Int[np.ndarray, " p"] | Sequence[int],
 ) -> Float[Array, "n h w d"]:
     """Returns the training images with some replaced; their number does not change.
 
@@ -90,23 +93,27 @@ def replace(
       where: rows, of `choose`.
 
     Raises:
-      ValueError: lengths or shapes differ, or a row is not there or named twice.
+      ValueError: lengths or shapes differ, either are bytes or not finite, or a row is
+        not there or named twice.
     """
-    _checks.same_length(poisons=poisons, where=where)
+    rows = np.asarray(where)
+    if not rows.size and not len(poisons):
+        return jnp.asarray(images)
+    _class_checks.images(images=images, poisons=poisons)
+    _checks.same_length(poisons=poisons, where=rows)
     if poisons.shape[1:] != images.shape[1:]:
         raise ValueError(
             f"poisons have shape {poisons.shape[1:]} but images {images.shape[1:]}: "
             "resize either."
         )
-    rows = np.asarray(where)
     # JAX would leave out a row behind the end without a word.
     inside = np.issubdtype(rows.dtype, np.integer) and bool(
         np.all((rows >= 0) & (rows < len(images)))
     )
     if not inside or len(np.unique(rows)) < len(rows):
         raise ValueError(
-            f"where must name different rows in [0, {len(images) - 1}], but lies in "
-            f"[{rows.min(initial=0)}, {rows.max(initial=0)}] with "
+            f"where must name different rows in [0, {len(images) - 1}], whole "
+            f"numbers, but lies in [{rows.min(initial=0)}, {rows.max(initial=0)}] with "
             f"{len(rows) - len(np.unique(rows))} repeated: take those of choose."
         )
-    return images.at[where].set(poisons.astype(images.dtype))
+    return jnp.asarray(images).at[rows].set(jnp.asarray(poisons, images.dtype))

@@ -33,13 +33,17 @@ def normalise(
     return (images - mean.reshape(1, 1, 1, -1)) / deviation.reshape(1, 1, 1, -1)
 
 
-def check_target(target: Target) -> None:
-    """Raises ValueError unless a target is one image in [0, 1] with its statistics.
+def checked(target: Target) -> Target:
+    """Returns a target as arrays.
 
     Args:
       target: the image to be misread.
+
+    Raises:
+      ValueError: it is not one image in [0, 1] with its statistics.
     """
-    image = jnp.asarray(target.image)
+    target = Target(*map(jnp.asarray, target))
+    image = target.image
     if image.ndim != 3:
         raise ValueError(
             f"target.image has shape {image.shape}: give one image, (height, width, "
@@ -53,7 +57,7 @@ def check_target(target: Target) -> None:
             "intensities before any normalisation, bytes over 255."
         )
     for name in ("mean", "deviation"):
-        value = jnp.asarray(getattr(target, name))
+        value = getattr(target, name)
         if value.shape != image.shape[-1:]:
             raise ValueError(
                 f"target.{name} has shape {value.shape}: give one number for each of "
@@ -62,6 +66,7 @@ def check_target(target: Target) -> None:
     for centre, spread in zip(target.mean, target.deviation, strict=True):
         _checks.in_range(0, 1, target_mean=float(centre))
         _checks.positive(target_deviation=float(spread))
+    return target
 
 
 def check_images(images: Float[Array, "p h w d"], target: Target) -> None:
@@ -131,7 +136,7 @@ def poison(
       ValueError: a batch of targets, a target out of [0, 1] or of another shape; see
         `perturbation.craft` for the rest.
     """
-    check_target(target)
+    target = checked(target)
     check_images(images, target)
     objective = MeanFeature(model, operations)
     return perturbation.craft(images, objective, target, key=key, **options)

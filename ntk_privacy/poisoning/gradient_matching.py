@@ -5,7 +5,7 @@ RDM-DC paper, equation 4 and algorithm 1.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +16,12 @@ from jaxtyping import Array, Float, Int
 from ntk_privacy import _class_checks, _tree
 from ntk_privacy._types import Params
 from ntk_privacy.data import augmentation
+from ntk_privacy.models import fitting
 from ntk_privacy.models.convnet import Network
 from ntk_privacy.poisoning import perturbation
 from ntk_privacy.poisoning.distribution_matching import (
     Target,
-    check_target,
+    checked,
     normalise,
 )
 
@@ -45,6 +46,13 @@ def _loss(model: Network, params: Params, images: Array, label: Array) -> Array:
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
+def _check_fit(model: Network, params: Params, shape, name: str) -> None:
+    outputs = _class_checks.num_outputs(model, shape)
+    fitting.check_apply_fn(
+        model.apply_fn, params, image_shape=shape, num_outputs=outputs, name=name
+    )
+
+
 def prepare(
     networks: Sequence[Params],
     target: Target,
@@ -61,14 +69,21 @@ def prepare(
       adversarial_class: the label that the target shall get.
 
     Raises:
-      ValueError: there are no networks, a batch of targets or one out of [0, 1], a
-        class that the network has no output for, or a gradient vanishes.
+      ValueError: there are no networks, or one that does not fit the target and the
+        model, a batch of targets or one out of [0, 1], a class that the network has no
+        output for, or a gradient vanishes.
     """
+    if isinstance(networks, Mapping):
+        raise ValueError(  # noqa: TRY004  every fault of networks is one
+            "networks is one network: give a list of clean networks."
+        )
     if not networks:
         raise ValueError("networks is empty: give at least one clean network.")
-    check_target(target)
+    target = checked(target)
     outputs = _class_checks.num_outputs(model, target.image.shape)
     _class_checks.one_class(outputs, adversarial_class=adversarial_class)
+    for i, one in enumerate(networks):
+        _check_fit(model, one, target.image.shape, f"networks[{i}]")
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
     label = jnp.asarray(adversarial_class, jnp.int32)
     image = normalise(target.image[None], target.mean, target.deviation)
@@ -80,8 +95,8 @@ def prepare(
         )
 
     found = gradients(params, image, label)
-    norms = jax.vmap(_tree.squared_norm)(found)
-    if not bool(jnp.all(norms > 0) & jnp.all(jnp.isfinite(norms))):
+    sizes = jax.vmap(_tree.largest)(found)
+    if not bool(jnp.all(sizes > 0) & jnp.all(jnp.isfinite(sizes))):
         raise ValueError(
             "A network's gradient on the target is zero or not finite: use networks "
             "trained for less time, or another target."
@@ -116,12 +131,7 @@ class Alignment:
             found = jax.grad(lambda p: _loss(self.model, p, augmented, data.label))(
                 params
             )
-            # Two roots: the product of squares underflows before its factors do.
-            norms = jnp.sqrt(_tree.squared_norm(found)) * jnp.sqrt(
-                _tree.squared_norm(wanted)
-            )
-            tiny = jnp.finfo(norms.dtype).tiny
-            return 1 - _tree.dot(found, wanted) / jnp.maximum(norms, tiny)
+            return 1 - _tree.cosine(found, wanted)
 
         # One network after the other: their second derivatives need not fit together.
         return jnp.mean(jax.lax.map(one, (data.params, data.target_gradients)))
@@ -147,7 +157,11 @@ def poison(
       **options: of `perturbation.craft`: bound, step, num_steps, num_restarts...
 
     Raises:
-      ValueError: see `perturbation.craft`.
+      ValueError: the ensemble or the images do not fit the network; see
+        `perturbation.craft`.
     """
+    _class_checks.images(images=images)
+    first = jax.tree.map(lambda leaf: leaf[0], ensemble.params)
+    _check_fit(model, first, images.shape[1:], "ensemble.params")
     objective = Alignment(model, operations)
     return perturbation.craft(images, objective, ensemble, key=key, **options)

@@ -84,6 +84,7 @@ def to_grid(images: Float[Array, "p ..."], levels: int = 255) -> Float[Array, "p
 def _in_steps(levels: int, **values: _checks.Number) -> list[int]:
     counts = []
     for name, value in values.items():
+        _checks.number(**{name: value})
         if not 0 < value <= 1:
             told = f"such as {name}={value:g}/{levels}" if value > 1 else "above 0"
             raise ValueError(
@@ -241,6 +242,7 @@ def craft(
         or a number out of range.
     """
     _class_checks.images(images=images)
+    _checks.typed_key(key=key)
     _checks.one_of(("after", "before"), sign=sign)
     _checks.at_least(
         1,

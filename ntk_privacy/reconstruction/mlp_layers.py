@@ -22,6 +22,10 @@ OTHER = "use reconstruction.kkt.reconstruct, which optimises images and needs no
 
 _KERNELS = ("kernel", "weight", "w")
 _BIASES = ("bias", "b")
+_READ = (
+    f"kernel and bias (names that are read: {', '.join(_KERNELS)} and "
+    f"{', '.join(_BIASES)})"
+)
 
 
 class _Layer(NamedTuple):
@@ -92,12 +96,12 @@ def _layer(name: str, leaves: dict[str, np.ndarray]) -> _Layer:
     biases = [k for k in leaves if k in _BIASES]
     if len(kernels) == 1 and len(leaves) == 1:
         raise ValueError(
-            f"{name} holds {sorted(leaves)}, not kernel and bias: without "
+            f"{name} holds {sorted(leaves)}, not {_READ}: without "
             f"its bias an image is known only up to its scale; {OTHER}."
         )
     if len(kernels) != 1 or len(biases) != 1 or len(leaves) != 2:
         raise ValueError(
-            f"{name} holds {sorted(leaves)}, not kernel and bias: decoding takes a "
+            f"{name} holds {sorted(leaves)}, not {_READ}: decoding takes a "
             f"ReLU MLP of fully connected layers and nothing else; {OTHER}."
         )
     kernel, bias = leaves[kernels[0]], leaves[biases[0]]

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from ntk_privacy import _checks, _class_checks, _loop
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
+from ntk_privacy.models import fitting
 from ntk_privacy.models.convnet import Classifier
 
 __all__ = ["ClassifierState", "init", "predict", "staggered", "train"]
@@ -268,10 +269,13 @@ def predict(
       batch_size: images of a pass.
 
     Raises:
-      ValueError: there are no images, or they are bytes, NaN or infinite.
+      ValueError: there are no images, they are bytes, NaN or infinite, or do not fit
+        the networks.
     """
     _checks.at_least(1, batch_size=batch_size)
     _class_checks.images(x=x)
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), params)
+    fitting.check_call(model.apply_fn, one, image_shape=x.shape[1:], dtype=x.dtype)
     chunks = [
         np.asarray(_predict(model, params, jnp.asarray(x[i : i + batch_size])))
         for i in range(0, len(x), batch_size)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ntk_privacy import _checks, _class_checks, _loop
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import crops
+from ntk_privacy.models import fitting
 from ntk_privacy.models.resnet import Stats
 from ntk_privacy.training.squeeze import check_model
 
@@ -242,6 +243,9 @@ def relabel(
     check_model(model)
     _class_checks.images(images=images)
     _check_outputs(model, images, num_outputs, "num_outputs")
+    fitting.check_call(
+        model.eval_fn, params, stats, image_shape=images.shape[1:], dtype=images.dtype
+    )
     if state is None:
         state = init_labels(
             images,

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from ntk_privacy import _checks, _class_checks, _loop
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import crops
+from ntk_privacy.models import fitting
 from ntk_privacy.models.resnet import BatchNormNetwork, Stats
 
 __all__ = [
@@ -313,10 +314,14 @@ def predict(
       batch_size: images of a pass.
 
     Raises:
-      ValueError: there are no images, or they are bytes, NaN or infinite.
+      ValueError: there are no images, they are bytes, NaN or infinite, or do not fit
+        the network.
     """
     _checks.at_least(1, batch_size=batch_size)
     _class_checks.images(x=x)
+    fitting.check_call(
+        model.eval_fn, params, stats, image_shape=x.shape[1:], dtype=x.dtype
+    )
     parts = [
         np.asarray(_classes(model, params, stats, jnp.asarray(x[i : i + batch_size])))
         for i in range(0, len(x), batch_size)

@@ -2,6 +2,7 @@
 
 import io
 
+import jaxtyping
 import numpy as np
 import pytest
 from handmade_files import jpeg, write
@@ -46,6 +47,13 @@ def test_classes_are_in_order_of_their_names_and_pixels_stay(tmp_path):
         np.testing.assert_array_equal(found, picture(seed))
     np.testing.assert_array_equal(raw.images_test[1], picture(4))
     assert (raw.max_intensity, raw.images_test.dtype) == (255, np.uint8)
+
+
+def test_pictures_of_other_formats_are_passed_over_with_a_warning(tmp_path):
+    write(tmp_path, files() | {"train/b9/3.webp": b"", "train/b9/4.GIF": b""})
+    with pytest.warns(UserWarning, match=r"b9 holds .* over, 3\.webp, 4\.GIF: conv"):
+        raw = image_folder.load_raw(tmp_path, size=6)
+    assert len(raw.labels_train) == 3
 
 
 def test_without_val_the_test_folder_is_read_and_may_lack_classes(tmp_path):
@@ -157,7 +165,9 @@ def test_missing_folders_are_told(tmp_path):
     assert "val holds no class" in _told(tmp_path)
 
 
-@pytest.mark.parametrize("size", [0, -3])
-def test_a_size_below_one_is_refused(tmp_path, size):
+@pytest.mark.parametrize("size", [0, -3, 1.5])
+def test_a_size_below_one_is_refused(tmp_path, size, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     told = _told(write(tmp_path, files()), size=size)
-    assert f"size={size} must be at least 1" in told
+    assert f"size={size} must be " in told
+    assert "at least 1" in told

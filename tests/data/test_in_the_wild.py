@@ -144,6 +144,8 @@ def test_the_python_version_of_cifar_is_told_and_never_opened(inside, tmp_path):
         ("cifar-10-binary.tar.gz", "cifar-10-binary.tar.gz (packed: unpack it)"),
         ("cifar-10-python.tar.gz", "which is pickles and never loaded"),
         ("cifar-10-matlab.tar.gz", "the Matlab version: get the binary version"),
+        ("cifar-100-binary.tar.gz", "another set, of 100 classes"),
+        ("train-00000-of-00001.parquet", "a format that is not read"),
     ],
 )
 def test_other_archives_of_cifar_are_named(name, told, tmp_path):
@@ -225,6 +227,13 @@ def test_names_in_latin_1_and_pictures_of_other_kinds_are_read(tmp_path):
         raw.images_train, (grey, ink, out.getvalue()), strict=False
     ):
         np.testing.assert_array_equal(image, pixels(content))
+
+
+def test_two_images_of_one_name_are_told(tmp_path):
+    """One of them would take the other's place, whichever was meant."""
+    files = tiny_files() | {"val/images/val_0.png": jpeg()}
+    with pytest.raises(ValueError, match=r"val_0.* have one name but for the suffix"):
+        data.load_raw("tiny_imagenet", write(tmp_path, files))
 
 
 def test_sorted_images_that_the_list_contradicts_are_told(tmp_path):

@@ -233,7 +233,8 @@ def test_a_teacher_labels_the_images_anew_at_every_step():
     chex.assert_trees_all_close(out.labels, told, rtol=1e-9)
 
 
-SINGLE = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), _experts())
+MANY = _experts()
+SINGLE = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), MANY)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +242,10 @@ SINGLE = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), _experts())
     [
         ({"expert_epochs": 4}, "experts have 4 epochs, but .* ask for 5"),
         ({"experts": _experts(model=ConvNet(3, 5, 1))}, "experts.* has shape"),
+        (
+            {"experts": jax.tree.map(lambda leaf: leaf.at[1, 2].set(jnp.nan), MANY)},
+            r"experts\['Conv_0'\]\['bias'\] has 4 values that are NaN",
+        ),
         ({"experts": SINGLE}, "experts are float32 but the images float64: convert"),
         ({"experts": _experts(model=ConvNet(3, 4, 2))}, "differ in structure"),
         ({"student_steps": 0}, "student_steps=0 must be at least 1"),

@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -67,3 +68,21 @@ def test_kernels_that_have_no_direction_are_refused():
     inside = jax.jit(kernel_distance)
     for pair in ((zero, k), (k, zero), (zero, zero), (k, k.at[0, 0].set(jnp.inf))):
         assert np.isnan(inside(*pair))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("scale", [1e38, 3e-36])
+def test_no_size_of_the_entries_is_too_large_or_small(dtype, scale):
+    k = np.asarray(_kernel(0), dtype)
+    k = k / np.abs(k).max()
+    other = np.asarray(_kernel(1), dtype)
+    expected = kernel_distance(k, other)
+    found = kernel_distance((k * dtype(scale)).astype(dtype), other)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("k", [np.eye(2, dtype=int), np.ones((2, 2, 1, 1)), [[]]])
+def test_what_is_no_kernel_is_told(k, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=r"k_0 is .* of shape .*: give a kernel of fl"):
+        kernel_distance(k, k)

@@ -159,6 +159,35 @@ def test_batches_have_one_shape_and_are_filled_up_with_misread_images():
     assert found.ensemble == found.accuracy["most"] < found.accuracy["half"]
 
 
+def _moved(by, keep=lambda out: out):
+    def attack(logits_fn, x, y, *, key, threat_model):
+        del logits_fn, y, key, threat_model
+        ones = jnp.ones(len(x), jnp.int32)
+        return keep(Adversarial(x + by, ones > 0, ones, jnp.zeros(len(x))))
+
+    return attack
+
+
+@pytest.mark.parametrize(
+    ("attack", "told"),
+    [
+        (_moved(3 * EPS), r"mine returned images up to 0\.\d+ .linf. away, beyond eps"),
+        (_moved(jnp.nan), "up to nan .linf. away"),
+        (_moved(0, lambda out: out.images), r"return an evasion\.Adversarial with"),
+        (_moved(0, lambda out: out._replace(success=True)), "three numbers for each"),
+    ],
+)
+def test_an_attack_of_one_s_own_keeps_the_threat_model(attack, told):
+    """What it breaks by going further says nothing of the model."""
+    with pytest.raises(ValueError, match=told):
+        evaluate(attacks={"mine": attack})
+
+
+def test_one_name_is_no_list_of_names():
+    with pytest.raises(ValueError, match=r"attacks='pgd' is one name: give \('pgd',\)"):
+        named_attacks.plan("pgd", threat_model=ThreatModel(), num_classes=3)
+
+
 def test_autoattack_is_told_stage_by_stage_and_keeps_its_order():
     plan = functools.partial(
         named_attacks.plan, threat_model=ThreatModel("linf", EPS), num_classes=10

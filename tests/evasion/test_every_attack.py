@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from ntk_privacy.evasion import ThreatModel, apgd, cw, fab, mim, pgd, square
+from ntk_privacy.evasion import ThreatModel, apgd, cw, fab, inputs, mim, pgd, square
 
 ATTACKS = {
     "pgd": (functools.partial(pgd.attack, num_steps=10), ("linf", "l2")),
@@ -129,6 +130,14 @@ def test_another_key_is_another_start(results, toy, model, name):
     assert not np.array_equal(out.images, results.of(name, "linf").images)
 
 
+_DROPOUT = nn.Dropout(0.5, deterministic=False)
+_NORM = nn.BatchNorm(use_running_average=False)
+
+
+def _normed(x):
+    return _NORM.init(KEY, jnp.zeros(x.shape, x.dtype))
+
+
 FAULTS = {
     "outside the box": (
         lambda x, y, f: (f, 255 * x, y),
@@ -168,6 +177,22 @@ FAULTS = {
         ),
         "floating-point logits",
     ),
+    "model of numpy": (
+        lambda x, y, f: (lambda u: f(jnp.asarray(np.asarray(u))), x, y),
+        "turns its images into NumPy or PyTorch arrays",
+    ),
+    "model of other images": (
+        lambda x, y, f: (lambda u: f(u.reshape(7, 11)), x, y),
+        r"does not take images of shape \(12, 5, 5, 2\) \(cannot reshape .*: give the",
+    ),
+    "dropout": (
+        lambda x, y, f: (lambda u: f(_DROPOUT.apply({}, u)), x, y),
+        "asks for random numbers, as dropout does: put the model into evaluation mode",
+    ),
+    "statistics": (
+        lambda x, y, f: (lambda u: f(_NORM.apply(_normed(u), u)), x, y),
+        "updates its state, as batch norm in training mode does: put the model",
+    ),
     "nan": (
         lambda x, y, f: (lambda u: f(u) * jnp.nan, x, y),
         "NaN for 12 of 12 images",
@@ -189,6 +214,20 @@ def test_bad_input_is_refused_in_a_sentence(toy, untyped, name, fault):
     attack, norms = ATTACKS[name]
     with pytest.raises(ValueError, match=text):
         attack(logits_fn, x, y, key=KEY, threat_model=ThreatModel(norms[0]))
+
+
+@pytest.mark.parametrize("name", ["pgd", "mim"])
+def test_a_step_of_zero_and_what_is_no_threat_model_are_refused(toy, untyped, name):
+    attack, _ = ATTACKS[name]
+    call = functools.partial(attack, toy.logits_fn, toy.x, toy.y)
+    with pytest.raises(ValueError, match=r"step=0.* moves no image within eps=0\.1"):
+        call(key=KEY, threat_model=ThreatModel("linf", 0.1), step=0.0)
+    with pytest.raises(ValueError, match="threat_model='linf' is none: give Threat"):
+        inputs.check(toy.x, toy.y, "linf")
+    with pytest.raises(ValueError, match="eps='8/255' must be one number"):
+        ThreatModel("linf", "8/255")
+    with pytest.raises(ValueError, match="key=0 is no key"):
+        call(key=0, threat_model=ThreatModel("linf", 0.1))
 
 
 @pytest.mark.parametrize("name", ["pgd", "cw", "apgd", "square", "fab"])

@@ -138,6 +138,18 @@ def test_a_random_model_may_draw_by_place_but_not_read_its_neighbours(toy):
         _prepare(functools.partial(noisy, inner=DEPEND["a little of it"]), toy.x)
 
 
+def test_numbers_drawn_while_it_is_traced_are_refused(toy):
+    """Two programs of it differ by all they are, so that rounding excused anything."""
+    draw = np.random.default_rng(0)
+
+    def model(x):
+        kept = jnp.asarray(draw.uniform(size=(len(x), 32)) < 0.8)
+        return _mlp(x, normalise=lambda h: jnp.where(kept, h / 0.8, 0))
+
+    with pytest.raises(ValueError, match="other outputs at each call although it tak"):
+        _prepare(model, toy.x)
+
+
 def test_numbers_drawn_without_a_key_are_refused(toy):
     draw = np.random.default_rng(0)
 

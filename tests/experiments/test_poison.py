@@ -274,7 +274,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("attack", ["direct", "dm"])
 @pytest.mark.parametrize(
     "stage",
-    [pytest.param("craft", marks=pytest.mark.slow), "condense", "evaluate"],
+    [pytest.param("craft", marks=pytest.mark.slow), "distill", "evaluate"],
 )
 def test_a_killed_run_goes_on_within_a_cell_to_the_bit(
     tmp_path, monkeypatch, stage, attack

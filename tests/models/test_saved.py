@@ -9,6 +9,7 @@ import zipfile
 import chex
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -244,3 +245,76 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path, name):
     path.symlink_to("/dev/zero")
     with pytest.raises(ValueError, match=f"{name} is a device, not a regular file"):
         saved.load(tmp_path)
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["dtypes noted", "as of old"])
+@pytest.mark.parametrize("kind", ["U3", "S2", "M8[s]", "c8", "i4", "?"])
+def test_arrays_of_no_parameters_are_told(tmp_path, kind, noted):
+    _save(tmp_path, NETWORKS[1])
+    path, name = tmp_path / "model.json", "params/Dense_0/kernel"
+    arrays = dict(np.load(tmp_path / "params.npz"))
+    arrays[name] = np.zeros(arrays[name].shape, kind)
+    np.savez(tmp_path / "params.npz", **arrays)
+    told = json.loads(path.read_text())
+    told["dtypes"] = {name: str(arrays[name].dtype)} if noted else {}
+    path.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"params\.npz is damaged .* save") as caught:
+        saved.load(tmp_path)
+    assert f"{name} is an array of" in str(caught.value) or noted
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"mean": [0.1]}, r"mean has shape \(1,\): give \(2,\)"),
+        ({"mean": [0.1, float("nan")]}, "mean has entries that are NaN"),
+        ({"deviation": [0.2, 0.0]}, "least_deviation=0.0 must be above 0"),
+        ({"class_names": ["a"]}, "class_names has shape"),
+        ({"image_shape": [8, 16]}, "must be .height, width, channels."),
+        ({"about": "x"}, "dictionary"),
+    ],
+)
+def test_what_stands_beside_the_network_must_fit_it(tmp_path, change, text):
+    """It would be read with other numbers than those of its training."""
+    _save(tmp_path, NETWORKS[1])
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=rf"model\.json is damaged.*{text}"):
+        saved.load(tmp_path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"model\.json is damaged"):
+        saved.load(tmp_path)
+
+
+def _with_kernel(kernel):
+    params = NETWORKS[1].init_params(jax.random.key(0), SHAPE)
+    return params | {"Dense_0": params["Dense_0"] | {"kernel": kernel}}
+
+
+@pytest.mark.parametrize(
+    ("params", "change", "text"),
+    [
+        (_with_kernel(np.zeros((128, 6), "U1")), {}, "Dense_0/kernel is an array of <"),
+        (_with_kernel(jax.random.key(0)), {}, "Dense_0/kernel is an array of key"),
+        (
+            _with_kernel(np.zeros((128, 6), int)),
+            {},
+            "Dense_0/kernel is an array of int",
+        ),
+        (_with_kernel(np.zeros((128, 6)) + 0j), {}, "kernel is an array of complex"),
+        (_with_kernel([[0.0]]), {}, "Dense_0/kernel/0/0 is a float: give"),
+        (None, {}, "params has nothing at params/Dense_0/bias"),
+        (..., {"image_shape": 128}, "image_shape=128 must be .height, width"),
+        (..., {"image_shape": (8, 8)}, "must be .height, width, channels., whole"),
+        (..., {"mean": (np.nan, 0)}, "mean has entries that are NaN or infinite"),
+        (..., {"about": {"loss": jnp.ones(2)}}, "about cannot be written as JSON"),
+    ],
+)
+def test_what_cannot_be_read_back_is_not_saved(
+    tmp_path, params, change, text, monkeypatch
+):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    params = _with_kernel(np.zeros((128, 6))) if params is ... else params
+    with pytest.raises(ValueError, match=text):
+        saved.save(tmp_path, NETWORKS[1], params, **({"image_shape": SHAPE} | change))
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,8 @@
 """What the attacks lower, and which images they take."""
 
+import dataclasses
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -88,6 +91,53 @@ def test_gradient_matching_is_one_less_the_cosine_over_all_parameters():
     chex.assert_trees_all_close(found, jnp.asarray(np.mean(values)), rtol=1e-9)
     copies = direct.poison(target.image, num_poisons=3)
     assert abs(float(jax.jit(Alignment(MODEL, ()))(copies, KEY, ensemble))) < 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class _Faint:
+    """The network whose logits, and so gradients, are scaled."""
+
+    scale: float
+    num_outputs: int = 3
+
+    def apply_fn(self, params, x):
+        return MODEL.apply_fn(params, x) * jnp.asarray(self.scale, x.dtype)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-30])
+def test_the_cosine_of_gradients_is_right_at_any_size(scale, monkeypatch):
+    """Their squares leave float32: 0 over 0, and a target that was refused."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    images, target = _bytes(2, 3, np.float32), _target(jnp.float32)
+    networks = [jax.tree.map(lambda a: a.astype(jnp.float32), _networks(1)[0])]
+    found = []
+    for model in (_Faint(1e-6), _Faint(scale)):
+        data = gradient_matching.prepare(
+            networks, target, model=model, adversarial_class=1
+        )
+        objective = functools.partial(Alignment(model, ()), key=KEY, data=data)
+        found.append(jax.jit(jax.value_and_grad(objective))(images))
+    chex.assert_trees_all_close(*found, rtol=1e-3, atol=1e-6)
+
+
+def test_networks_and_images_that_do_not_fit_are_one_sentence(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    wide = ConvNet(3, 5, 1).init_params(KEY, SHAPE, jnp.float64)
+    prepare = functools.partial(gradient_matching.prepare, target=TARGET, **PREPARE)
+    with pytest.raises(ValueError, match=r"networks\[1\] .* do not fit the network"):
+        prepare([*_networks(1), wide])
+    with pytest.raises(ValueError, match="one network: give a list"):
+        prepare(_networks(1)[0])
+    ensemble = prepare(_networks(1))
+    for images in (np.zeros((2, 9, 9, 3)), np.zeros((2, 6, 6, 1))):
+        with pytest.raises(ValueError, match=r"ensemble\.params and images .* not fit"):
+            gradient_matching.poison(images, ensemble, model=MODEL, key=KEY)
+    with pytest.raises(ValueError, match="key=0 is no key"):
+        gradient_matching.poison(_bytes(2, 2), ensemble, model=MODEL, key=0)
+    with pytest.raises(ValueError, match="bound='8/255' must be one number"):
+        distribution_matching.poison(
+            _bytes(2, 2), TARGET, model=MODEL, key=KEY, bound="8/255"
+        )
 
 
 def test_gradient_matching_augments_each_poison_on_its_own(monkeypatch):
@@ -247,12 +297,17 @@ def test_direct_poisons_are_copies_of_one_image_in_rows_that_exist(monkeypatch):
             jnp.asarray(OTHER), TARGET, model=MODEL, key=KEY, bound=8 / 255
         )
     images, poisons = _bytes(3, 6), _bytes(4, 2)
+    plain = direct.replace(np.asarray(images), np.asarray(poisons), [1, 2])
+    chex.assert_trees_all_equal(plain[1:3], poisons)
+    chex.assert_trees_all_equal(direct.replace(images, poisons[:0], []), images)
     for where in ([4, 6], [-1, 2], [3, 3]):
         with pytest.raises(ValueError, match=r"different rows in \[0, 5\]"):
             direct.replace(images, poisons, np.array(where))
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=r"poisons have shape \(7, 7, 3\) but"):
         direct.replace(images, jnp.asarray(OTHER[:2]), np.array([1, 2]))
+    with pytest.raises(ValueError, match="poisons has dtype uint8"):
+        direct.replace(images, np.zeros((1, *SHAPE), np.uint8), np.array([1]))
     with pytest.raises(ValueError, match=r"target has shape \(2, 6, 6, 3\): give one"):
         direct.poison(poisons, num_poisons=2)
     with pytest.raises(ValueError, match="target has dtype uint8"):
