@@ -125,7 +125,8 @@ def loss(
       \quad \alpha = (K + \lambda \bar k I)^{-1} y$$
     $\lambda$ is `diag_reg`, $\bar k$ the mean diagonal of $K$. A singular kernel gives
     NaN. Computed in float64; where traced, in the dtype of the images, whose rounding
-    is then relative to the least eigenvalue: 10 eps / `diag_reg` or so at worst.
+    then counts by the squares of the duals: eps / `diag_reg`^2 or so where copies
+    contradict each other, which in float32 leaves nothing of it at 1e-5.
 
     Args:
       images: synthetic images.
@@ -159,12 +160,13 @@ def terms(
     kernel_fn: KernelFn,
     diag_reg: float = 1e-5,
 ) -> Terms:
-    r"""Splits `loss` by Theorem 2, in float64; the two add up to it.
+    r"""Splits `loss` by Theorem 2, in float64 unless traced; the two add up to it.
 
     $$\tfrac12 \| K_{TT} \alpha_T - K_{TS} \alpha_S \|^2_{K_{TT}^+}, \quad
       \tfrac12 \mathrm{tr}\, \alpha_S^\top (K_{SS} - K_{ST} K_{TT}^+ K_{TS}) \alpha_S$$
     With no ridge $K_{TT} \alpha_T$ is $y_T$, as in the paper; in this form the identity
-    holds with any ridge, and for duplicate targets too.
+    holds with any ridge, and for duplicate targets too. Where traced, in the dtype of
+    the images: eigenvalues of $K_{TT}$ within its rounding count as 0.
 
     Args:
       images: synthetic images.
@@ -178,6 +180,8 @@ def terms(
       ValueError: lengths or widths differ.
     """
     _check(images, labels, x_target, y_target)
+    if not host.is_concrete(images, labels, x_target, y_target):
+        return _traced_terms(kernel_fn, images, labels, x_target, y_target, diag_reg)
     h = _hosted(kernel_fn, images, labels, x_target, y_target, diag_reg)
     predicted = h.k_ts @ h.a_s
     values, vectors = np.linalg.eigh(h.k_tt)
@@ -188,6 +192,22 @@ def terms(
     variance = np.maximum(h.energy_s - np.sum(inverse * inside**2), 0)
     parts = (0.5 * np.sum(inverse * error**2), 0.5 * variance)
     return Terms(*(jnp.asarray(v, y_target.dtype) for v in parts))
+
+
+def _traced_terms(kernel_fn, images, labels, x_target, y_target, diag_reg) -> Terms:
+    """As `terms`, of arrays that a transformation of JAX traces."""
+    k_tt, target = _dense(kernel_fn, x_target, y_target, diag_reg)
+    _, own = _dense(kernel_fn, images, labels, diag_reg)
+    predicted = matmul(kernel_fn(x_target, images), own.duals)
+    fitted = y_target - _linalg.ridge(k_tt, diag_reg) * target.duals
+    values, vectors = jnp.linalg.eigh(k_tt)
+    floor = len(k_tt) * jnp.finfo(k_tt.dtype).eps * values[-1]
+    kept = values > floor
+    inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)[:, None]
+    error = matmul(vectors.T, fitted - predicted)
+    inside = matmul(vectors.T, predicted)
+    variance = jnp.maximum(own.energy - jnp.sum(inverse * inside**2), 0)
+    return Terms(0.5 * jnp.sum(inverse * error**2), 0.5 * variance)
 
 
 def label_solve(

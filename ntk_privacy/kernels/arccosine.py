@@ -126,7 +126,8 @@ def complements(
     angles below 32 eps, where what it multiplies is rounding.
     """
     near = below < 1
-    u = jnp.where(near, below, above)
+    # Rounding may bring either below 0.
+    u = jnp.maximum(jnp.where(near, below, above), 0)
     wide = u.dtype == jnp.float64
     angle = jnp.sqrt(u) * _horner(_P64 if wide else _P32, u)
     rest = u * jnp.sqrt(u) * _horner(_R64 if wide else _R32, u)

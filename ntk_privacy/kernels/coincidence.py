@@ -2,9 +2,9 @@ r"""Distances between images that all but coincide, where products of them cance
 
 Where two images have a correlation within rounding of 1, $1 - \rho$ is lost, and with
 it the angle between them: to $\sqrt{\epsilon}$ and not $\epsilon$. The squared distance
-$D = \|x - x'\|^2 / d$ keeps every digit there if the difference is taken first, and
-$\sqrt{q q'} (1 - \rho) = (D - (\sqrt q - \sqrt{q'})^2) / 2$. Likewise $\|x + x'\|^2$
-where images are opposite.
+$D$ of the two at one length, $\|x / \sqrt q - x' / \sqrt{q'}\|^2 / d$, keeps every digit
+there if the difference is taken first, and $1 - \rho = D / 2$. Likewise the sum where
+images are opposite.
 """
 
 import jax
@@ -34,19 +34,28 @@ def close(
 
 
 def any_close(
-    product: Float[Array, "n1 n2"],
-    q1: Float[Array, " n1"],
-    q2: Float[Array, " n2"],
+    product: Float[Array, "..."],
+    q1: Float[Array, "..."],
+    q2: Float[Array, "..."],
     *,
-    except_for: Bool[Array, "n1 n2"] | None,
+    except_for: Bool[Array, "..."] | None,
 ) -> Bool[Array, ""]:
-    """Whether any images are `close`, or opposite, in one cheap pass."""
-    inverses = [1 / jnp.sqrt(jnp.where(q > 0, q, jnp.inf)) for q in (q1, q2)]
-    rho = jnp.abs(product) * inverses[0][:, None]
+    """Whether any images are `close`, or opposite, in one cheap pass.
+
+    Args:
+      product: covariances.
+      q1: variances, broadcasting to product.
+      q2: variances, broadcasting to product.
+      except_for: pairs that are one image, or one position of it.
+    """
+    inverse1, inverse2 = (1 / jnp.sqrt(jnp.where(q > 0, q, jnp.inf)) for q in (q1, q2))
+    rho = jnp.abs(product) * inverse1 * inverse2
     if except_for is not None:
         rho = jnp.where(except_for, 0, rho)
-    # Over rows first: that is the direction in which a CPU takes many at once.
-    return jnp.max(jnp.max(rho, axis=0) * inverses[1]) > _nearly(product.dtype)
+    # The last axis at the end: a CPU takes many of it at once until then.
+    return jnp.max(jnp.max(rho, axis=tuple(range(rho.ndim - 1)))) > _nearly(
+        product.dtype
+    )
 
 
 def _nearly(dtype) -> float:

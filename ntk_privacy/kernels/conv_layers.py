@@ -6,7 +6,9 @@ the axes of the other image.
 """
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ntk_privacy import _checks
+from ntk_privacy.kernels.dual_activation import Gaps, inverse_root, root
 from ntk_privacy.kernels.layers import (
     Layer,
     Pair,
@@ -70,7 +73,19 @@ class Conv:
                 k = _window_sum(k, axes, size, stride, self.padding)
             return k / area
 
-        return weigh(self, pair, mean, pair.width * area)
+        def parts(k: Array) -> list[Array]:
+            parts = [k]
+            for axes, size, stride in zip(
+                _positions(k), self.filter_shape, self.strides, strict=True
+            ):
+                parts = [
+                    part
+                    for whole in parts
+                    for part in _windows(whole, axes, size, stride, self.padding)
+                ]
+            return parts
+
+        return weigh(self, pair, mean, parts, pair.width * area)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,20 +128,36 @@ class Flatten:
         """Returns the kernels after this layer."""
         positions = math.prod(pair.nngp.shape[i] for i in _heights_and_widths(pair))
 
-        def collapse(k: Array | None) -> Array | None:
-            if k is None:
-                return None
+        def collapse(k: Array) -> Array:
             if k.ndim == _FULL:
                 k = _own_pixels(k)
             return k.mean(axis=(2, 3))
 
+        gaps = pair.gaps
+        if gaps is not None:
+            own = [
+                _own_pixels(q) if q.ndim == _FULL else q
+                for q in (pair.variance1, pair.variance2)
+            ]
+            gaps = Gaps(*(collapse(gap) + _profiles_apart(*own) for gap in gaps))
         return pair._replace(
+            gaps=gaps,
             nngp=collapse(pair.nngp),
-            ntk=collapse(pair.ntk),
+            ntk=None if pair.ntk is None else collapse(pair.ntk),
             variance1=collapse(pair.variance1),
             variance2=collapse(pair.variance2),
             width=pair.width * positions,
         )
+
+
+def _profiles_apart(q1: Array, q2: Array) -> Array:
+    """As `spread`, for the mean over all positions."""
+    means = [q.mean(axis=(2, 3), keepdims=True) for q in (q1, q2)]
+    unit1, unit2 = (
+        root(q) * inverse_root(m) for q, m in zip((q1, q2), means, strict=True)
+    )
+    lengths = root(means[0]) * root(means[1])
+    return (lengths * (unit1 - unit2) ** 2).mean(axis=(2, 3))
 
 
 def walk(layers: Sequence[Layer]) -> Iterator[Layer]:
@@ -171,10 +202,10 @@ def _pads(length: int, size: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def _window_sum(
+def _windows(
     k: Array, axes: tuple[int, ...], size: int, stride: int, padding: str
-) -> Array:
-    """Sums over a window that moves along all of `axes` together."""
+) -> list[Array]:
+    """What a window sees, place by place, that moves along all of `axes` together."""
     length = k.shape[axes[0]]
     if padding != "VALID":
         pads = [(0, 0)] * k.ndim
@@ -188,13 +219,19 @@ def _window_sum(
             "fewer poolings, or padding='SAME'."
         )
     stop = length - size + 1
-    total = None
+    parts = []
     for i in range(size):
         part = k
         for axis in axes:
             part = jax.lax.slice_in_dim(part, i, stop + i, stride, axis)
-        total = part if total is None else total + part
-    return total
+        parts.append(part)
+    return parts
+
+
+def _window_sum(
+    k: Array, axes: tuple[int, ...], size: int, stride: int, padding: str
+) -> Array:
+    return functools.reduce(operator.add, _windows(k, axes, size, stride, padding))
 
 
 def _pool(layer: AvgPool, pair: Pair) -> Pair:
@@ -213,7 +250,11 @@ def _pool(layer: AvgPool, pair: Pair) -> Pair:
 
 
 def _with_pooled_variances(pair: Pair, nngp: Array) -> Pair:
-    """Takes the variances after pooling from `pooled`, or from nngp of one image."""
+    """Takes the variances after pooling from `pooled`, or from nngp of one image.
+
+    Gaps end here: those of means would need those within each image.
+    """
+    pair = pair._replace(gaps=None)
     if pair.pooled is None:
         own = _own_pixels(nngp) if nngp.ndim == _FULL else nngp
         v1, v2 = broadcasts(own)

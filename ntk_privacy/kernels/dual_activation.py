@@ -7,6 +7,7 @@ Sources: ReLU: Cho and Saul, NeurIPS 2009. Erf: Williams, NeurIPS 1996. GELU: by
 Stein's lemma and Gaussian integrals, as Tsuchida et al., AAAI 2021.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -15,7 +16,17 @@ from jaxtyping import Array, Bool, Float
 
 from ntk_privacy.kernels.arccosine import complements, kappa0, kappa1
 
-__all__ = ["Dual", "Gaps", "Nonlinearity", "dual", "dual_of_gaps", "gaps_of"]
+__all__ = [
+    "Dual",
+    "Gaps",
+    "Nonlinearity",
+    "dual",
+    "dual_of_gaps",
+    "gaps_of",
+    "inverse_root",
+    "root",
+    "spread",
+]
 
 Nonlinearity = Literal["homogeneous", "erf", "gelu"]
 
@@ -28,9 +39,11 @@ class Dual(NamedTuple):
 
 
 class Gaps(NamedTuple):
-    """below: E[(u - v)^2], with all its digits where it is small beside the variances.
-    above: E[(u + v)^2], likewise.
-    """  # noqa: D205
+    """How far units are from parallel: lengths do not count.
+
+    below: 2 (sqrt(q1 q2) - k), with all its digits where it is small beside that.
+    above: 2 (sqrt(q1 q2) + k), likewise.
+    """
 
     below: Float[Array, "..."]
     above: Float[Array, "..."]
@@ -76,7 +89,7 @@ def _homogeneous(k, q1, q2, a: float, b: float, equal) -> Dual:
     exact = Dual(scale * q1, jnp.where(q1 > 0, jnp.full_like(q1, scale), at_zero))
     if equal is True:
         return exact
-    inverse1, inverse2 = _inverse_sqrt(q1), _inverse_sqrt(q2)
+    inverse1, inverse2 = inverse_root(q1), inverse_root(q2)
     rho = k * inverse1 * inverse2
     curved, straight = 0.5 * (a - b) ** 2, a * b
     product = curved * kappa1(rho)
@@ -91,8 +104,8 @@ def _homogeneous(k, q1, q2, a: float, b: float, equal) -> Dual:
     return Dual(*(jnp.where(equal, e, o) for e, o in zip(exact, out, strict=True)))
 
 
-def _inverse_sqrt(q):
-    """1 / sqrt(q), and 0 with derivative 0 where q is 0."""
+def inverse_root(q: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns 1 / sqrt(q), and 0 with derivative 0 where q is 0."""
     inside = q > 0
     return jnp.where(inside, jax.lax.rsqrt(jnp.where(inside, q, 1.0)), 0.0)
 
@@ -119,36 +132,65 @@ def dual_of_gaps(
     The new `below` keeps its digits for "homogeneous", whose slope needs them; the
     others are smooth, and theirs is as good as a difference of variances is.
     """
-    inverse1, inverse2 = _inverse_sqrt(q1), _inverse_sqrt(q2)
-    root1, root2 = q1 * inverse1, q2 * inverse2
-    # 2 (sqrt(q1 q2) -+ k): of the part of the gap that is no change of length.
-    lengths = (root1 - root2) ** 2
-    below, above = (jnp.maximum(gap - lengths, 0) for gap in gaps)
     if nonlinearity != "homogeneous":
-        below, above = (jnp.where(q1 * q2 > 0, gap, 0.0) for gap in (below, above))
+        below, above = (jnp.where(q1 * q2 > 0, gap, 0.0) for gap in gaps)
         k = 0.25 * (above - below)
         fn = _erf if nonlinearity == "erf" else _gelu
         out = fn(k, q1, q2, 0.25 * above * below)
         own = [fn(q, q, q, jnp.zeros_like(q)).product for q in (q1, q2)]
         return out, gaps_of(out.product, *own)
+    inverse1, inverse2 = inverse_root(q1), inverse_root(q2)
     a, b = negative_slope, positive_slope
     curved, straight, scale = 0.5 * (a - b) ** 2, a * b, 0.5 * (a**2 + b**2)
     half = 0.5 * inverse1 * inverse2
     # A unit without variance counts as independent.
-    below, above = (jnp.where(half > 0, half * gap, 1.0) for gap in (below, above))
+    below, above = (jnp.where(half > 0, half * gap, 1.0) for gap in gaps)
     kappa, lost = complements(below, above)
     slope = curved * kappa + straight
     lost = curved * lost + straight * below
-    gap = scale * lengths + 2 * root1 * root2 * lost
-    product = root1 * root2 * (scale - lost)
-    return Dual(product, slope), Gaps(gap, 2 * scale * (q1 + q2) - gap)
+    lengths = (q1 * inverse1) * (q2 * inverse2)
+    gap = 2 * lengths * lost
+    product = lengths * (scale - lost)
+    return Dual(product, slope), Gaps(gap, 4 * scale * lengths - gap)
 
 
 def gaps_of(
     k: Float[Array, "..."], q1: Float[Array, "..."], q2: Float[Array, "..."]
 ) -> Gaps:
     """Returns the gaps of a covariance, as well as rounding lets them be known."""
-    return Gaps(jnp.maximum(q1 + q2 - 2 * k, 0), jnp.maximum(q1 + q2 + 2 * k, 0))
+    lengths = root(q1) * root(q2)
+    return Gaps(
+        2 * jnp.maximum(lengths - k, 0),
+        2 * jnp.maximum(lengths + k, 0),
+    )
+
+
+def spread(
+    roots1: Sequence[Float[Array, "..."] | float],
+    roots2: Sequence[Float[Array, "..."] | float],
+) -> Float[Array, "..."]:
+    r"""Returns what the lengths of parts add to the gaps of a whole.
+
+    $2 (\|r\| \|r'\| - r \cdot r')$ for the roots r and r' of the variances of parts: 0
+    where these are multiples of each other, and without cancellation near it.
+
+    Args:
+      roots1: of the parts of u, which are independent of each other.
+      roots2: of those of v, broadcasting to these.
+    """
+    units, lengths = [], []
+    for roots in (roots1, roots2):
+        q = jnp.asarray(sum(r * r for r in roots))
+        inverse = inverse_root(q)
+        units.append([r * inverse for r in roots])
+        lengths.append(q * inverse)
+    total = sum((u - v) ** 2 for u, v in zip(*units, strict=True))
+    return lengths[0] * lengths[1] * total
+
+
+def root(q: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns sqrt(q), with derivative 0 where q is 0."""
+    return q * inverse_root(q)
 
 
 def _erf(k, q1, q2, determinant=None) -> Dual:

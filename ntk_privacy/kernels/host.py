@@ -5,6 +5,8 @@ float32 entries alone is some percent of that. Where nothing is traced, the few 
 of a dense kernel are worth computing in float64.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +30,9 @@ def kernel(
 ) -> np.ndarray:
     """Returns the kernel of images in float64, (n1, n2); x2 absent is x1 itself.
 
-    A `kernel_fn` that takes no float64, or answers in less, is asked in the images' own
-    dtype, and its rounding is the caller's.
+    On a processor of the host: other devices have little float64, or none. A
+    `kernel_fn` that takes no float64, or answers in less, is asked in the images' own
+    dtype, and its rounding is the caller's. What it fails with there is raised.
 
     Args:
       kernel_fn: `(x1, x2) -> (n1, n2)`.
@@ -39,19 +42,37 @@ def kernel(
 
     def evaluate(first, second):
         if second is None:
-            return np.asarray(blockwise.self_kernel(kernel_fn, first), np.float64)
-        return np.asarray(kernel_fn(first, second), np.float64)
+            return blockwise.self_kernel(kernel_fn, first)
+        return kernel_fn(first, second)
 
-    with jax.enable_x64(True):
-        wide = [
-            None if x is None else jnp.asarray(np.asarray(x).astype(np.float64))
-            for x in (x1, x2)
-        ]
-        try:
-            return evaluate(*wide)
-        except (TypeError, ValueError):
-            pass  # for its own dtype alone
-    return evaluate(x1, x2)
+    narrow = [x for x in (x1, x2) if x is not None]
+    with jax.enable_x64(True), jax.default_device(_processor()):
+        wide = [jnp.asarray(np.asarray(x).astype(np.float64)) for x in narrow]
+        if _takes(evaluate, wide):
+            return np.asarray(evaluate(*_two(wide)), np.float64)
+    return np.asarray(evaluate(*_two(narrow)), np.float64)
+
+
+def _processor() -> jax.Device | None:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None  # JAX was told to use none; its own choice then
+
+
+def _two(images: list) -> tuple:
+    return (*images, None)[:2]
+
+
+def _takes(evaluate: Callable, images: list) -> bool:
+    """Whether a kernel maps float64 to float64: nothing of it is computed."""
+    try:
+        out = jax.eval_shape(lambda *x: evaluate(*_two(list(x))), *images)
+    except jax.errors.JAXTypeError:
+        return True  # computes on numbers that no trace has
+    except (TypeError, ValueError):
+        return False  # for its own dtype alone, or at fault there too
+    return getattr(out, "dtype", None) == jnp.float64
 
 
 def add_ridge(k: np.ndarray, diag_reg: float) -> np.ndarray:

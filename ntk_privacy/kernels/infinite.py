@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float
 from ntk_privacy import _checks, _linalg
 from ntk_privacy._types import KernelFn
 from ntk_privacy.kernels import coincidence
-from ntk_privacy.kernels.dual_activation import Gaps, gaps_of
+from ntk_privacy.kernels.dual_activation import Gaps, gaps_of, inverse_root, root
 from ntk_privacy.kernels.layers import (
     Activation,
     Dense,
@@ -223,11 +223,16 @@ def _choose(near: Callable, plain: Callable, inputs: _Inputs):
 
     def by_distances(inputs: _Inputs):
         k, q1, q2, x1, x2, _ = inputs
+        # Brought to one length: multiples of an image are as near as its copies.
+        unit1, unit2 = (
+            x * inverse_root(q).reshape(-1, 1) for x, q in ((x1, q1), (x2, q2))
+        )
+        lengths = root(q1) * root(q2)
         gaps = []
         for sign, rough in zip((1, -1), gaps_of(k, q1, q2), strict=True):
             wanted = coincidence.close(sign * k, q1, q2)
-            exact = coincidence.squared_distances(x1, sign * x2, wanted)
-            gaps.append(jnp.where(wanted, exact, rough))
+            exact = coincidence.squared_distances(unit1, sign * unit2, wanted)
+            gaps.append(jnp.where(wanted, lengths * exact, rough))
         return near(k, q1, q2, Gaps(*gaps))
 
     return jax.lax.cond(inputs.close, by_distances, lambda i: plain(*i[:3]), inputs)
@@ -260,10 +265,13 @@ def _entries_jvp(layers, width, primals, tangents):
                 values[i] = value
                 return evaluate(*values, Gaps(below, above))
 
-            # Gaps are q1 + q2 -+ 2 k, and change as these do.
-            by = (-2.0, 2.0) if i == 0 else (1.0, 1.0)
+            # Gaps are 2 (sqrt(q1 q2) -+ k), and change as these do.
             at = (k, q1, q2)[i]
-            rates = [jnp.full_like(k, r) for r in by]
+            if i == 0:
+                rates = [jnp.full_like(k, r) for r in (-2.0, 2.0)]
+            else:
+                other = root(q2 if i == 1 else q1)
+                rates = [jnp.broadcast_to(inverse_root(at) * other, k.shape)] * 2
             return jax.jvp(entry, (at, *gaps), (jnp.ones_like(at), *rates))[1]
 
         return _choose(near, plain, inputs)
@@ -303,7 +311,7 @@ def _dense_kernels(layers: tuple[Layer, ...], x1: Array, x2: Array | None) -> Ke
     q2 = q1 if symmetric else jnp.sum(x2 * x2, axis=1) / d
     gram = _linalg.matmul(x1, x2.T) / d
     eye = jnp.eye(x1.shape[0], dtype=bool) if symmetric else None
-    close = coincidence.any_close(gram, q1, q2, except_for=eye)
+    close = coincidence.any_close(gram, q1[:, None], q2[None, :], except_for=eye)
     out = _entries(layers, d, gram, q1[:, None], q2[None, :], x1, x2, close)
     if symmetric:
         # By the recursion of variances: free of the rounding of arccos near 1.

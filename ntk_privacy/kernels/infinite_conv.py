@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from ntk_privacy import _checks
 from ntk_privacy._types import KernelFn
-from ntk_privacy.kernels import infinite
+from ntk_privacy.kernels import coincidence, infinite
 from ntk_privacy.kernels.conv_layers import (
     AvgPool,
     Conv,
@@ -30,6 +30,7 @@ from ntk_privacy.kernels.conv_layers import (
     broadcasts,
     walk,
 )
+from ntk_privacy.kernels.dual_activation import Gaps, inverse_root, root
 from ntk_privacy.kernels.infinite import Kernels
 from ntk_privacy.kernels.layers import (
     Activation,
@@ -37,7 +38,9 @@ from ntk_privacy.kernels.layers import (
     Layer,
     Pair,
     Parametrization,
+    Sum,
     check_width,
+    own_positions,
     relu,
     resolve,
     run,
@@ -67,7 +70,9 @@ def nngp_and_ntk(layers: Sequence[Layer]) -> Callable[..., Kernels]:
 
     The result takes images (n, height, width, channels) in any floating point type,
     which it keeps. None for x2, or x1 itself, halves the work and makes the kernel of
-    an image with itself exact. Gradients are finite.
+    an image with itself exact. Gradients are finite. Where patches of two images all
+    but coincide, or are multiples of each other, it is right to rounding, and takes
+    three times as long; but to sqrt(eps) in activations after a pooling.
 
     Raises:
       ValueError: layers do not end in one number per pair; the result does, for images
@@ -204,6 +209,79 @@ def _start(x1: Array, x2: Array, *, full: bool) -> Pair:
     return Pair(k, None, q1, q2, c, anchor=q1[0, 0, 0, 0, 0, 0])
 
 
+def _with_gaps(pair: Pair, x1: Array, x2: Array) -> Pair:
+    """Adds the gaps of pixels, from differences of their colours."""
+    c = x1.shape[-1]
+    axes = ((1,), (0,)) if pair.nngp.ndim == 4 else ((1, 3, 5), (0, 2, 4))
+    unit1, unit2 = (
+        jnp.expand_dims(x * inverse_root(jnp.sum(x * x, -1, keepdims=True) / c), axis)
+        for x, axis in zip((x1, x2), axes, strict=True)
+    )
+    lengths = root(pair.variance1) * root(pair.variance2) / c
+    return pair._replace(
+        gaps=Gaps(
+            lengths * sum((unit1[..., i] - unit2[..., i]) ** 2 for i in range(c)),
+            lengths * sum((unit1[..., i] + unit2[..., i]) ** 2 for i in range(c)),
+        )
+    )
+
+
+def _run(
+    layers: tuple[Layer, ...], start: Pair, x1: Array, x2: Array, own: Array | None
+) -> Kernels:
+    """Applies `layers`; with gaps, if units are close before the first activation.
+
+    Either way a computation of its own, and done again for its gradient.
+
+    Args:
+      layers: of the network.
+      start: of pixels.
+      x1: images of one side.
+      x2: images of the other side.
+      own: which of them are one image.
+    """
+    flat = list(walk(layers))
+    kinds = [isinstance(layer, Activation) for layer in flat]
+    pools = [isinstance(layer, AvgPool | GlobalAvgPool) for layer in flat]
+    if True not in kinds or True in pools[: kinds.index(True)]:
+        return _finished(run(layers, start))
+    bends = [isinstance(x, Sum | Activation) for x in layers]
+    first, last = bends.index(True), len(bends) - bends[::-1].index(True)
+    pair = run(layers[:first], start)
+    same = None if own is None else own_positions(pair.nngp.shape) & own
+    q1, q2 = pair.variance1, pair.variance2
+    close = jax.lax.stop_gradient(
+        coincidence.any_close(pair.nngp, q1, q2, except_for=same)
+    )
+
+    def kernels(pair: Pair) -> Kernels:
+        out = run(layers[last:], pair._replace(gaps=None))
+        return _finished(out)
+
+    @jax.checkpoint
+    def near(x1: Array, x2: Array) -> Kernels:
+        # From the images again: what a branch is given would be kept for both.
+        fresh = _start(x1, x2, full=pair.nngp.ndim == 6)
+        fresh = fresh._replace(pooled=start.pooled, same=start.same)
+        with_gaps = _with_gaps(fresh, x1, x2)
+        return kernels(run(layers[:last], with_gaps))
+
+    @jax.checkpoint
+    def plain(*_) -> Kernels:
+        return kernels(run(layers[first:last], pair))
+
+    return jax.lax.cond(close, near, plain, x1, x2)
+
+
+def _finished(out: Pair) -> Kernels:
+    if out.nngp.ndim != 2 or out.ntk is None:
+        raise ValueError(
+            "layers end in kernels of shape "
+            f"{out.nngp.shape}: end in Flatten() or GlobalAvgPool(), then Dense()."
+        )
+    return Kernels(out.nngp, out.ntk)
+
+
 def _pooled_variances(layers: tuple[Layer, ...], x: Array) -> tuple[Array, ...]:
     """The variances of every image after each pooling, (n, 1, h, w) each."""
 
@@ -245,14 +323,9 @@ def _conv_kernels(layers: tuple[Layer, ...], x1: Array, x2: Array | None) -> Ker
             second = jnp.swapaxes(v2[j], 0, 1)
             meets.append((broadcasts(v1[i])[0], broadcasts(second)[1]))
         # By the recursion of variances: free of the rounding of arccos near 1.
-        same = i == j if symmetric and full else None
-        out = run(layers, pair._replace(pooled=tuple(meets), same=same))
-        if out.nngp.ndim != 2 or out.ntk is None:
-            raise ValueError(
-                "layers end in kernels of shape "
-                f"{out.nngp.shape}: end in Flatten() or GlobalAvgPool(), then Dense()."
-            )
-        return Kernels(out.nngp, out.ntk)
+        own = i == j if symmetric else None
+        pair = pair._replace(pooled=tuple(meets), same=own if full else None)
+        return _run(layers, pair, images1[i], images2[j], own)
 
     rows, columns = images1.shape[0], images2.shape[0]
     i, j = np.indices((rows, columns)).reshape(2, -1)

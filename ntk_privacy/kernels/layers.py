@@ -22,6 +22,8 @@ from ntk_privacy.kernels.dual_activation import (
     Nonlinearity,
     dual,
     dual_of_gaps,
+    root,
+    spread,
 )
 
 __all__ = [
@@ -103,7 +105,7 @@ class Dense:
 
     def __call__(self, pair: Pair) -> Pair:
         """Returns the kernels after this layer."""
-        return weigh(self, pair, lambda k: k, pair.width)
+        return weigh(self, pair, lambda k: k, lambda k: [k], pair.width)
 
 
 def check_weights(layer) -> None:
@@ -119,13 +121,20 @@ def check_weights(layer) -> None:
         )
 
 
-def weigh(layer, pair: Pair, mean: Callable[[Array], Array], fan_in: int) -> Pair:
+def weigh(
+    layer,
+    pair: Pair,
+    mean: Callable[[Array], Array],
+    parts: Callable[[Array], list[Array]],
+    fan_in: int,
+) -> Pair:
     """Applies weights and bias after `mean` over what one weight is shared by.
 
     Args:
       layer: has weight_std, bias_std, parametrization, width and use_bias.
       pair: the kernels of the layer's inputs.
       mean: average of a kernel over the layer's window.
+      parts: what `mean` is the average of.
       fan_in: weights per unit.
     """
     s2, b2 = layer.weight_std**2, layer.bias_std**2
@@ -143,8 +152,10 @@ def weigh(layer, pair: Pair, mean: Callable[[Array], Array], fan_in: int) -> Pai
     ntk = own if pair.ntk is None else own + s2 * mean(pair.ntk)
     gaps = pair.gaps
     if gaps is not None:
+        more = _lengths_apart(layer, pair, parts)
         # A bias is one variable on both sides.
-        gaps = Gaps(s2 * mean(gaps.below), s2 * mean(gaps.above) + 4 * b2)
+        below, above = (s2 * mean(gap) + more for gap in gaps)
+        gaps = Gaps(below, above + 4 * b2)
     return pair._replace(
         gaps=gaps,
         nngp=nngp,
@@ -153,6 +164,16 @@ def weigh(layer, pair: Pair, mean: Callable[[Array], Array], fan_in: int) -> Pai
         variance2=s2 * mean(pair.variance2) + b2,
         width=layer.width or 0,
     )
+
+
+def _lengths_apart(layer, pair: Pair, parts) -> Array | float:
+    """What the gaps after weights and bias have beyond the mean of those before."""
+    sides = [parts(root(q)) for q in (pair.variance1, pair.variance2)]
+    bias = [layer.bias_std] if layer.bias_std else []
+    if len(sides[0]) + len(bias) == 1:
+        return 0.0
+    scale = layer.weight_std / len(sides[0]) ** 0.5
+    return spread(*([scale * r for r in side] + bias for side in sides))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +197,7 @@ class Activation:
         else:
             equal = pair.equal
             if pair.same is not None:
-                equal = pair.same & _own(pair.nngp.shape)
+                equal = pair.same & own_positions(pair.nngp.shape)
             out, gaps = apply(pair.nngp, q1, q2, equal=equal), None
         return pair._replace(
             nngp=out.product,
@@ -187,7 +208,7 @@ class Activation:
         )
 
 
-def _own(shape: tuple[int, ...]) -> Bool[Array, "..."]:
+def own_positions(shape: tuple[int, ...]) -> Bool[Array, "..."]:
     """Where both images, and both positions if there are two, are one."""
     axes = [(0, 1)] if len(shape) < 6 else [(0, 1), (2, 3), (4, 5)]
     own = jnp.ones((1,) * len(shape), bool)
@@ -262,16 +283,21 @@ class Sum:
                 width=first.width or other.width,
                 pooled=other.pooled,
                 recorded=other.recorded,
-                gaps=_added(first.gaps, other.gaps),
+                gaps=_added(first, other),
             )
         return first
 
 
-def _added(one: Gaps | None, other: Gaps | None) -> Gaps | None:
+def _added(one: Pair, other: Pair) -> Gaps | None:
     """Of a sum of two that are independent of each other."""
-    if one is None or other is None:
+    if one.gaps is None or other.gaps is None:
         return None
-    return Gaps(one.below + other.below, one.above + other.above)
+    more = spread(
+        [root(one.variance1), root(other.variance1)],
+        [root(one.variance2), root(other.variance2)],
+    )
+    below, above = (a + b + more for a, b in zip(one.gaps, other.gaps, strict=True))
+    return Gaps(below, above)
 
 
 def is_homogeneous(layers: tuple[Layer, ...]) -> bool:

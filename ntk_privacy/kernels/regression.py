@@ -18,7 +18,17 @@ from ntk_privacy import _checks
 from ntk_privacy._types import KernelFn
 from ntk_privacy.kernels import blockwise, host
 
-__all__ = ["check_kernel_fn", "check_solvable", "duals", "larger_ridge", "predict"]
+__all__ = [
+    "check_kernel_fn",
+    "check_solvable",
+    "duals",
+    "error_at_copies",
+    "larger_ridge",
+    "predict",
+]
+
+# What an arccos of a correlation rounded to float32 may be off by: sqrt(eps).
+_BLUNT = float(jnp.finfo(jnp.float32).eps) ** 0.5
 
 
 def check_kernel_fn(kernel_fn: KernelFn, x: Float[Array, "n ..."]) -> None:
@@ -41,6 +51,7 @@ def check_solvable(
     *,
     ridge_helps: bool = True,
     dtype: jnp.dtype | None = None,
+    error: float = 0.0,
 ) -> None:
     """Raises ValueError if k with its ridge is singular in its own precision.
 
@@ -50,6 +61,8 @@ def check_solvable(
       diag_reg: ridge relative to the mean diagonal.
       ridge_helps: whether the message names a greater ridge as remedy.
       dtype: precision that the solution is held in, that of k when absent.
+      error: `error_at_copies` of the kernel: images nearer to each other than it can
+        tell need a ridge that is greater.
     """
     ridged = host.add_ridge(np.asarray(k), diag_reg).astype(np.asarray(k).dtype)
     if not np.isfinite(ridged).all():
@@ -57,11 +70,12 @@ def check_solvable(
     own = float(jnp.finfo(ridged.dtype).eps)
     eps = max(own, float(jnp.finfo(dtype or ridged.dtype).eps))
     why = ""
-    if diag_reg <= eps:
+    if diag_reg <= max(eps, 8 * error):
         # A kernel_fn with an arccos of a number near 1 is exact to sqrt(eps) only where
         # images coincide, enough to hide it from Cholesky.
         root = np.sqrt(np.diag(ridged))
-        nearly = 1 - max(2 * np.sqrt(own), 16 * eps)
+        blunt = 8 * error if diag_reg > eps else 2 * np.sqrt(own)
+        nearly = 1 - max(blunt, 8 * error, 16 * eps)
         near = np.triu(ridged > nearly * np.outer(root, root), 1)
         if near.any():
             i, j = np.argwhere(near)[0]
@@ -79,8 +93,28 @@ def check_solvable(
             )
         raise ValueError(
             f"{name} is singular with diag_reg={diag_reg}{why}: raise diag_reg, such "
-            f"as {larger_ridge(diag_reg)}, or remove duplicate images."
+            f"as {larger_ridge(max(diag_reg, error))}, or remove duplicate images."
         )
+
+
+def error_at_copies(
+    kernel_fn: KernelFn, x: Float[Array, "n ..."], k: Float[np.ndarray, "n n"]
+) -> float:
+    """Returns what a kernel makes of the difference between an image and its copy.
+
+    Relative to the entry, the largest of 16 images: some eps where angles near 0 are
+    taken with care, sqrt(eps) where they are an arccos of a number near 1.
+
+    Args:
+      kernel_fn: `(x1, x2) -> (n1, n2)`.
+      x: images.
+      k: their kernel, by `host.kernel`.
+    """
+    few = np.linspace(0, len(x) - 1, min(16, len(x))).round().astype(int)
+    own = np.diagonal(k)[few]
+    images = jnp.asarray(x)[few]
+    copied = np.diagonal(host.kernel(kernel_fn, images, jnp.array(images)))
+    return float(np.max(np.abs(copied - own) / np.where(own > 0, own, 1)))
 
 
 def larger_ridge(diag_reg: float) -> str:
@@ -104,17 +138,27 @@ def duals(
       diag_reg: ridge relative to the mean diagonal.
 
     Raises:
-      ValueError: lengths differ, the kernel is singular, or the dtype of `y` is too
-        coarse for the duals.
+      ValueError: lengths differ, the kernel is singular or errs where images coincide
+        by more than the ridge makes up for, or the dtype of `y` is too coarse for the
+        duals.
     """
     _checks.same_length(x=x, y=y)
     _checks.at_least(0, diag_reg=diag_reg)
     k = host.kernel(kernel_fn, x)
     dtype = jnp.result_type(y)
-    check_solvable("The kernel", k, diag_reg, dtype=dtype)
+    error = 0.0
+    if diag_reg <= 8 * _BLUNT and _has_near(k):
+        error = error_at_copies(kernel_fn, x, k)
+    check_solvable("The kernel", k, diag_reg, dtype=dtype, error=error)
     found = host.solve(k, y, diag_reg=diag_reg)
     _check_coarseness(k, found, y, dtype, diag_reg)
     return jnp.asarray(found.astype(dtype))
+
+
+def _has_near(k: np.ndarray) -> bool:
+    """Whether two images are so near that an arccos in float32 may not tell them."""
+    root = np.sqrt(np.diag(k))
+    return bool((np.triu(k, 1) > (1 - 8 * _BLUNT) * np.outer(root, root)).any())
 
 
 def _check_coarseness(k, duals, y, dtype, diag_reg) -> None:

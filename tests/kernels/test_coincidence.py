@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_privacy.kernels import arccosine, coincidence, infinite
+from ntk_privacy.kernels import arccosine, coincidence, infinite, infinite_conv
 from ntk_privacy.kernels.dual_activation import Gaps, dual_of_gaps
 
 pytestmark = pytest.mark.optimized
@@ -45,31 +45,71 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("name", KERNELS)
-def test_float32_is_float64_to_a_few_roundings(name):
-    kernel_fn = KERNELS[name]
-    for distance in (0.0, 1e-6, 1e-4, 1e-2):
-        x = images(distance)
-        want = np.asarray(kernel_fn(wide(x)))
-        for ours in (kernel_fn(x), kernel_fn(x, x + 0)):
-            assert ours.dtype == jnp.float32
-            error = np.abs(np.asarray(ours, np.float64) - want) / want.max()
-            # It was sqrt(EPS): thousands of them.
-            assert error.max() < 24 * EPS, (distance, error.max() / EPS)
+def program(kernel_fn, *, gradient, ways):
+    """The kernel, by both of its ways, and the gradient of a sum of it: one program.
 
-
-@pytest.mark.parametrize("name", ["relu", "deep with biases", "erf"])
-def test_float32_gradients_are_those_of_float64(name):
-    kernel_fn, x = KERNELS[name], images(1e-4)
-    weights = np.random.default_rng(1).normal(size=(10, 10)).astype(np.float32)
+    Traced, as in a loss of the images. Most of the time is the compiler's.
+    """
 
     def total(x, weights):
-        return jnp.sum(weights * kernel_fn(x)) + jnp.sum(weights * kernel_fn(x, x + 0))
+        values = [kernel_fn(x, x + 0), kernel_fn(x)][:ways]
+        return sum(jnp.sum(weights * k) for k in values), values
 
-    ours = jax.grad(total)(x, jnp.asarray(weights))
-    want = jax.grad(total)(wide(x), jnp.asarray(weights, jnp.float64))
-    assert ours.dtype == jnp.float32
-    np.testing.assert_allclose(ours, want, atol=2e-3 * float(jnp.abs(want).max()))
+    if gradient:
+        return jax.jit(jax.grad(total, has_aux=True))
+    return jax.jit(lambda x, weights: (x, total(x, weights)[1]))
+
+
+def check(kernel_fn, places, gradients=(), ways=2):
+    """Holds float32 against float64 at each of `places`, gradients where asked."""
+    evaluate = program(kernel_fn, gradient=bool(gradients), ways=ways)
+    rng = np.random.default_rng(1)
+    for place, x in places.items():
+        weights = rng.normal(size=(len(x), len(x))).astype(np.float32)
+        ours, values = evaluate(x, jnp.asarray(weights))
+        exact, (want, *_) = evaluate(wide(x), wide(weights))
+        want, size = np.asarray(want), float(want.max())
+        for k in values:
+            assert k.dtype == ours.dtype == jnp.float32
+            error = np.abs(np.asarray(k, np.float64) - want).max() / size
+            # It was sqrt(EPS): thousands of them.
+            assert error < 24 * EPS, (place, error / EPS)
+        assert np.isfinite(np.asarray(ours)).all()
+        if place in gradients:
+            within = 2e-3 * float(jnp.abs(exact).max())
+            np.testing.assert_allclose(ours, exact, atol=within)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_float32_and_its_gradients_are_float64_to_a_few_roundings(name):
+    places = {d: images(d) for d in (0.0, 1e-6, 1e-4, 1e-2)}
+    steep = ("relu", "deep with biases", "erf")
+    check(KERNELS[name], places, [1e-4] if name in steep else ())
+
+
+CONVOLUTIONS = {
+    "flattened": infinite_conv.convnet(2, bias_std=0.1),
+    "averaged": infinite_conv.convnet(2, head="global_pool"),
+    "residual": infinite_conv.kernel(
+        (
+            infinite_conv.Conv(bias_std=0.1),
+            infinite.residual(infinite.relu, infinite_conv.Conv()),
+            infinite_conv.Flatten(),
+            infinite.Dense(bias_std=0.1),
+            infinite.relu,
+            infinite.Dense(),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_in_float32_are_float64_to_a_few_roundings(name):
+    near = {d: images(d, 3, (4, 4, 2)) for d in (0.0, 1e-4, 1e-2)}
+    multiple = near[0.0].at[3:].multiply(1.5)
+    opposite = near[1e-4].at[3:].multiply(-1)
+    places = {**near, "multiple": multiple, "opposite": opposite}
+    check(CONVOLUTIONS[name], places, [1e-4, 1e-2], ways=1)
 
 
 def test_one_image_moves_towards_another_as_float64_says():
@@ -90,12 +130,16 @@ def test_opposite_images_and_multiples():
     x = images(0.0, n=3)[:3]
     rng = np.random.default_rng(3)
     noise = jnp.asarray(1e-4 * rng.normal(size=x.shape), jnp.float32)
-    for other in (-x, -x + noise, 1.0001 * x, 0 * x):
-        for name in ("relu", "leaky", "deep with biases"):
-            want = np.asarray(KERNELS[name](wide(x), wide(other)))
-            ours = KERNELS[name](x, other)
-            size = max(np.abs(want).max(), np.asarray(KERNELS[name](wide(x))).max())
-            np.testing.assert_allclose(ours, want, atol=100 * EPS * size)
+    for name in ("relu", "standard", "leaky", "deep with biases"):
+        kernel_fn = KERNELS[name]
+        own = np.diagonal(kernel_fn(wide(x)))
+        for other in (-x, -x + noise, 1.5 * x, 1000 * x, 1.5 * x + noise, 0 * x):
+            want = np.asarray(kernel_fn(wide(x), wide(other)))
+            theirs = np.diagonal(kernel_fn(wide(other)))
+            # No entry is smaller for the length of its images.
+            size = np.sqrt(np.outer(own, theirs)) + own.max() * (theirs == 0)
+            error = np.abs(np.asarray(kernel_fn(x, other), np.float64) - want)
+            assert (error < 24 * EPS * size).all(), name
 
 
 def test_images_in_bytes_are_as_accurate():
@@ -157,16 +201,17 @@ def test_gaps_are_looked_at_only_where_they_are_needed():
     q = jnp.sum(far**2, axis=1) / 9
     gram = far @ far.T / 9
     eye = jnp.eye(4, dtype=bool)
-    assert not coincidence.any_close(gram, q, q, except_for=eye)
-    assert coincidence.any_close(gram, q, q, except_for=None)
+    any_close = coincidence.any_close
+    assert not any_close(gram, q[:, None], q[None], except_for=eye)
+    assert any_close(gram, q[:, None], q[None], except_for=None)
     for other in (far[0] * 1.3, -far[0], far[0] * (1 + 1e-9)):
         both = far.at[3].set(other)
         q = jnp.sum(both**2, axis=1) / 9
-        assert coincidence.any_close(both @ both.T / 9, q, q, except_for=eye)
+        assert any_close(both @ both.T / 9, q[:, None], q[None], except_for=eye)
     # A black image is near nothing.
     q = q.at[0].set(0.0)
     gram = gram.at[0].set(0.0)
-    assert not coincidence.any_close(gram[:1], q[:1], q, except_for=None)
+    assert not any_close(gram[:1], q[:1, None], q[None], except_for=None)
 
 
 def test_units_without_variance_and_equal_units():

@@ -105,6 +105,78 @@ def test_a_kernel_for_float32_alone_is_asked_in_float32():
     )
 
 
+def by_arccos(x1, x2=None):
+    """A user's kernel of depth one, blunt near coincidence and in float32 only."""
+    same = x2 is None
+    x1, x2 = (v.reshape(len(v), -1).astype("f4") for v in (x1, x1 if same else x2))
+    n1, n2 = jnp.linalg.norm(x1, axis=1), jnp.linalg.norm(x2, axis=1)
+    rho = jnp.clip(x1 @ x2.T / (n1[:, None] * n2[None]), -1, 1 - 6e-8)
+    angle = jnp.arccos(rho)
+    k = n1[:, None] * n2[None] / x1.shape[1] * rho * (1 - angle / jnp.pi)
+    own = jnp.sum(x1 * x1, axis=1) / x1.shape[1]
+    return jnp.where(jnp.eye(len(x1), dtype=bool), own[:, None], k) if same else k
+
+
+def test_a_kernel_that_is_blunt_near_copies_needs_a_ridge_beyond_its_error():
+    kernel_fn = by_arccos
+    (x, y), far = near_duplicates(0.0), near_duplicates(1.0)[0]
+    error = regression.error_at_copies(kernel_fn, x, host.kernel(kernel_fn, x))
+    assert 5e-5 < error < 1e-3
+    careful = regression.error_at_copies(
+        KERNELS["relu"], x, host.kernel(KERNELS["relu"], x)
+    )
+    assert careful < 1e-14
+    with pytest.raises(ValueError, match=r"images \d+ and \d+ coincide") as told:
+        regression.duals(kernel_fn, x, y, diag_reg=1e-5)
+    # The ridge that it names is enough, and images that are apart need none of it.
+    remedy = float(str(told.value).split("such as ")[1].split(",")[0])
+    assert remedy > 8 * error
+    assert np.isfinite(regression.duals(kernel_fn, x, y, diag_reg=remedy)).all()
+    assert np.isfinite(regression.duals(kernel_fn, far, y, diag_reg=1e-5)).all()
+
+
+def test_what_a_kernel_fails_with_is_told_and_not_tried_again():
+    x, _ = near_duplicates(0.1)
+    asked = []
+
+    def fails(x1, x2):
+        asked.append(x1.dtype)
+        if host.is_concrete(x1):
+            raise ValueError("of its own")
+        return x1.reshape(len(x1), -1) @ x2.reshape(len(x2), -1).T
+
+    with pytest.raises(ValueError, match="of its own"):
+        host.kernel(fails, x)
+    assert set(asked) == {jnp.dtype(jnp.float64)}
+
+
+def test_a_kernel_by_numpy_is_asked_in_float64():
+    x, _ = near_duplicates(0.1)
+
+    def by_numpy(x1, x2):
+        a, b = (np.asarray(v).reshape(len(v), -1) for v in (x1, x2))
+        assert a.dtype == np.float64
+        return jnp.asarray(a @ b.T)
+
+    assert host.kernel(by_numpy, x).shape == (16, 16)
+
+
+def test_float64_is_for_processors():
+    x, _ = near_duplicates(0.1)
+    places = []
+
+    def kernel_fn(x1, x2):
+        if not isinstance(x1, jax.core.Tracer):
+            places.append((x1.dtype, *(d.platform for d in x1.devices())))
+            places.append(jax.config.jax_default_device)
+        return x1.reshape(len(x1), -1) @ x2.reshape(len(x2), -1).T
+
+    host.kernel(kernel_fn, x)
+    assert places[0] == (jnp.float64, "cpu")
+    # As it must be said where a machine has others.
+    assert places[1].platform == "cpu"
+
+
 @pytest.mark.parametrize("name", ["relu", "pooled"])
 @pytest.mark.parametrize("distance", [0.0, 1e-4])
 def test_losses_and_terms_in_float32_are_those_of_float64(name, distance):
@@ -125,9 +197,23 @@ def test_losses_and_terms_in_float32_are_those_of_float64(name, distance):
         # A norm is no less than 0.
         assert min(parts) >= 0
         np.testing.assert_allclose(sum(parts), loss, rtol=1e-5, atol=1e-4)
-        if distance == 0 and name == "relu":
+        if distance == 0:
             # Copies with opposite labels: both regressors are 0.
             assert loss < 1e-4
+
+
+def square(x1, x2):
+    x1, x2 = (x.reshape(len(x), -1) for x in (x1, x2))
+    return (1 + x1 @ x2.T / x1.shape[1]) ** 2
+
+
+def test_terms_can_be_traced():
+    s, y_s = near_duplicates(0.5, 2)
+    t, y_t = near_duplicates(0.5, 3, seed=1)
+    sets = wide(s, y_s, t, y_t)
+    # One that is quick to compile.
+    fn = functools.partial(rkip.terms, kernel_fn=square, diag_reg=1e-3)
+    np.testing.assert_allclose(jax.jit(fn)(*sets), fn(*sets), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("fn", "within"), [(rkip.loss, 0.03), (kip.loss, 0.03)])
