@@ -117,7 +117,7 @@ def sparsest(
     normals = np.linalg.svd(points.T[chosen].swapaxes(1, 2))[0][..., -1]
     rows = normals @ points
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    zeros = np.sum(np.abs(rows) < small, axis=1)
+    zeros = np.sum(np.abs(rows) < small, axis=1).astype(float)
     kept = _greedy(rows, zeros, count, 0.02)
     return rows[kept]
 

@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from ntk_privacy.kernels import structured
 from ntk_privacy.models import MLP
-from ntk_privacy.reconstruction import algebraic
+from ntk_privacy.reconstruction import algebraic, gated_rows, low_rank, sparse_rows
 from ntk_privacy.training import linearized
 
 SHAPE = (5, 5, 1)
@@ -84,3 +85,86 @@ def test_too_few_units_name_the_other_attack():
     _, params_0, params_t, x, _ = _trained(num_images=6, width=30)
     with pytest.raises(ValueError, match=r"kkt\.reconstruct"):
         _decode(params_0, params_t, num_images=len(x))
+
+
+def _one_step(seed, classes, width, dtype=jnp.float32):
+    """One cross-entropy step on digits of these classes, from known weights."""
+    digits = load_digits()
+    rng = np.random.default_rng(seed)
+    chosen = [rng.choice(np.flatnonzero(digits.target == c)) for c in classes]
+    x = jnp.asarray(digits.images[chosen][..., None] / 16.0, dtype)
+    model = MLP((width, width), 10)
+    params_0 = model.init_params(jax.random.key(seed), (8, 8, 1), dtype)
+
+    def loss(params):
+        return -jnp.mean(
+            jax.nn.log_softmax(model.apply_fn(params, x))[
+                jnp.arange(len(x)), jnp.asarray(classes)
+            ]
+        )
+
+    gradient = jax.grad(loss)(params_0)
+    params_t = jax.tree.map(lambda p, g: p - 0.1 * g, params_0, gradient)
+    return params_0, params_t, x
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_sums_of_rows_and_images_that_close_few_units_are_told(seed):
+    params_0, params_t, x = _one_step(seed, [0, 1, 2, 3, 4, 5, 7], 256)
+    found = algebraic.reconstruct(
+        params_0, params_t, key=jax.random.key(3), image_shape=(8, 8, 1)
+    )
+    assert bool(found.certified.all())
+    distance = jnp.sum((x[:, None] - found.images[None]) ** 2, axis=(2, 3, 4))
+    assert sorted(np.asarray(distance.argmin(1))) == list(range(7))
+    assert float(distance.min(1).max()) < 1e-6
+
+
+def _sparse(rank, columns):
+    """Rows that vanish on half of the columns, and a basis of their span."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((rank, columns)) * (rng.random((rank, columns)) < 0.5)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows, np.linalg.qr(rows.T)[0].T
+
+
+@pytest.mark.parametrize("parts", [(0, 1), (0, 1, 2)])
+def test_a_mixture_is_taken_apart(parts):
+    rows, basis = _sparse(7, 256)
+    mixture = np.sum(
+        rows[list(parts)] * np.array([[0.7], [0.6], [0.5]])[: len(parts)], 0
+    )
+    # It vanishes on a unit by chance as well.
+    small = 1e-4 / 16
+    mixture[np.argmin(np.where(mixture == 0.0, np.inf, np.abs(mixture)))] = 0.0
+    space = sparse_rows._shared_space(mixture, basis, small)
+    assert len(space) == len(parts)
+    apart = sparse_rows.sparsest(space @ basis, small)
+    likeness = np.abs(apart @ rows[list(parts)].T)
+    np.testing.assert_allclose(likeness.max(0), 1.0, atol=1e-9)
+    assert len(sparse_rows._shared_space(rows[0], basis, small)) == 1
+
+
+def test_a_mixture_that_its_activations_contradict_is_replaced():
+    rows, _ = _sparse(5, 256)
+    rng = np.random.default_rng(1)
+    sources = np.concatenate([np.abs(rng.standard_normal((5, 40))), np.ones((5, 1))], 1)
+    left, values, right = np.linalg.svd(sources.T @ rows, full_matrices=False)
+    factors = low_rank.Factors(
+        jnp.asarray(left[:, :5]), values, jnp.asarray(right[:5]), 1e6
+    )
+
+    def gates_of(activations, lasts):
+        unit = np.asarray(activations) / np.maximum(np.asarray(lasts)[:, None], 1e-9)
+        nearest = np.argmin(
+            np.linalg.norm(unit[:, None] - sources[None, :, :-1], axis=2), axis=1
+        )
+        return rows[nearest] != 0
+
+    wrong = rows.copy()
+    wrong[2] = 0.95 * rows[2] + 0.3 * rows[4]
+    wrong /= np.linalg.norm(wrong, axis=1, keepdims=True)
+    pool = sparse_rows.Pool(wrong, np.zeros(5), np.sum(wrong == 0, 1).astype(float))
+    mended, shares = gated_rows._contradicted(pool, factors, gates_of, 60, 1e-4)
+    assert np.max(shares) < 1e-6
+    np.testing.assert_allclose(np.abs(np.sum(mended.rows * rows, 1)), 1.0, atol=1e-9)
