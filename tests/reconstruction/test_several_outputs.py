@@ -125,7 +125,9 @@ def _sparse(rank, columns):
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((rank, columns)) * (rng.random((rank, columns)) < 0.5)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows, np.linalg.qr(rows.T)[0].T
+    # Turned at random: no row is a vector of the basis.
+    turn = rng.standard_normal((rank, rank))
+    return rows, np.linalg.qr(rows.T @ turn)[0].T
 
 
 @pytest.mark.parametrize("parts", [(0, 1), (0, 1, 2)])
@@ -143,6 +145,17 @@ def test_a_mixture_is_taken_apart(parts):
     likeness = np.abs(apart @ rows[list(parts)].T)
     np.testing.assert_allclose(likeness.max(0), 1.0, atol=1e-9)
     assert len(sparse_rows._shared_space(rows[0], basis, small)) == 1
+
+
+def test_the_parts_of_a_mixture_are_finished_and_it_is_dropped():
+    rows, basis = _sparse(7, 256)
+    mixture = 0.7 * rows[3] + 0.6 * rows[5]
+    place = int(np.sum(mixture == 0.0)) - 2
+    found = sparse_rows.finish(mixture / np.linalg.norm(mixture), basis, place, 1e-4)
+    pool = sparse_rows.merge(sparse_rows.empty(256), found, 7, 1e-3)
+    likeness = np.abs(pool.rows @ rows[[3, 5]].T)
+    np.testing.assert_allclose(likeness.max(0), 1.0, atol=1e-9)
+    assert len(pool.rows) == 2
 
 
 def test_a_mixture_that_its_activations_contradict_is_replaced():
