@@ -11,7 +11,6 @@ import numpy as np
 from experiments import _progress
 from ntk_privacy import distillation
 from ntk_privacy.data.image_set import ImageSet
-from ntk_privacy.distillation import dc, dm
 from ntk_privacy.distillation.student import step_size_fault
 from ntk_privacy.evaluation import protocol
 from ntk_privacy.method import Method
@@ -19,20 +18,6 @@ from ntk_privacy.models import ConvNet
 from ntk_privacy.resume import Timer
 
 _CHUNK = 50
-
-
-def loss_of(method: str) -> str:
-    """Returns what a method's loss is, for a plot.
-
-    Args:
-      method: of `distillation.METHODS`.
-    """
-    config = distillation.METHODS[method].config
-    if issubclass(config, dm.Config):
-        return "squared feature distance"
-    if issubclass(config, dc.Config):
-        return "distance of gradients, by layer"
-    return "squared distance over the expert's"
 
 
 class Condensed(NamedTuple):

@@ -46,6 +46,7 @@ class Students:
     """Networks trained on the set."""
 
     evaluate: bool = field(False, "Test accuracy of ConvNets trained on the set.")
+    width: int = field(128, "Channels of the ConvNet.")
     num_networks: int = field(5, "ConvNets that --evaluate trains on the set.")
     num_epochs: int = field(1000, "Of their training.")
     train_learning_rate: float | None = field(
@@ -53,7 +54,12 @@ class Students:
     )
 
     def __post_init__(self):
-        _checks.at_least(1, num_networks=self.num_networks, num_epochs=self.num_epochs)
+        _checks.at_least(
+            1,
+            width=self.width,
+            num_networks=self.num_networks,
+            num_epochs=self.num_epochs,
+        )
         if self.train_learning_rate is not None:
             _checks.positive(train_learning_rate=self.train_learning_rate)
 
@@ -67,12 +73,14 @@ class Students:
         """
         if preset == "cpu":
             # A tenth of the epochs, ten times the step.
-            return {"num_networks": 3, "num_epochs": 100, "train_learning_rate": 0.1}
+            sizes = {"num_networks": 3, "num_epochs": 100, "train_learning_rate": 0.1}
+            return {"width": 32, **sizes}
         learns = issubclass(method.config, mtt.Config)
         return {"train_learning_rate": None} if learns else {}
 
     def passed_over(self) -> dict[str, str]:
         """Returns flags that are not read, each with the choice that makes it so."""
+        # Where the method has a width, it is read.
         unread = ("num_networks", "num_epochs", "train_learning_rate")
         alone = "a set that is not evaluated"
         return {} if self.evaluate else dict.fromkeys(unread, alone)
@@ -160,7 +168,7 @@ def judged(
     made = _made.make(
         asked, workdir, images, key_condense, distilling, **normal._asdict()
     )
-    _draw(config, workdir, images, made)
+    _draw(asked, workdir, images, made)
     results: dict[str, Any] = {
         "method": config.method,
         "dataset": config.dataset,
@@ -207,7 +215,8 @@ def judged(
     return results | {"seconds": seconds}
 
 
-def _draw(config, workdir, images, made) -> None:
+def _draw(asked, workdir, images, made) -> None:
+    config = asked.namespace()
     each, normal = config.images_per_class, images.normal
     plots.pictures(
         made.images * normal.deviation,
@@ -222,7 +231,7 @@ def _draw(config, workdir, images, made) -> None:
         {config.method: made.losses},
         workdir.path("losses.png"),
         title=f"{config.method} on {config.dataset}",
-        kind=_condensed.loss_of(config.method),
+        kind=asked.method.loss,
     )
 
 

@@ -17,11 +17,23 @@ from ntk_privacy import distillation, kip, rkip
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import distribution_matching
 from ntk_privacy.distillation.class_images import arrays
+from ntk_privacy.distillation.regressed import TaskConfig
 from ntk_privacy.kernels import infinite
 from ntk_privacy.resume import Ran, Timer
 
 KERNEL_METHODS = ("kip", "rkip", "rkip_noise")
 CONDENSING = ("dm", "rdm", "dc", "dsa", "mtt", "tesla")
+
+
+def matching_classes() -> tuple[str, ...]:
+    """Returns the methods whose sets have classes for labels."""
+    return tuple(
+        name
+        for name, method in distillation.METHODS.items()
+        if not issubclass(method.config, TaskConfig)
+    )
+
+
 # A step of DC at many images per class may take all the time there is.
 CHUNK = 1
 _LIMIT = 10**8

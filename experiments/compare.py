@@ -111,7 +111,7 @@ class Config:
     def __post_init__(self):
         _image_sets.complete(self)
         self._check_attacks()
-        known = (*KERNEL_METHODS, *CONDENSING)
+        known = (*KERNEL_METHODS, *_timed_sets.matching_classes())
         if self.attacks == "all":
             known += tuple(name + _compare_attacks.SUFFIX for name in known)
         for name in self.methods:

@@ -45,6 +45,7 @@ class Method(Generic[Config]):
         of the kind.
       check: `check(problem, config)` raises ValueError where the two do not fit, before
         anything is computed.
+      loss: what its losses are, for a plot.
 
     Example:
       >>> import dataclasses
@@ -66,6 +67,7 @@ class Method(Generic[Config]):
     presets: Mapping[str, Callable[..., Config]]
     run: Callable[..., Any]
     check: Callable[[Any, Any], None] = _anything_goes
+    loss: str = "loss"
 
     def configured(self, preset: str | None = None, **given: Any) -> Config:
         """Returns a config.

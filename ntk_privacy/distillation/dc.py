@@ -211,6 +211,7 @@ METHODS = (
         },
         run=functools.partial(_run, "noise"),
         check=functools.partial(_check, "noise"),
+        loss="distance of gradients, by layer",
     ),
     Method(
         name="dsa",
@@ -222,5 +223,6 @@ METHODS = (
         },
         run=functools.partial(_run, "real"),
         check=functools.partial(_check, "real"),
+        loss="distance of gradients, by layer",
     ),
 )

@@ -160,6 +160,7 @@ def _method(name: str, about: str, config: type[Config] = RobustConfig) -> Metho
         presets={"cpu": _small(config), "paper": config},
         run=functools.partial(_run, name),
         check=functools.partial(_check, name),
+        loss="squared feature distance",
     )
 
 

@@ -265,6 +265,7 @@ METHODS = tuple(
         presets={"cpu": _small, "paper": functools.partial(_paper, table, steps)},
         run=functools.partial(_run, name),
         check=functools.partial(_check, name),
+        loss="squared distance over the expert's",
     )
     for name, about, table, steps in (
         (

@@ -128,7 +128,7 @@ def watched(callback: Callback | None, *, first: float) -> Callback:
     """
     warned = False
 
-    def after_chunk(done: int, state: Any, metrics: Any) -> None:
+    def after_chunk(done: int, state: Any, metrics: Any) -> bool:
         nonlocal warned
         fault = step_size_fault(float(state.step_size), first)
         if not warned and (fault or int(state.backward)):
@@ -139,7 +139,6 @@ def watched(callback: Callback | None, *, first: float) -> Callback:
                 "step_size_optimizer."
             )
             warnings.warn(f"Step {done}: {told}", stacklevel=2)
-        if callback is not None:
-            callback(done, state, metrics)
+        return callback is not None and bool(callback(done, state, metrics))
 
     return after_chunk

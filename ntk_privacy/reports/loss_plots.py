@@ -61,8 +61,10 @@ def losses(
                     linewidth=1.8,
                     label=f"{label}, mean of {width} {unit}",
                 )
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        # Of nothing to show there is no logarithm.
+        if any(np.any(np.asarray(h)[np.isfinite(h)] > 0) for h in histories.values()):
+            axes.set_xscale("log")
+            axes.set_yscale("log")
         axes.set_xlabel("step")
         axes.set_ylabel(f"loss ({kind})")
         axes.set_title(title, fontsize=12)
