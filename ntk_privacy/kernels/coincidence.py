@@ -2,7 +2,7 @@ r"""Distances between images that all but coincide, where products of them cance
 
 Where two images have a correlation within rounding of 1, $1 - \rho$ is lost, and with
 it the angle between them: to $\sqrt{\epsilon}$ and not $\epsilon$. The squared distance
-$D$ of the two at one length, $\|x / \sqrt q - x' / \sqrt{q'}\|^2 / d$, keeps every digit
+$D$ of both at one length, $\|x / \sqrt q - x' / \sqrt{q'}\|^2 / d$, keeps every digit
 there if the difference is taken first, and $1 - \rho = D / 2$. Likewise the sum where
 images are opposite.
 """
