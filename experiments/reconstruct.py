@@ -27,13 +27,14 @@ from experiments import (
 from experiments._workdir import Workdir, versions
 from ntk_privacy import _checks, data
 from ntk_privacy.evaluation import reconstruction_curve
+from ntk_privacy.reconstruction import METHODS
 from ntk_privacy.reports import plots
 from ntk_privacy.resume import Timer
 from ntk_privacy.training import logistic, train
 
 
-def _field(default: Any, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text})
+def _field(default: Any, text: str, **more: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text, **more})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,11 +66,12 @@ class Config:
         None, "Attack the parameters at this larger loss instead."
     )
     max_train_steps: int = _field(1_000_000, "Limit of iterative training.")
-    method: Literal["auto", "algebraic", "kkt", "max_margin"] = _field(
+    method: str = _field(
         "auto",
         "The attack: decode the gates exactly (algebraic), search (kkt), or decode, "
         "then search for the rest and polish (auto); max_margin is Haim et al.'s, on "
         "a network of its own training.",
+        choices=METHODS,
     )
     auxiliary: Literal["none", "test_images"] = _field(
         "none", "Images of the same domain that the decoding may start from."
@@ -142,6 +144,7 @@ class Config:
                     f"early_stop_loss={self.early_stop_loss} must be above "
                     f"stop_loss={self.stop_loss}: it ends training earlier."
                 )
+        _checks.one_of(METHODS, method=self.method)
         _attacks.method_config(self)
         if self.method == "max_margin":
             about = data.SETS.get(self.dataset)
@@ -158,7 +161,7 @@ class Config:
         if self.sweep is not None:
             return dict.fromkeys(_sweep.AXES, f"--sweep={self.sweep}")
         why = f"--method={self.method}"
-        out = dict.fromkeys(_UNREAD[self.method], why)
+        out = dict.fromkeys(_unread(self.method), why)
         linearized = self.dynamics == "linearized" and self.method != "max_margin"
         if linearized and self.schedule == "flow":
             out["max_train_steps"] = "the closed form of --dynamics=linearized"
@@ -175,19 +178,23 @@ _NOT_BINARY = (
     "method='max_margin' takes two classes: use a binary task, or --method=auto."
 )
 
-# Of every method: the flags that it does not read.
-_UNREAD = {
-    "auto": (),
-    "algebraic": (
-        *("preset", "points", "num_candidates", "num_steps", "learning_rate"),
-        "replays",
-    ),
-    "kkt": ("auxiliary", "replays"),
-    "max_margin": (
-        *("auxiliary", "replays", "points", "dynamics", "schedule", "stop_loss"),
-        *("depth", "parametrization"),
-    ),
-}
+# Flags of the network that the max-margin attack trains otherwise.
+_NOT_MARGIN = ("dynamics", "schedule", "stop_loss", "depth", "parametrization")
+
+
+def _unread(name: str) -> set[str]:
+    """Returns the flags that a method does not read."""
+    fields = {
+        method: {entry.name for entry in dataclasses.fields(row.config)}
+        for method, row in METHODS.items()
+    }
+    out = set().union(*fields.values()) - fields[name]
+    if len(METHODS[name].presets) == 1:
+        out.add("preset")
+    if name not in ("auto", "algebraic"):
+        out.add("auxiliary")
+    return out | set(_NOT_MARGIN if name == "max_margin" else ())
+
 
 # What may differ when a run goes on in its folder.
 NOT_RESULTS = ("workdir", "progress", "checkpoint_seconds", "data_dir", "download")

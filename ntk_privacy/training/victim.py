@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 
 from ntk_privacy import _checks
@@ -219,21 +220,18 @@ def _standard(
     model, params_0, x, y, schedule, stop_loss, max_steps, fraction, stage, name
 ):
     """Returns parameters and steps of training the network itself."""
-    if schedule == "paper":
-        optimizer = full_batch_training.paper_optimizer(len(x))
-    else:
-        kernel, _ = _kernel_and_outputs(model, params_0, x)
-        m = y.size
-        square = kernel.transpose(0, 2, 1, 3).reshape(m, m)
-        optimizer = full_batch_training.stable_optimizer(
-            float(jnp.linalg.eigvalsh(square)[-1]), m, fraction=fraction
-        )
     # Fewer numbers to move at every step: the first layer moves in the images' span.
     small = subspace.to_coordinates(params_0, x, parametrization=model.parametrization)
     problem = (model.apply_fn, small.params, small.images, y)
+    published = full_batch_training.paper_optimizer(len(x))
 
     def go(state, done, callback):
         del done  # the state knows
+        if int(state.steps) >= max_steps or float(state.loss) < stop_loss:
+            return state
+        optimizer = published
+        if schedule == "flow":
+            optimizer = _flow(model, params_0, x, y.size, fraction)
         return full_batch_training.full_batch(
             *problem,
             optimizer=optimizer,
@@ -242,11 +240,20 @@ def _standard(
             chunk=20,
             state=state,
             callback=callback,
-        )
+        ).state
 
-    start = full_batch_training.init(*problem, optimizer=optimizer)
-    trained = stage(name or "train_coordinates", start, go, max_steps).result
-    return small.restore(trained.params), trained.steps
+    # The state of both optimizers is one: it does not hold the step size.
+    start = full_batch_training.init(*problem, optimizer=published)
+    state = stage(name or "train_coordinates", start, go, max_steps).result
+    return small.restore(state.params), int(state.steps)
+
+
+def _flow(model, params_0, x, num_targets, fraction) -> optax.GradientTransformation:
+    """Heavy ball close to gradient flow, at a pace that the kernel sets."""
+    kernel, _ = _kernel_and_outputs(model, params_0, x)
+    square = kernel.transpose(0, 2, 1, 3).reshape(num_targets, num_targets)
+    largest = float(jnp.linalg.eigvalsh(square)[-1])
+    return full_batch_training.stable_optimizer(largest, num_targets, fraction=fraction)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -198,14 +198,9 @@ def test_the_binary_finds_the_same(case, tmp_path, capsys):
     }
     if name == "max_margin":
         flags |= {"max_train_steps": EPOCHS}
-    if name == "toy":
-        reconstruct.run(reconstruct.Config(**flags, progress=False))
-    else:
-        given = [f"--{flag}={value}" for flag, value in flags.items()]
-        told = _flags.call(
-            reconstruct.main, reconstruct.Config, [*given, "--noprogress"]
-        )
-        assert told == 0, capsys.readouterr().err
+    given = [*(f"--{flag}={value}" for flag, value in flags.items()), "--noprogress"]
+    told = _flags.call(reconstruct.main, reconstruct.Config, given)
+    assert told == 0, capsys.readouterr().err
     with np.load(tmp_path / "arrays.npz") as stored:
         images, losses = stored["reconstructions"], stored["losses"]
     np.testing.assert_array_equal(images, found.images + centre)
@@ -239,3 +234,18 @@ def test_what_is_told_of_labels_has_a_default():
     np.testing.assert_array_equal(known(labels=told).codes(), [[-0.5], [1.0]])
     with pytest.raises(ValueError, match="num_images is not told: tell it, or give"):
         known().num_candidates()
+
+
+def test_help_and_refusals_follow_the_table(capsys):
+    def call(*flags):
+        code = _flags.call(reconstruct.main, reconstruct.Config, flags)
+        return code, " ".join("".join(capsys.readouterr()).split())
+
+    assert "--method=auto|algebraic|kkt|max_margin|toy" in call("--help")[1]
+    code, told = call("--method=toy", "--replays=1")
+    assert (code, "--replays has no effect with --method=toy" in told) == (2, True)
+    code, told = call("--method=toys")
+    assert (code, "use one of auto, algebraic, kkt, max_margin, toy" in told) == (
+        2,
+        True,
+    )

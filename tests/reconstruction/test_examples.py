@@ -1,0 +1,27 @@
+"""The examples in the docstrings of victims, evidence and attacks run."""
+
+import doctest
+
+import jax
+import pytest
+
+from ntk_privacy import resume
+from ntk_privacy.reconstruction import auto, evidence
+from ntk_privacy.reports import reconstructions
+from ntk_privacy.training import margin_victim, victim
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *(resume, evidence, victim, margin_victim, reconstructions),
+        # The README's cell is the same, and quick tests run it.
+        pytest.param(auto, marks=pytest.mark.slow),
+    ],
+    ids=lambda module: module.__name__,
+)
+def test_the_examples_print_what_they_say(module):
+    with jax.enable_x64(False):
+        failed, attempted = doctest.testmod(module)
+    assert attempted
+    assert failed == 0
