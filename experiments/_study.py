@@ -17,8 +17,9 @@ from experiments._flags import UsageError
 from experiments._groups import NOT_RESULTS, Run
 from experiments._networks import STAGES, Images, Networks, check, load
 from experiments._program import Asked, Program
+from experiments._students import Students
 from experiments._workdir import Workdir
-from ntk_privacy import _checks
+from ntk_privacy import _checks, distillation
 from ntk_privacy.distillation import kernel_methods
 from ntk_privacy.evaluation import rates
 from ntk_privacy.method import field
@@ -142,9 +143,7 @@ def run(
     """
     _check(config, program)
     name = "table" if config.table else "defence"
-    shared = ("methods", "table", "defence", "studies", "method")
-    ignore = _image_sets.not_results(config, (*NOT_RESULTS, *STAGES, *shared))
-    with Workdir(config.workdir, config, ignore=ignore) as workdir:
+    with opened(config) as workdir:
         # What each study in the folder was asked for last.
         studies = workdir.read_json("config.json").get("studies", {})
         options = ("num_runs", "num_finite_runs", "methods", "evaluate")
@@ -175,6 +174,33 @@ def run(
         # Last: whoever reads it finds the rest.
         workdir.write_json("results.json", report)
         return report
+
+
+def opened(config: Config) -> Workdir:
+    """Returns the folder of a study, which an earlier version may have begun.
+
+    Args:
+      config: of the study.
+
+    Raises:
+      UsageError: another run has it.
+    """
+    # One folder may hold both studies, of any methods.
+    shared = ("methods", "table", "defence", "studies")
+    return Workdir(
+        config.workdir,
+        config,
+        ignore=_image_sets.not_results(config, (*NOT_RESULTS, *STAGES, *shared)),
+        # Of when studies had the flags of all methods.
+        foreign=_flags_of_methods(),
+    )
+
+
+def _flags_of_methods() -> set[str]:
+    kinds = [method.config for method in distillation.METHODS.values()]
+    names = {entry.name for kind in kinds for entry in dataclasses.fields(kind)}
+    students = {entry.name for entry in dataclasses.fields(Students)}
+    return names | students | {"method", "preset", "num_test"}
 
 
 def _check(config: Config, program: Program) -> None:

@@ -46,6 +46,7 @@ class _Older(NamedTuple):
     absent: dict[str, Any]
     foreign: set[str]
     never_none: set[str]
+    were: dict[str, Any]
 
     def completed(
         self, stored: dict[str, Any], config: dict[str, Any]
@@ -58,7 +59,11 @@ class _Older(NamedTuple):
             and not (value is None and name in self.never_none)
         }
         missing = {k: v for k, v in self.absent.items() if k in config}
-        return {**missing, **kept}
+        found = {**missing, **kept}
+        for name, was in self.were.items():
+            if found.get(name) == was and config[name] == self.absent[name]:
+                found[name] = config[name]
+        return found
 
 
 def _defaults(config: Any) -> dict[str, Any]:
@@ -70,10 +75,20 @@ def _defaults(config: Any) -> dict[str, Any]:
         default = entry.default
         if entry.default_factory is not dataclasses.MISSING:
             default = entry.default_factory()
-        default = entry.metadata.get("before", default)
         if default is not dataclasses.MISSING:
             found[entry.name] = default
-    return found
+    return found | _metadata(config, "before")
+
+
+def _metadata(config: Any, name: str) -> dict[str, Any]:
+    """Returns what fields say of older folders: "before" of none, "was" of a number."""
+    if not dataclasses.is_dataclass(config):
+        return {}
+    return {
+        entry.name: entry.metadata[name]
+        for entry in dataclasses.fields(config)
+        if name in entry.metadata
+    }
 
 
 def _to_json(value: Any) -> str:
@@ -112,7 +127,8 @@ class Workdir:
       ignore: names of config fields that do not change the results (the folder itself,
         the progress bar): they may differ from start to start.
       absent: what a field stands for that an older folder lacks; of a dataclass they
-        are its defaults, or its metadata `before`.
+        are its defaults, or its metadata `before`. Where a field has metadata `was`,
+        that value in an older folder stands for the default.
       foreign: names that an older folder may hold and that mean nothing here: flags of
         other methods.
       never_none: fields for which an older folder's none meant "not given".
@@ -143,7 +159,8 @@ class Workdir:
         try:
             self._take()
             known = absent if absent is not None else _defaults(config)
-            older = _Older(_plain(known), set(foreign), set(never_none))
+            were = _metadata(config, "was")
+            older = _Older(_plain(known), set(foreign), set(never_none), were)
             self._agree(_plain(config), set(ignore), older)
         except BaseException:
             self.close()

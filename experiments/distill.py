@@ -121,18 +121,31 @@ def run(asked: Asked[Any] | _sre2l_config.Config | _study.Config) -> dict[str, A
         return _run(asked, _judge(asked.method))
 
 
+def opened(asked: Asked[Any]) -> Workdir:
+    """Returns the folder of a run, which an earlier version may have begun.
+
+    Args:
+      asked: of the run.
+
+    Raises:
+      UsageError: another run has it.
+    """
+    later = NOT_RESULTS + _judge(asked.method).STAGES
+    return Workdir(
+        asked.group(Run).workdir,
+        asked.flat(),
+        ignore=_image_sets.not_results(asked.group(Data), later),
+        absent=PROGRAM.asked(asked.method.name, asked.preset).flat(),
+        foreign=PROGRAM.foreign(asked.method),
+        never_none=PROGRAM.never_none(asked.method),
+    )
+
+
 def _run(asked: Asked[Any], judge: Any) -> dict[str, Any]:
     folder = pathlib.Path(asked.group(Run).workdir)
     # Before the folder is touched: images that cannot be had leave nothing behind.
     loaded = None if (folder / "results.json").exists() else judge.load(asked)
-    with Workdir(
-        folder,
-        asked.flat(),
-        ignore=_image_sets.not_results(asked.group(Data), NOT_RESULTS + judge.STAGES),
-        absent=PROGRAM.asked(asked.method.name, asked.preset).flat(),
-        foreign=PROGRAM.foreign(asked.method),
-        never_none=PROGRAM.never_none(asked.method),
-    ) as workdir:
+    with opened(asked) as workdir:
         if judge.is_done(asked, workdir):
             return workdir.read_json("results.json")
         earlier = workdir.read_json("results.json") if workdir.is_done() else {}

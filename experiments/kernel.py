@@ -29,8 +29,8 @@ MAX_SHOWN = 2000
 NOT_RESULTS = ("workdir", "progress", "checkpoint_seconds", "data_dir", "download")
 
 
-def _field(default: Any, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text})
+def _field(default: Any, text: str, **more: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text, **more})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,7 @@ class Config:
         None,
         "Working memory of a block, MiB, of --stream and of empirical kernels; none "
         "is 256.",
+        was=256.0,
     )
     seed: int = _field(0, "Fixes images and initialisation.")
     precision: Literal["float32", "float64"] = _field("float32", "Of everything.")

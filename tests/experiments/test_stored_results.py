@@ -1,0 +1,90 @@
+"""Every folder in results/ is one that today's binaries would go on with."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from experiments import (
+    _image_sets,
+    _sre2l,
+    _sre2l_config,
+    _study,
+    compare,
+    distill,
+    evade,
+    kernel,
+    poison,
+    reconstruct,
+)
+from experiments._workdir import Workdir
+
+ROOT = pathlib.Path(__file__).parents[2] / "results"
+FOLDERS = sorted(path.parent for path in ROOT.rglob("config.json"))
+PROGRAMS = {
+    "compare": compare,
+    "evade": evade,
+    "kernel": kernel,
+    "poison": poison,
+    "reconstruct": reconstruct,
+}
+
+
+def _name(folder):
+    return str(folder.relative_to(ROOT))
+
+
+def _taken(kind, stored, **changes):
+    """What flags of the stored values ask for; names of today alone."""
+    names = {entry.name for entry in dataclasses.fields(kind)}
+    # What is the default now, and was written as a number.
+    were = {e.name: e.metadata.get("was") for e in dataclasses.fields(kind)}
+    own = {
+        name: _tuples(value)
+        for name, value in stored.items()
+        if name in names and value is not None and value != were[name]
+    }
+    return kind(**{**own, **changes})
+
+
+def _tuples(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _opened(folder, stored):
+    """Opens the folder as its binary does."""
+    changes = {"workdir": str(folder)}
+    program = PROGRAMS.get(folder.name.split("__")[-1])
+    if program is not None:
+        config = _taken(program.Config, stored, **changes)
+        names = getattr(program, "NOT_RESULTS", ("workdir", "progress", "data_dir"))
+        return Workdir(folder, config, ignore=_image_sets.not_results(config, names))
+    if stored["method"] in _sre2l_config.METHODS:
+        config = _taken(_sre2l_config.Config, stored, **changes)
+        names = _sre2l.NOT_RESULTS + _sre2l.LATER
+        return Workdir(folder, config, ignore=_image_sets.not_results(config, names))
+    if stored.get("table") or stored.get("defence"):
+        config = _taken(_study.Config, stored, **changes)
+        return _study.opened(config)
+    names = distill.PROGRAM.names(stored["method"]) | {"method", "preset"}
+    own = {k: v for k, v in stored.items() if k in names and v is not None}
+    return distill.opened(distill.asked(**{**own, **changes}))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=_name)
+def test_a_stored_folder_is_accepted(tmp_path, folder):
+    first = folder.relative_to(ROOT).parts[0]
+    kind = "evade" if folder.name == "evade" else first
+    copy = tmp_path / f"run__{kind}"
+    copy.mkdir()
+    for name in ("config.json", "results.json"):
+        shutil.copy(folder / name, copy / name)
+    stored = json.loads((folder / "config.json").read_text())
+    with _opened(copy, stored) as workdir:
+        assert workdir.is_done()
+
+
+def test_there_are_stored_folders():
+    assert len(FOLDERS) > 100
