@@ -241,6 +241,20 @@ class Program:
         """Returns the flags of a method."""
         return self._names(self._method(method))
 
+    def completed(self, asked: Asked[Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns every flag as an older folder had it: what it lacks, by the preset.
+
+        Args:
+          asked: of this start.
+          stored: the folder's flags.
+        """
+        names = self._names(asked.method)
+        known = {k: _tupled(v) for k, v in stored.items() if k in names}
+        try:
+            return self.asked(asked.method.name, asked.preset, **known).flat()
+        except ValueError:  # of another method: it will be refused
+            return asked.flat()
+
     def never_none(self, method: Method[Any]) -> set[str]:
         """Returns the flags of a method whose value cannot be none."""
         found = self._entries(method)
@@ -253,6 +267,10 @@ class Program:
             e.name for kind in self.beside.values() for e in dataclasses.fields(kind)
         }
         return every - self._names(method)
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _choice(default: str, text: str) -> Any:

@@ -9,7 +9,7 @@ import pathlib
 import platform
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +43,7 @@ def _plain(value: Any) -> Any:
 class _Older(NamedTuple):
     """How a folder is read that was written before some fields were: see `Workdir`."""
 
-    absent: dict[str, Any]
+    absent: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     foreign: set[str]
     never_none: set[str]
     were: dict[str, Any]
@@ -58,10 +58,10 @@ class _Older(NamedTuple):
             if (name in config or name not in self.foreign)
             and not (value is None and name in self.never_none)
         }
-        missing = {k: v for k, v in self.absent.items() if k in config}
-        found = {**missing, **kept}
+        absent = _plain(self.absent(kept))
+        found = {k: v for k, v in absent.items() if k in config} | kept
         for name, was in self.were.items():
-            if found.get(name) == was and config[name] == self.absent[name]:
+            if found.get(name) == was and config[name] == absent[name]:
                 found[name] = config[name]
         return found
 
@@ -126,7 +126,7 @@ class Workdir:
       config: a dataclass instance, written to config.json.
       ignore: names of config fields that do not change the results (the folder itself,
         the progress bar): they may differ from start to start.
-      absent: what a field stands for that an older folder lacks; of a dataclass they
+      absent: given an older folder's fields, those that it lacks; of a dataclass they
         are its defaults, or its metadata `before`. Where a field has metadata `was`,
         that value in an older folder stands for the default.
       foreign: names that an older folder may hold and that mean nothing here: flags of
@@ -144,7 +144,7 @@ class Workdir:
         config: Any,
         *,
         ignore: Collection[str] = ("workdir",),
-        absent: Mapping[str, Any] | None = None,
+        absent: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
         foreign: Collection[str] = (),
         never_none: Collection[str] = (),
     ) -> None:
@@ -158,9 +158,9 @@ class Workdir:
         self._lock = (self.folder / ".lock").open("w")
         try:
             self._take()
-            known = absent if absent is not None else _defaults(config)
+            known = absent or (lambda _: _defaults(config))
             were = _metadata(config, "was")
-            older = _Older(_plain(known), set(foreign), set(never_none), were)
+            older = _Older(known, set(foreign), set(never_none), were)
             self._agree(_plain(config), set(ignore), older)
         except BaseException:
             self.close()

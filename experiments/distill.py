@@ -16,6 +16,7 @@ goes on. --evaluate and --attack may also be asked for later: what is known is k
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -135,7 +136,7 @@ def opened(asked: Asked[Any]) -> Workdir:
         asked.group(Run).workdir,
         asked.flat(),
         ignore=_image_sets.not_results(asked.group(Data), later),
-        absent=PROGRAM.asked(asked.method.name, asked.preset).flat(),
+        absent=functools.partial(PROGRAM.completed, asked),
         foreign=PROGRAM.foreign(asked.method),
         never_none=PROGRAM.never_none(asked.method),
     )
