@@ -7,6 +7,7 @@ when its owner lets go of it, its programs go too.
 
 import dataclasses
 import functools
+import sys
 import threading
 import types
 import weakref
@@ -67,7 +68,12 @@ class Memo:
                 self._entries.popitem(last=False)
         return made
 
-    def _forget(self, reference: Any) -> None:
+    # By default arguments: at the end of the process the names of modules are gone.
+    def _forget(
+        self, reference: Any, is_ending: Callable[[], bool] = sys.is_finalizing
+    ) -> None:
+        if is_ending():
+            return
         self._dead.append(reference)
         # The collector may strike while this very thread holds the lock: then later.
         if self._lock.acquire(blocking=False):

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from ntk_privacy import _checks, _linalg
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Callback, KernelFn
-from ntk_privacy.distillation import search
+from ntk_privacy.distillation import coincident_targets, search
 from ntk_privacy.distillation.search import Distilled, DistillState
 from ntk_privacy.distillation.target_duals import (
     NotConvergedError,
@@ -324,7 +324,11 @@ def distill(
     regression.check_solvable("The kernel of the synthetic images", k_ss, diag_reg)
     if target is None:
         k_tt, target = _dense(kernel_fn, x, y, diag_reg)
-        regression.check_solvable("The kernel of x_target", k_tt, diag_reg)
+        error = 0.0
+        if regression.may_blur(k_tt, diag_reg):
+            error = coincident_targets.kernel_error(kernel_fn, x)
+        name = "The kernel of x_target"
+        regression.check_solvable(name, k_tt, diag_reg, error=error)
     else:
         check_targets(target, x, y, diag_reg=diag_reg)
     a_t, sizes = target.duals, ()

@@ -24,6 +24,7 @@ __all__ = [
     "duals",
     "error_at_copies",
     "larger_ridge",
+    "may_blur",
     "predict",
 ]
 
@@ -147,7 +148,7 @@ def duals(
     k = host.kernel(kernel_fn, x)
     dtype = jnp.result_type(y)
     error = 0.0
-    if diag_reg <= 8 * _BLUNT and _has_near(k):
+    if may_blur(k, diag_reg):
         error = error_at_copies(kernel_fn, x, k)
     check_solvable("The kernel", k, diag_reg, dtype=dtype, error=error)
     found = host.solve(k, y, diag_reg=diag_reg)
@@ -155,8 +156,16 @@ def duals(
     return jnp.asarray(found.astype(dtype))
 
 
-def _has_near(k: np.ndarray) -> bool:
-    """Whether two images are so near that an arccos in float32 may not tell them."""
+def may_blur(k: Float[Array | np.ndarray, "n n"], diag_reg: float) -> bool:
+    """Whether two images are so near that an arccos in float32 may not tell them.
+
+    Args:
+      k: concrete, without the ridge.
+      diag_reg: ridge relative to the mean diagonal; a great one makes up for that.
+    """
+    if diag_reg > 8 * _BLUNT:
+        return False
+    k = np.asarray(k, np.float64)
     root = np.sqrt(np.diag(k))
     return bool((np.triu(k, 1) > (1 - 8 * _BLUNT) * np.outer(root, root)).any())
 

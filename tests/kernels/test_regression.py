@@ -150,6 +150,15 @@ def test_what_a_kernel_fails_with_is_told_and_not_tried_again():
     assert set(asked) == {jnp.dtype(jnp.float64)}
 
 
+def test_rkip_asks_the_same_ridge_for_its_targets():
+    x, y = near_duplicates(0.0)
+    options = {"key": jax.random.key(0), "images_per_class": 1, "num_steps": 1}
+    with pytest.raises(ValueError, match=r"x_target is singular .* coincide"):
+        rkip.distill(x, y, kernel_fn=by_arccos, diag_reg=1e-5, **options)
+    out = rkip.distill(x, y, kernel_fn=KERNELS["relu"], diag_reg=1e-5, **options)
+    assert jnp.isfinite(out.losses).all()
+
+
 def test_a_kernel_by_numpy_is_asked_in_float64():
     x, _ = near_duplicates(0.1)
 
