@@ -114,7 +114,8 @@ def _complete_folder(config: Any) -> None:
         )
     if config.image_size is None:
         object.__setattr__(config, "image_size", image_folder.SIZE)
-    _checks.at_least(1, image_size=config.image_size)
+    else:
+        _checks.at_least(1, image_size=config.image_size)
 
 
 def not_results(config: Any, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -186,7 +187,7 @@ def read(config: Any) -> ImageSet:
     return data.load_set(**source(config))
 
 
-def image_shape(config: Any) -> tuple[int, ...]:
+def image_shape(config: Any) -> tuple[int, int, int]:
     """Returns height, width and channels; reads images that have no name.
 
     Args:
@@ -198,7 +199,7 @@ def image_shape(config: Any) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=1)
-def _own_shape(**place: Any) -> tuple[int, ...]:
+def _own_shape(**place: Any) -> tuple[int, int, int]:
     return data.load_set(**place).image_shape
 
 

@@ -51,7 +51,12 @@ def make(
     if told.exists() and workdir.path("arrays.npz").exists():
         timer.run, timer.compile = workdir.read_json(name)["seconds"]
         stored = workdir.read_arrays("arrays.npz")
-        return Made(*(stored.get(entry) for entry in Made._fields))
+        return Made(
+            images=stored["images"],
+            labels=stored["labels"],
+            losses=stored["losses"],
+            step_size=stored.get("step_size"),
+        )
     method = asked.method
     stage = _progress.stage(
         asked.group(Run), workdir.checkpoint_folder, timer, description=method.name

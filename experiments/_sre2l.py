@@ -80,7 +80,6 @@ class _Run:
     ) -> None:
         self.config, self.workdir, self.images = config, workdir, images
         self.beside, self.stages = beside, Stages(config, workdir, images)
-        self.normal = {"mean": images.mean, "deviation": images.deviation}
 
     def draw(self, images: np.ndarray, labels: np.ndarray) -> None:
         """Draws the distilled images."""
@@ -125,7 +124,8 @@ class _Run:
             "arrays.npz",
             images=images,
             labels=classes,
-            **self.normal,
+            mean=self.images.mean,
+            deviation=self.images.deviation,
             **{f"losses_{name}": values for name, values in stages.losses.items()},
         )
         self.draw(images, classes)
@@ -137,7 +137,8 @@ class _Run:
                 params,
                 stats=stats,
                 image_shape=stages.x.shape[1:],
-                **self.normal,
+                mean=self.images.mean,
+                deviation=self.images.deviation,
             )
         results: dict[str, Any] = {
             "method": config.method,

@@ -206,15 +206,13 @@ class Config:
             _checks.one_of(tuple(ATTACKS), attacks=name)
         if len(set(self.attacks or ())) < len(self.attacks or ()):
             raise ValueError(f"attacks={self.attacks} names one twice: name it once.")
-        _checks.in_range(0, 1, penalty_share=self.penalty_share, eps=self.eps)
-        _checks.at_least(
-            0,
-            seed=self.seed,
-            jitter=self.jitter,
-            bn_weight=self.bn_weight,
-            squeeze_weight_decay=self.squeeze_weight_decay,
-            checkpoint_seconds=self.checkpoint_seconds,
-        )
+        for name in ("penalty_share", "eps"):
+            _checks.in_range(0, 1, **{name: getattr(self, name)})
+        for name in (
+            *("seed", "jitter", "bn_weight", "squeeze_weight_decay"),
+            "checkpoint_seconds",
+        ):
+            _checks.at_least(0, **{name: getattr(self, name)})
 
     def _known(self) -> dict[str, Any]:
         preset = self.preset or "cpu"

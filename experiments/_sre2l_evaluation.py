@@ -27,7 +27,8 @@ _EXTRA_MATVECS = 2
 
 
 def _losses(model: ResNet18, network: Any, x: Any, labels: Any) -> Any:
-    return squeeze.cross_entropies(model.eval_fn(*network, x), labels)
+    params, stats = network
+    return squeeze.cross_entropies(model.eval_fn(params, stats, x), labels)
 
 
 @functools.cache

@@ -78,8 +78,9 @@ def evaluate(
     )
     known: dict[str, list[dict[str, Any]]] = {}
     if workdir.path(name).exists():
-        known = workdir.read_json(name)
-        timer.run, timer.compile = known.pop("seconds")
+        stored = workdir.read_json(name)
+        timer.run, timer.compile = stored.pop("seconds")
+        known = stored
     workdir.checkpoint_folder.mkdir(parents=True, exist_ok=True)
     finite = num_finite_runs(config)
     wanted = [("infinite", 0)]

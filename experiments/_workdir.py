@@ -25,8 +25,8 @@ def _plain(value: Any) -> Any:
     """Returns a value as JSON can hold it; NaN and infinities become texts."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
-    elif hasattr(value, "_asdict"):
-        value = value._asdict()
+    elif (as_dict := getattr(value, "_asdict", None)) is not None:
+        value = as_dict()
     elif isinstance(value, np.ndarray | np.generic | jax.Array):
         value = np.asarray(value).tolist()
     if isinstance(value, dict):

@@ -118,7 +118,8 @@ def run(asked: Asked[Any] | _sre2l_config.Config | _study.Config) -> dict[str, A
     if isinstance(asked, _study.Config):
         return _study.run(asked, PROGRAM, run)
     exact = getattr(asked.config, "precision", None) == "float64"
-    with jax.enable_x64(exact or jax.config.jax_enable_x64):
+    double = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
+    with jax.enable_x64(exact or double):
         return _run(asked, _judge(asked.method))
 
 

@@ -157,7 +157,8 @@ def run(config: Config) -> dict[str, Any]:
       OSError: a file is missing.
       ValueError: a file is damaged, or training cannot go on.
     """
-    if config.precision == "float64" and not jax.config.jax_enable_x64:
+    double = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
+    if config.precision == "float64" and not double:
         with jax.enable_x64(True):
             return _run(config)
     return _run(config)

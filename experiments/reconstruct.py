@@ -212,7 +212,8 @@ def run(config: Config) -> dict[str, Any]:
     if config.sweep is not None:
         ignore = _image_sets.not_results(config, NOT_RESULTS)
         return _sweep.run(config, run, ignore)
-    if config.precision == "float64" and not jax.config.jax_enable_x64:
+    double = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
+    if config.precision == "float64" and not double:
         with jax.enable_x64(True):
             return _run(config)
     return _run(config)

@@ -100,7 +100,7 @@ def range_basis(
       None if the rank is above `max_rank`.
     """
     a = np.asarray(matrix, np.float64)
-    limit = min(a.shape)
+    limit: int = min(a.shape)
     max_rank = limit if max_rank is None else min(max_rank, limit)
     norm = np.linalg.norm(a)
     if norm == 0:

@@ -20,7 +20,7 @@ class Callback(Protocol):
     """Called on the host between jitted chunks; may checkpoint or show progress."""
 
     def __call__(
-        self, step: int, state: Any, metrics: Mapping[str, Any]
+        self, step: int, state: Any, metrics: Mapping[str, Any], /
     ) -> bool | None:
         """`step` steps are done, `state` is what to resume from.
 

@@ -26,7 +26,7 @@ def field(default: Any, text: str, **more: Any) -> Any:
     return dataclasses.field(default=default, metadata={"help": text, **more})
 
 
-def _anything_goes(problem: Any, config: Any) -> None:
+def _anything_goes(problem: object, config: object) -> None:
     del problem, config
 
 

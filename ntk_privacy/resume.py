@@ -88,7 +88,7 @@ class Stage(Protocol):
 class Bar(Protocol):
     """A progress bar, or whatever watches a loop: a callback that is closed."""
 
-    def __call__(self, step: int, state: Any, metrics: Mapping[str, Any]) -> Any:
+    def __call__(self, step: int, state: Any, metrics: Mapping[str, Any], /) -> Any:
         """`step` steps are done; True stops the loop."""
         ...
 
@@ -125,9 +125,9 @@ class Timer:
         self._start = (0.0, 0.0)
         jax.monitoring.register_event_duration_secs_listener(self._heard)
 
-    def _heard(self, event: str, duration: float, **_: object) -> None:
+    def _heard(self, event: str, duration_secs: float, **_: object) -> None:
         if self._active and event in _COMPILE_EVENTS:
-            self.compile += duration
+            self.compile += duration_secs
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:

@@ -136,6 +136,31 @@ def pickling(source: str, module: str) -> list[str]:
     return wrong
 
 
+def calls_of_locals(source: str) -> list[str]:
+    """Returns calls of `locals()`: what it passes on, no checker sees."""
+    return [
+        f"line {node.lineno}: locals"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and _called(node) == ("", "locals")
+    ]
+
+
+def untyped_configs(source: str) -> list[str]:
+    """Returns parameters named config that are annotated Any or not at all."""
+    wrong = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.arguments):
+            continue
+        named = [*node.posonlyargs, *node.args, *node.kwonlyargs, node.vararg]
+        for each in [*named, node.kwarg]:
+            if each is None or each.arg != "config":
+                continue
+            told = "" if each.annotation is None else ast.unparse(each.annotation)
+            if told.strip("\"'") in ("", "Any", "typing.Any"):
+                wrong.append(f"line {each.lineno}: config: {told or 'nothing'}")
+    return wrong
+
+
 def _module(path: pathlib.Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(
         ".__init__"
@@ -174,6 +199,14 @@ def test_the_library_neither_prints_nor_writes_files(path):
     if inside.startswith(WRITERS):
         wrong = [call for call in wrong if call.endswith(": print")]
     assert wrong == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_arguments_are_named_and_configs_typed(path):
+    assert calls_of_locals(path.read_text()) == []
+    # The flags of the binaries have no one type yet.
+    if path.is_relative_to(ROOT / "ntk_privacy"):
+        assert untyped_configs(path.read_text()) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=_name)
@@ -238,3 +271,25 @@ def test_the_quietness_check_can_fail(source, count):
 def test_the_pickle_check_can_fail():
     assert pickling("import pickle\nnp.load(p, allow_pickle=True)", "experiments.x")
     assert pickling("np.load(p, allow_pickle=False)", "experiments.x") == []
+
+
+def test_the_check_of_locals_can_fail():
+    assert len(calls_of_locals("def f(a):\n    return g(**dict(locals()))")) == 1
+    assert calls_of_locals("model.locals(); locals; f('locals()')") == []
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("def f(config): ...", 1),
+        ("def f(x, *, config: Any = None): ...", 1),
+        ("class A:\n    async def f(self, config: 'typing.Any', /): ...", 1),
+        ("g = lambda config: 1", 1),
+        ("def f(**config): ...", 1),
+        ("def f(config: Config, options): ...", 0),
+        ("def f(config: object): ...", 0),
+        ("config = f(config=1)", 0),
+    ],
+)
+def test_the_check_of_configs_can_fail(source, count):
+    assert len(untyped_configs(source)) == count

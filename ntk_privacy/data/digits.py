@@ -2,6 +2,7 @@
 
 import numpy as np
 from sklearn.datasets import load_digits
+from sklearn.utils import Bunch
 
 from ntk_privacy.data.raw import Raw
 
@@ -17,6 +18,7 @@ def load_raw() -> Raw:
     by writers that the first 1,437 do not include.
     """
     bunch = load_digits()
+    assert isinstance(bunch, Bunch)  # a tuple only where asked for
     images = np.asarray(bunch["images"]).astype(np.uint8)[..., None]
     labels = np.asarray(bunch["target"]).astype(np.int32)
     return Raw(

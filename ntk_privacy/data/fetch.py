@@ -169,7 +169,8 @@ def _download(
                 known_hash=f"sha256:{sha256}",
                 fname=file,
                 path=folder,
-                downloader=downloader,
+                # pooch's own class, whose parameters have other names
+                downloader=downloader,  # pyright: ignore[reportArgumentType]
             )
         except RequestException as error:
             told = " ".join(str(error).split())

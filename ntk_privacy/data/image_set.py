@@ -178,9 +178,10 @@ class ImageSet:
         return Statistics(*(np.asarray(value, np.float32) for value in found))
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
+    def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
-        return self.images_train.shape[1:]
+        _, height, width, channels = self.images_train.shape
+        return height, width, channels
 
     @property
     def num_classes(self) -> int:

@@ -139,7 +139,8 @@ def _run(
     loss = None
     if config.penalty_weight is not None:
         step = config.penalty_step or _PENALTY_STEP
-        loss = real_loss(model, config.penalty_weight, step)
+        weight = config.penalty_weight
+        loss = real_loss(model, weight, step)  # pyright: ignore[reportArgumentType]  # flax's dataclass is hashable
 
     def go(state, done, callback):
         del done  # the state knows

@@ -103,7 +103,8 @@ def _constant_gradient(
         or blocks * _BLOCK != len(images)
     ):
         return jax.grad(_cross_entropy(model))(params, images, labels)
-    slope = jax.grad(_cross_entropy(model))
+    mean = _cross_entropy(model)  # pyright: ignore[reportArgumentType]  # flax's dataclass is hashable
+    slope = jax.grad(mean)
 
     def add(total, part):
         grads = slope(params, *part)

@@ -61,7 +61,7 @@ class Distilled(NamedTuple):
 
     images: Float[Array, "m ..."]
     labels: Float[Array, "m c"] | Int[Array, " m"]
-    losses: Float[Array, " steps"]
+    losses: Float[Array | np.ndarray, " steps"]
     state: Any
     nonfinite: Bool[Array, ""]
 
@@ -117,9 +117,10 @@ def class_order(
     Raises:
       ValueError: the batch does not split evenly, or a class has too few rows.
     """
-    y = np.asarray(y)
-    classes = (y[:, 0] > 0).astype(int) if y.shape[1] == 1 else np.argmax(y, axis=1)
-    sizes = np.bincount(classes, minlength=max(2, y.shape[1]))
+    rows = np.asarray(y)
+    c = rows.shape[1]
+    classes = (rows[:, 0] > 0).astype(int) if c == 1 else np.argmax(rows, axis=1)
+    sizes = np.bincount(classes, minlength=max(2, c))
     each = batch_size // len(sizes)
     if batch_size < 1 or batch_size % len(sizes) or each > sizes.min():
         raise ValueError(

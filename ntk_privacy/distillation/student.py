@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from ntk_privacy import _checks
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
 from ntk_privacy.models.convnet import Classifier
@@ -16,6 +18,7 @@ from ntk_privacy.models.convnet import Classifier
 __all__ = [
     "VANISHING",
     "StudentPart",
+    "check_experts",
     "step_size_fault",
     "student_loss",
     "student_parts",
@@ -98,6 +101,51 @@ def student_loss(
     each = optax.softmax_cross_entropy(model.apply_fn(params, images), targets)
     weights = part.weights.astype(each.dtype)
     return jnp.sum(weights * each) / jnp.sum(weights)
+
+
+@jax.jit
+def _all_finite(leaf: Array) -> Array:
+    return jnp.all(jnp.isfinite(leaf))
+
+
+def check_experts(
+    experts: Params,
+    model: Classifier,
+    image_shape: Sequence[int],
+    dtype: Any,
+    epochs_needed: int,
+) -> None:
+    """Raises ValueError unless experts are finite and fit the model and the images.
+
+    Args:
+      experts: leaves (k, epochs + 1, ...).
+      model: of which they are parameters.
+      image_shape: (height, width, depth).
+      dtype: of the images.
+      epochs_needed: that each of them must have.
+    """
+    like = jax.eval_shape(
+        lambda: model.init_params(jax.random.key(0), image_shape, dtype)
+    )
+    first = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), experts
+    )
+    _checks.same_structure("experts", first, "the model's parameters", like)
+    own = {str(leaf.dtype) for leaf in jax.tree.leaves(experts)}
+    if own != {str(dtype)}:
+        raise ValueError(
+            f"experts are {' and '.join(sorted(own))} but the images {dtype}: convert "
+            "either, or train experts on these images."
+        )
+    # On the device first: many epochs of many experts are gigabytes.
+    if not all(bool(_all_finite(leaf)) for leaf in jax.tree.leaves(experts)):
+        _checks.finite(experts=experts)
+    there = jax.tree.leaves(experts)[0].shape[1] - 1
+    if there < epochs_needed:
+        raise ValueError(
+            f"experts have {there} epochs, but max_start_epoch and expert_epochs ask "
+            f"for {epochs_needed}: lower either, or train experts for longer."
+        )
 
 
 def step_size_fault(step_size: float, first: float) -> str | None:

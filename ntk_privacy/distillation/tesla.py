@@ -152,6 +152,27 @@ def distill(
       ...     x, classes, experts=experts.params, model=model, key=jax.random.key(0)
       ... )
     """
-    options = dict(locals())
-    x, classes = options.pop("x_target"), options.pop("class_target")
-    return trajectory_matching.match(x, classes, slope=slope, **options)
+    return trajectory_matching.match(
+        x_target,
+        class_target,
+        slope=slope,
+        experts=experts,
+        model=model,
+        key=key,
+        num_classes=num_classes,
+        images_per_class=images_per_class,
+        num_steps=num_steps,
+        student_steps=student_steps,
+        student_batch_size=student_batch_size,
+        expert_epochs=expert_epochs,
+        max_start_epoch=max_start_epoch,
+        step_size=step_size,
+        teacher_labels=teacher_labels,
+        operations=operations,
+        initial=initial,
+        optimizer=optimizer,
+        step_size_optimizer=step_size_optimizer,
+        state=state,
+        chunk=chunk,
+        callback=callback,
+    )

@@ -24,6 +24,7 @@ from ntk_privacy.distillation import search, synthetic_set
 from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.distillation.student import (
     VANISHING,
+    check_experts,
     student_loss,
     student_parts,
     watched,
@@ -253,36 +254,6 @@ def init(
     )
 
 
-@jax.jit
-def _all_finite(leaf: Array) -> Array:
-    return jnp.all(jnp.isfinite(leaf))
-
-
-def _check_experts(experts, model, image_shape, dtype, epochs_needed) -> None:
-    like = jax.eval_shape(
-        lambda: model.init_params(jax.random.key(0), image_shape, dtype)
-    )
-    first = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), experts
-    )
-    _checks.same_structure("experts", first, "the model's parameters", like)
-    own = {str(leaf.dtype) for leaf in jax.tree.leaves(experts)}
-    if own != {str(dtype)}:
-        raise ValueError(
-            f"experts are {' and '.join(sorted(own))} but the images {dtype}: convert "
-            "either, or train experts on these images."
-        )
-    # On the device first: many epochs of many experts are gigabytes.
-    if not all(bool(_all_finite(leaf)) for leaf in jax.tree.leaves(experts)):
-        _checks.finite(experts=experts)
-    there = jax.tree.leaves(experts)[0].shape[1] - 1
-    if there < epochs_needed:
-        raise ValueError(
-            f"experts have {there} epochs, but max_start_epoch and expert_epochs ask "
-            f"for {epochs_needed}: lower either, or train experts for longer."
-        )
-
-
 def match(
     x_target: Float[Array, "n h w d"],
     class_target: Int[Array, " n"],
@@ -333,7 +304,7 @@ def match(
         step_size_optimizer=step_size_optimizer,
     )
     needed = max_start_epoch - 1 + expert_epochs
-    _check_experts(experts, model, x_target.shape[1:], start.images.dtype, needed)
+    check_experts(experts, model, x_target.shape[1:], start.images.dtype, needed)
     outputs = _class_checks.num_outputs(model, x_target.shape[1:])
     classes = len(start.labels) // images_per_class
     if teacher_labels and outputs != classes:
@@ -440,7 +411,27 @@ def distill(
       ...     x, classes, experts=experts.params, model=model, key=jax.random.key(0)
       ... )
     """
-    options = dict(locals())
-    x, classes = options.pop("x_target"), options.pop("class_target")
-    slope = _lean_slope if options.pop("low_memory") else _slope
-    return match(x, classes, slope=slope, teacher_labels=False, **options)
+    return match(
+        x_target,
+        class_target,
+        slope=_lean_slope if low_memory else _slope,
+        experts=experts,
+        model=model,
+        key=key,
+        num_classes=num_classes,
+        images_per_class=images_per_class,
+        num_steps=num_steps,
+        student_steps=student_steps,
+        student_batch_size=student_batch_size,
+        expert_epochs=expert_epochs,
+        max_start_epoch=max_start_epoch,
+        step_size=step_size,
+        teacher_labels=False,
+        operations=operations,
+        initial=initial,
+        optimizer=optimizer,
+        step_size_optimizer=step_size_optimizer,
+        state=state,
+        chunk=chunk,
+        callback=callback,
+    )

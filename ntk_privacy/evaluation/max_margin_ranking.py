@@ -79,7 +79,7 @@ def normalized_distances(
     """
     truth = np.asarray(images, np.float64)
     found = np.asarray(reconstructions, np.float64)
-    usable = np.isfinite(found).all(axis=(1, 2, 3))
+    usable = np.all(np.isfinite(found), axis=(1, 2, 3))
     found = np.where(usable[:, None, None, None], found, 0.0)
     if downsample:
         truth, found = _halve(truth), _halve(found)

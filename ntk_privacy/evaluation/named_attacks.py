@@ -155,14 +155,14 @@ def _staged(logits_fn, x, y, *, key, threat_model, stage) -> Adversarial:
 def _own(logits_fn, x, y, *, key, threat_model, attack, name) -> Adversarial:
     """Runs an attack of the caller's own, whose images must keep the threat model."""
     found = attack(logits_fn, x, y, key=key, threat_model=threat_model)
-    parts = found if isinstance(found, tuple) and len(found) == 4 else (None,) * 4
-    shapes = [getattr(part, "shape", None) for part in parts]
+    whole = isinstance(found, tuple) and len(found) == 4
+    shapes = [getattr(part, "shape", None) for part in (found if whole else [None] * 4)]
     if shapes != [x.shape, *[(len(x),)] * 3]:
         raise ValueError(
             f"{name} returned {type(found).__name__} of shapes {shapes}: return an "
             f"evasion.Adversarial with images {x.shape} and three numbers for each."
         )
-    images = np.asarray(parts[0], np.float64)
+    images = np.asarray(found[0], np.float64)
     move = np.asarray(images - np.asarray(x, np.float64)).reshape(len(x), -1)
     order = {"linf": np.inf, "l2": 2}[threat_model.norm]
     far = float(np.linalg.norm(move, ord=order, axis=1).max())
@@ -181,7 +181,7 @@ def _own(logits_fn, x, y, *, key, threat_model, attack, name) -> Adversarial:
             f"{images.max():.6g}], outside the box [{threat_model.low}, "
             f"{threat_model.high}]: clip them."
         )
-    return Adversarial(*parts)
+    return Adversarial(*found)
 
 
 def _cw_guard(*args, **options) -> Adversarial:

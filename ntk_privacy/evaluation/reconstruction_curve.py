@@ -158,7 +158,7 @@ def match(
     found = np.asarray(reconstructions, np.float64).reshape(
         len(reconstructions), truth.shape[1]
     )
-    usable = np.isfinite(found).all(axis=1)
+    usable = np.all(np.isfinite(found), axis=1)
     cost = np.full((len(truth), len(found)), np.inf)
     cost[:, usable] = _squared_distances(truth, found[usable])
     rows, columns = greedy_pairs(cost)

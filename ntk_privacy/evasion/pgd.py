@@ -186,9 +186,9 @@ def attack(
     """
     _checks.at_least(1, num_steps=num_steps)
     bounded(threat_model)
-    step = threat_model.eps / 4 if step is None else step
-    _checks.at_least(0, step=step)
-    moves(step, threat_model)
+    length = threat_model.eps / 4 if step is None else step
+    _checks.at_least(0, step=length)
+    moves(length, threat_model)
     return carry_out(
         run,
         logits_fn,
@@ -196,7 +196,7 @@ def attack(
         y,
         key=key,
         threat_model=threat_model,
-        step=step,
+        step=length,
         decay=0,
         num_steps=num_steps,
         start=start_at_random,

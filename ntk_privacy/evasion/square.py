@@ -134,7 +134,7 @@ def _stripes(key: Array, shape: tuple[int, int, int], dtype) -> Array:
 
 def _squares(key: Array, best: Array, allowed: Region, side: Array) -> Array:
     """Returns images with one square moved by 2 eps, a sign for each channel."""
-    shape = best.shape[1:3]
+    shape = (best.shape[1], best.shape[2])
 
     def one(key, side):
         where, sign = jax.random.split(key)
@@ -206,7 +206,9 @@ def _bump(
     # bumps[side] fills the top left corner of an image: turned, then moved in place.
     found = jax.lax.dynamic_index_in_dim(bumps, side, keepdims=False)
     found = jnp.where(jax.random.bernoulli(turn), found.T, found)[:h, :w]
-    found = jnp.roll(found, corner, axis=(0, 1))[:, :, None]
+    # JAX's stub has tuples of integers alone.
+    found = jnp.roll(found, corner, axis=(0, 1))  # pyright: ignore[reportCallIssue, reportArgumentType]
+    found = found[:, :, None]
     found = found * _signs(own, (1, 1, c), move.dtype)
     old, least = jnp.where(inside, move, 0), losses.tiny(move.dtype)
     found = found + old / (lengths(old, inside) + least)
@@ -232,9 +234,9 @@ def walk(
 
     def begin(spot: pool.Spot, score: Array) -> State:
         allowed = region(spot.task.x, spot.task.limits, norm=norm)
-        shape, dtype = spot.task.x.shape[1:], spot.task.x.dtype
+        (_, h, w, c), dtype = spot.task.x.shape, spot.task.x.dtype
         draw = functools.partial(
-            _stripes if norm == "linf" else _tiles, shape=shape, dtype=dtype
+            _stripes if norm == "linf" else _tiles, shape=(h, w, c), dtype=dtype
         )
         move = jax.vmap(draw)(pool.keys(start_key, spot))
         if norm == "linf":
@@ -328,7 +330,7 @@ def run(
     num_active: int | None = None,
 ) -> Found:
     """Walks from one start on what is active."""
-    shape = task.x.shape[1:3]
+    shape = (task.x.shape[1], task.x.shape[2])
     lengths = sides(num_queries, shape, p_init=p_init, rescale=rescale, norm=norm)
     bumps = table(shape, norm, task.x.dtype)
     best = pool.drive(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -184,6 +185,7 @@ def misread(task: Task) -> Bool[Array, " n"]:
 
 @jax.jit
 def _judged(task: Task, images: Array) -> Bool[Array, " n"]:
+    assert task.draws is not None
     return reading.votes(task.model, images, task.y, task.draws)[1]
 
 

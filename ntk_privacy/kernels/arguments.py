@@ -32,18 +32,16 @@ class _Parts(NamedTuple):
     im: Any
 
 
-def images(name: str, x: Any) -> Array | jax.ShapeDtypeStruct:
+def images(name: str, x: Any) -> Array:
     """Returns an array of what can be one.
 
     Args:
       name: of the argument, for messages.
-      x: an array, or nested lists of numbers; a shape stays one.
+      x: an array, or nested lists of numbers.
 
     Raises:
       ValueError: a dictionary, text, rows of unequal length.
     """
-    if isinstance(x, jax.ShapeDtypeStruct):
-        return x
     try:
         if x is not None:
             return jnp.asarray(x)

@@ -4,7 +4,6 @@ No function here holds more than `block_size` squared entries of the kernel per 
 at a time, but for those that it returns.
 """
 
-import functools
 import inspect
 import pathlib
 import zlib
@@ -350,7 +349,11 @@ def _block_program(kernel_fn, x1, x2, size, mesh):
 
 def _checksum(x) -> int:
     parts = (np.ascontiguousarray(x[i : i + 4096]) for i in range(0, len(x), 4096))
-    return functools.reduce(lambda crc, part: zlib.crc32(part, crc), parts, 0)
+    code = 0
+    for part in parts:
+        # numpy's stub has buffers from Python 3.12 on
+        code = zlib.crc32(part, code)  # pyright: ignore[reportArgumentType]
+    return code
 
 
 def _open(path: pathlib.Path, shape, dtype, about, num_blocks: int):

@@ -213,16 +213,16 @@ def structured(
 
     def combine(f1, f2):
         parts = [
-            _gram_product(*g1, *g2, bias, trace_outputs)
-            for g1, g2, bias in zip(f1[0], f2[0], with_bias, strict=True)
+            _gram_product(a1, b1, a2, b2, bias, trace_outputs)
+            for (a1, b1), (a2, b2), bias in zip(f1[0], f2[0], with_bias, strict=True)
         ]
         parts += _products(f1[1], f2[1], trace_outputs)
         return _mean(_sum(parts), num_outputs, trace_outputs)
 
     def diagonal(f):
         parts = [
-            _gram_self_product(*g, bias, trace_outputs)
-            for g, bias in zip(f[0], with_bias, strict=True)
+            _gram_self_product(a, b, bias, trace_outputs)
+            for (a, b), bias in zip(f[0], with_bias, strict=True)
         ]
         parts += [_self_product(j, trace_outputs) for j in f[1]]
         return _mean(_sum(parts), num_outputs, trace_outputs)

@@ -111,13 +111,12 @@ class GlobalAvgPool:
     def __call__(self, pair: Pair) -> Pair:
         """Returns the kernels after this layer."""
 
-        def collapse(k: Array | None) -> Array | None:
-            return None if k is None else k.mean(axis=(2, 3, 4, 5))
+        def collapse(k: Array) -> Array:
+            return k.mean(axis=(2, 3, 4, 5))
 
         nngp = collapse(pair.nngp)
-        return _with_pooled_variances(
-            pair._replace(nngp=nngp, ntk=collapse(pair.ntk)), nngp
-        )
+        ntk = None if pair.ntk is None else collapse(pair.ntk)
+        return _with_pooled_variances(pair._replace(nngp=nngp, ntk=ntk), nngp)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,16 +236,15 @@ def _window_sum(
 def _pool(layer: AvgPool, pair: Pair) -> Pair:
     strides = layer.strides or layer.window
 
-    def pool(k: Array | None) -> Array | None:
-        if k is None:
-            return None
+    def pool(k: Array) -> Array:
         for axis in (2, 3, 4, 5):
             i = (axis - 2) // 2
             k = _window_sum(k, (axis,), layer.window[i], strides[i], "VALID")
         return k / math.prod(layer.window) ** 2
 
     nngp = pool(pair.nngp)
-    return _with_pooled_variances(pair._replace(nngp=nngp, ntk=pool(pair.ntk)), nngp)
+    ntk = None if pair.ntk is None else pool(pair.ntk)
+    return _with_pooled_variances(pair._replace(nngp=nngp, ntk=ntk), nngp)
 
 
 def _with_pooled_variances(pair: Pair, nngp: Array) -> Pair:

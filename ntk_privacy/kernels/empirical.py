@@ -168,6 +168,8 @@ def diagonal(
 
 
 def _shape(name, x):
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return x
     x = arguments.images(name, x)
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 

@@ -110,7 +110,9 @@ def flops(jaxpr) -> float:
     total = 0.0
     for eqn in jaxpr.eqns:
         size = sum(math.prod(getattr(v.aval, "shape", ())) for v in eqn.outvars)
-        shapes = [getattr(v.aval, "shape", ()) for v in eqn.invars]
+        shapes: list[tuple[int, ...]] = [
+            getattr(v.aval, "shape", ()) for v in eqn.invars
+        ]
         if eqn.primitive.name == "dot_general":
             contracted = eqn.params["dimension_numbers"][0][0]
             total += 2.0 * size * math.prod(shapes[0][i] for i in contracted)

@@ -8,6 +8,7 @@ of a dense kernel are worth computing in float64.
 from collections.abc import Callable
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
@@ -249,7 +250,10 @@ def _entries_jvp(layers, width, primals, tangents):
     # By the partial derivatives of an entry, in forward mode and kept apart: each is
     # one pass over the kernel, where reverse mode through the layers makes twenty.
     inputs = _Inputs(*primals)
-    evaluate = functools.partial(_plain, layers, width)
+
+    def evaluate(*values):
+        return _plain(layers, width, *values)
+
     out = _choose(evaluate, evaluate, inputs)
 
     def partial(i):
@@ -313,9 +317,10 @@ def _dense_kernels(layers: tuple[Layer, ...], x1: Array, x2: Array | None) -> Ke
     eye = jnp.eye(x1.shape[0], dtype=bool) if symmetric else None
     close = coincidence.any_close(gram, q1[:, None], q2[None, :], except_for=eye)
     out = _entries(layers, d, gram, q1[:, None], q2[None, :], x1, x2, close)
-    if symmetric:
+    if eye is not None:
         # By the recursion of variances: free of the rounding of arccos near 1.
-        exact = run(layers, Pair(q1, None, q1, q1, d, equal=True))
-        exact = Kernels(exact.nngp, exact.ntk)
+        own = run(layers, Pair(q1, None, q1, q1, d, equal=True))
+        assert own.ntk is not None  # _plain has looked
+        exact = Kernels(own.nngp, own.ntk)
         out = jax.tree.map(lambda k, q: jnp.where(eye, q[:, None], k), out, exact)
     return out

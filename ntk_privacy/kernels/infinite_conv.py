@@ -203,6 +203,7 @@ def _start(x1: Array, x2: Array, *, full: bool) -> Pair:
     q2 = jnp.sum(x2 * x2, axis=-1)[None, :] / c
     if not full:
         k = sum(x1[:, None, ..., i] * x2[None, :, ..., i] for i in range(c)) / c
+        assert isinstance(k, Array)  # there are channels
         return Pair(k, None, q1, q2, c, anchor=q1[0, 0, 0, 0])
     k = jnp.einsum("ahwc,bijc->abhiwj", x1, x2, precision="highest") / c
     q1, q2 = q1[:, :, :, None, :, None], q2[:, :, None, :, None, :]
@@ -349,8 +350,9 @@ def _conv_kernels(layers: tuple[Layer, ...], x1: Array, x2: Array | None) -> Ker
     if symmetric and not full:
         # As `same`, but without a pass over each tile.
         q = (jnp.sum(x1 * x1, axis=-1) / x1.shape[-1])[:, None]
-        exact = run(layers, Pair(q, None, q, q, x1.shape[-1], equal=True))
+        own = run(layers, Pair(q, None, q, q, x1.shape[-1], equal=True))
+        assert own.ntk is not None  # _run has looked
         eye = jnp.eye(n1, dtype=bool)
-        exact = Kernels(exact.nngp, exact.ntk)
+        exact = Kernels(own.nngp, own.ntk)
         out = jax.tree.map(lambda k, d: jnp.where(eye, d, k), out, exact)
     return out

@@ -328,8 +328,10 @@ def residual(*layers: Layer) -> Sum:
 def run(layers: tuple[Layer, ...], pair: Pair) -> Pair:
     """Applies `layers` in turn."""
     for layer in layers:
-        together = pair.anchor is None or isinstance(layer, Sum)
-        pair = layer(pair) if together else apart(layer, pair.anchor, pair)
+        if pair.anchor is None or isinstance(layer, Sum):
+            pair = layer(pair)
+        else:
+            pair = apart(layer, pair.anchor, pair)
     return pair
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.errors
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array

@@ -6,6 +6,9 @@ JAX moved are set only while it is imported, and what changed meaning is replace
 neural-tangents' own modules. Nothing else in this package needs it.
 """
 
+# Names of foreign modules are set here, which no stub of them declares.
+# pyright: reportAttributeAccessIssue=false
+
 import contextlib
 import functools
 import importlib
@@ -20,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.core
 import jax.extend as jex
 import jax.extend.linear_util
 import jax.extend.source_info_util
@@ -36,7 +40,6 @@ __all__ = ["as_kernel_fn", "as_neural_tangents", "load"]
 INSTALL = "pip install frozendict && pip install --no-deps neural-tangents==0.6.5"
 _TESTED_VERSION = "0.6.5"
 _TESTED_JAX = ((0, 10), (0, 12))
-_MISSING = object()
 
 
 @functools.cache
@@ -155,7 +158,7 @@ def _names_that_moved() -> Iterator[None]:
     names = ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")
     wanted = [(core, name, getattr(jex.core, name)) for name in names]
     wanted.append((ad, "zeros_like_p", jex.core.Primitive("zeros_like")))
-    old_util = sys.modules.get("jax.util", _MISSING)
+    old_util = sys.modules.get("jax.util")
     # What a module has keeps its meaning: older JAX has some of these names.
     before = [(m, name) for m, name, _ in wanted if name not in vars(m)]
     try:
@@ -168,7 +171,7 @@ def _names_that_moved() -> Iterator[None]:
     finally:
         for module, name in before:
             delattr(module, name)
-        if old_util is _MISSING:
+        if old_util is None:
             del sys.modules["jax.util"]
         else:
             sys.modules["jax.util"] = old_util

@@ -119,9 +119,10 @@ def choose(
                 break
     if not found:
         least = min(needed.values())
+        smallest = min(needed, key=needed.__getitem__)
         raise ValueError(
             f"memory_budget={budget} bytes is smaller than one block of one image by "
-            f"one, {least} bytes with method={min(needed, key=needed.get)!r}: give at "
+            f"one, {least} bytes with method={smallest!r}: give at "
             "least that, or a smaller network."
         )
     best = min(found, key=lambda name: found[name][0])

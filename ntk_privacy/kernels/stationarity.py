@@ -281,6 +281,8 @@ def normal_equations(
         along = jnp.sum(jnp.repeat(moved, c, axis=0) * b, axis=1)
         kernel = part if kernel is None else kernel + part
         projection = along if projection is None else projection + along
+    if kernel is None or projection is None:
+        raise ValueError("change is empty: give one layer at least.")
     return kernel, projection
 
 

@@ -232,7 +232,8 @@ def kernel_fastest(x: Images, slopes: Values, precision: Any) -> Kernels:
         return kernel_by_tiles(x, slopes, precision)
 
     def add(total, parts):
-        return total + kernel_by_tiles(*parts, precision), None
+        few, back = parts
+        return total + kernel_by_tiles(few, back, precision), None
 
     # A sum of nothing, so that within shard_map zero varies as the images do.
     zero = jnp.sum(x[:, :0]) + jnp.zeros((len(x), 3, 3, c, k), x.dtype)

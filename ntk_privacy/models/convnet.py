@@ -212,7 +212,8 @@ class ConvNet(nn.Module):
           dtype: float32 unless given.
         """
         dtype = jnp.dtype(dtype or jnp.float32)
-        shapes = _shapes(self, tuple(image_shape), dtype)
+        shape = tuple(image_shape)
+        shapes = _shapes(self, shape, dtype)  # pyright: ignore[reportArgumentType]  # flax's dataclass is hashable
         # One draw for all layers: the law is Flax's, at a fraction of its compilation.
         drawn = [name for name in shapes if not name.startswith("Norm")]
         sizes = [leaf.size for name in drawn for leaf in shapes[name].values()]
@@ -235,13 +236,17 @@ class ConvNet(nn.Module):
         self, params: Params, x: Float[Array, "n h w c"]
     ) -> Float[Array, "n k"]:
         """The pure function of the network: `(params, images) -> logits`."""
-        return self.apply({"params": params}, x)
+        out = self.apply({"params": params}, x)
+        assert not isinstance(out, tuple)  # as where `mutable` is given
+        return out
 
     def embed_fn(
         self, params: Params, x: Float[Array, "n h w c"]
     ) -> Float[Array, "n k"]:
         """`(params, images) -> features`: what the linear layer sees, flattened."""
-        return self.apply({"params": params}, x, features_only=True)
+        out = self.apply({"params": params}, x, features_only=True)
+        assert not isinstance(out, tuple)  # as where `mutable` is given
+        return out
 
 
 def embed_in_blocks(
@@ -258,7 +263,7 @@ def embed_in_blocks(
     size = 0
     # Batch normalisation mixes images; an accelerator wants all of them at once.
     split = isinstance(model, ConvNet) and model.norm != "batch"
-    if split and jax.default_backend() == "cpu":
+    if isinstance(model, ConvNet) and split and jax.default_backend() == "cpu":
         fits = max(1, _CACHED // (h * w * model.width))
         size = max(d for d in range(1, min(fits, n) + 1) if n % d == 0)
         # An awkward number of images: small blocks cost more than they save.

@@ -157,4 +157,6 @@ class MLP(nn.Module):
         sharpness: float | Float[Array, ""] | None = None,
     ) -> Float[Array, "n c"]:
         """The pure function of the network: `(params, images) -> outputs`."""
-        return self.apply({"params": params}, x, sharpness)
+        out = self.apply({"params": params}, x, sharpness)
+        assert not isinstance(out, tuple)  # as where `mutable` is given
+        return out

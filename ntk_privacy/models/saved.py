@@ -197,7 +197,8 @@ def save(
     temporary = folder / f".{_PARAMS}.{os.getpid()}.npz"
     try:
         plain = {name: _archives.plain(array) for name, array in arrays.items()}
-        np.savez(temporary, **plain)
+        # None of them is called allow_pickle.
+        np.savez(temporary, **plain)  # pyright: ignore[reportArgumentType]
         temporary.replace(folder / _PARAMS)
     finally:
         temporary.unlink(missing_ok=True)
@@ -321,8 +322,9 @@ def load(folder: str | pathlib.Path) -> SavedModel:
             name: tuple(value) if isinstance(value, list) else value
             for name, value in told["fields"].items()
         }
-        if isinstance(fields.get("precision"), str):
-            fields["precision"] = jax.lax.Precision[fields["precision"]]
+        precision = fields.get("precision")
+        if isinstance(precision, str):
+            fields["precision"] = jax.lax.Precision[precision]
         model = _ARCHITECTURES[kind](**fields)
         shape = tuple(int(v) for v in told["image_shape"])
         mean, deviation = (
@@ -331,6 +333,7 @@ def load(folder: str | pathlib.Path) -> SavedModel:
         names, dtype = tuple(told["class_names"]), told["dtype"]
         classes = model.num_outputs
         _surroundings(mean, deviation, names, _channels(shape), classes)
+        height, width, depth = shape
         about, like = dict(told["about"]), _like(model, shape, dtype)
         # Earlier versions noted the first one alone.
         dtypes = dict(told.get("dtypes", {}))
@@ -361,5 +364,13 @@ def load(folder: str | pathlib.Path) -> SavedModel:
     _checks.finite(params=params, stats=stats)
     function = logits_fn(model, params, mean=mean, deviation=deviation, stats=stats)
     return SavedModel(
-        function, model, params, stats, shape, mean, deviation, names, about
+        logits_fn=function,
+        model=model,
+        params=params,
+        stats=stats,
+        image_shape=(height, width, depth),
+        mean=mean,
+        deviation=deviation,
+        class_names=names,
+        about=about,
     )

@@ -55,7 +55,7 @@ def reconstruct(
     key: Array,
     image_shape: tuple[int, int, int],
     num_images: int | None = None,
-    auxiliary: Float[Array, "k h w d"] | None = None,
+    auxiliary: Float[Array | np.ndarray, "k h w d"] | None = None,
     num_starts: int | None = None,
     max_rounds: int = 20,
 ) -> AlgebraicReconstruction:

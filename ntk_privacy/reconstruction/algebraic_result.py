@@ -81,7 +81,20 @@ def to_arrays(found: AlgebraicReconstruction) -> dict[str, np.ndarray]:
 
 def from_arrays(arrays: Mapping[str, np.ndarray]) -> AlgebraicReconstruction:
     """Returns what `to_arrays` was given, its images as NumPy arrays."""
-    fields = {k: v.item() if v.ndim == 0 else v for k, v in arrays.items()}
-    fields.setdefault("estimated_num_images", None)
-    verdict = Verdict(**json.loads(fields.pop("verdict")))
-    return AlgebraicReconstruction(**fields, verdict=verdict)
+    count = arrays.get("estimated_num_images")
+    return AlgebraicReconstruction(
+        images=arrays["images"],
+        duals=arrays["duals"],
+        activations=arrays["activations"],
+        gates=arrays["gates"],
+        residuals=arrays["residuals"],
+        accepted=arrays["accepted"],
+        errors=arrays["errors"],
+        certified=arrays["certified"],
+        tolerance=arrays["tolerance"].item(),
+        estimated_num_images=None if count is None else count.item(),
+        rank_gap=arrays["rank_gap"].item(),
+        num_rounds=arrays["num_rounds"].item(),
+        message=arrays["message"].item(),
+        verdict=Verdict(**json.loads(arrays["verdict"].item())),
+    )

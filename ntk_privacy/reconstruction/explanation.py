@@ -218,7 +218,9 @@ def _share(part: Part, duals: np.ndarray) -> float:
 
 def _sum(found: Iterable[Part]) -> Part:
     kernels, projections, norms = zip(*found, strict=True)
-    return Part(sum(kernels), sum(projections), float(sum(norms)))
+    return Part(
+        np.asarray(sum(kernels)), np.asarray(sum(projections)), float(sum(norms))
+    )
 
 
 def _predicted(found: dict[str, Part], whole: Part, eps: float) -> float:

@@ -72,6 +72,7 @@ def prepare(
             'are for an MLP; use form="parameter", project=False and first_layer=True '
             "with an apply_fn."
         )
+    height, width, depth = image_shape
     pixels = int(np.prod(image_shape))
     c = network.num_outputs if is_mlp else num_outputs
     given = {"params_0": params_0, "params_t": params_t}
@@ -123,7 +124,7 @@ def prepare(
     step = Step(
         network=network,
         settings=settings,
-        image_shape=(1, 1, r) if settings.project else tuple(image_shape),
+        image_shape=(1, 1, r) if settings.project else (height, width, depth),
         learning_rate=settings.learning_rate * spread,
         solve_duals=settings.duals == "solve" or (settings.duals == "auto" and few),
     )
@@ -142,7 +143,7 @@ def prepare(
     problem = problem._replace(movable=movable, init=(latents, duals))
     opt_state = step.optimizer.init((latents, duals))
     state = AttackState(latents, duals, opt_state)
-    return Attack(step, problem, state, tuple(image_shape), judged)
+    return Attack(step, problem, state, (height, width, depth), judged)
 
 
 def _constants(params_0, params_t, basis, features, settings, bounds, image_shape):
@@ -163,7 +164,7 @@ def _constants(params_0, params_t, basis, features, settings, bounds, image_shap
             f"bounds={tuple(bounds)}: give the smallest and the largest intensity, one "
             "number each or one per channel, the smallest first."
         )
-    tiled = tuple(
+    least, most = (
         jnp.asarray(np.tile(bound, pixels // bound.size))[None] for bound in (low, high)
     )
     empty = jnp.zeros(0, dtype)
@@ -172,7 +173,7 @@ def _constants(params_0, params_t, basis, features, settings, bounds, image_shap
         change=change,
         squared_norm=squared_norm,
         basis=basis,
-        bounds=tiled,
+        bounds=(least, most),
         movable=empty,
         init=(empty, empty),
     )

@@ -90,9 +90,9 @@ def measure(
     explained, first, contributions = by_images
     _, chance, _ = by_chance
     return MarginEvidence(
-        explained=min(explained, 1.0),
-        first=min(first, 1.0),
-        chance=min(chance, 1.0),
+        explained=min(float(explained), 1.0),
+        first=min(float(first), 1.0),
+        chance=min(float(chance), 1.0),
         outside=explanation.outside(np.asarray(images, np.float64), (-1.0, 1.0)),
         contributions=contributions,
     )

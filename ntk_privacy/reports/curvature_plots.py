@@ -53,7 +53,7 @@ def eigenvalues(
             colour = _COLOURS[i % len(_COLOURS)]
             label = f"{name}: mean {each.mean():.3g}, median {np.median(each):.3g}"
             axes.hist(
-                np.maximum(each, low), bins, color=colour, alpha=0.45, label=label
+                np.maximum(each, low), list(bins), color=colour, alpha=0.45, label=label
             )
             axes.axvline(
                 max(each.mean(), low), color=colour, linestyle="--", linewidth=1.2

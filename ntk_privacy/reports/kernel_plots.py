@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -13,8 +14,13 @@ from ntk_privacy.reports.plots import _COLOURS, _STYLES, _save
 
 __all__ = ["distances", "picture", "spectrum"]
 
-_STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
 _MAX_MARKED = 60  # points beyond which a line says more than markers
+
+
+def _styled() -> AbstractContextManager[None]:
+    return rc_context(
+        {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    )
 
 
 def picture(
@@ -80,7 +86,7 @@ def spectrum(
     """
     _checks.at_least(1, num_spectra=len(spectra))
     lowest = np.inf
-    with rc_context(_STYLE):
+    with _styled():
         figure = Figure(figsize=(7.2, 4.6), layout="constrained")
         axes = figure.add_subplot()
         for i, (label, values) in enumerate(spectra.items()):
@@ -141,7 +147,7 @@ def distances(
     after = steps[steps > 0]
     edge = after[0] / 2 if len(after) else 1.0
     steps = np.maximum(steps, edge)
-    with rc_context(_STYLE):
+    with _styled():
         figure = Figure(figsize=(7.2, 5.2), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True)
         rows = (

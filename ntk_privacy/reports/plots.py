@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ntk_privacy import _checks
 from ntk_privacy.evaluation.reconstruction_curve import squared_distance_at
@@ -36,7 +37,8 @@ def _save(figure: Figure, path: str | pathlib.Path | io.BufferedIOBase) -> None:
     options: dict[str, Any] = {"format": "png", "dpi": _DPI}
     options["metadata"] = {"Software": None}
     if not isinstance(path, str | pathlib.Path):
-        figure.savefig(path, **options)
+        # Its stub leaves out streams that `io` makes.
+        figure.savefig(path, **options)  # pyright: ignore[reportArgumentType]
         return
     with replacing(path) as temporary:
         figure.savefig(temporary, **options)
@@ -98,7 +100,9 @@ def curve(
         axes.set_ylim(low, high)
         last = longest + 0.5 if longest <= 100 else longest
         axes.set_xlim(0.5 if longest <= 100 else 1, max(last, 1.5))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        locator = axes.xaxis.get_major_locator()
+        assert isinstance(locator, MaxNLocator)  # of a linear axis
+        locator.set_params(integer=True)
         axes.set_xlabel("training image, sorted by distance (rank)")
         axes.set_ylabel("squared L2 distance (intensity²)")
         axes.set_title(title, fontsize=12)
@@ -150,7 +154,7 @@ def scatter(
                 marker="os^Dv*"[i % 6],
                 label=label,
             )
-        if any(len(drawn.get_offsets()) for drawn in axes.collections):
+        if any(np.size(drawn.get_offsets()) for drawn in axes.collections):
             # Without a point there is no scale.
             axes.set_xscale("log")
             axes.set_yscale("log")

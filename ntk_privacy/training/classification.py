@@ -99,7 +99,8 @@ class _Step:
 
     def __call__(self, state: ClassifierState, step, data: _Data):
         def one(parts):
-            return self.one(*parts, step, data)
+            params, velocity, key_data = parts
+            return self.one(params, velocity, key_data, step, data)
 
         parts = (state.params, state.velocity, data.key_data)
         # Batched networks become grouped convolutions, which CPUs are slow at.

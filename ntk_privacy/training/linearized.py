@@ -103,8 +103,12 @@ def decompose(
     values[values <= _NULL * scale] = 0
     change = np.asarray(y_train, np.float64) - np.asarray(fx_train_0, np.float64)
     coefficients = vectors.T @ change.reshape(-1)
-    arrays = (jnp.asarray(v, dtype) for v in (values, vectors, coefficients))
-    return Spectrum(*arrays, c)
+    return Spectrum(
+        jnp.asarray(values, dtype),
+        jnp.asarray(vectors, dtype),
+        jnp.asarray(coefficients, dtype),
+        c,
+    )
 
 
 def _traced(kernel: Float[Array, "n n c c"], change: Float[Array, "n c"]) -> Spectrum:

@@ -158,6 +158,7 @@ def fit(
     _checks.at_least(1, max_steps=max_steps)
     _checks.same_length(x_train=x_train, y_train=y_train)
     _checks.finite_data(x_train=x_train, y_train=y_train)
+    _, height, width, depth = x_train.shape
     problem = (model, params_0, x_train, y_train)
     if dynamics == "linearized":
 
@@ -181,7 +182,7 @@ def fit(
         model=model,
         params_0=params_0,
         params_t=params,
-        image_shape=tuple(x_train.shape[1:]),
+        image_shape=(height, width, depth),
         dynamics=dynamics,
         duals=duals,
         loss=float(loss),
