@@ -113,9 +113,20 @@ def test_a_part_is_that_of_the_splits_and_is_normalised_by_its_own(judged_on):
 def test_published_numbers_normalise_where_there_are(root):
     grey, small = data.load_set("mnist", data_dir=root), data.load_set("digits")
     one = np.ones((1, 28, 28, 1), np.float32)
-    found = grey.normalised(one, published=True)
+    found = grey.by_published().normalised(one)
     np.testing.assert_allclose(found, (1 - 0.1307) / 0.3081, rtol=1e-6)
-    assert small.normal(published=True) is small.statistics
+    assert small.by_published().normal is small.statistics
+
+
+def test_replaced_images_are_normalised_as_the_others_were():
+    digits = data.load_set("digits").subset(num_train=50, num_test=10)
+    x = np.array(digits.x_train)
+    x[:5] = 1
+    changed = digits.replaced(x)
+    np.testing.assert_array_equal(changed.x_train, x)
+    np.testing.assert_array_equal(changed.normal.mean, digits.statistics.mean)
+    assert changed.statistics.mean > digits.statistics.mean
+    np.testing.assert_array_equal(changed.normalised(x[9:]), digits.normalised(x[9:]))
 
 
 def test_targets_are_of_the_task_asked():
