@@ -51,6 +51,11 @@ def make(
     if told.exists() and workdir.path("arrays.npz").exists():
         timer.run, timer.compile = workdir.read_json(name)["seconds"]
         stored = workdir.read_arrays("arrays.npz")
+        if not {"images", "labels", "losses"} <= set(stored):
+            raise ValueError(
+                f"{workdir.path('arrays.npz')} holds {', '.join(stored)}, not images, "
+                "labels and losses: delete it to make it again."
+            )
         return Made(
             images=stored["images"],
             labels=stored["labels"],

@@ -148,7 +148,6 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
         for name, value in {**TOY, "workdir": tmp_path}.items()
     ]
     kind = distill.FLAGS
-    assert kind is _sre2l_config.Config
     assert _flags.call(distill.main, kind, arguments) == 2
     assert 'regularizer: "loss_difference" in the folder' in capsys.readouterr().err
 

@@ -18,14 +18,16 @@ from experiments import (
     poison,
     reconstruct,
 )
+from experiments._groups import Data
+from experiments._program import Asked
 from experiments._workdir import Workdir
 from ntk_privacy import data
 from ntk_privacy.data.sets import SETS, Set
 
 CONFIGS = {
     "compare": (compare.Config, {}),
-    "distill": (distill.Config, {}),
-    "dm": (distill.Config, {"method": "dm"}),
+    "distill": (distill.asked, {}),
+    "dm": (distill.asked, {"method": "dm"}),
     "evade": (evade.Config, {"train": "plain"}),
     "kernel": (kernel.Config, {}),
     "poison": (poison.Config, {}),
@@ -40,6 +42,11 @@ def _config(binary, **flags):
     return kind(**{**own, **flags})
 
 
+def _data(config):
+    """The flags of the set."""
+    return config.group(Data) if isinstance(config, Asked) else config
+
+
 def _npz(path, seed=0, *, each=6):
     shape = (2 * each, 4, 4)
     images = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
@@ -49,9 +56,9 @@ def _npz(path, seed=0, *, each=6):
 
 @every_binary
 def test_every_binary_takes_a_file_and_knows_what_is_in_it(tmp_path, binary):
-    one = _config(binary, dataset=_npz(tmp_path / "a.npz"))
-    assert one.fingerprint == _config(binary, dataset=one.dataset).fingerprint
-    other = _config(binary, dataset=_npz(tmp_path / "b.npz", seed=1))
+    one = _data(_config(binary, dataset=_npz(tmp_path / "a.npz")))
+    assert one.fingerprint == _data(_config(binary, dataset=one.dataset)).fingerprint
+    other = _data(_config(binary, dataset=_npz(tmp_path / "b.npz", seed=1)))
     assert one.fingerprint != other.fingerprint
     assert dataclasses.replace(one, seed=1) if hasattr(one, "seed") else True
     assert _image_sets.image_shape(one) == (4, 4, 1)
@@ -93,7 +100,11 @@ def test_a_set_more_is_one_row_for_the_binaries(monkeypatch):
     found = _image_sets.load(_config("poison", dataset="toy"), num_train=20)
     assert (found.x.shape, found.num_classes) == ((20, 6, 6, 1), 4)
     assert "flip" not in found.operations
-    assert _image_sets.image_shape(_config("distill", dataset="toy")) == (6, 6, 1)
+    assert _image_sets.image_shape(_data(_config("distill", dataset="toy"))) == (
+        6,
+        6,
+        1,
+    )
     # No task of two superclasses, of which the logistic loss is.
     with pytest.raises(ValueError, match="takes two classes: use a binary task"):
         _config("reconstruct", dataset="toy", method="max_margin")
@@ -117,7 +128,8 @@ def test_a_run_is_of_its_images_wherever_they_lie(tmp_path, binary):
     run = RUN.get(binary) or globals()[binary].run
     flags = {**TOY[binary], "workdir": str(tmp_path / "run")}
     first = _config(binary, dataset=_npz(tmp_path / "a.npz", each=200), **flags)
-    with Workdir(first.workdir, first):
+    told = first.flat() if isinstance(first, Asked) else first
+    with Workdir(flags["workdir"], told):
         pass
     other = _config(binary, dataset=_npz(tmp_path / "b.npz", seed=1, each=200), **flags)
     with pytest.raises(_flags.UsageError, match="another config") as caught:
@@ -144,7 +156,7 @@ def test_what_was_made_of_images_that_are_gone_may_be_looked_at(tmp_path):
 
 
 def test_folders_of_older_runs_of_named_sets_go_on():
-    for config in (_config(name, dataset="digits") for name in CONFIGS):
+    for config in (_data(_config(name, dataset="digits")) for name in CONFIGS):
         ignored = _image_sets.not_results(config, ("workdir", "data_dir"))
         assert set(ignored) == {"workdir", "data_dir", "image_size", "fingerprint"}
 

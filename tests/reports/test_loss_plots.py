@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import _condensed
+from ntk_privacy import distillation
 from ntk_privacy.reports import loss_plots
 
 
@@ -31,8 +31,13 @@ def test_the_axis_has_the_kind_and_lines_the_positive_losses(figures, tmp_path):
     assert path.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_losses_of_nothing_are_drawn(figures, tmp_path):
+    loss_plots.losses({"mean": np.zeros(3)}, tmp_path / "none.png", title="mean")
+    assert figures[0].axes[0].get_yscale() == "linear"
+
+
 def test_every_method_names_its_loss():
-    kinds = {name: method.loss for name, method in _condensed.METHODS.items()}
+    kinds = {name: method.loss for name, method in distillation.METHODS.items()}
     assert kinds["rdm"] == kinds["dm"] == "squared feature distance"
     assert kinds["dc"] == kinds["dsa"] == "distance of gradients, by layer"
     assert kinds["mtt"] == kinds["tesla"] == "squared distance over the expert's"
