@@ -140,7 +140,7 @@ def test_interrupted_at_any_checkpoint_it_ends_with_the_same_bytes(
         (["--images_per_class=0"], "images_per_class=0 must be at least 1"),
         (["--num_epochs=0"], "num_epochs=0 must be at least 1"),
         (["--train_learning_rate=0"], "train_learning_rate=0.0 must be above 0"),
-        (["--preset=tpu"], "use one of cpu, paper"),
+        (["--preset=tpu"], "did you mean cpu? Use one of cpu, paper"),
         (["--preset=papr"], "did you mean paper? Use one of cpu, paper"),
     ],
 )

@@ -9,8 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from ntk_privacy import _tree
-from ntk_privacy.data import dataset
+from ntk_privacy import _tree, data
 from ntk_privacy.evaluation import max_margin_ranking
 from ntk_privacy.models import MLP
 from ntk_privacy.reconstruction import max_margin
@@ -317,7 +316,7 @@ def test_released_and_random_settings():
 def test_training_images_are_found_from_the_weights_alone():
     """Four digits come out nearer than any of a hundred unseen ones."""
     n, shape = 4, (8, 8, 1)
-    digits = dataset.load("digits", num_train=n, num_test=100, key=jax.random.key(0))
+    digits = data.load("digits", num_train=n, num_test=100, key=jax.random.key(0))
     x, mean = logistic.preprocess(digits.x_train)
     unseen = digits.x_test - mean[None]
     model = logistic.network(40)
