@@ -245,7 +245,5 @@ def test_help_and_refusals_follow_the_table(capsys):
     code, told = call("--method=toy", "--replays=1")
     assert (code, "--replays has no effect with --method=toy" in told) == (2, True)
     code, told = call("--method=toys")
-    assert (code, "use one of auto, algebraic, kkt, max_margin, toy" in told) == (
-        2,
-        True,
-    )
+    assert code == 2
+    assert "did you mean toy? Use one of auto, algebraic, kkt, max_margin, toy" in told
