@@ -170,6 +170,10 @@ class Program:
                 return value or "".join(arguments[place + 1 : place + 2])
         return self.default
 
+    def _elsewhere(self) -> tuple[str, ...]:
+        """Returns the methods whose flags another config holds."""
+        return tuple(name for name in self.beside if not name.startswith("--"))
+
     def _method(self, name: str) -> Method[Any]:
         if name not in self.methods:
             known = (*self.methods, *self.beside)
@@ -188,7 +192,7 @@ class Program:
                 (
                     "method",
                     Literal[*self.methods],
-                    _choice(self.default, "The method."),
+                    _choice(self.default, "The method.", elsewhere=self._elsewhere()),
                 ),
                 ("preset", Literal[*presets], _choice(presets[0], "Of its values.")),
             ],
@@ -273,8 +277,8 @@ def _tupled(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _choice(default: str, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text})
+def _choice(default: str, text: str, **more: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text, **more})
 
 
 def _title(kind: type) -> str:

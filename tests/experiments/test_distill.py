@@ -524,6 +524,7 @@ def test_duplicate_images_name_the_ridge(tmp_path, capsys, monkeypatch):
         ("--method=random --label_solve", "has no effect with --method=random"),
         ("--method=magic", "use one of kip, rkip"),
         ("--method=rkp", "did you mean rkip"),
+        ("--method=sre2", "did you mean sre2l"),
         ("--task=animal_vehicle", "task='animal_vehicle' does not exist for digits"),
     ],
 )
