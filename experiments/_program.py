@@ -23,12 +23,14 @@ class Asked(Generic[Config]):
       preset: its name.
       config: of the method.
       groups: of the program, one instance each.
+      flag: that names the method.
     """
 
     method: Method[Config]
     preset: str
     config: Config
     groups: tuple[Any, ...]
+    flag: str = "method"
 
     def group(self, kind: type[Group]) -> Group:
         """Returns a group of flags by its class, or by one that it inherits from."""
@@ -36,7 +38,7 @@ class Asked(Generic[Config]):
 
     def flat(self) -> dict[str, Any]:
         """Returns every flag's value by name, as config.json holds them."""
-        told = {"method": self.method.name, "preset": self.preset}
+        told = {self.flag: self.method.name, "preset": self.preset}
         for part in self.parts():
             told |= {
                 entry.name: getattr(part, entry.name)
@@ -87,6 +89,7 @@ class Program:
       passed_over: the flags that are not read, each with the choice that makes it so.
       check: raises ValueError where values do not go together.
       beside: other configs of the binary, by what chooses them.
+      flag: the flag that names the method.
     """
 
     about: str
@@ -96,6 +99,7 @@ class Program:
     passed_over: Callable[[Asked[Any]], dict[str, str]] = _no_reason
     check: Callable[[Asked[Any]], None] = _fits
     beside: Mapping[str, type] = dataclasses.field(default_factory=dict)
+    flag: str = "method"
 
     def asked(
         self, method: str | None = None, preset: str | None = None, **flat: Any
@@ -105,12 +109,13 @@ class Program:
         Args:
           method: name of the method; None is the default.
           preset: of its values; None is its first.
-          **flat: flags by name, of the method or of any group.
+          **flat: flags by name, of the method or of any group; among them the one that
+            names the method, where it is called otherwise.
 
         Raises:
           ValueError: a name or value that is refused.
         """
-        chosen = self._method(method or self.default)
+        chosen = self._method(method or flat.pop(self.flag, None) or self.default)
         for name in flat:
             if name not in self._names(chosen):
                 told = self._foreign(chosen, name)
@@ -126,7 +131,7 @@ class Program:
             kind(**(_sizes(kind, named, chosen) | _split(kind, shared)[0]))
             for kind in self.groups(chosen)
         )
-        asked = Asked(chosen, named, config, groups)
+        asked = Asked(chosen, named, config, groups, self.flag)
         self.check(asked)
         return asked
 
@@ -166,7 +171,7 @@ class Program:
         """
         for place, argument in enumerate(arguments):
             flag, _, value = argument.partition("=")
-            if flag in ("--method", "-method"):
+            if flag in (f"--{self.flag}", f"-{self.flag}"):
                 return value or "".join(arguments[place + 1 : place + 2])
         return self.default
 
@@ -178,7 +183,7 @@ class Program:
         if name not in self.methods:
             known = (*self.methods, *self.beside)
             raise ValueError(
-                f"method={name!r} is unknown{_flags.nearest(name, known)} one of "
+                f"{self.flag}={name!r} is unknown{_flags.nearest(name, known)} one of "
                 f"{', '.join(known)}."
             )
         return self.methods[name]
@@ -190,14 +195,16 @@ class Program:
             "Choice",
             [
                 (
-                    "method",
+                    self.flag,
                     Literal[*self.methods],
-                    _choice(self.default, "The method.", elsewhere=self._elsewhere()),
+                    _choice(
+                        self.default, f"The {self.flag}.", elsewhere=self._elsewhere()
+                    ),
                 ),
                 ("preset", Literal[*presets], _choice(presets[0], "Of its values.")),
             ],
         )
-        entries = _flags.entries(choice, "method")
+        entries = _flags.entries(choice, self.flag)
         entries += _flags.entries(method.config, f"flags of {method.name}", made)
         for kind in self.groups(method):
             known = {entry.field.name for entry in entries}
@@ -214,13 +221,13 @@ class Program:
     ) -> str:
         if is_short:
             entries = [
-                e for e in entries if e.group in ("method", f"flags of {method.name}")
+                e for e in entries if e.group in (self.flag, f"flags of {method.name}")
             ]
         rows = [f"  {name}: {other.about}" for name, other in self.methods.items()]
         if self.beside:
             rows.append(f"  with flags of their own: {', '.join(self.beside)}")
         about = f"{self.about} {method.name}: {method.about}"
-        return _flags.help_text(about, entries, ["", "methods:", *rows])
+        return _flags.help_text(about, entries, ["", f"{self.flag}s:", *rows])
 
     def _foreign(self, method: Method[Any], name: str) -> str | None:
         """Returns why a flag that other methods have is refused; None if none has."""
@@ -233,8 +240,8 @@ class Program:
         if not holders:
             return None
         return (
-            f"--{name} has no effect with --method={method.name}: leave it out (it is "
-            f"a flag of {', '.join(holders)})."
+            f"--{name} has no effect with --{self.flag}={method.name}: leave it out "
+            f"(it is a flag of {', '.join(holders)})."
         )
 
     def _names(self, method: Method[Any]) -> set[str]:

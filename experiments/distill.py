@@ -16,25 +16,21 @@ goes on. --evaluate and --attack may also be asked for later: what is known is k
 """
 
 import dataclasses
-import functools
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from experiments import (
     _flags,
-    _image_sets,
     _networks,
+    _run,
     _sre2l,
     _sre2l_config,
     _students,
     _study,
 )
-from experiments._groups import NOT_RESULTS, Data, Run
+from experiments._groups import Run
 from experiments._program import Asked, Program
-from experiments._workdir import Workdir, versions
+from experiments._workdir import Workdir
 from ntk_privacy import distillation
 from ntk_privacy.distillation.regressed import TaskConfig
 from ntk_privacy.method import Method, field
@@ -42,7 +38,7 @@ from ntk_privacy.resume import Timer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Run(Run):
+class _DistillRun(Run):
     """The run."""
 
     workdir: str = field("runs/distill", "Folder of the results.")
@@ -55,8 +51,8 @@ def _judge(method: Method[Any]) -> Any:
 
 def _groups(method: Method[Any]) -> tuple[type, ...]:
     if _judge(method) is _networks:
-        return (_networks.Images, _networks.Networks, _Run)
-    return (_students.Images, _students.Students, _Run)
+        return (_networks.Images, _networks.Networks, _DistillRun)
+    return (_students.Images, _students.Students, _DistillRun)
 
 
 def _passed_over(asked: Asked[Any]) -> dict[str, str]:
@@ -117,10 +113,8 @@ def run(asked: Asked[Any] | _sre2l_config.Config | _study.Config) -> dict[str, A
         return _sre2l.run(asked)
     if isinstance(asked, _study.Config):
         return _study.run(asked, PROGRAM, run)
-    exact = getattr(asked.config, "precision", None) == "float64"
-    double = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
-    with jax.enable_x64(exact or double):
-        return _run(asked, _judge(asked.method))
+    with _run.precision(getattr(asked.config, "precision", None)):
+        return _judged(asked, _judge(asked.method))
 
 
 def opened(asked: Asked[Any]) -> Workdir:
@@ -132,21 +126,12 @@ def opened(asked: Asked[Any]) -> Workdir:
     Raises:
       UsageError: another run has it.
     """
-    later = NOT_RESULTS + _judge(asked.method).STAGES
-    return Workdir(
-        asked.group(Run).workdir,
-        asked.flat(),
-        ignore=_image_sets.not_results(asked.group(Data), later),
-        absent=functools.partial(PROGRAM.completed, asked),
-        foreign=PROGRAM.foreign(asked.method),
-        never_none=PROGRAM.never_none(asked.method),
-    )
+    return _run.opened(PROGRAM, asked, _judge(asked.method).STAGES)
 
 
-def _run(asked: Asked[Any], judge: Any) -> dict[str, Any]:
-    folder = pathlib.Path(asked.group(Run).workdir)
+def _judged(asked: Asked[Any], judge: Any) -> dict[str, Any]:
     # Before the folder is touched: images that cannot be had leave nothing behind.
-    loaded = None if (folder / "results.json").exists() else judge.load(asked)
+    loaded = None if _run.is_whole(asked.group(Run).workdir) else judge.load(asked)
     with opened(asked) as workdir:
         if judge.is_done(asked, workdir):
             return workdir.read_json("results.json")
@@ -156,11 +141,7 @@ def _run(asked: Asked[Any], judge: Any) -> dict[str, Any]:
         results = judge.judged(
             asked, workdir, loaded or judge.load(asked), earlier, Timer()
         )
-        results["versions"] = versions()
-        results["device"] = results["versions"].pop("device")
-        # Last: its presence says that the run is whole.
-        workdir.write_json("results.json", results)
-        return workdir.read_json("results.json")
+        return _run.finished(workdir, results)
 
 
 def summary(results: dict[str, Any]) -> str:
@@ -172,8 +153,7 @@ def summary(results: dict[str, Any]) -> str:
     rows = _judge(PROGRAM.methods[results["method"]]).rows(results)
     spent = [f"{name} {s:.1f}" for name, s in results["seconds"].items() if s]
     rows.append(("seconds", ", ".join(spent)))
-    size = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{size}}  {value}" for name, value in rows)
+    return _run.table(rows)
 
 
 def main(asked: Asked[Any] | _sre2l_config.Config | _study.Config) -> None:
