@@ -26,8 +26,8 @@ def pytest_configure(config):
 def pytest_runtest_setup(item):
     """Most of a small test's time is the compiler's; optimised code computes the same.
 
-    Before the fixtures, which compile too. What is held to rounding, or to a use of
-    memory, is marked `optimized`.
+    Before the fixtures, which compile too. What is held to a use of memory, and some of
+    what is held to rounding, is marked `optimized`; slow tests are compiled in full.
     """
     marks = {mark.name for mark in item.iter_markers()}
     quick = not marks & {"optimized", "slow"}

@@ -23,8 +23,6 @@ from ntk_privacy.kernels import (
 )
 from ntk_privacy.models import MLP
 
-pytestmark = pytest.mark.optimized
-
 KERNEL = infinite.mlp(depth=1)
 KEY = jax.random.key(0)
 N = 12

@@ -12,8 +12,6 @@ from jax.test_util import check_grads
 
 from ntk_privacy.kernels import arccosine
 
-pytestmark = pytest.mark.optimized
-
 TERMS = 90
 
 

@@ -14,8 +14,6 @@ from ntk_privacy.kernels import empirical, layer_trace, products
 from ntk_privacy.kernels.planning import METHODS
 from ntk_privacy.models import MLP
 
-pytestmark = pytest.mark.optimized
-
 
 @pytest.fixture(autouse=True)
 def lenient():

@@ -15,8 +15,6 @@ from ntk_privacy.kernels.dual_activation import dual
 from ntk_privacy.kernels.layers import is_homogeneous
 from ntk_privacy.models import MLP
 
-pytestmark = pytest.mark.optimized
-
 S = 2**0.5
 NAMES = ("relu", "erf", "gelu")
 

@@ -11,8 +11,6 @@ from ntk_privacy.kernels import infinite, infinite_conv
 from ntk_privacy.kernels.dual_activation import dual
 from ntk_privacy.kernels.infinite_conv import AvgPool, Conv, Flatten, GlobalAvgPool
 
-pytestmark = pytest.mark.optimized
-
 S, B = 2**0.5, 0.1
 
 

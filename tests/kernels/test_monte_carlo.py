@@ -8,8 +8,6 @@ import pytest
 from ntk_privacy.kernels import empirical, infinite, infinite_conv
 from ntk_privacy.models import MLP
 
-pytestmark = pytest.mark.optimized
-
 WIDTH = 8192
 FLOAT32 = jnp.float32
 

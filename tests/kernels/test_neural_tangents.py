@@ -13,8 +13,6 @@ import pytest
 from ntk_privacy.kernels import empirical, infinite, infinite_conv, neural_tangents
 from ntk_privacy.kernels.infinite_conv import Conv, Flatten, GlobalAvgPool
 
-pytestmark = pytest.mark.optimized
-
 S, B = 2**0.5, 0.1
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 

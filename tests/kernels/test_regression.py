@@ -10,8 +10,6 @@ import pytest
 from ntk_privacy import kip, rkip
 from ntk_privacy.kernels import host, infinite, infinite_conv, regression
 
-pytestmark = pytest.mark.optimized
-
 KERNELS = {
     "relu": infinite.mlp(2),
     "deep erf": infinite.mlp(8, activation="erf", bias_std=0.1),

@@ -7,7 +7,6 @@ from flax import linen as nn
 
 from ntk_privacy.kernels import empirical, model_checks
 
-pytestmark = pytest.mark.optimized
 MIXES = "other outputs in a batch than alone"
 
 

@@ -15,8 +15,6 @@ from ntk_privacy.reconstruction import (
     mlp_layers,
 )
 
-pytestmark = pytest.mark.optimized
-
 SHAPE = (8, 8, 1)
 
 

@@ -18,8 +18,6 @@ from ntk_privacy import data
 from ntk_privacy.models import MLP
 from ntk_privacy.reconstruction import algebraic
 
-pytestmark = pytest.mark.optimized
-
 SHAPE = (8, 8, 1)
 WIDTH, SIZE = 128, 6
 
