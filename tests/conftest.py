@@ -1,5 +1,6 @@
 """Strict JAX for every test: float64, no silent rank or dtype promotion."""
 
+import contextlib
 import functools
 import os
 
@@ -22,18 +23,6 @@ def pytest_configure(config):
         os.environ["XLA_FLAGS"] = f"{flags} {_FLAG}"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
-    """Most of a small test's time is the compiler's; optimised code computes the same.
-
-    Before the fixtures, which compile too. What is held to a use of memory, and some of
-    what is held to rounding, is marked `optimized`; slow tests are compiled in full.
-    """
-    marks = {mark.name for mark in item.iter_markers()}
-    quick = not marks & {"optimized", "slow"}
-    jax.config.update("jax_disable_most_optimizations", quick)
-
-
 @functools.cache
 def _compiles_float16():
     try:
@@ -44,15 +33,36 @@ def _compiles_float16():
     return True
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
+@contextlib.contextmanager
+def _what_xla_compiles():
     """Skips what XLA itself cannot compile: float16 for SSE4.2."""
     try:
-        return (yield)
+        yield
     except jax.errors.JaxRuntimeError as error:
         if "materialize symbols" in str(error) and not _compiles_float16():
             pytest.skip("XLA compiles no float16 for this processor")
         raise
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item):
+    """Most of a small test's time is the compiler's; optimised code computes the same.
+
+    Before the fixtures, which compile too. What is held to a use of memory, and some of
+    what is held to rounding, is marked `optimized`; slow tests are compiled in full.
+    """
+    marks = {mark.name for mark in item.iter_markers()}
+    quick = not marks & {"optimized", "slow"}
+    jax.config.update("jax_disable_most_optimizations", quick)
+    with _what_xla_compiles():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """Runs the test, where it can be compiled."""
+    with _what_xla_compiles():
+        return (yield)
 
 
 @pytest.fixture(scope="module", autouse=True)
