@@ -87,9 +87,10 @@ def _regularize(mode: str, weight: float, step: float) -> Callable[..., Any]:
     return functools.partial(curvature.regularize, mode=mode, weight=weight, step=step)
 
 
-def _normal(images: ImageSet) -> dict[str, tuple[float, ...]]:
-    mean, deviation = (tuple(map(float, value)) for value in images.normal)
-    return {"mean": mean, "deviation": deviation}
+def _normal(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and deviation as what is hashable."""
+    mean, deviation = images.normal
+    return tuple(map(float, mean)), tuple(map(float, deviation))
 
 
 def batch_loss(images: ImageSet, config: Config) -> BatchLoss:
@@ -102,7 +103,7 @@ def batch_loss(images: ImageSet, config: Config) -> BatchLoss:
     if config.regularizer == "none":
         return squeeze.cross_entropy
     if config.regularizer == "adversarial":
-        return adversarial.PGD(**_normal(images), eps=config.eps)
+        return adversarial.PGD(*_normal(images), eps=config.eps)
     weight = config.penalty_weight
     assert weight is not None
     return squeeze.Regularized(
@@ -151,6 +152,7 @@ def _recover(
     stage: Stage,
     chunk: int,
 ) -> resume.Ran[Distilled]:
+    mean, deviation = _normal(images)
     shared = {
         "key": key,
         "image_shape": images.image_shape,
@@ -166,6 +168,8 @@ def _recover(
             params,
             stats,
             model=network(images, config),
+            mean=mean,
+            deviation=deviation,
             bn_weight=config.bn_weight,
             jitter=config.jitter,
             signed_jitter=config.signed_jitter,
@@ -174,7 +178,6 @@ def _recover(
             state=state,
             chunk=chunk,
             callback=callback,
-            **_normal(images),
             **shared,
         )
 
