@@ -34,9 +34,10 @@ def load(asked: Asked[Config]) -> Loaded:
     # First: hours later it might be gone.
     beside = _eigenvalues.baseline(asked.group(Students).baseline)
     data = asked.group(Images)
-    numbers = {"num_train": data.num_images, "num_test": data.num_test}
     try:
-        images = _image_sets.read(data).subset(**numbers, judged_on=data.judged_on)
+        images = _image_sets.read(data).subset(
+            num_train=data.num_images, num_test=data.num_test, judged_on=data.judged_on
+        )
     except ArgumentError as error:
         raise UsageError(str(error)) from error
     return Loaded(images.by_published() if asked.preset == "paper" else images, beside)

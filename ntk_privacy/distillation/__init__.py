@@ -43,6 +43,7 @@ __all__ = [
     "kip",
     "rkip",
     "robust_mean",
+    "squeezed",
     "sre2l",
     "tesla",
     "trajectory_matching",

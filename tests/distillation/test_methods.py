@@ -204,3 +204,6 @@ def test_one_record_adds_a_method_to_comparisons(added):
     assert compare.Config(methods=("mean", "dm")).methods == ("mean", "dm")
     with pytest.raises(ValueError, match="methods='means' is unknown"):
         compare.Config(methods=("means",))
+    # Soft labels are not what its students are trained on.
+    with pytest.raises(ValueError, match="methods='sre2l' is unknown"):
+        compare.Config(methods=("sre2l",))
