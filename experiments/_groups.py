@@ -4,6 +4,7 @@ import dataclasses
 
 from experiments import _image_sets
 from ntk_privacy import _checks
+from ntk_privacy.data import Foretold
 from ntk_privacy.method import field
 
 
@@ -24,6 +25,10 @@ class Data:
         _image_sets.complete(self)
         if self.num_images is not None:
             _checks.at_least(1, num_images=self.num_images)
+
+    def foretold(self) -> Foretold:
+        """Returns what is known of the images before they are read."""
+        return _image_sets.foretold(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -138,12 +138,15 @@ def not_results(config: Any, names: tuple[str, ...]) -> tuple[str, ...]:
     return (*names, "dataset")
 
 
-def is_folder(config: Any) -> bool:
-    """Returns whether the images are a folder of pictures."""
-    if config.dataset == FOLDER:
-        return True
-    place = places.place_of(config.dataset, tuple(data.SETS))
-    return place is not None and not places.is_npz(place)
+def foretold(config: Any) -> data.Foretold:
+    """Returns what is known of the images before they are read.
+
+    Args:
+      config: of `complete`.
+    """
+    named = config.dataset != FOLDER
+    place = config.dataset if named else pathlib.Path(config.data_dir)
+    return data.foretold(place, size=config.image_size)
 
 
 def source(config: Any) -> dict[str, Any]:

@@ -121,15 +121,24 @@ class Program:
                 told = self._foreign(chosen, name)
                 raise ValueError(told or f"{name} is no flag of {chosen.name}.")
         named = preset or next(iter(chosen.presets))
-        config = chosen.configured(preset, **_split(chosen.config, flat)[0])
+        kinds = self.groups(chosen)
+        # What is known of the problem tells more of the config.
+        early = {
+            kind: kind(**(_sizes(kind, named, chosen) | _split(kind, flat)[0]))
+            for kind in kinds
+            if hasattr(kind, "foretold")
+        }
+        known = next((group.foretold() for group in early.values()), None)
+        config = chosen.configured(preset, known, **_split(chosen.config, flat)[0])
         # A flag that several parts have is one flag.
         shared = flat | {
             entry.name: getattr(config, entry.name)
             for entry in dataclasses.fields(config)
         }
         groups = tuple(
-            kind(**(_sizes(kind, named, chosen) | _split(kind, shared)[0]))
-            for kind in self.groups(chosen)
+            early.get(kind)
+            or kind(**(_sizes(kind, named, chosen) | _split(kind, shared)[0]))
+            for kind in kinds
         )
         asked = Asked(chosen, named, config, groups, self.flag)
         self.check(asked)

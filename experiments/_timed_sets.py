@@ -15,7 +15,7 @@ from experiments import _condensed
 from experiments._progress import Progress
 from ntk_privacy import distillation, kip, rkip
 from ntk_privacy.data.image_set import ImageSet
-from ntk_privacy.distillation import distribution_matching
+from ntk_privacy.distillation import distribution_matching, squeezed
 from ntk_privacy.distillation.class_images import arrays
 from ntk_privacy.distillation.regressed import TaskConfig
 from ntk_privacy.kernels import infinite
@@ -26,11 +26,11 @@ CONDENSING = ("dm", "rdm", "dc", "dsa", "mtt", "tesla")
 
 
 def matching_classes() -> tuple[str, ...]:
-    """Returns the methods whose sets have classes for labels."""
+    """Returns the methods whose sets have classes for labels, and no soft ones."""
     return tuple(
         name
         for name, method in distillation.METHODS.items()
-        if not issubclass(method.config, TaskConfig)
+        if not issubclass(method.config, TaskConfig | squeezed.Config)
     )
 
 

@@ -23,8 +23,7 @@ from experiments import (
     _flags,
     _networks,
     _run,
-    _sre2l,
-    _sre2l_config,
+    _soft_students,
     _students,
     _study,
 )
@@ -32,6 +31,7 @@ from experiments._groups import Run
 from experiments._program import Asked, Program
 from experiments._workdir import Workdir
 from ntk_privacy import distillation
+from ntk_privacy.distillation import squeezed
 from ntk_privacy.distillation.regressed import TaskConfig
 from ntk_privacy.method import Method, field
 from ntk_privacy.resume import Timer
@@ -45,13 +45,17 @@ class _DistillRun(Run):
 
 
 def _judge(method: Method[Any]) -> Any:
-    """Returns what trains on the sets of a method: those of a task are regressed on."""
+    """Returns what trains on the sets of a method, by what their labels are."""
+    if issubclass(method.config, squeezed.Config):
+        return _soft_students
     return _networks if issubclass(method.config, TaskConfig) else _students
 
 
 def _groups(method: Method[Any]) -> tuple[type, ...]:
     if _judge(method) is _networks:
         return (_networks.Images, _networks.Networks, _DistillRun)
+    if _judge(method) is _soft_students:
+        return _soft_students.GROUPS
     return (_students.Images, _students.Students, _DistillRun)
 
 
@@ -76,15 +80,11 @@ PROGRAM = Program(
     default="rkip",
     passed_over=_passed_over,
     check=_fits,
-    beside={
-        **dict.fromkeys(_sre2l_config.METHODS, _sre2l_config.Config),
-        "--table": _study.Config,
-        "--defence": _study.Config,
-    },
+    beside={"--table": _study.Config, "--defence": _study.Config},
 )
 
 
-def asked(**flat: Any) -> Asked[Any] | _sre2l_config.Config | _study.Config:
+def asked(**flat: Any) -> Asked[Any] | _study.Config:
     """Returns what flags ask for, given from Python.
 
     Args:
@@ -93,14 +93,12 @@ def asked(**flat: Any) -> Asked[Any] | _sre2l_config.Config | _study.Config:
     Raises:
       ValueError: a name or value that is refused.
     """
-    if flat.get("method") in _sre2l_config.METHODS:
-        return _sre2l_config.Config(**flat)
     if flat.get("table") or flat.get("defence"):
         return _study.Config(**flat)
     return PROGRAM.asked(**flat)
 
 
-def run(asked: Asked[Any] | _sre2l_config.Config | _study.Config) -> dict[str, Any]:
+def run(asked: Asked[Any] | _study.Config) -> dict[str, Any]:
     """Runs one configuration, or a study of them; returns what results.json holds.
 
     Raises:
@@ -109,8 +107,6 @@ def run(asked: Asked[Any] | _sre2l_config.Config | _study.Config) -> dict[str, A
       OSError: a file is missing.
       ValueError: a file is damaged, a kernel is singular, or a loss is not finite.
     """
-    if isinstance(asked, _sre2l_config.Config):
-        return _sre2l.run(asked)
     if isinstance(asked, _study.Config):
         return _study.run(asked, PROGRAM, run)
     with _run.precision(getattr(asked.config, "precision", None)):
@@ -126,7 +122,10 @@ def opened(asked: Asked[Any]) -> Workdir:
     Raises:
       UsageError: another run has it.
     """
-    return _run.opened(PROGRAM, asked, _judge(asked.method).STAGES)
+    later = set(_judge(asked.method).STAGES)
+    if getattr(asked.config, "eps_is_read", False):
+        later.discard("eps")
+    return _run.opened(PROGRAM, asked, later)
 
 
 def _judged(asked: Asked[Any], judge: Any) -> dict[str, Any]:
@@ -156,11 +155,8 @@ def summary(results: dict[str, Any]) -> str:
     return _run.table(rows)
 
 
-def main(asked: Asked[Any] | _sre2l_config.Config | _study.Config) -> None:
+def main(asked: Asked[Any] | _study.Config) -> None:
     """Runs and prints the summary."""
-    if isinstance(asked, _sre2l_config.Config):
-        _sre2l.main(asked)
-        return
     results = run(asked)
     if isinstance(asked, _study.Config):
         print(results["markdown"])
@@ -170,14 +166,10 @@ def main(asked: Asked[Any] | _sre2l_config.Config | _study.Config) -> None:
 
 
 class _Flags:
-    """Reads a command line: studies and methods in stages have configs of their own."""
+    """Reads a command line: studies have a config of their own."""
 
-    def parse(
-        self, arguments: Sequence[str]
-    ) -> Asked[Any] | _sre2l_config.Config | _study.Config:
+    def parse(self, arguments: Sequence[str]) -> Asked[Any] | _study.Config:
         """Raises UsageError where flags are at fault."""
-        if PROGRAM.named(arguments) in _sre2l_config.METHODS:
-            return _flags.parse(_sre2l_config.Config, arguments)
         studies = ("--table", "--defence", "--methods")
         if any(argument.partition("=")[0] in studies for argument in arguments):
             return _flags.parse(_study.Config, arguments)

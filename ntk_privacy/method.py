@@ -30,6 +30,11 @@ def _anything_goes(problem: object, config: object) -> None:
     del problem, config
 
 
+def _suits_all(preset: str, problem: Any) -> dict[str, Any]:
+    del preset, problem
+    return {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Method(Generic[Config]):
     """What is known of a method.
@@ -46,6 +51,8 @@ class Method(Generic[Config]):
       check: `check(problem, config)` raises ValueError where the two do not fit, before
         anything is computed.
       loss: what its losses are, for a plot.
+      suited: `suited(preset, problem)` returns the values that differ from the
+        preset's for this problem, of which less may be known than `run` is given.
 
     Example:
       >>> import dataclasses
@@ -68,12 +75,16 @@ class Method(Generic[Config]):
     run: Callable[..., Any]
     check: Callable[[Any, Any], None] = _anything_goes
     loss: str = "loss"
+    suited: Callable[[str, Any], Mapping[str, Any]] = _suits_all
 
-    def configured(self, preset: str | None = None, **given: Any) -> Config:
+    def configured(
+        self, preset: str | None = None, problem: Any = None, **given: Any
+    ) -> Config:
         """Returns a config.
 
         Args:
           preset: name of a preset; None is the first.
+          problem: that it is for, or what is known of it (see `suited`); None is any.
           **given: values of fields, instead of the preset's.
 
         Raises:
@@ -91,7 +102,8 @@ class Method(Generic[Config]):
                 raise ValueError(
                     f"{self.name} takes no {other}: it has {', '.join(names)}."
                 )
-        return self.presets[name](**given)
+        suited = {} if problem is None else self.suited(name, problem)
+        return self.presets[name](**{**suited, **given})
 
 
 def by_name(*methods: Method[Any]) -> dict[str, Method[Any]]:

@@ -28,6 +28,7 @@ __all__ = [
     "Ran",
     "Stage",
     "Timer",
+    "finite",
     "once",
     "resumed",
     "straight",
@@ -301,6 +302,35 @@ def once(
         return state
 
     return _unpacked(stage(name, None, go, 1).result["archive"])
+
+
+def finite(stage: Stage, remedy: str) -> Stage:
+    """Returns a stage whose loops end as soon as a loss is not finite.
+
+    Args:
+      stage: that runs them.
+      remedy: what to do about it, for the message.
+
+    Raises:
+      ValueError: from the stage: which loop it was, after how many steps.
+    """
+
+    def run(name, start, go, num_steps):
+        def checked(state, done, callback):
+            def watch(step, state, metrics):
+                stop = callback(step, state, metrics)
+                losses = np.asarray(metrics.get("loss", 0.0))
+                if is_lost(state) or not np.isfinite(losses).all():
+                    raise ValueError(
+                        f"The loss of {name} is not finite after {step} steps: {remedy}"
+                    )
+                return stop
+
+            return go(state, done, watch)
+
+        return stage(name, start, checked, num_steps)
+
+    return run
 
 
 def timed(stage: Stage, name: str, make: Callable[[], Result]) -> Result:

@@ -32,6 +32,17 @@ def test_the_first_preset_is_taken_and_given_values_win():
     assert TOY.configured(num_steps=7, rate=1.0) == Config(num_steps=7, rate=1.0)
 
 
+def test_what_suits_a_problem_stands_between_the_preset_and_what_is_given():
+    def suited(preset, problem):
+        return {"rate": problem} if preset == "cpu" else {}
+
+    row = dataclasses.replace(TOY, suited=suited)
+    assert row.configured(problem=0.1) == Config(num_steps=1, rate=0.1)
+    assert row.configured(problem=0.1, rate=0.2) == Config(num_steps=1, rate=0.2)
+    assert row.configured("paper", 0.1) == Config()
+    assert row.configured() == TOY.configured(problem=0.1) == Config(num_steps=1)
+
+
 @pytest.mark.parametrize(
     ("preset", "given", "told"),
     [

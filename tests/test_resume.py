@@ -2,6 +2,7 @@
 
 import itertools
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -185,3 +186,17 @@ def test_the_time_of_what_is_not_stored_counts(tmp_path):
     assert resume.timed(stage, "path", lambda: time.sleep(0.05) or "made") == "made"
     assert timer.run >= 0.05
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lost", [{"loss": np.asarray([1.0, np.nan])}, {}])
+def test_a_loss_that_is_lost_ends_the_loop_with_its_name(lost):
+    """A metric says so, or the state."""
+
+    def go(state, done, callback):
+        callback(1, {"x": np.zeros(1)}, {})
+        callback(3, types.SimpleNamespace(nonfinite=not lost), lost)
+        raise AssertionError("it went on")
+
+    told = "The loss of search is not finite after 3 steps: use less."
+    with pytest.raises(ValueError, match=told):
+        resume.finite(resume.straight, "use less.")("search", None, go, 5)

@@ -3,15 +3,25 @@
 from ntk_privacy.data.dataset import ArgumentError, Dataset
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.data.raw import Raw
-from ntk_privacy.data.sets import SETS, Set, load, load_raw, load_set
+from ntk_privacy.data.sets import (
+    SETS,
+    Foretold,
+    Set,
+    foretold,
+    load,
+    load_raw,
+    load_set,
+)
 
 __all__ = [
     "SETS",
     "ArgumentError",
     "Dataset",
+    "Foretold",
     "ImageSet",
     "Raw",
     "Set",
+    "foretold",
     "load",
     "load_raw",
     "load_set",

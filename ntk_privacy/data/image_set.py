@@ -57,6 +57,8 @@ class ImageSet:
         binary: The set's tasks of two superclasses, by name.
         flips: Whether an image mirrored is still one of its class.
         published: Mean and deviation that papers normalise by, if any.
+        kin: The set whose published recipes suit this one: "cifar10", "tiny_imagenet"
+            or "imagenet".
         normaliser: What `normalised` goes by; None for those of the training images.
     """
 
@@ -70,6 +72,7 @@ class ImageSet:
     binary: Mapping[str, Binary] = dataclasses.field(default_factory=dict)
     flips: bool = True
     published: Statistics | None = None
+    kin: str = "cifar10"
     normaliser: Statistics | None = None
 
     @classmethod
@@ -79,7 +82,7 @@ class ImageSet:
         Args:
             raw: Of a loader.
             name: Of the set.
-            **about: See the attributes binary, flips and published.
+            **about: See the attributes binary, flips, published and kin.
         """
         return cls(
             name=name,
@@ -182,6 +185,11 @@ class ImageSet:
         """Height, width and channels."""
         _, height, width, channels = self.images_train.shape
         return height, width, channels
+
+    @property
+    def side(self) -> int:
+        """Height in pixels."""
+        return self.image_shape[0]
 
     @property
     def num_classes(self) -> int:

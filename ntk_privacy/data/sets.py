@@ -38,6 +38,7 @@ class Set(NamedTuple):
         binary: Its tasks of two superclasses, by name; the first is the default.
         flips: Whether an image mirrored is still one of its class.
         published: Mean and deviation that papers normalise by, if any.
+        kin: See `ImageSet`.
     """
 
     load_raw: Callable[[Path], Raw]
@@ -45,6 +46,7 @@ class Set(NamedTuple):
     binary: Mapping[str, Binary] = {}
     flips: bool = True
     published: Statistics | None = None
+    kin: str = "cifar10"
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -76,9 +78,12 @@ SETS: dict[str, Set] = {
         {"animal_vehicle": Binary("animal", "vehicle", (0, 1, 8, 9), (9,))},
         published=_statistics((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     ),
-    "tiny_imagenet": Set(tiny_imagenet.load_raw, (64, 64, 3)),
+    "tiny_imagenet": Set(tiny_imagenet.load_raw, (64, 64, 3), kin="tiny_imagenet"),
 }
 """The image sets that have a name."""
+
+# Folders of pictures are laid out as ImageNet's.
+_FOLDER_KIN = "imagenet"
 
 
 def load_raw(
@@ -150,6 +155,7 @@ def load_set(
             binary=about.binary,
             flips=about.flips,
             published=about.published,
+            kin=about.kin,
         )
     if places.is_npz(place):
         return npz_file.load_set(place)
@@ -159,7 +165,41 @@ def load_set(
         name=places.title(place),
         binary=tasks.two_classes(raw.class_names),
         flips=raw.images_train.shape[-1] > 1,
+        kin=_FOLDER_KIN,
     )
+
+
+class Foretold(NamedTuple):
+    """What is known of an image set before its files are read.
+
+    Attributes:
+        kin: See `ImageSet`.
+        side: Height in pixels; None where the files say.
+    """
+
+    kin: str
+    side: int | None
+
+
+def foretold(name: str | os.PathLike[str], *, size: int | None = None) -> Foretold:
+    """Returns what is known of an image set without a look at its files.
+
+    >>> from ntk_privacy import data
+    >>> data.foretold("tiny_imagenet")
+    Foretold(kin='tiny_imagenet', side=64)
+
+    Args:
+        name: See `load_set`.
+        size: See `load_set`.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    place = places.place_of(name, tuple(SETS))
+    if place is None:
+        about = SETS[str(name)]
+        return Foretold(about.kin, about.image_shape[0])
+    return Foretold(ImageSet.kin if places.is_npz(place) else _FOLDER_KIN, size)
 
 
 def load(

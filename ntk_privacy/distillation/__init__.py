@@ -16,6 +16,7 @@ from ntk_privacy.distillation import (
     rkip,
     rkip_finite,
     robust_mean,
+    squeezed,
     sre2l,
     tesla,
     trajectory_matching,
@@ -30,6 +31,7 @@ METHODS = by_name(
     *dm.METHODS,
     *dc.METHODS,
     *mtt.METHODS,
+    *squeezed.METHODS,
 )
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "kip",
     "rkip",
     "robust_mean",
+    "squeezed",
     "sre2l",
     "tesla",
     "trajectory_matching",

@@ -10,7 +10,7 @@ import functools
 import jax.numpy as jnp
 
 from ntk_privacy import _checks
-from ntk_privacy.distillation.sre2l import MinShare
+from ntk_privacy.distillation.crop_share import MinShare
 
 __all__ = ["KINDS", "curriculum"]
 

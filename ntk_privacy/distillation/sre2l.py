@@ -9,7 +9,6 @@ Source: Yin, Xing & Shen, NeurIPS 2023 (arXiv:2306.13092); with a robust network
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ from ntk_privacy import _checks, _class_checks
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import crops
 from ntk_privacy.distillation import search
+from ntk_privacy.distillation.crop_share import MinShare, constant_crop
 from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.models import fitting
 from ntk_privacy.models.resnet import Stats
@@ -43,9 +43,6 @@ __all__ = [
 
 _FIRST_WEIGHT = 10.0
 
-MinShare = Callable[[Float[Array, ""]], Float[Array, ""]]
-"""`progress -> share`: the least area of a crop when that part of all steps is done."""
-
 
 class RecoverState(NamedTuple):
     """What a recovery resumes from.
@@ -59,21 +56,6 @@ class RecoverState(NamedTuple):
     opt_state: Any
     steps: Int[Array, ""]
     nonfinite: Bool[Array, ""]
-
-
-@functools.cache
-def constant_crop(share: _checks.Number = 0.08) -> MinShare:
-    """Returns a least area that does not change: SRe2L's.
-
-    Args:
-      share: of the image, in (0, 1].
-
-    Raises:
-      ValueError: share is out of range.
-    """
-    _checks.positive(share=share)
-    _checks.in_range(0, 1, share=share)
-    return lambda progress: jnp.full_like(progress, share)
 
 
 def bn_loss(

@@ -7,6 +7,7 @@ from ntk_privacy.evaluation import protocol as protocol
 from ntk_privacy.evaluation import rates as rates
 from ntk_privacy.evaluation import reconstruction_curve as reconstruction_curve
 from ntk_privacy.evaluation import robust_accuracy as robust_accuracy
+from ntk_privacy.evaluation import soft_students as soft_students
 from ntk_privacy.evaluation.reconstruction_curve import Evaluation as Evaluation
 from ntk_privacy.evaluation.reconstruction_curve import Matching as Matching
 from ntk_privacy.evaluation.reconstruction_curve import evaluate as evaluate
@@ -24,4 +25,5 @@ __all__ = [
     "rates",
     "reconstruction_curve",
     "robust_accuracy",
+    "soft_students",
 ]

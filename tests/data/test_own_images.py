@@ -162,6 +162,27 @@ def test_pictures_keep_their_own_size_if_it_is_one(tmp_path):
     assert data.load_set(two).image_shape == (64, 64, 3)
 
 
+def test_what_a_set_is_like_is_known_before_its_files_are_read(tmp_path):
+    for name, size, kin, side in (
+        ("digits", None, "cifar10", 8),
+        ("tiny_imagenet", None, "tiny_imagenet", 64),
+        ("nowhere.npz", None, "cifar10", None),
+        ("./nowhere", None, "imagenet", None),
+        ("./nowhere", 224, "imagenet", 224),
+    ):
+        assert data.foretold(name, size=size) == (kin, side)
+    # And the same once they are.
+    for place in (
+        _saved(tmp_path / "a.npz", images=IMAGES, labels=LABELS),
+        _pictures(tmp_path / "f", IMAGES[:2]),
+    ):
+        found = data.load_set(place)
+        assert found.kin == data.foretold(place).kin
+        assert found.subset().kin == found.kin
+        assert found.side == 5
+    assert data.load_set("digits").kin == "cifar10"
+
+
 def test_what_is_neither_a_set_nor_a_place_is_told_with_the_nearest():
     with pytest.raises(ValueError, match=r"'MNITS' is unknown \(did you mean mnist\?"):
         data.load("MNITS")

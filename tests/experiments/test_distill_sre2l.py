@@ -1,7 +1,10 @@
 """`experiments.distill` with sre2l and cda: files, stages, going on, refusals."""
 
+import dataclasses
+import functools
 import io
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -9,20 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import (
-    _flags,
-    _image_sets,
-    _sre2l,
-    _sre2l_config,
-    _sre2l_evaluation,
-    _sre2l_stages,
-    distill,
-    evade,
-)
-from ntk_privacy import checkpoint, curvature
+from experiments import _flags, _image_sets, _soft_students, _squeezed, distill, evade
+from experiments._groups import Data
+from ntk_privacy import checkpoint, distillation
 from ntk_privacy.evaluation import robust_accuracy as robust
+from ntk_privacy.evaluation import soft_students
 from ntk_privacy.reports import curvature_plots
-from ntk_privacy.training import squeeze
 
 TOY = {
     "method": "sre2l",
@@ -30,6 +25,7 @@ TOY = {
     "num_images": 100,
     "num_test": 30,
     "width": 2,
+    "blocks": (1,),
     "images_per_class": 1,
     "squeeze_epochs": 2,
     "squeeze_batch_size": 50,
@@ -45,18 +41,8 @@ TOY = {
 FIVE = ("pgd100", "square", "autoattack", "cw", "mim")
 
 
-@pytest.fixture(autouse=True)
-def small_network(monkeypatch):
-    real = _sre2l_stages.ResNet18
-    monkeypatch.setattr(
-        _sre2l_stages,
-        "ResNet18",
-        lambda outputs, width, stem: real(outputs, width, stem, blocks=(1,)),
-    )
-
-
 def _config(folder, **changes):
-    return _sre2l_config.Config(**{**TOY, "workdir": str(folder), **changes})
+    return distill.asked(**{**TOY, "workdir": str(folder), **changes})
 
 
 def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, capsys):
@@ -106,7 +92,7 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
     assert results["top_hessian_eigenvalue"]["student"] >= 0
     assert (tmp_path / "eigenvalues.png").read_bytes()[:4] == b"\x89PNG"
     assert distill.run(_config(tmp_path, **later)) == results
-    assert "student, pgd100" in _sre2l.summary(results)
+    assert "student, pgd100" in distill.summary(results)
     # A baseline is drawn beside what is there, if it can be read.
     drawn = []
     monkeypatch.setattr(
@@ -124,7 +110,7 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
             message = "has an eigenvalues.npz that cannot be read: give"
         with monkeypatch.context() as patch:
             # Before the images are read, and where there is nothing yet.
-            patch.setattr(_sre2l, "_load", None)
+            patch.setattr(_image_sets, "read", None)
             with pytest.raises(_flags.UsageError, match=message):
                 distill.run(_config(new, **later, baseline=str(other)))
         assert not new.exists()
@@ -145,7 +131,7 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
     # Another regulariser is another set.
     arguments = [
         f"--{name}={str(value).lower()}"
-        for name, value in {**TOY, "workdir": tmp_path}.items()
+        for name, value in {**TOY, "blocks": 1, "workdir": tmp_path}.items()
     ]
     kind = distill.FLAGS
     assert _flags.call(distill.main, kind, arguments) == 2
@@ -171,12 +157,12 @@ def test_flags_are_chosen_on_images_that_are_neither_trained_on_nor_reported(
     again = distill.run(_config(tmp_path, **flags, num_test=40))
     assert arrays == (tmp_path / "arrays.npz").read_bytes()
     assert [len(x) for x in seen] == [30, 30, 40]
-    assert "judged on" in _sre2l.summary(chosen)
+    assert "judged on" in distill.summary(chosen)
     assert chosen["judging"]["judged_on"] == "validation"
     assert chosen["accuracy"] != told["accuracy"]
     assert (told["num_test"], again["num_test"]) == (30, 40)
-    images = _sre2l._load(_config(tmp_path))
-    trained = {image.tobytes() for image in images.x}
+    images = _soft_students.load(_config(tmp_path)).images
+    trained = {image.tobytes() for image in images.x_train}
     tested = {image.tobytes() for image in images.x_test}
     held = {image.tobytes() for image in seen[0]}
     assert len(held) == 30
@@ -193,7 +179,10 @@ class _Killed(BaseException):
 
 @pytest.mark.slow
 def test_killed_in_any_stage_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(_sre2l_stages, "_CHUNK", 2)
+    row, train = distillation.METHODS["cda"], soft_students.train
+    shorter = dataclasses.replace(row, run=functools.partial(row.run, chunk=2))
+    monkeypatch.setitem(distillation.METHODS, "cda", shorter)
+    monkeypatch.setattr(soft_students, "train", functools.partial(train, chunk=2))
     changes = {"checkpoint_seconds": 0.0, "method": "cda"}
     whole = distill.run(_config(tmp_path / "whole", **changes))
     save, stops = checkpoint.save, []
@@ -210,7 +199,7 @@ def test_killed_in_any_stage_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
             break
         except _Killed:
             continue
-    assert {name for name, _ in stops} == set(_sre2l_stages.STAGES)
+    assert {name for name, _ in stops} == set(_squeezed.LOOPS)
     assert len(stops) == len(set(stops)) == 8
     one, two = (
         (tmp_path / name / "arrays.npz").read_bytes() for name in ("whole", "parts")
@@ -219,101 +208,69 @@ def test_killed_in_any_stage_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
     assert found["accuracy_squeezed"] == whole["accuracy_squeezed"]
 
 
-def test_config_class_and_refusals():
+def test_flags_are_those_of_a_method_like_any_other(capsys):
     asked = distill.FLAGS.parse
-    assert isinstance(asked(["--method", "cda"]), _sre2l_config.Config)
-    assert asked(["--method=kip"]).method.name == "kip"
-    assert asked([]).method.name == "rkip"
-    with pytest.raises(ValueError, match="penalty_weight=3 is for a penalty"):
-        _sre2l_config.Config(penalty_weight=3, regularizer="none")
-    with pytest.raises(ValueError, match="penalty_weight=0 must be above 0"):
-        _sre2l_config.Config(penalty_weight=0, regularizer="curvature")
-    with pytest.raises(ValueError, match=r"penalty_share=2 must lie in \[0, 1\]"):
-        _sre2l_config.Config(penalty_share=2, regularizer="curvature")
-    paper = _sre2l_config.Config(preset="paper", regularizer="curvature")
-    assert (paper.width, paper.penalty_weight, paper.penalty_step) == (64, 100.0, 3.0)
-    assert json.dumps(paper.num_images) == "null"
-    tiny = _sre2l_config.Config(preset="paper", dataset="tiny_imagenet", method="cda")
+    assert asked(["--method", "cda"]).method.name == "cda"
+    plain = asked(["--method=sre2l"])
+    flat = plain.flat()
+    assert (flat["dataset"], flat["num_images"], flat["num_test"]) == (
+        "cifar10",
+        2000,
+        200,
+    )
+    assert (flat["workdir"], flat["preset"], flat["attacks"]) == (
+        "runs/sre2l",
+        "cpu",
+        ("pgd100", "mim", "apgd_t"),
+    )
+    paper = asked(["--method=sre2l", "--preset=paper", "--regularizer=curvature"])
+    assert paper.config.penalty_weight == 100.0
+    assert len(paper.flat()["attacks"]) == 5
+    assert paper.flat()["num_images"] is None
+    arguments = ["--method=cda", "--preset=paper", "--dataset=tiny_imagenet"]
+    tiny = asked(arguments).config
     assert (tiny.num_steps, tiny.learning_rate, tiny.bn_weight) == (4000, 0.4, 0.05)
+    assert asked([*arguments, "--num_steps=9"]).config.num_steps == 9
+    large = ["--dataset=image_folder", "--data_dir=x", "--image_size=224"]
+    assert asked(["--method=sre2l", "--preset=paper", *large]).config.jitter == 32
+    for flags, told in (
+        (["--outer_steps=2"], "it is a flag of dc, dsa"),
+        (["--squeeze_epoch=2"], "Did you mean: squeeze_epochs"),
+        (["--penalty_weight=3"], "penalty_weight=3.0 is for a penalty"),
+    ):
+        assert _flags.call(distill.main, distill.FLAGS, ["--method=cda", *flags]) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_the_bound_is_part_of_adversarial_training_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(_sre2l, "_Run", lambda config, *_: lambda: config.eps)
+    monkeypatch.setattr(
+        _soft_students, "judged", lambda asked, *_: {"eps": asked.config.eps}
+    )
     for kind in ("adversarial", "none"):
-        assert distill.run(_config(tmp_path / kind, regularizer=kind)) == 1 / 255
-    assert distill.run(_config(tmp_path / "none", eps=0.1)) == 0.1
+        found = distill.run(_config(tmp_path / kind, regularizer=kind))
+        assert found["eps"] == 1 / 255
+    with distill.opened(_config(tmp_path / "none", eps=0.1)) as workdir:
+        assert workdir.is_done()
     with pytest.raises(_flags.UsageError, match=r"eps: 0\.0039.* in the folder, 0\.1"):
         distill.run(
             _config(tmp_path / "adversarial", regularizer="adversarial", eps=0.1)
         )
 
 
-def test_eigenvalues_are_of_images_of_all_classes(monkeypatch):
-    """Folders hold one class after the other."""
-    seen = []
-
-    def told(loss_fn, params, x, classes, **options):
-        seen.append(np.asarray(classes))
-        return np.zeros(len(x))
-
-    monkeypatch.setattr(curvature, "top_eigenvalues", told)
-    images = _images((400, 2, 2, 1), np.repeat(np.arange(4), 100))
-    _sre2l_evaluation.eigenvalues(images, None, None, None)
-    np.testing.assert_array_equal(np.bincount(seen[0]), [32] * 4)
-    few = images._replace(x=images.x[:7], classes=images.classes[::60])
-    _sre2l_evaluation.eigenvalues(few, None, None, None)
-    np.testing.assert_array_equal(seen[1], few.classes)
-
-
-def _images(shape, classes):
-    x = np.zeros(shape, np.float32)
-    one = np.ones(shape[-1], np.float32)
-    return _image_sets.Images(x, classes, x, classes, one, one, 4, 255, ())
-
-
-@pytest.mark.parametrize(
-    ("flags", "size", "stem", "squeeze_with", "rest"),
-    [
-        ({}, 32, "cifar", (200, 0.1, 128, 5e-4, 0), (1000, 0.25, 0.01, 4, 128, 30)),
-        (
-            {"dataset": "tiny_imagenet"},
-            *(64, "cifar", (50, 0.2, 256, 1e-4, 5)),
-            (4000, 0.1, 1.0, 4, 100, 20),
+def test_what_is_whole_is_judged_again_without_its_checkpoints(tmp_path, monkeypatch):
+    distill.run(_config(tmp_path))
+    shutil.rmtree(tmp_path / "checkpoints")
+    monkeypatch.setattr(_squeezed, "make", None)
+    monkeypatch.setattr(
+        robust,
+        "robust_accuracy",
+        lambda *_, attacks, **__: SimpleNamespace(
+            clean=0.5, accuracy=dict.fromkeys(attacks, 0.25), left={}
         ),
-        *(
-            (
-                {"dataset": "image_folder", "data_dir": "x", "image_size": size},
-                *(size, stem, (50, 0.025, 32, 1e-4, 0)),
-                (2000, 0.25, 0.01, jitter, 100, 20),
-            )
-            for size, stem, jitter in ((64, "cifar", 4), (224, "imagenet", 32))
-        ),
-    ],
-)
-def test_the_paper_preset_is_the_published_recipe(
-    monkeypatch, flags, size, stem, squeeze_with, rest
-):
-    config = _sre2l_config.Config(preset="paper", **flags)
-    assert rest == (
-        *(config.num_steps, config.learning_rate, config.bn_weight),
-        *(config.jitter, config.batch_size, config.temperature),
     )
-    images = _images((1, size, size, 3), np.zeros(1, int))
-    run = _sre2l_stages.Stages(config, None, images)
-    assert run.model.stem == stem
-    told = {}
-
-    def train(x, labels, **options):
-        told.update(options)
-        return SimpleNamespace(params=None, stats=None)
-
-    monkeypatch.setattr(squeeze, "init", lambda x, **options: None)
-    monkeypatch.setattr(squeeze, "train", train)
-    monkeypatch.setattr(run, "_stage", lambda name, steps, start, go: go(start, None))
-    run.squeeze()
-    names = ("num_epochs", "learning_rate", "batch_size", "weight_decay")
-    assert tuple(told[name] for name in (*names, "warmup_epochs")) == squeeze_with
-    assert told["flip"] is False
+    found = distill.run(_config(tmp_path, evaluate=True, attacks=("mim",)))
+    assert found["accuracy"] == {"clean": 0.5, "mim (2 steps)": 0.25}
+    assert found["seconds"]["squeeze"] > 0
 
 
 def _folder(root, counts):
@@ -334,23 +291,28 @@ def test_any_image_folder_is_a_data_set(tmp_path):
     root = _folder(tmp_path / "images", (3, 2))
     about = {"dataset": "image_folder", "data_dir": str(root)}
     config = _config(tmp_path / "run", **about, num_images=4, num_test=2)
-    assert config.image_size == 64
+    assert config.group(Data).image_size == 64
     small = {**about, "image_size": 5}
     config = _config(tmp_path / "run", **small, num_images=4, num_test=2)
-    images = _sre2l._load(config)
-    assert images.x.shape == (4, 5, 5, 3)
+    images = _soft_students.load(config).images
+    assert images.x_train.shape == (4, 5, 5, 3)
     assert images.x_test.shape == (2, 5, 5, 3)
     assert (images.num_classes, images.levels) == (2, 255)
     assert "flip" in images.operations
-    np.testing.assert_allclose(images.mean, images.x.mean((0, 1, 2)), rtol=1e-5)
+    mean = images.x_train.mean((0, 1, 2))
+    np.testing.assert_allclose(images.normal.mean, mean, rtol=1e-5)
     # evade reads it once, and takes what there is.
     attacked = evade.Config(train="plain", **small)
     images, names = evade._images(attacked, trains=True)
     assert images.x.shape == (5, 5, 5, 3)
     assert names == ("a", "b")
     # Its place is what is in it: another is another run.
-    assert "data_dir" not in _image_sets.not_results(config, ("data_dir", "workdir"))
-    assert "data_dir" in _image_sets.not_results(_config(tmp_path), ("data_dir",))
+    assert "data_dir" not in _image_sets.not_results(
+        config.group(Data), ("data_dir", "workdir")
+    )
+    assert "data_dir" in _image_sets.not_results(
+        _config(tmp_path).group(Data), ("data_dir",)
+    )
 
 
 @pytest.mark.parametrize(

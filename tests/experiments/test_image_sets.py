@@ -8,8 +8,6 @@ import pytest
 from experiments import (
     _flags,
     _image_sets,
-    _sre2l,
-    _sre2l_config,
     _victim,
     compare,
     distill,
@@ -32,7 +30,7 @@ CONFIGS = {
     "kernel": (kernel.Config, {}),
     "poison": (poison.Config, {}),
     "reconstruct": (reconstruct.Config, {}),
-    "sre2l": (_sre2l_config.Config, {}),
+    "sre2l": (distill.asked, {"method": "sre2l"}),
 }
 every_binary = pytest.mark.parametrize("binary", CONFIGS)
 
@@ -120,7 +118,7 @@ TOY = {
     "reconstruct": {"num_images": 4},
     "sre2l": {"num_images": 200, "num_test": 2},
 }
-RUN = {"sre2l": _sre2l.run, "dm": distill.run}
+RUN = {"sre2l": distill.run, "dm": distill.run}
 
 
 @every_binary

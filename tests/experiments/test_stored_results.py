@@ -9,8 +9,6 @@ import pytest
 
 from experiments import (
     _image_sets,
-    _sre2l,
-    _sre2l_config,
     _study,
     compare,
     distill,
@@ -60,10 +58,6 @@ def _opened(folder, stored):
     if program is not None:
         config = _taken(program.Config, stored, **changes)
         names = getattr(program, "NOT_RESULTS", ("workdir", "progress", "data_dir"))
-        return Workdir(folder, config, ignore=_image_sets.not_results(config, names))
-    if stored["method"] in _sre2l_config.METHODS:
-        config = _taken(_sre2l_config.Config, stored, **changes)
-        names = _sre2l.NOT_RESULTS + _sre2l.LATER
         return Workdir(folder, config, ignore=_image_sets.not_results(config, names))
     if stored.get("table") or stored.get("defence"):
         config = _taken(_study.Config, stored, **changes)

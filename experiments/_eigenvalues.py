@@ -1,0 +1,90 @@
+"""The top eigenvalues of a run: measured once, drawn, beside those of another run."""
+
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from experiments._flags import UsageError
+from experiments._workdir import Workdir, read_arrays
+from ntk_privacy.data import ImageSet
+from ntk_privacy.evaluation import soft_students
+from ntk_privacy.evaluation.soft_students import Network
+from ntk_privacy.models import ResNet18
+from ntk_privacy.reports import curvature_plots
+
+_FILE = "eigenvalues.npz"
+
+
+def baseline(folder: str | None) -> np.ndarray | None:
+    """Returns those of the student of another run, if one is named.
+
+    Args:
+      folder: of that run.
+
+    Raises:
+      UsageError: they are not there, or damaged.
+    """
+    if folder is None:
+        return None
+    try:
+        return read_arrays(pathlib.Path(folder) / _FILE)["student"]
+    except FileNotFoundError:
+        told = f"has no {_FILE}"
+    except (OSError, KeyError, ValueError):
+        told = f"has an {_FILE} that cannot be read"
+    raise UsageError(
+        f"baseline={folder} {told}: give the folder of a run that was evaluated."
+    )
+
+
+def measured(
+    workdir: Workdir,
+    images: ImageSet,
+    model: ResNet18,
+    networks: Mapping[str, Network],
+    key: jax.Array,
+) -> dict[str, np.ndarray]:
+    """Returns those of each network at training images: what is there is kept.
+
+    Args:
+      workdir: of the run.
+      images: see `soft_students.eigenvalues`.
+      model: likewise.
+      networks: by name.
+      key: typed key.
+    """
+    if not workdir.path(_FILE).exists():
+        found = {
+            name: soft_students.eigenvalues(images, model, network, key=key)
+            for name, network in networks.items()
+        }
+        workdir.write_arrays(_FILE, **found)
+    return workdir.read_arrays(_FILE)
+
+
+def draw(
+    workdir: Workdir,
+    beside: np.ndarray | None,
+    *,
+    num_images: int,
+    dataset: str,
+    regularizer: str,
+) -> None:
+    """Draws those of the student, beside a baseline's or the squeezed network's.
+
+    Args:
+      workdir: of the run.
+      beside: the baseline's.
+      num_images: training images.
+      dataset: their name.
+      regularizer: of the run.
+    """
+    found = workdir.read_arrays(_FILE)
+    shown = {f"{name} network": values for name, values in found.items()}
+    told = f"Squeezed from {num_images} images of {dataset}, and its student"
+    if beside is not None:
+        shown = {"baseline": beside, f"regularizer {regularizer}": found["student"]}
+        told = f"Students, distilled from {num_images} images of {dataset}"
+    curvature_plots.eigenvalues(shown, workdir.path("eigenvalues.png"), title=told)

@@ -1,0 +1,53 @@
+"""Flags of `experiments.distill` with sre2l and cda, beside those of the method."""
+
+import dataclasses
+from typing import Any, Literal
+
+from experiments import _image_sets, _students
+from experiments._groups import Run
+from ntk_privacy.evaluation import soft_students
+from ntk_privacy.method import Method, field
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images(_students.Images):
+    """Images."""
+
+    dataset: str = _image_sets.dataset_field("cifar10")
+    judged_on: Literal["test", "validation"] = field(
+        "test",
+        "Images to judge by; validation is training images that are left over, to "
+        "choose flags by.",
+    )
+
+    @classmethod
+    def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
+        """Returns the values of a preset."""
+        del method
+        return {"num_images": 2000, "num_test": 200} if preset == "cpu" else {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Students(soft_students.Config):
+    """A network trained on the set."""
+
+    evaluate: bool = field(
+        False, "Test accuracy, clean and under attacks, and the top eigenvalue."
+    )
+    baseline: str | None = field(
+        None, "Folder of an evaluated run, whose eigenvalues are drawn beside."
+    )
+
+    @classmethod
+    def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
+        """Returns the values of a preset."""
+        del method
+        return dataclasses.asdict(soft_students.small()) if preset == "cpu" else {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StagedRun(Run):
+    """The run."""
+
+    workdir: str = field("runs/sre2l", "Folder of the results.")
+    checkpoint_seconds: float = field(60.0, "Time between checkpoints.")

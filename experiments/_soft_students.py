@@ -1,0 +1,136 @@
+"""`experiments.distill` with sre2l and cda: a student of soft labels, attacked."""
+
+import shutil
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import _eigenvalues, _image_sets, _progress, _squeezed
+from experiments._flags import UsageError
+from experiments._program import Asked
+from experiments._soft_flags import Images, StagedRun, Students
+from experiments._workdir import Workdir
+from ntk_privacy.data import ArgumentError, ImageSet
+from ntk_privacy.distillation import squeezed
+from ntk_privacy.distillation.squeezed import Config
+from ntk_privacy.evaluation import soft_students
+from ntk_privacy.resume import Timer
+
+_JUDGING = ("eps", "attack_steps", "num_queries", "attacks", "judged_on", "num_test")
+STAGES = ("evaluate", "baseline", *_JUDGING)
+GROUPS = (Images, Students, StagedRun)
+
+
+class Loaded(NamedTuple):
+    """Images, and eigenvalues to draw beside those of the student."""
+
+    images: ImageSet
+    beside: np.ndarray | None
+
+
+def load(asked: Asked[Config]) -> Loaded:
+    """Returns what flags name; raises UsageError, OSError or ValueError."""
+    # First: hours later it might be gone.
+    beside = _eigenvalues.baseline(asked.group(Students).baseline)
+    data = asked.group(Images)
+    try:
+        images = _image_sets.read(data).subset(
+            num_train=data.num_images, num_test=data.num_test, judged_on=data.judged_on
+        )
+    except ArgumentError as error:
+        raise UsageError(str(error)) from error
+    return Loaded(images.by_published() if asked.preset == "paper" else images, beside)
+
+
+def _judging(asked: Asked[Config]) -> dict[str, Any]:
+    flat = asked.flat()
+    return {name: flat[name] for name in _JUDGING} | {"attacks": [*flat["attacks"]]}
+
+
+def is_done(asked: Asked[Config], workdir: Workdir) -> bool:
+    """Whether the results hold all that is asked for; a baseline is drawn beside."""
+    if not workdir.is_done():
+        return False
+    beside = _eigenvalues.baseline(asked.group(Students).baseline)
+    known = workdir.read_json("results.json")
+    judged = "accuracy" in known and known["judging"] == _judging(asked)
+    if asked.group(Students).evaluate and not judged:
+        return False
+    if "accuracy" in known and beside is not None:
+        told = ("num_images", "dataset", "regularizer")
+        _eigenvalues.draw(workdir, beside, **{name: known[name] for name in told})
+        workdir.write_json("config.json", asked.flat())
+    return True
+
+
+def with_earlier(asked: Asked[Config], earlier: Any, stored: Any) -> Asked[Config]:
+    """Returns the flags as they are: other attacks are other results."""
+    del earlier, stored
+    return asked
+
+
+def judged(
+    asked: Asked[Config],
+    workdir: Workdir,
+    loaded: Loaded,
+    earlier: dict[str, Any],
+    distilling: Timer,
+) -> dict[str, Any]:
+    """Makes the set, trains on it and attacks; returns what results.json holds."""
+    del distilling  # each loop has its own
+    config, students, (images, beside) = asked.config, asked.group(Students), loaded
+    run, dataset = asked.group(StagedRun), asked.group(Images).dataset
+    evaluating, timers = Timer(), {name: Timer() for name in _squeezed.LOOPS}
+    made = _squeezed.kept(asked, workdir, images) if earlier else None
+    seconds = earlier.get("seconds", {})
+    if made is None:
+        made = _squeezed.make(asked, workdir, images, timers)
+        seconds = {name: timer.run for name, timer in timers.items()}
+        seconds["compile"] = sum(timer.compile for timer in timers.values())
+    model, told = made.model, {"num_images": len(images.x_train), "dataset": dataset}
+    results: dict[str, Any] = {
+        "method": asked.method.name,
+        "regularizer": config.regularizer,
+        "penalty_weight": config.penalty_weight,
+        "preset": asked.preset,
+        **told,
+        "num_test": len(images.x_test),
+        "num_distilled": len(made.images),
+        "width": config.width,
+        "seed": run.seed,
+        "judging": _judging(asked),
+        "accuracy_squeezed": soft_students.accuracy(images, model, made.squeezed),
+    }
+    if students.evaluate:
+        key = squeezed.keys(jax.random.key(run.seed)).evaluate
+        stage = _progress.stage(run, workdir.checkpoint_folder, evaluating)
+        found = soft_students.attacked(
+            images, model, made.student, students, key=key, stage=stage
+        )
+        networks = {"squeezed": made.squeezed, "student": made.student}
+        with evaluating():
+            values = _eigenvalues.measured(workdir, images, model, networks, key)
+        results |= {
+            "accuracy": found.accuracy,
+            "autoattack_left": found.left,
+            "top_hessian_eigenvalue": {k: float(np.mean(v)) for k, v in values.items()},
+        }
+        _eigenvalues.draw(workdir, beside, **told, regularizer=config.regularizer)
+    seconds |= {"evaluate": evaluating.run}
+    seconds["compile"] += evaluating.compile
+    # The largest of the checkpoints, made again in a moment.
+    shutil.rmtree(workdir.checkpoint_folder / "relabel", ignore_errors=True)
+    return results | {"seconds": seconds}
+
+
+def rows(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the lines of a short table for the terminal."""
+    told = [
+        ("judged on", f"{results['num_test']} {results['judging']['judged_on']} images")
+    ]
+    shares = {"squeezed network, clean": results["accuracy_squeezed"]}
+    shares |= {f"student, {k}": v for k, v in results.get("accuracy", {}).items()}
+    told += [(name, f"{100 * share:.2f}%") for name, share in shares.items()]
+    top = results.get("top_hessian_eigenvalue", {})
+    return told + [(f"top eigenvalue, {name}", f"{v:.3g}") for name, v in top.items()]
