@@ -46,6 +46,8 @@ class Method(Generic[Config]):
       check: `check(problem, config)` raises ValueError where the two do not fit, before
         anything is computed.
       loss: what its losses are, for a plot.
+      wants: what it takes that not every method of its kind does, a word each; the kind
+        says which there are.
 
     Example:
       >>> import dataclasses
@@ -68,6 +70,7 @@ class Method(Generic[Config]):
     run: Callable[..., Any]
     check: Callable[[Any, Any], None] = _anything_goes
     loss: str = "loss"
+    wants: tuple[str, ...] = ()
 
     def configured(self, preset: str | None = None, **given: Any) -> Config:
         """Returns a config.

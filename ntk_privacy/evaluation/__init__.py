@@ -1,12 +1,15 @@
 """Measures of what was read back, how far the kernel moved, and what attacks break."""
 
 from ntk_privacy.evaluation import kernel_distance as kernel_distance
+from ntk_privacy.evaluation import kernel_movement as kernel_movement
 from ntk_privacy.evaluation import max_margin_ranking as max_margin_ranking
 from ntk_privacy.evaluation import named_attacks as named_attacks
 from ntk_privacy.evaluation import protocol as protocol
 from ntk_privacy.evaluation import rates as rates
 from ntk_privacy.evaluation import reconstruction_curve as reconstruction_curve
 from ntk_privacy.evaluation import robust_accuracy as robust_accuracy
+from ntk_privacy.evaluation import spectrum as spectrum
+from ntk_privacy.evaluation import trained_network as trained_network
 from ntk_privacy.evaluation.reconstruction_curve import Evaluation as Evaluation
 from ntk_privacy.evaluation.reconstruction_curve import Matching as Matching
 from ntk_privacy.evaluation.reconstruction_curve import evaluate as evaluate
@@ -17,6 +20,7 @@ __all__ = [
     "Matching",
     "evaluate",
     "kernel_distance",
+    "kernel_movement",
     "match",
     "max_margin_ranking",
     "named_attacks",
@@ -24,4 +28,6 @@ __all__ = [
     "rates",
     "reconstruction_curve",
     "robust_accuracy",
+    "spectrum",
+    "trained_network",
 ]
