@@ -48,10 +48,10 @@ def test_bad_values_are_refused_in_a_sentence(name):
     with pytest.raises(ValueError, match="depth=0 must be at least 1"):
         row.configured(depth=0)
     if "training" in row.wants:
-        with pytest.raises(ValueError, match="budget=0 must be above 0"):
-            row.configured(budget=0)
+        with pytest.raises(ValueError, match=r"budget=0\.0 must be above 0"):
+            row.configured(budget=0.0)
         with pytest.raises(ValueError, match=r"budget=9\.54e-07 MiB: "):
             _kernel(name, budget=1e-9)
     else:
-        with pytest.raises(ValueError, match="weight_std=-1 must be at least 0"):
-            row.configured(weight_std=-1)
+        with pytest.raises(ValueError, match=r"weight_std=-1\.0 must be at least 0"):
+            row.configured(weight_std=-1.0)
