@@ -1,6 +1,7 @@
 """Kernels by name, one record each: flags, and the kernel that they ask for.
 
 `KERNELS["infinite_mlp"].run(problem, config, key=key).fn` is `(x1, x2=None) -> kernel`.
+A record `wants` "training" where the kernel is of a network that can be trained.
 """
 
 import dataclasses

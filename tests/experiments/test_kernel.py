@@ -1,5 +1,6 @@
 """`experiments.kernel` at toy size: files, resuming to the bit, exit codes."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import _flags, kernel
-from ntk_privacy import checkpoint, data
+from ntk_privacy import checkpoint, data, method
 from ntk_privacy.evaluation.kernel_distance import kernel_distance
-from ntk_privacy.kernels import blockwise, infinite
+from ntk_privacy.kernels import blockwise, infinite, named
 
 TOY = {"num_images": 10, "progress": False}
 TRAINED = {
@@ -36,6 +37,44 @@ def _call(capsys, folder, *flags):
     arguments = [*given, f"--workdir={folder}", *flags]
     code = _flags.call(kernel.main, kernel.PROGRAM, arguments)
     return code, capsys.readouterr()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Linear:
+    scale: float = method.field(2.0, "Of the products.")
+
+
+def _products(problem, config, *, key):
+    del problem, key
+
+    def fn(x1, x2=None):
+        rows = [x.reshape(len(x), -1) for x in (x1, x1 if x2 is None else x2)]
+        return config.scale * rows[0] @ rows[1].T
+
+    return named.Kernel(fn)
+
+
+def test_a_kernel_more_is_one_row(tmp_path, capsys, monkeypatch):
+    presets = {"default": _Linear}
+    row = method.Method("toy", "Products.", _Linear, presets, _products)
+    monkeypatch.setitem(named.KERNELS, "toy", row)
+    code, told = _call(capsys, tmp_path, "--kernel=toy", "--scale=3", "--stream")
+    assert (code, told.err) == (0, "")
+    key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))[0]
+    digits = data.load("digits", num_train=10, key=key)
+    x = digits.x_train[np.argsort(digits.class_train, kind="stable")].reshape(10, -1)
+    streamed = np.load(tmp_path / "kernel.npy", allow_pickle=False)
+    np.testing.assert_allclose(streamed, 3 * x @ x.T, rtol=1e-4, atol=1e-4)
+    helped = _call(capsys, tmp_path, "--kernel=toy", "--help")[1].out
+    assert "flags of toy:\n  --scale=FLOAT" in helped
+    assert "toy: Products." in helped
+    for title in ("Images:", "Blocks of the kernel:", "The run:"):
+        assert f"\n{title}\n" in helped
+    for name in ("depth", "train", "head", "width"):
+        assert f"--{name}=" not in helped
+        assert f"]{name}\n" not in helped
+    code, told = _call(capsys, tmp_path, "--kernel=toy", "--depth=1")
+    assert (code, "--depth has no effect with --kernel=toy" in told.err) == (2, True)
 
 
 def test_the_kernel_and_its_spectrum_are_written(tmp_path, capsys):
