@@ -7,7 +7,6 @@ twice (the first call compiles) and compares with the truth. The published searc
 timed in the same run on the first row's network, over a stretch of its 80,000 steps.
 """
 
-import tempfile
 import time
 
 import jax
@@ -15,12 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _measure
-from experiments import _victim, reconstruct
-from experiments._workdir import Workdir
-from ntk_privacy import _loop
+from experiments import _network, _task_images, reconstruct
+from ntk_privacy import _loop, resume
 from ntk_privacy.evaluation import reconstruction_curve
 from ntk_privacy.reconstruction import algebraic, kkt
-from ntk_privacy.resume import Timer
 
 ROWS = {
     "mnist_20_1024": {"dataset": "mnist", "num_images": 20, "width": 1024},
@@ -47,11 +44,10 @@ ROWS = {
 
 def victim_of(row, seed):
     """Trains the row's network as `experiments.reconstruct` does; its images too."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = reconstruct.Config(**row, seed=seed, workdir=folder, progress=False)
-        with Workdir(folder, config) as workdir:
-            dataset, key = _victim.load(config)
-            return _victim.make(config, workdir, dataset, key, Timer()), dataset
+    asked = reconstruct.PROGRAM.asked(**row, seed=seed)
+    dataset, key = _task_images.load(asked.group(_task_images.TaskImages), seed)
+    network = asked.group(_network.Regression)
+    return network.train(dataset, key, resume.straight), dataset
 
 
 def decode(victim, seed):

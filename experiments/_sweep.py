@@ -5,17 +5,14 @@ where it stood. Cells run from small to large; the table and the figures are red
 after each.
 """
 
-import dataclasses
 import itertools
 import pathlib
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from experiments._workdir import Workdir
-from ntk_privacy import data
-from ntk_privacy.reports import plots
+from experiments import _limits_drawn, _run
+from experiments._groups import Run
+from experiments._program import Asked, Program
 
 # What a study sets in every cell, in place of the flags.
 AXES = (
@@ -23,179 +20,125 @@ AXES = (
     *("known_num_images", "image_size", "fingerprint"),
 )
 
-# The axes of each named study. Ten outputs make every candidate ten rows, and networks
-# whose features move are trained and searched step by step: there N is less.
-_LINEARIZED, _STANDARD = "linearized", "standard"
-SWEEPS: dict[str, dict[str, tuple]] = {
-    "full": {
-        "datasets": ("mnist", "cifar10"),
-        "tasks": (None, "all_classes"),
-        "num_images": (20, 50, 100, 200, 500),
-        "widths": (256, 1024, 4096),
-        "dynamics": (_LINEARIZED, _STANDARD),
-        "early_stop_losses": (None, 1e-2),
-        "most_images_of_all_classes": (500,),
-        "most_images_of_standard": (500,),
-    },
-    "cpu": {
-        "datasets": ("mnist", "cifar10"),
-        "tasks": (None, "all_classes"),
-        "num_images": (20, 50, 100),
-        "widths": (256, 1024),
-        "dynamics": (_LINEARIZED, _STANDARD),
-        "early_stop_losses": (None, 1e-2),
-        "most_images_of_all_classes": (20,),
-        "most_images_of_standard": (50,),
-    },
-    "smoke": {
-        "datasets": ("digits",),
-        "tasks": (None,),
-        "num_images": (4, 8),
-        "widths": (64, 128),
-        "dynamics": (_LINEARIZED, _STANDARD),
-        "early_stop_losses": (None,),
-        "most_images_of_all_classes": (8,),
-        "most_images_of_standard": (8,),
-    },
+_TOLD = (
+    *("num_recovered", "num_certified", "estimated_num_images", "mean_error"),
+    *("kernel_distance", "train_loss", "seconds", "verdict", "warnings"),
+    "squared_distances",
+)
+
+
+class Cell(NamedTuple):
+    """One run: a point on every axis."""
+
+    dataset: str
+    task: str | None
+    num_images: int
+    width: int
+    dynamics: str
+    early_stop_loss: float | None
+
+    def name(self) -> str:
+        """Returns the name of its folder."""
+        stop = "early" if self.early_stop_loss else "converged"
+        shape = (f"n{self.num_images}", f"w{self.width}")
+        return "_".join(
+            (self.dataset, self.task or "binary", *shape, self.dynamics, stop)
+        )
+
+    def cost(self) -> tuple[int, str]:
+        """Returns what cells are sorted by."""
+        # Ten outputs make every candidate ten rows.
+        rows = 10 if self.task == "all_classes" else 1
+        return (self.num_images * self.width**2 * rows**2, self.dynamics)
+
+    def row(self) -> dict[str, Any]:
+        """Returns its place in the table."""
+        return self._asdict() | {"task": self.task or "binary"}
+
+
+class Study(NamedTuple):
+    """Values on the axes of `Cell`, in order, and most images by a value on them."""
+
+    axes: tuple[tuple[Any, ...], ...]
+    most: Mapping[str, int]
+
+    def cells(self) -> list[Cell]:
+        """Returns every cell within the limits, cheapest first."""
+        grid = (Cell(*point) for point in itertools.product(*self.axes))
+        within = (
+            cell
+            for cell in grid
+            if all(
+                cell.num_images <= self.most.get(str(value), 10**9) for value in cell
+            )
+        )
+        return sorted(within, key=Cell.cost)
+
+
+_DYNAMICS = ("linearized", "standard")
+_REAL = (("mnist", "cifar10"), (None, "all_classes"))
+_STOPS = (None, 1e-2)
+
+# The more a step costs, the fewer the images: see `Cell.cost`; and networks whose
+# features move are trained and searched step by step.
+SWEEPS: dict[str, Study] = {
+    "full": Study(
+        (*_REAL, (20, 50, 100, 200, 500), (256, 1024, 4096), _DYNAMICS, _STOPS),
+        {"all_classes": 500, "standard": 500},
+    ),
+    "cpu": Study(
+        (*_REAL, (20, 50, 100), (256, 1024), _DYNAMICS, _STOPS),
+        {"all_classes": 20, "standard": 50},
+    ),
+    "smoke": Study(
+        (("digits",), (None,), (4, 8), (64, 128), _DYNAMICS, (None,)),
+        {"all_classes": 8, "standard": 8},
+    ),
 }
 
 
-def cells(config: Any) -> list[Any]:
-    """Returns one config per cell of `config.sweep`, cheapest first."""
-    axes = SWEEPS[config.sweep]
-    tasks: Iterable[Any] = itertools.product(
-        axes["datasets"],
-        axes["tasks"],
-        axes["num_images"],
-        axes["widths"],
-        axes["dynamics"],
-        axes["early_stop_losses"],
-    )
-    out = []
-    (most,) = axes["most_images_of_all_classes"]
-    (most_standard,) = axes["most_images_of_standard"]
-    for dataset, task, n, width, dynamics, early in tasks:
-        if task == "all_classes" and n > most:
-            continue
-        if dynamics == _STANDARD and n > most_standard:
-            continue
-        name = "_".join(
-            [
-                dataset,
-                task or "binary",
-                f"n{n}",
-                f"w{width}",
-                dynamics,
-                "early" if early else "converged",
-            ]
-        )
-        cell = dataclasses.replace(
-            config,
-            sweep=None,
-            dataset=dataset,
-            task=task,
-            num_images=n,
-            width=width,
-            dynamics=dynamics,
-            early_stop_loss=early,
-            known_num_images=None,
-            image_size=None,
-            fingerprint=None,
-            workdir=str(pathlib.Path(config.workdir) / name),
-        )
-        out.append(cell)
+def of_cell(asked: Asked[Any], cell: Cell) -> Asked[Any]:
+    """Returns what is asked of one cell.
 
-    def cost(cell):
-        rows = 10 if cell.task == "all_classes" else 1
-        return (cell.num_images * cell.width**2 * rows**2, cell.dynamics)
-
-    return sorted(out, key=cost)
+    Args:
+      asked: of the sweep.
+      cell: of it.
+    """
+    folder = pathlib.Path(asked.group(Run).workdir) / cell.name()
+    # None is what the flag is already.
+    given = {name: value for name, value in cell._asdict().items() if value is not None}
+    return asked.replaced(sweep=None, workdir=str(folder), **given)
 
 
 def run(
-    config: Any, run_cell: Callable[[Any], dict[str, Any]], ignore: tuple[str, ...]
+    program: Program,
+    asked: Asked[Any],
+    run_cell: Callable[[Asked[Any]], dict[str, Any]],
 ) -> dict[str, Any]:
     """Runs every cell and returns the table, which is also in results.json.
 
     A cell that cannot be run is a row with an `error`, not the end of the study.
+
+    Args:
+      program: that was asked.
+      asked: of the sweep.
+      run_cell: returns results of one cell.
     """
-    with Workdir(config.workdir, config, ignore=ignore) as workdir:
-        rows = []
-        for cell in cells(config):
-            row = {
-                "dataset": cell.dataset,
-                "task": cell.task or "binary",
-                "num_images": cell.num_images,
-                "width": cell.width,
-                "dynamics": cell.dynamics,
-                "early_stop_loss": cell.early_stop_loss,
-            }
+    name = asked.flat()["sweep"]
+    with _run.opened(program, asked) as workdir:
+        rows: list[dict[str, Any]] = []
+        for cell in SWEEPS[name].cells():
+            row = cell.row()
             try:
-                results = run_cell(cell)
+                results = run_cell(of_cell(asked, cell))
             except (ValueError, FloatingPointError) as error:
                 row["error"] = str(error)
             else:
-                names = ("num_recovered", "num_certified", "estimated_num_images")
-                names += ("mean_error", "kernel_distance", "train_loss", "seconds")
-                names += ("verdict", "warnings")
-                row |= {name: results.get(name) for name in names}
-                row["squared_distances"] = results["squared_distances"]
-                print(line(row), flush=True)
+                row |= {told: results.get(told) for told in _TOLD}
+                print(_limits_drawn.line(row), flush=True)
             rows.append(row)
-            draw(rows, workdir)
+            _limits_drawn.draw(rows, workdir)
             workdir.write_json("table.json", rows)
-        workdir.write_json("results.json", {"sweep": config.sweep, "table": rows})
-        return {"sweep": config.sweep, "table": rows}
-
-
-def line(row: dict[str, Any]) -> str:
-    """Returns a row of the table as text."""
-    certified = row["num_certified"]
-    told = "" if certified is None else f", {certified} certified"
-    stop = "" if row["early_stop_loss"] is None else ", early stopped"
-    verdict = row.get("verdict")
-    judged = "" if verdict is None else f"; {verdict['word']}: {verdict['reason']}"
-    return (
-        f"{row['dataset']} {row['task']} {row['dynamics']}{stop}: "
-        f"N={row['num_images']} "
-        f"width={row['width']}: {row['num_recovered']} recovered{told}, kernel "
-        f"distance {float(row['kernel_distance']):.2g}{judged}"
-    )
-
-
-def draw(rows: list[dict[str, Any]], workdir: Workdir) -> None:
-    """Draws curves per width, one picture per setting, and error against distance."""
-    rows = [row for row in rows if "error" not in row]
-    settings: dict[tuple, list[dict[str, Any]]] = {}
-    for row in rows:
-        stop = "early" if row["early_stop_loss"] else "converged"
-        key = (row["dataset"], row["task"], row["num_images"], row["dynamics"], stop)
-        settings.setdefault(key, []).append(row)
-    for key, group in settings.items():
-        dataset, task, n, dynamics, stop = key
-        curves = {
-            f"width {row['width']}": np.asarray(row["squared_distances"], float)
-            for row in sorted(group, key=lambda row: row["width"])
-        }
-        plots.curve(
-            curves,
-            workdir.path(f"curve_{dataset}_{task}_n{n}_{dynamics}_{stop}.png"),
-            image_shape=data.SETS[dataset].image_shape,
-            title=f"{dataset} {task}, N = {n}, {dynamics}, {stop}",
-        )
-    standard = [row for row in rows if row["dynamics"] == _STANDARD]
-    if standard:
-        series: dict[str, list[tuple[float, float]]] = {}
-        for row in standard:
-            stop = ", early" if row["early_stop_loss"] else ""
-            label = f"{row['dataset']} {row['task']}{stop}"
-            series.setdefault(label, []).append(
-                (float(row["kernel_distance"]), float(row["mean_error"]))
-            )
-        plots.scatter(
-            series,
-            workdir.path("error_against_kernel_distance.png"),
-            x_label="kernel distance",
-            y_label="mean reconstruction error (L2, intensity)",
-            title="Standard dynamics: error against kernel distance",
-        )
+        found = {"sweep": name, "table": rows}
+        workdir.write_json("results.json", found)
+        return found

@@ -53,6 +53,8 @@ class Method(Generic[Config]):
       loss: what its losses are, for a plot.
       suited: `suited(preset, problem)` returns the values that differ from the
         preset's for this problem, of which less may be known than `run` is given.
+      wants: what it takes that not every method of its kind does, a word each; the kind
+        says which there are.
 
     Example:
       >>> import dataclasses
@@ -76,6 +78,7 @@ class Method(Generic[Config]):
     check: Callable[[Any, Any], None] = _anything_goes
     loss: str = "loss"
     suited: Callable[[str, Any], Mapping[str, Any]] = _suits_all
+    wants: tuple[str, ...] = ()
 
     def configured(
         self, preset: str | None = None, problem: Any = None, **given: Any

@@ -1,6 +1,7 @@
 """Measures of what was read back, how far the kernel moved, and what attacks break."""
 
 from ntk_privacy.evaluation import kernel_distance as kernel_distance
+from ntk_privacy.evaluation import kernel_movement as kernel_movement
 from ntk_privacy.evaluation import max_margin_ranking as max_margin_ranking
 from ntk_privacy.evaluation import named_attacks as named_attacks
 from ntk_privacy.evaluation import protocol as protocol
@@ -8,6 +9,8 @@ from ntk_privacy.evaluation import rates as rates
 from ntk_privacy.evaluation import reconstruction_curve as reconstruction_curve
 from ntk_privacy.evaluation import robust_accuracy as robust_accuracy
 from ntk_privacy.evaluation import soft_students as soft_students
+from ntk_privacy.evaluation import spectrum as spectrum
+from ntk_privacy.evaluation import trained_network as trained_network
 from ntk_privacy.evaluation.reconstruction_curve import Evaluation as Evaluation
 from ntk_privacy.evaluation.reconstruction_curve import Matching as Matching
 from ntk_privacy.evaluation.reconstruction_curve import evaluate as evaluate
@@ -18,6 +21,7 @@ __all__ = [
     "Matching",
     "evaluate",
     "kernel_distance",
+    "kernel_movement",
     "match",
     "max_margin_ranking",
     "named_attacks",
@@ -26,4 +30,6 @@ __all__ = [
     "reconstruction_curve",
     "robust_accuracy",
     "soft_students",
+    "spectrum",
+    "trained_network",
 ]

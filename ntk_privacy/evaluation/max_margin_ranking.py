@@ -17,9 +17,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _checks
+from ntk_privacy.data.dataset import Dataset
 from ntk_privacy.evaluation import reconstruction_curve
+from ntk_privacy.training import logistic
 
-__all__ = ["Ranking", "normalized_distances", "rank", "stretch"]
+__all__ = ["Ranking", "compared", "normalized_distances", "rank", "stretch"]
 
 NUM_BEST = 10
 """Pairs that the published score is the mean of."""
@@ -165,3 +167,27 @@ def rank(
         mean_ssim_best=best,
         mean_dssim_best=(1 - best) / 2,
     )
+
+
+def compared(
+    dataset: Dataset, reconstructions: Float[Array | np.ndarray, "m h w c"]
+) -> tuple[Ranking, Ranking, Float[np.ndarray, " n"]]:
+    """Ranks candidates against the training images, and against as many unseen ones.
+
+    Args:
+      dataset: as `data.load` gives it.
+      reconstructions: candidates less the mean image, as the attack returns them.
+
+    Returns:
+      The ranking; that of unseen images, what no leak at all would score; and the PSNR
+      (decibels on [0, 1]) of each pair of the first.
+
+    Raises:
+      ValueError: see `rank`.
+    """
+    x, centre = logistic.preprocess(dataset.x_train)
+    mean = centre + dataset.mean
+    ranking = rank(x, reconstructions, mean=mean)
+    unseen = rank(dataset.x_test[: len(x)] - centre, reconstructions, mean=mean)
+    apart = dataset.x_train[ranking.train_index] + dataset.mean - ranking.images
+    return ranking, unseen, -10 * np.log10(np.mean(apart**2, axis=(1, 2, 3)))

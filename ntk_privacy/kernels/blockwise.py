@@ -5,8 +5,10 @@ at a time, but for those that it returns.
 """
 
 import inspect
+import math
 import pathlib
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks, _programs, sharding
+from ntk_privacy import _checks, _loop, _programs, sharding
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Callback, KernelFn
 from ntk_privacy.kernels import hosts
@@ -26,6 +28,7 @@ __all__ = [
     "product",
     "self_kernel",
     "self_product",
+    "size_within",
     "split",
     "stream",
 ]
@@ -218,6 +221,39 @@ def _diagonal(kernel_fn, blocks):
     ).reshape(-1)
 
 
+def size_within(kernel_fn: KernelFn, x: Float[Array, "n ..."], budget: int) -> int:
+    """Returns how many images on either side of a block fit into `budget` bytes.
+
+    Asked of the compiled program: arguments, block and working memory.
+
+    Args:
+      kernel_fn: `(x1, x2) -> (n1, n2)`.
+      x: images; no block is larger than all of them.
+      budget: bytes.
+
+    Raises:
+      ValueError: not even one image by one fits.
+    """
+    size = min(len(x), max(math.isqrt(budget // (4 * x.dtype.itemsize)), 1))
+    while True:
+        block = jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
+        memory: Any = jax.jit(kernel_fn).lower(block, block).compile().memory_analysis()
+        needed = (
+            memory.temp_size_in_bytes
+            + memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+        )
+        if needed <= budget:
+            return size
+        if size == 1:
+            raise ValueError(
+                f"budget={budget / 2**20:.3g} MiB is smaller than one block of one "
+                f"image by one, {needed / 2**20:.3g} MiB: give at least that."
+            )
+        # A little less than memory in proportion to entries would say.
+        size = max(min(int(0.9 * size * math.sqrt(budget / needed)), size - 1), 1)
+
+
 def stream(
     kernel_fn: KernelFn,
     x1: Float[Array | np.ndarray, "n1 ..."],
@@ -243,7 +279,8 @@ def stream(
       block_size: images on either side of a block.
       mesh: of `sharding.row_mesh`: the rows of a block over its devices.
       callback: called after each block with the number of blocks done, the file so far
-        and {"num_blocks": of all}; what it raises ends the run, resumably.
+        and {"num_blocks": of all}; what it raises ends the run, resumably, and so does
+        True, on all hosts alike.
 
     Returns:
       The file, read-only, mapped into memory.
@@ -289,8 +326,10 @@ def stream(
             flags[index] = 1
             if isinstance(done, np.memmap):
                 done.flush()
-            if callback is not None:
-                callback(int(flags.sum()), out, {"num_blocks": len(pairs)})
+            told = {"num_blocks": len(pairs)}
+            stop = _loop.asks_to_stop(callback, int(flags.sum()), out, told)
+        if stop:
+            break
     hosts.of_first(flags)  # nobody reads before all is written
     return np.lib.format.open_memmap(path, mode="r")
 

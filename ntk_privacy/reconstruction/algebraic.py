@@ -315,6 +315,10 @@ def from_evidence(
         estimated_num_images=found.estimated_num_images,
         message=found.message,
         decoded=found,
+        kept={
+            "activations": np.asarray(found.activations),
+            "gates": np.asarray(found.gates),
+        },
     )
 
 
@@ -331,10 +335,23 @@ def _undecoded(evidence: Evidence, reason: str) -> result.Reconstruction:
     )
 
 
+def _check(evidence: Evidence, config: Config) -> None:
+    del config
+    network = evidence.mlp("algebraic")
+    if len(network.widths) < 2 or network.parametrization != "standard":
+        raise ValueError(
+            f"widths={network.widths}, parametrization={network.parametrization!r}: "
+            "algebraic takes two or more hidden layers in the standard "
+            "parametrisation; use kkt."
+        )
+
+
 METHOD = Method(
     name="algebraic",
     about="Exact decoding of the ReLU gates from the change of the weights; no search.",
     config=Config,
     presets={"fast": Config},
     run=from_evidence,
+    check=_check,
+    wants=("auxiliary", "num_images"),
 )

@@ -196,6 +196,7 @@ def _filled(
         estimated_num_images=count,
         message=decoded.message,
         decoded=decoded,
+        kept={"decoded": np.asarray(decoded.images)},
     )
     if held >= count:
         return found
@@ -300,6 +301,10 @@ def _best_polished(
     )
 
 
+def _check(evidence: Evidence, config: Config) -> None:
+    kkt.plan(config.search(), evidence.dynamics)
+
+
 def _paper(**given: Any) -> Config:
     return Config(**{"settings": "paper", **given})
 
@@ -311,4 +316,6 @@ METHOD = Method(
     config=Config,
     presets={"fast": Config, "paper": _paper},
     run=reconstruct,
+    check=_check,
+    wants=("auxiliary", "num_images"),
 )

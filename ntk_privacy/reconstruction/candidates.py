@@ -1,12 +1,37 @@
-"""Candidates of a search that show the same image, merged into one."""
+"""Candidates of a search: how many, and those that show the same image."""
+
+import dataclasses
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["SAME_IMAGE", "distinct"]
+__all__ = ["SAME_IMAGE", "distinct", "doubled"]
+
+Config = TypeVar("Config")
 
 SAME_IMAGE = 0.9
 """Cosine above which two candidates show the same image."""
+
+
+def doubled(config: Config, count: int) -> Config:
+    """Returns a config that searches for twice as many images, unless it says more.
+
+    Args:
+      config: of a method; left alone if it has no `num_candidates`, or has one.
+      count: training images.
+
+    Example:
+      >>> from ntk_privacy.reconstruction import candidates, kkt
+      >>> candidates.doubled(kkt.Config(), 10).num_candidates
+      20
+      >>> candidates.doubled(kkt.Config(num_candidates=3), 10).num_candidates
+      3
+    """
+    if getattr(config, "num_candidates", 0) is not None:
+        return config
+    given: Any = config
+    return dataclasses.replace(given, num_candidates=2 * count)
 
 
 def distinct(

@@ -3,15 +3,21 @@
 import dataclasses
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_privacy import _checks
 from ntk_privacy._types import ApplyFn, Params
+from ntk_privacy.data.dataset import Dataset
 from ntk_privacy.models.mlp import MLP
 from ntk_privacy.training.victim import Victim
 
-__all__ = ["Dynamics", "Evidence", "of"]
+__all__ = ["NUM_AUXILIARY", "Dynamics", "Evidence", "of", "told"]
+
+NUM_AUXILIARY = 2000
+"""Test images that an attacker is told of, at most."""
 
 Dynamics = Literal["linearized", "standard"]
 
@@ -152,4 +158,46 @@ def of(victim: Victim, **told: Any) -> Evidence:
             "image_shape": victim.image_shape,
             **told,
         },
+    )
+
+
+def told(
+    victim: Victim,
+    dataset: Dataset,
+    *,
+    num_images: int | None = None,
+    auxiliary: bool = False,
+) -> Evidence:
+    """Returns the evidence of a network, and what is told of its image set.
+
+    The attacker is told the range of intensities and the values of the labels.
+
+    Args:
+      victim: trained on the dataset.
+      dataset: as `data.load` gives it.
+      num_images: N; None is not told.
+      auxiliary: the test images are told too, as images of the same domain.
+
+    Example:
+      >>> import jax
+      >>> import ntk_privacy
+      >>> key = jax.random.key(0)
+      >>> digits = ntk_privacy.data.load("digits", num_train=4, key=key)
+      >>> victim = ntk_privacy.training.victim.train(
+      ...     digits.x_train, digits.y_train, width=64, key=key
+      ... )
+      >>> evidence = ntk_privacy.reconstruction.evidence.told(victim, digits)
+      >>> evidence.num_images, evidence.codes().ravel()
+      (None, array([-1.,  1.], dtype=float32))
+    """
+    images = None
+    if auxiliary:
+        dtype = jax.tree.leaves(victim.params_0)[0].dtype
+        images = jnp.asarray(dataset.x_test[:NUM_AUXILIARY], dtype)
+    return of(
+        victim,
+        bounds=dataset.bounds,
+        num_images=num_images,
+        labels=dataset.y_train,
+        auxiliary=images,
     )

@@ -371,6 +371,10 @@ def from_evidence(
     )
 
 
+def _check(evidence: Evidence, config: Config) -> None:
+    plan(config, evidence.dynamics)
+
+
 def _paper(**given: Any) -> Config:
     return Config(**{"settings": "paper", **given})
 
@@ -382,4 +386,5 @@ METHOD = Method(
     config=Config,
     presets={"fast": Config, "paper": _paper},
     run=from_evidence,
+    check=_check,
 )

@@ -30,6 +30,7 @@ from ntk_privacy.reconstruction.evidence import Evidence
 from ntk_privacy.reconstruction.max_margin_loss import objective as objective
 from ntk_privacy.reconstruction.max_margin_loss import relu_and_slope as relu_and_slope
 from ntk_privacy.reconstruction.max_margin_loss import stationarity as stationarity
+from ntk_privacy.reconstruction.max_margin_settings import BY_CHANNELS as BY_CHANNELS
 from ntk_privacy.reconstruction.max_margin_settings import RELEASED as RELEASED
 from ntk_privacy.reconstruction.max_margin_settings import Settings as Settings
 from ntk_privacy.reconstruction.max_margin_settings import (
@@ -44,6 +45,7 @@ from ntk_privacy.training.logistic import preprocess as preprocess
 from ntk_privacy.training.logistic import train as train
 
 __all__ = [
+    "BY_CHANNELS",
     "METHOD",
     "RELEASED",
     "Attack",
@@ -306,6 +308,12 @@ class Config:
     learning_rate: float | None = field(
         None, "Step size of the images (intensity); none is the released one."
     )
+    released: str | None = field(
+        None,
+        "The released run whose settings are taken; none is the one of images with as "
+        "many channels.",
+        choices=tuple(RELEASED),
+    )
 
     def __post_init__(self):
         _checks.at_least(1, num_steps=self.num_steps)
@@ -313,16 +321,19 @@ class Config:
             _checks.at_least(1, num_candidates=self.num_candidates)
         if self.learning_rate is not None:
             _checks.positive(learning_rate=self.learning_rate)
+        if self.released is not None:
+            _checks.one_of(RELEASED, released=self.released)
 
 
 def plan(config: Config, depth: int) -> Settings:
-    """Returns the released settings for grey or coloured images, as the config alters.
+    """Returns released settings, as the config alters them.
 
     Args:
       config: what is asked.
-      depth: channels of the images; three are CIFAR-10's, others MNIST's.
+      depth: channels of the images.
     """
-    chosen = RELEASED["cifar10_b9dfyspx" if depth == 3 else "mnist_rbijxft7"]
+    suits = BY_CHANNELS.get(depth, next(iter(BY_CHANNELS.values())))
+    chosen = RELEASED[config.released or suits]
     chosen = dataclasses.replace(chosen, num_epochs=config.num_steps)
     if config.learning_rate is None:
         return chosen
@@ -381,6 +392,14 @@ def from_evidence(
     )
 
 
+def _check(evidence: Evidence, config: Config) -> None:
+    del config
+    if evidence.num_outputs > 1:
+        raise ValueError(
+            "max_margin takes two classes: use a binary task, or auto for more."
+        )
+
+
 def _fast(**given: Any) -> Config:
     # 50,000 epochs were no better at N = 20.
     return Config(**{"num_steps": 10_000, **given})
@@ -393,4 +412,6 @@ METHOD = Method(
     config=Config,
     presets={"fast": _fast, "paper": Config},
     run=from_evidence,
+    check=_check,
+    wants=("logistic",),
 )

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from ntk_privacy import _checks
 
-__all__ = ["RELEASED", "Settings", "random_settings"]
+__all__ = ["BY_CHANNELS", "RELEASED", "Settings", "random_settings"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,11 @@ RELEASED: Mapping[str, Settings] = MappingProxyType(
     }
 )
 """The four released runs: 500 training images, width 1000, 1000 candidates."""
+
+BY_CHANNELS: Mapping[int, str] = MappingProxyType(
+    {1: "mnist_rbijxft7", 3: "cifar10_b9dfyspx"}
+)
+"""Which of them is taken for images of so many channels, the first for any other."""
 
 
 def random_settings(

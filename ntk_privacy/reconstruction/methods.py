@@ -1,4 +1,9 @@
-"""The table of reconstruction attacks: one row a method, the first one recommended."""
+"""The table of reconstruction attacks: one row a method, the first one recommended.
+
+A record `wants` "auxiliary" where images of the same domain help it, "num_images" where
+it reads N otherwise than for the number of candidates, and "logistic" where it is tried
+on a network of `training.margin_victim`.
+"""
 
 from ntk_privacy.method import by_name
 from ntk_privacy.reconstruction import algebraic, auto, kkt, max_margin

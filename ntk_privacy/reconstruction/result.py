@@ -1,5 +1,7 @@
 """What every reconstruction attack returns."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +10,7 @@ from jaxtyping import Bool, Float
 from ntk_privacy.reconstruction.algebraic_result import AlgebraicReconstruction
 from ntk_privacy.reconstruction.verdict import Verdict
 
-__all__ = ["Reconstruction", "uncertain"]
+__all__ = ["Reconstruction", "figures", "uncertain"]
 
 
 class Reconstruction(NamedTuple):
@@ -35,6 +37,7 @@ class Reconstruction(NamedTuple):
         order; empty where there was none.
       decoded: the decoding that the images come from; None where there was none, or it
         was no help.
+      kept: what else of it is worth keeping, by name.
     """
 
     images: Float[np.ndarray, "m h w d"]
@@ -51,6 +54,7 @@ class Reconstruction(NamedTuple):
     message: str = ""
     replay_misses: tuple[float, ...] = ()
     decoded: AlgebraicReconstruction | None = None
+    kept: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def uncertain(count: int) -> dict[str, Any]:
@@ -60,3 +64,30 @@ def uncertain(count: int) -> dict[str, Any]:
         "residuals": np.full(count, np.nan),
         "errors": np.full(count, np.inf),
     }
+
+
+def figures(found: Reconstruction) -> dict[str, Any]:
+    """Returns what a method tells of its own result, apart from images and verdict.
+
+    Args:
+      found: of any method; entries that it has no figures for are left out.
+    """
+    told: dict[str, Any] = {
+        "sources": found.sources,
+        "replay_misses": found.replay_misses,
+    }
+    if found.contributions is not None:
+        told |= {"nonfinite": found.nonfinite, "contributions": found.contributions}
+    if found.message:
+        told |= {
+            "estimated_num_images": found.estimated_num_images,
+            "num_certified": int(np.sum(found.certified)),
+            "certified": found.certified,
+            "message": found.message,
+        }
+    if found.decoded is not None:
+        told |= {
+            name: getattr(found.decoded, name)
+            for name in ("rank_gap", "residuals", "errors")
+        }
+    return told

@@ -60,7 +60,7 @@ def train(
       50
     """
     _checks.at_least(1, width=width, max_steps=max_steps)
-    x, _ = logistic.preprocess(x_train)
+    x, centre = logistic.preprocess(x_train)
     model = logistic.network(width)
     dtype = jnp.dtype(x.dtype if dtype is None else dtype)
     params_0 = logistic.init_params(model, key, x.shape[1:], dtype=dtype)
@@ -90,4 +90,6 @@ def train(
         duals=None,
         loss=trained.loss,
         steps=trained.epochs,
+        centre=centre,
+        is_logistic=True,
     )

@@ -7,6 +7,7 @@ each (`load`).
 Source: Cazenavette et al., CVPR 2022 (MTT, arXiv:2203.11932), released code.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -23,7 +24,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks, _class_checks, _files, _loop, checkpoint
+from ntk_privacy import _checks, _class_checks, _files, _loop, resume
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
 from ntk_privacy.models.convnet import Classifier
@@ -210,14 +211,16 @@ def record(
         for i, name in enumerate(names)
         if name not in known or _damage(folder / name, known[name])
     ]
+    # An epoch is long, and what it leaves is small: each is kept.
+    stage = resume.resumed(folder, timer=resume.Timer(), seconds=0.0)
     for begin in range(0, len(todo), at_once):
         group = todo[begin : begin + at_once]
         # By all of its members: a damaged file may join others than before.
         members = zlib.crc32(repr(group).encode())
-        unfinished = folder / f"unfinished_{group[0]:04d}_{members:08x}"
+        name = f"unfinished_steps_{group[0]:04d}_{members:08x}"
         told = _with_expert(callback, group[0]) if callback is not None else None
         snapshots = _train(
-            unfinished,
+            functools.partial(stage, name),
             x_train,
             labels,
             model=model,
@@ -234,7 +237,7 @@ def record(
         if snapshots is None:
             break
         if not np.isfinite(snapshots).all():
-            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(folder / name, ignore_errors=True)
             raise ValueError(
                 f"Experts {group[0]} to {group[-1]} of {folder} are not finite after "
                 f"{num_epochs} epochs with learning_rate={learning_rate}: lower it, in "
@@ -245,7 +248,7 @@ def record(
             _write(folder / names[i], content)
             known[names[i]] = _checksum(content)
         _write_manifest(folder, recipe, like, known)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(folder / name, ignore_errors=True)
     return folder
 
 
@@ -257,7 +260,7 @@ def _with_expert(callback: Callback, first: int) -> Callback:
 
 
 def _train(
-    unfinished, x_train, labels, *, model, keys, num_epochs, callback, **options
+    stage, x_train, labels, *, model, keys, num_epochs, callback, **options
 ) -> np.ndarray | None:
     """Returns parameters as rows, (experts, epochs + 1, size); None when stopped."""
     x, k = jnp.asarray(x_train), len(keys)
@@ -267,33 +270,33 @@ def _train(
     snapshots = np.zeros((k, num_epochs + 1, first.shape[1]), first.dtype)
     snapshots[:, 0] = first
     per_epoch = -(-len(x) // min(options["batch_size"], len(x)))
-    done = checkpoint.latest_step(unfinished) or 0
-    if done:
-        like = {"state": state, "snapshots": snapshots}
-        stored = checkpoint.restore(unfinished, done, like)
-        state = jax.tree.map(jnp.asarray, stored["state"])
-        snapshots = np.array(stored["snapshots"])
 
-    def after_epoch(step, state, metrics):
-        epoch = step // per_epoch
-        snapshots[:, epoch] = rows(state.params)
-        if epoch < num_epochs:
-            entry = {"state": state, "snapshots": snapshots}
-            checkpoint.save(unfinished, epoch, entry)
-        return _loop.asks_to_stop(callback, epoch, state, metrics)
+    def go(start, done, told):
+        del done  # the state knows
+        snapshots = np.array(start["snapshots"])
 
-    state = classification.train(
-        x,
-        labels,
-        model=model,
-        keys=keys,
-        num_epochs=num_epochs,
-        state=state,
-        chunk=per_epoch,
-        callback=after_epoch,
-        **options,
-    )
-    return snapshots if int(state.steps) == num_epochs * per_epoch else None
+        def after_epoch(step, state, metrics):
+            epoch = step // per_epoch
+            snapshots[:, epoch] = rows(state.params)
+            # Kept before the user hears of it: no epoch that was told is done again.
+            stop = told(step, {"state": state, "snapshots": snapshots}, metrics)
+            return _loop.asks_to_stop(callback, epoch, state, metrics) or stop
+
+        state = classification.train(
+            x,
+            labels,
+            model=model,
+            keys=keys,
+            num_epochs=num_epochs,
+            state=start["state"],
+            chunk=per_epoch,
+            callback=after_epoch,
+            **options,
+        )
+        return snapshots if int(state.steps) == num_epochs * per_epoch else None
+
+    start = {"state": state, "snapshots": snapshots}
+    return stage(start, go, num_epochs * per_epoch).result
 
 
 def _damage(path: pathlib.Path, checksum: str) -> str:

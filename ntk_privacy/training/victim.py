@@ -40,8 +40,14 @@ class Victim(NamedTuple):
       image_shape: (height, width, depth) in pixels.
       dynamics: "linearized" where the first-order Taylor model was trained.
       duals: multipliers of the training images, (n, c), known for a linearized model.
-      loss: mean of (f - y)^2 / 2 at params_t, of outputs computed anew.
+      loss: mean of (f - y)^2 / 2 at params_t, of outputs computed anew; or the mean
+        logistic loss.
       steps: of the optimizer; None for the closed form.
+      reached: whether the loss is what was asked for; None where nothing was.
+      centre: mean image that images are less of where they enter the network; None
+        where it takes them as they are loaded.
+      is_logistic: trained on the logistic loss from a vanishing first layer, whose
+        kernel is no reference.
     """
 
     model: MLP
@@ -52,6 +58,9 @@ class Victim(NamedTuple):
     duals: Float[np.ndarray, "n c"] | None
     loss: float
     steps: int | None
+    reached: bool | None = None
+    centre: Float[np.ndarray, "h w d"] | None = None
+    is_logistic: bool = False
 
 
 def train(
@@ -187,6 +196,8 @@ def fit(
         duals=duals,
         loss=float(loss),
         steps=steps,
+        # However the weights were found.
+        reached=full_batch_training.reached(float(loss), stop_loss, y_train),
     )
 
 
@@ -271,8 +282,10 @@ def outputs(
 
     Args:
       victim: trained.
-      images: preprocessed like the training set.
+      images: preprocessed like the training set; `centre` is subtracted here.
     """
+    if victim.centre is not None:
+        images = images - victim.centre
     return _outputs(
         victim.model,
         victim.dynamics == "linearized",

@@ -8,7 +8,7 @@ import pytest
 from experiments import (
     _flags,
     _image_sets,
-    _victim,
+    _task_images,
     compare,
     distill,
     evade,
@@ -27,9 +27,9 @@ CONFIGS = {
     "distill": (distill.asked, {}),
     "dm": (distill.asked, {"method": "dm"}),
     "evade": (evade.Config, {"train": "plain"}),
-    "kernel": (kernel.Config, {}),
+    "kernel": (kernel.PROGRAM.asked, {}),
     "poison": (poison.Config, {}),
-    "reconstruct": (reconstruct.Config, {}),
+    "reconstruct": (reconstruct.PROGRAM.asked, {}),
     "sre2l": (distill.asked, {"method": "sre2l"}),
 }
 every_binary = pytest.mark.parametrize("binary", CONFIGS)
@@ -87,13 +87,14 @@ def test_every_binary_refuses_what_does_not_fit_its_set(binary, flags, told):
         _config(binary, **flags)
 
 
-def test_a_set_more_is_one_row_for_the_binaries(monkeypatch):
+def test_a_set_more_is_one_row_for_the_binaries(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 6, 6, 1)).astype(np.uint8)
     labels = np.arange(40, dtype=np.int32) % 4
     raw = data.Raw(images, labels, images[:8], labels[:8], tuple("abcd"), 255)
     monkeypatch.setitem(SETS, "toy", Set(lambda _: raw, (6, 6, 1), flips=False))
-    dataset, _ = _victim.load(_config("reconstruct", dataset="toy", num_images=8))
+    images = _data(_config("reconstruct", dataset="toy", num_images=8))
+    dataset, _ = _task_images.load(images, 0)
     assert (dataset.x_train.shape, dataset.y_train.shape) == ((8, 6, 6, 1), (8, 4))
     found = _image_sets.load(_config("poison", dataset="toy"), num_train=20)
     assert (found.x.shape, found.num_classes) == ((20, 6, 6, 1), 4)
@@ -104,8 +105,11 @@ def test_a_set_more_is_one_row_for_the_binaries(monkeypatch):
         1,
     )
     # No task of two superclasses, of which the logistic loss is.
+    options = {"num_images": 8, "workdir": str(tmp_path / "run")}
+    asked = _config("reconstruct", dataset="toy", method="max_margin", **options)
     with pytest.raises(ValueError, match="takes two classes: use a binary task"):
-        _config("reconstruct", dataset="toy", method="max_margin")
+        reconstruct.run(asked)
+    assert not (tmp_path / "run").exists()
 
 
 TOY = {
@@ -141,16 +145,16 @@ def test_a_run_is_of_its_images_wherever_they_lie(tmp_path, binary):
 
 def test_what_was_made_of_images_that_are_gone_may_be_looked_at(tmp_path):
     config = _config("kernel", dataset=_npz(tmp_path / "a.npz"))
-    ignore = _image_sets.not_results(config, ())
-    with Workdir(tmp_path / "run", config, ignore=ignore):
+    ignore = _image_sets.not_results(_data(config), ())
+    with Workdir(tmp_path / "run", config.flat(), ignore=ignore):
         pass
     (tmp_path / "a.npz").unlink()
-    gone = _config("kernel", dataset=config.dataset)
-    ignore = _image_sets.not_results(gone, ())
-    with Workdir(tmp_path / "run", gone, ignore=ignore):
-        assert gone.fingerprint is None
+    gone = _config("kernel", dataset=_data(config).dataset)
+    ignore = _image_sets.not_results(_data(gone), ())
+    with Workdir(tmp_path / "run", gone.flat(), ignore=ignore):
+        assert _data(gone).fingerprint is None
     with pytest.raises(FileNotFoundError, match="is missing"):
-        _image_sets.read(gone)
+        _image_sets.read(_data(gone))
 
 
 def test_folders_of_older_runs_of_named_sets_go_on():
@@ -164,6 +168,6 @@ def test_max_margin_refuses_more_than_two_classes_of_a_file(tmp_path, capsys):
     np.savez(tmp_path / "three.npz", images=images, labels=np.arange(12) % 3)
     flags = ["--method=max_margin", f"--dataset={tmp_path / 'three.npz'}"]
     flags += ["--num_images=3", "--width=8", f"--workdir={tmp_path / 'run'}"]
-    assert _flags.call(reconstruct.main, reconstruct.Config, flags) == 2
+    assert _flags.call(reconstruct.main, reconstruct.PROGRAM, flags) == 2
     assert "takes two classes" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

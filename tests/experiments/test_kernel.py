@@ -1,5 +1,6 @@
 """`experiments.kernel` at toy size: files, resuming to the bit, exit codes."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _flags, _kernels, kernel
-from ntk_privacy import checkpoint, data
+from experiments import _flags, kernel
+from ntk_privacy import checkpoint, data, method
 from ntk_privacy.evaluation.kernel_distance import kernel_distance
-from ntk_privacy.kernels import blockwise, infinite
+from ntk_privacy.kernels import blockwise, infinite, named
 
 TOY = {"num_images": 10, "progress": False}
 TRAINED = {
@@ -22,7 +23,8 @@ TRAINED = {
 
 
 def _run(folder, **changes):
-    return kernel.run(kernel.Config(**{**TOY, **changes, "workdir": str(folder)}))
+    given = {**TOY, **changes, "workdir": str(folder)}
+    return kernel.run(kernel.PROGRAM.asked(**given))
 
 
 def _arrays(folder):
@@ -33,8 +35,46 @@ def _arrays(folder):
 def _call(capsys, folder, *flags):
     given = [f"--{name}={str(value).lower()}" for name, value in TOY.items()]
     arguments = [*given, f"--workdir={folder}", *flags]
-    code = _flags.call(kernel.main, kernel.Config, arguments)
+    code = _flags.call(kernel.main, kernel.PROGRAM, arguments)
     return code, capsys.readouterr()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Linear:
+    scale: float = method.field(2.0, "Of the products.")
+
+
+def _products(problem, config, *, key):
+    del problem, key
+
+    def fn(x1, x2=None):
+        rows = [x.reshape(len(x), -1) for x in (x1, x1 if x2 is None else x2)]
+        return config.scale * rows[0] @ rows[1].T
+
+    return named.Kernel(fn)
+
+
+def test_a_kernel_more_is_one_row(tmp_path, capsys, monkeypatch):
+    presets = {"default": _Linear}
+    row = method.Method("toy", "Products.", _Linear, presets, _products)
+    monkeypatch.setitem(named.KERNELS, "toy", row)
+    code, told = _call(capsys, tmp_path, "--kernel=toy", "--scale=3", "--stream")
+    assert (code, told.err) == (0, "")
+    key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))[0]
+    digits = data.load("digits", num_train=10, key=key)
+    x = digits.x_train[np.argsort(digits.class_train, kind="stable")].reshape(10, -1)
+    streamed = np.load(tmp_path / "kernel.npy", allow_pickle=False)
+    np.testing.assert_allclose(streamed, 3 * x @ x.T, rtol=1e-4, atol=1e-4)
+    helped = _call(capsys, tmp_path, "--kernel=toy", "--help")[1].out
+    assert "flags of toy:\n  --scale=FLOAT" in helped
+    assert "toy: Products." in helped
+    for title in ("Images:", "Blocks of the kernel:", "The run:"):
+        assert f"\n{title}\n" in helped
+    for name in ("depth", "train", "head", "width"):
+        assert f"--{name}=" not in helped
+        assert f"]{name}\n" not in helped
+    code, told = _call(capsys, tmp_path, "--kernel=toy", "--depth=1")
+    assert (code, "--depth has no effect with --kernel=toy" in told.err) == (2, True)
 
 
 def test_the_kernel_and_its_spectrum_are_written(tmp_path, capsys):
@@ -121,15 +161,16 @@ def test_interrupted_in_training_it_ends_with_the_same_bytes(
 
 def test_a_streamed_kernel_is_the_same_and_goes_on(tmp_path, monkeypatch):
     _run(tmp_path / "whole", precision="float64")
-    monkeypatch.setattr(_kernels, "block_size", lambda fn, x, budget: 3)
+    monkeypatch.setattr(blockwise, "size_within", lambda fn, x, budget: 3)
     stream, stops = blockwise.stream, []
 
-    def stop(done, out, metrics):
-        stops.append(done)
-        if done == 4 and stops.count(4) == 1:
-            raise _Killed
-
     def interrupted(*args, callback, **kwargs):
+        def stop(done, out, metrics):
+            stops.append(done)
+            if done == 4 and stops.count(4) == 1:
+                raise _Killed
+            return callback(done, out, metrics)
+
         return stream(*args, callback=stop, **kwargs)
 
     monkeypatch.setattr(blockwise, "stream", interrupted)
@@ -144,19 +185,6 @@ def test_a_streamed_kernel_is_the_same_and_goes_on(tmp_path, monkeypatch):
     have = _arrays(tmp_path / "cut")
     assert "kernel" not in have
     np.testing.assert_allclose(have["eigenvalues"], want["eigenvalues"], rtol=1e-8)
-
-
-def test_blocks_fit_the_budget():
-    x = jnp.zeros((500, 8, 8, 1), jnp.float32)
-    fn = infinite.mlp(1)
-    assert _kernels.block_size(fn, x, 2**30) == 500
-    size = _kernels.block_size(fn, x, 2**19)
-    assert 100 < size < 400
-    block = jax.ShapeDtypeStruct((size, 8, 8, 1), x.dtype)
-    memory = jax.jit(fn).lower(block, block).compile().memory_analysis()
-    assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 2**19
-    with pytest.raises(_flags.UsageError, match="smaller than one block of one image"):
-        _kernels.block_size(fn, x, 100)
 
 
 @pytest.mark.parametrize(
@@ -182,14 +210,27 @@ def test_other_kernels(tmp_path, changes, request):
     [
         (["--num_images=0"], "num_images=0 must be at least 1"),
         (["--kernel=magic"], "unknown: use one of infinite_mlp"),
+        (["--kernel=infinite_mpl"], "did you mean infinite_mlp?"),
         (["--weight_std=-1"], "weight_std=-1.0 must be at least 0"),
         (["--budget=0"], "budget=0.0 must be above 0"),
         (["--budget=1e-6", "--stream"], "smaller than one block"),
-        (["--budget=64"], "budget=64.0 bounds blocks, and kernel=infinite_mlp is made"),
+        (
+            ["--budget=64"],
+            "no effect with --kernel=infinite_mlp in one piece",
+        ),
+        (["--width=9"], "--width has no effect with --parametrization=ntk"),
+        (["--notrain"], "--notrain has no effect with --kernel=infinite_mlp"),
         (["--widht=8"], "Unknown command line flag 'widht'"),
         (["--num_images=5"], "num_images=5 does not split evenly"),
         (["--kernel=empirical_mlp", "--stream"], "add --notrain"),
-        (["--kernel=empirical_mlp", "--bias_std=0.1"], "leave --weight_std"),
+        (
+            ["--kernel=empirical_mlp", "--bias_std=0.1"],
+            "a flag of infinite_mlp,",
+        ),
+        (
+            ["--kernel=empirical_mlp", "--notrain", "--stop_loss=1"],
+            "--stop_loss has no effect with --notrain",
+        ),
         (["--kernel=empirical_mlp", "--budget=1e-6"], "memory_budget=1 bytes is small"),
     ],
 )

@@ -5,22 +5,31 @@ import json
 import numpy as np
 import pytest
 
-from experiments import _sweep, reconstruct
+from experiments import _limits_drawn, _sweep, reconstruct
 
 
 @pytest.mark.parametrize(("name", "count"), [("smoke", 8), ("cpu", 56), ("full", 240)])
 def test_cells_go_from_cheap_to_dear_each_in_its_folder(name, count):
-    cells = _sweep.cells(reconstruct.Config(sweep=name, workdir="x"))
-    assert len(cells) == count == len({cell.workdir for cell in cells})
-    assert all(cell.sweep is None for cell in cells)
-    axes = _sweep.SWEEPS[name]
+    cells = _sweep.SWEEPS[name].cells()
+    assert len(cells) == count == len({cell.name() for cell in cells})
+    most = _sweep.SWEEPS[name].most
     for cell in cells:
         if cell.dynamics == "standard":
-            assert cell.num_images <= axes["most_images_of_standard"][0]
+            assert cell.num_images <= most["standard"]
         if cell.task == "all_classes":
-            assert cell.num_images <= axes["most_images_of_all_classes"][0]
+            assert cell.num_images <= most["all_classes"]
     sizes = [cell.num_images * cell.width**2 for cell in cells if cell.task is None]
     assert sizes == sorted(sizes)
+
+
+def test_a_cell_is_a_run_of_its_own():
+    asked = reconstruct.PROGRAM.asked(sweep="cpu", workdir="x", seed=3, method="kkt")
+    cells = _sweep.SWEEPS["cpu"].cells()
+    cell = next(c for c in cells if c.task and c.early_stop_loss)
+    flat = _sweep.of_cell(asked, cell).flat()
+    assert flat["workdir"] == f"x/{cell.name()}"
+    assert flat.items() >= cell._asdict().items()
+    assert (flat["sweep"], flat["seed"], flat["method"]) == (None, 3, "kkt")
 
 
 def test_a_cell_where_nothing_was_found_is_a_row(tmp_path):
@@ -36,16 +45,18 @@ def test_a_cell_where_nothing_was_found_is_a_row(tmp_path):
             "verdict": {"word": "nothing found", "reason": "The rank is not clear."},
         }
 
-    config = reconstruct.Config(sweep="smoke", workdir=str(tmp_path))
-    found = _sweep.run(config, run_cell, reconstruct.NOT_RESULTS)
+    asked = reconstruct.PROGRAM.asked(sweep="smoke", workdir=str(tmp_path))
+    found = _sweep.run(reconstruct.PROGRAM, asked, run_cell)
     assert not any("error" in row for row in found["table"])
-    assert "nothing found: The rank is not clear." in _sweep.line(found["table"][0])
+    told = _limits_drawn.line(found["table"][0])
+    assert "nothing found: The rank is not clear." in told
 
 
 def test_a_cell_that_cannot_run_is_a_row_and_the_study_goes_on(tmp_path, capsys):
     ran = []
 
-    def run_cell(cell):
+    def run_cell(asked):
+        cell = asked.namespace()
         ran.append((cell.num_images, cell.width, cell.dynamics))
         if cell.num_images == 8 and cell.width == 128:
             raise ValueError("too many for this width.")
@@ -58,8 +69,8 @@ def test_a_cell_that_cannot_run_is_a_row_and_the_study_goes_on(tmp_path, capsys)
             "verdict": {"word": "approximate", "reason": "Enough."},
         }
 
-    config = reconstruct.Config(sweep="smoke", workdir=str(tmp_path))
-    found = _sweep.run(config, run_cell, reconstruct.NOT_RESULTS)
+    asked = reconstruct.PROGRAM.asked(sweep="smoke", workdir=str(tmp_path))
+    found = _sweep.run(reconstruct.PROGRAM, asked, run_cell)
     assert len(ran) == len(set(ran)) == len(found["table"]) == 8
     errors = [row for row in found["table"] if "error" in row]
     assert [row["error"] for row in errors] == ["too many for this width."] * 2

@@ -75,6 +75,33 @@ def test_an_interrupted_run_goes_on(tmp_path):
     chex.assert_trees_all_close(np.asarray(got), KERNEL(x1, x2), rtol=1e-12)
 
 
+def test_it_stops_when_asked_and_goes_on(tmp_path):
+    x, path = images(7), tmp_path / "k.npy"
+    seen = []
+
+    def stop(step, state, metrics):
+        seen.append(step)
+        return step == 4
+
+    blockwise.stream(KERNEL, x, None, path, block_size=2, callback=stop)
+    assert seen == [1, 2, 3, 4]
+    got = blockwise.stream(KERNEL, x, None, path, block_size=2, callback=stop)
+    assert seen == list(range(1, 11))
+    chex.assert_trees_all_close(np.asarray(got), KERNEL(x, x), rtol=1e-7)
+
+
+def test_blocks_fit_the_budget():
+    x = jax.numpy.zeros((500, 8, 8, 1), jax.numpy.float32)
+    assert blockwise.size_within(KERNEL, x, 2**30) == 500
+    size = blockwise.size_within(KERNEL, x, 2**19)
+    assert 100 < size < 400
+    block = jax.ShapeDtypeStruct((size, 8, 8, 1), x.dtype)
+    memory = jax.jit(KERNEL).lower(block, block).compile().memory_analysis()
+    assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 2**19
+    with pytest.raises(ValueError, match="smaller than one block of one image"):
+        blockwise.size_within(KERNEL, x, 100)
+
+
 def test_a_nan_in_an_image_is_named_and_not_written(tmp_path):
     x = images(5).at[3, 0].set(jnp.nan)
     with pytest.raises(ValueError, match="kernel of image 3 of x1 with images 0 to 1"):

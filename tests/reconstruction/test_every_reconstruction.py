@@ -1,6 +1,7 @@
 """One contract for every reconstruction attack, a toy of the test's own among them."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -8,11 +9,18 @@ import pytest
 
 from experiments import _flags, reconstruct
 from ntk_privacy import _checks, data, method, resume
-from ntk_privacy.reconstruction import METHODS, Reconstruction, evidence
+from ntk_privacy.models import MLP
+from ntk_privacy.reconstruction import (
+    METHODS,
+    Reconstruction,
+    evidence,
+    max_margin,
+)
 from ntk_privacy.reconstruction.verdict import Verdict
 from ntk_privacy.training import logistic, margin_victim, victim
 
 N, WIDTH, EPOCHS = 6, 32, 20
+_TITLES = ["Images:", "The network:", "What the attacker knows:", "The run:"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +69,7 @@ SHORT = {
     "algebraic": {},
     "kkt": {"num_steps": 70, "num_candidates": 3},
     "max_margin": {"num_steps": 600, "num_candidates": 4},
-    "toy": {"num_steps": 3},
+    "toy": {"num_steps": 3, "num_candidates": 4},
 }
 # Loops that each goes through, in order.
 STAGES = {
@@ -199,7 +207,7 @@ def test_the_binary_finds_the_same(case, tmp_path, capsys):
     if name == "max_margin":
         flags |= {"max_train_steps": EPOCHS}
     given = [*(f"--{flag}={value}" for flag, value in flags.items()), "--noprogress"]
-    told = _flags.call(reconstruct.main, reconstruct.Config, given)
+    told = _flags.call(reconstruct.main, reconstruct.PROGRAM, given)
     assert told == 0, capsys.readouterr().err
     with np.load(tmp_path / "arrays.npz") as stored:
         images, losses = stored["reconstructions"], stored["losses"]
@@ -236,14 +244,94 @@ def test_what_is_told_of_labels_has_a_default():
         known().num_candidates()
 
 
-def test_help_and_refusals_follow_the_table(capsys):
-    def call(*flags):
-        code = _flags.call(reconstruct.main, reconstruct.Config, flags)
-        return code, " ".join("".join(capsys.readouterr()).split())
+def _call(capsys, *flags):
+    code = _flags.call(reconstruct.main, reconstruct.PROGRAM, flags)
+    return code, "".join(capsys.readouterr())
 
-    assert "--method=auto|algebraic|kkt|max_margin|toy" in call("--help")[1]
-    code, told = call("--method=toy", "--replays=1")
-    assert (code, "--replays has no effect with --method=toy" in told) == (2, True)
-    code, told = call("--method=toys")
-    assert code == 2
-    assert "did you mean toy? Use one of auto, algebraic, kkt, max_margin, toy" in told
+
+def test_help_has_the_flags_of_the_method_in_groups(capsys):
+    def flags(*given):
+        code, told = _call(capsys, *given)
+        assert code == 0
+        lines = told.split("\nmethods:")[0].splitlines()
+        names = re.findall(r"^  --(?:\[no\])?(\w+)", told, re.MULTILINE)
+        return [line for line in lines if re.match(r"\w.*:$", line)], set(names), told
+
+    titles, names, told = flags("--method=toy", "--help")
+    assert "--method=auto|algebraic|kkt|max_margin|toy" in told
+    assert "toy: Noise." in told
+    own = ["method:", "flags of toy:"]
+    assert titles == [*own, *_TITLES]
+    assert {"num_steps", "num_candidates", "dynamics", "known_num_images"} < names
+    assert not {"replays", "settings", "points", "auxiliary", "num_starts"} & names
+    titles, names, _ = flags("--method=toy", "--helpshort")
+    assert titles == own
+    assert names == {"method", "preset", "num_steps", "num_candidates"}
+    assert {"replays", "auxiliary"} < flags("--help")[1]
+    assert "auxiliary" in flags("--method=algebraic", "--help")[1]
+    _, names, told = flags("--method=max_margin", "--help")
+    assert not {"dynamics", "schedule", "stop_loss", "depth", "points"} & names
+    assert "(fast: 0.001, paper: 0.0)" in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--method=toy", "--replays=1"], "--replays has no effect with --method=toy"),
+        (["--method=toys"], "did you mean toy? Use one of auto, algebraic, kkt, max_m"),
+        (["--method=kkt", "--auxiliary=none"], "(it is a flag of auto, algebraic)"),
+        (["--method=max_margin", "--depth=2"], "--depth has no effect with --method=m"),
+        (["--method=algebraic", "--num_steps=5"], "(it is a flag of auto, kkt, max_ma"),
+        (["--replays=1"], "no effect with --dynamics=linearized"),
+        (["--max_train_steps=9"], "no effect with the closed form of --dynamics=linea"),
+        (["--early_stop_loss=1", "--stop_loss=2"], "must be above stop_loss=2.0"),
+        (["--early_stop_loss=1", "--stop_loss=.1"], "no effect with --early_stop_loss"),
+        (["--sweep=smoke", "--width=9"], "--width has no effect with --sweep=smoke"),
+        (["--sweep=smok"], "did you mean smoke? Use one of full, cpu, smoke"),
+        (
+            ["--method=kkt", "--num_candidates=3", "--known_num_images=2"],
+            "--known_num_images has no effect with --num_candidates",
+        ),
+        (["--method=max_margin", "--released=magic"], "use one of cifar10_b"),
+    ],
+)
+def test_what_is_not_read_is_refused(capsys, flags, told):
+    code, found = _call(capsys, *flags)
+    assert (code, told in found, found.count("\n")) == (2, True, 1), found
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "told"),
+    [
+        ("algebraic", {"network": MLP((9,), 1)}, "algebraic takes two or more hidden"),
+        (
+            "algebraic",
+            {"network": MLP((9, 9), 1, parametrization="ntk")},
+            "hidden layers in the standard parametrisation; use kkt",
+        ),
+        ("max_margin", {"network": MLP((9, 9), 3)}, "max_margin takes two classes"),
+        ("kkt", {"dynamics": "linearized"}, "points='final': the gradients of a lin"),
+        ("auto", {"dynamics": "linearized"}, "points='final': the gradients of a lin"),
+    ],
+)
+def test_a_network_that_a_method_does_not_take_is_refused_before_training(
+    name, changes, told
+):
+    row = METHODS[name]
+    points = {"points": "final"} if name in ("kkt", "auto") else {}
+    given = {"network": MLP((9, 9), 1), "params_t": {}, "image_shape": (8, 8, 1)}
+    with pytest.raises(ValueError, match=told):
+        row.check(evidence.Evidence(**{**given, **changes}), row.configured(**points))
+    row.check(evidence.Evidence(**given, dynamics="standard"), row.configured())
+
+
+def test_released_settings_follow_the_channels_unless_one_is_named():
+    rates = {
+        depth: max_margin.plan(max_margin.Config(), depth).image_learning_rate
+        for depth in (1, 3)
+    }
+    assert rates == {1: 0.2821, 3: 0.5549}
+    named = max_margin.Config(released="mnist_kcf9bhbi")
+    assert max_margin.plan(named, 3).image_learning_rate == 3.052e-2
+    with pytest.raises(ValueError, match="released='magic'"):
+        max_margin.Config(released="magic")

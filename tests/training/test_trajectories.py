@@ -83,7 +83,7 @@ def test_killed_after_any_epoch_it_ends_with_the_same_bytes(tmp_path):
         with pytest.raises(_Killed):
             _record(tmp_path / "cut", callback=die)
     assert _bytes(_record(tmp_path / "cut", callback=die)) == whole
-    # No epoch is done twice but the last of a group, whose files were not there yet.
+    # No epoch is done twice.
     assert calls == [(0, 1), (0, 2), (2, 1), (2, 2)]
     assert not list((tmp_path / "cut").glob("unfinished*"))
     calls.clear()

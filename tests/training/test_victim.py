@@ -48,8 +48,13 @@ def test_it_is_trained_as_asked(case):
     assert found.image_shape == (2, 3, 1)
     outputs = np.asarray(victim.outputs(found, X))
     if kind == "max_margin":
-        assert found.steps == 1500
+        assert (found.steps, found.reached) == (1500, None)
+        # It takes images less their mean image, and its first kernel is no reference.
+        inner = found.model.apply_fn(found.params_t, jax.numpy.asarray(X - X.mean(0)))
+        np.testing.assert_allclose(outputs, inner, rtol=1e-3)
+        assert np.isnan(trained_network.kernel_moved(found, jax.numpy.asarray(X)))
         return
+    assert found.reached is True
     np.testing.assert_allclose(found.loss, 0.5 * np.mean((outputs - Y) ** 2), rtol=0.1)
     assert trained_network.test_accuracy(found, X, Y) == 1.0
     assert trained_network.test_accuracy(found, X, -Y) == 0.0
@@ -96,7 +101,13 @@ def test_it_stops_when_asked():
         dynamics="standard",
         stage=resume.watched(lambda *_: True),
     )
-    assert part.steps == 20
+    assert (part.steps, part.reached) == (20, False)
+
+
+def test_a_closed_form_that_falls_short_is_told(monkeypatch):
+    monkeypatch.setattr(victim.linearized, "time_at_loss", lambda *_: 0.1)
+    short = victim.train(X, Y, key=KEY, width=16)
+    assert (short.loss > 1e-3, short.reached) == (True, False)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""Figures of a kernel: against what eigenvalues say, and the examples run."""
+
+import doctest
+
+import jax
+import numpy as np
+import pytest
+
+from ntk_privacy.evaluation import kernel_movement, spectrum, trained_network
+from ntk_privacy.reconstruction import candidates
+
+
+def test_figures_are_those_of_the_eigenvalues():
+    rng = np.random.default_rng(0)
+    factor, y = rng.normal(size=(6, 9)), rng.normal(size=(6, 2))
+    kernel = factor @ factor.T
+    values = spectrum.eigenvalues(kernel.astype(np.float32))
+    assert values.dtype == np.float64
+    assert (np.diff(values) < 0).all()
+    found = spectrum.figures(kernel, y)
+    assert found["trace"] == pytest.approx(values.sum(), 1e-5)
+    assert found["condition_number"] == pytest.approx(values[0] / values[-1], 1e-3)
+    rank = values.sum() ** 2 / (values**2).sum()
+    assert found["effective_rank"] == pytest.approx(rank, 1e-5)
+    assert 0 < found["target_alignment"] < 1
+    assert spectrum.figures(y @ y.T, y)["target_alignment"] == pytest.approx(1)
+    negative = spectrum.figures(np.diag([1.0, -1.0]), y[:2])
+    assert negative["condition_number"] == float("inf")
+
+
+@pytest.mark.parametrize(
+    "module",
+    [candidates, kernel_movement, spectrum, trained_network],
+    ids=lambda module: module.__name__,
+)
+def test_the_examples_print_what_they_say(module):
+    with jax.enable_x64(False):
+        failed, attempted = doctest.testmod(module)
+    assert (failed, attempted > 0) == (0, True)
