@@ -1,12 +1,18 @@
 """Measures of what was read back, how far the kernel moved, and what attacks break."""
 
+from ntk_privacy.evaluation import attacked_model as attacked_model
+from ntk_privacy.evaluation import attacked_set as attacked_set
 from ntk_privacy.evaluation import kernel_distance as kernel_distance
 from ntk_privacy.evaluation import max_margin_ranking as max_margin_ranking
 from ntk_privacy.evaluation import named_attacks as named_attacks
+from ntk_privacy.evaluation import poisoned_means as poisoned_means
+from ntk_privacy.evaluation import poisoned_sets as poisoned_sets
+from ntk_privacy.evaluation import poisoned_table as poisoned_table
 from ntk_privacy.evaluation import protocol as protocol
 from ntk_privacy.evaluation import rates as rates
 from ntk_privacy.evaluation import reconstruction_curve as reconstruction_curve
 from ntk_privacy.evaluation import robust_accuracy as robust_accuracy
+from ntk_privacy.evaluation import students as students
 from ntk_privacy.evaluation.reconstruction_curve import Evaluation as Evaluation
 from ntk_privacy.evaluation.reconstruction_curve import Matching as Matching
 from ntk_privacy.evaluation.reconstruction_curve import evaluate as evaluate
@@ -15,13 +21,19 @@ from ntk_privacy.evaluation.reconstruction_curve import match as match
 __all__ = [
     "Evaluation",
     "Matching",
+    "attacked_model",
+    "attacked_set",
     "evaluate",
     "kernel_distance",
     "match",
     "max_margin_ranking",
     "named_attacks",
+    "poisoned_means",
+    "poisoned_sets",
+    "poisoned_table",
     "protocol",
     "rates",
     "reconstruction_curve",
     "robust_accuracy",
+    "students",
 ]

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import (
     _image_sets,
+    _run,
     _sre2l,
     _sre2l_config,
     _study,
@@ -57,6 +58,13 @@ def _opened(folder, stored):
     """Opens the folder as its binary does."""
     changes = {"workdir": str(folder)}
     program = PROGRAMS.get(folder.name.split("__")[-1])
+    if hasattr(program, "PROGRAM"):
+        known = program.PROGRAM
+        chosen = stored[known.flag]
+        names = known.names(chosen) | {known.flag, "preset"}
+        later = getattr(program, "LATER", ())
+        own = {k: _tuples(v) for k, v in stored.items() if k in names and v is not None}
+        return _run.opened(known, known.asked(**{**own, **changes}), later)
     if program is not None:
         config = _taken(program.Config, stored, **changes)
         names = getattr(program, "NOT_RESULTS", ("workdir", "progress", "data_dir"))
