@@ -5,11 +5,11 @@
     python -m experiments.evade --model=runs/evade_digits/model --dataset=digits ...
     python -m experiments.evade --model=my_module:make_logits_fn --dataset=cifar10 ...
 
-The model is a folder that `ntk_privacy.models.saved.save` wrote (`experiments.distill
---evaluate` with dm and its kind leaves one in its folder), a `module:function` that
-returns a `logits_fn`, or one that is trained first and kept in the folder's model/.
-Writes config.json, results.json, arrays.npz and adversarial.png to --workdir. Killed
-and started again with the same --workdir, it ends with the same arrays to the bit.
+The model is a folder that `models.saved.save` wrote (`experiments.distill --evaluate`
+with dm and its kind leaves one), a `module:function` that returns a `logits_fn`, or one
+that is trained first and kept in the folder's model/. Writes config.json, results.json,
+arrays.npz and adversarial.png to --workdir. Killed and started again with the same
+--workdir, it ends with the same arrays to the bit.
 """
 
 import dataclasses
@@ -100,10 +100,7 @@ def run(asked: Asked[Any]) -> dict[str, Any]:
 
 
 def _attacked(
-    asked: Asked[Any],
-    workdir: Workdir,
-    images: ImageSet,
-    model: Model | None,
+    asked: Asked[Any], workdir: Workdir, images: ImageSet, model: Model | None
 ) -> dict[str, Any]:
     config, paced = asked.group(Attacks), asked.group(EvadeRun)
     dataset, folder = asked.group(Images).dataset, workdir.checkpoint_folder

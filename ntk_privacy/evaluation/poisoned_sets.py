@@ -313,7 +313,7 @@ def study(plan: Plan, *, piece: Piece = _at_once, show: Show = _unseen) -> list[
 def _craft(
     scene: Scene,
     attack: Method[Any],
-    config: Any,
+    config: object,
     stage: Stage,
     *,
     show: Show,

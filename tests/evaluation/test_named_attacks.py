@@ -95,7 +95,7 @@ def _corner(logits_fn, x, y, config, *, key, threat_model):
     """Adds eps to every pixel: an attack of the test's own."""
     del key
     images = jnp.clip(x + threat_model.eps, 0, 1)
-    wrong = logits_fn(images).argmax(1) != y
+    wrong = logits_fn(images).argmax(1).astype(y.dtype) != y
     spent = jnp.full(len(x), config.num_tries, jnp.int32)
     far = jnp.abs(images - x).max(axis=(1, 2, 3))
     return Adversarial(
