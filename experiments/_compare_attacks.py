@@ -12,28 +12,24 @@ are regularised.
 """
 
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import (
-    _defence,
-    _evasion,
-    _poisoning,
-    _timed_sets,
-)
-from experiments._poisoning import Scene
+from experiments import _defence, _run, _timed_sets
 from experiments._timed_sets import TimedSet
 from experiments._workdir import Workdir, versions
+from ntk_privacy import poisoning
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import dc
 from ntk_privacy.evaluation import named_attacks, protocol, rates, robust_accuracy
 from ntk_privacy.evaluation.reconstruction_curve import RECOVERED_PSNR
 from ntk_privacy.evaluation.robust_accuracy import RobustnessWarning
+from ntk_privacy.evasion import threat_model
 from ntk_privacy.models import ConvNet, saved
-from ntk_privacy.poisoning import direct
+from ntk_privacy.poisoning import Scene, direct
 from ntk_privacy.reports import plots
 
 SUFFIX = "_curvature"
@@ -42,13 +38,6 @@ ATTACKS = ("pgd", "autoattack")
 NUM_EPOCHS, LEARNING_RATE = 100, 0.1
 _MATCH_GRADIENTS = ("dc", "dsa")
 _ATTACK_BATCH = 100
-
-
-class _Poison(NamedTuple):
-    """What `_poisoning.scene` asks for."""
-
-    rate: float
-    attack: str = "direct"
 
 
 class _Judge:
@@ -139,7 +128,7 @@ class _Judge:
                 np.asarray(images.class_test[rows], np.int32),
                 key=jax.random.key(seed),
                 attacks=ATTACKS,
-                threat_model=_evasion.threat_model(config.eps),
+                threat_model=threat_model.of_text(config.eps),
                 batch_size=_ATTACK_BATCH,
                 num_steps=config.attack_steps,
                 num_queries=config.num_queries,
@@ -284,8 +273,10 @@ def run(config: Any, images: ImageSet, *, ignore: tuple[str, ...]) -> dict[str, 
     """
     # All before the folder is touched: a seed that cannot be is told at once.
     seeds = range(config.seed, config.seed + config.num_seeds)
-    poison = _Poison(config.rate)
-    scenes = {seed: _poisoning.scene(poison, images, seed) for seed in seeds}
+    with _run.flags_at_fault():
+        scenes = {
+            seed: poisoning.scene(images, seed=seed, rate=config.rate) for seed in seeds
+        }
     with Workdir(config.workdir, config, ignore=(*ignore, "num_seeds")) as workdir:
         judge = _Judge(config, workdir, images)
         methods = ("random", *config.methods)
@@ -299,7 +290,7 @@ def run(config: Any, images: ImageSet, *, ignore: tuple[str, ...]) -> dict[str, 
             "dataset": config.dataset,
             "images_per_class": config.images_per_class,
             "seconds": config.seconds,
-            "eps": _evasion.threat_model(config.eps).eps,
+            "eps": threat_model.of_text(config.eps).eps,
             "rate": config.rate,
             "num_attacked": min(config.num_attacked, len(images.x_test)),
             "recovered_psnr": RECOVERED_PSNR,

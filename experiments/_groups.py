@@ -9,12 +9,11 @@ from ntk_privacy.method import field
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
+class Source:
     """Images."""
 
     dataset: str = _image_sets.dataset_field("digits")
     image_size: int | None = _image_sets.size_field()
-    num_images: int | None = field(None, "Training images; none is all.")
     data_dir: str | None = field(
         None, "Folder of the image sets; none: NTK_PRIVACY_DATA, else the cache."
     )
@@ -23,6 +22,16 @@ class Data:
 
     def __post_init__(self):
         _image_sets.complete(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data(Source):
+    """Images."""
+
+    num_images: int | None = field(None, "Training images; none is all.")
+
+    def __post_init__(self):
+        super().__post_init__()
         if self.num_images is not None:
             _checks.at_least(1, num_images=self.num_images)
 
@@ -32,16 +41,26 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class Folder:
     """The run."""
 
-    seed: int = field(0, "Fixes images, initialisation and searches.")
     workdir: str = field("runs", "Folder of the results.")
     checkpoint_seconds: float = field(30.0, "Time between checkpoints.")
     progress: bool = field(True, "Show a progress bar.")
 
     def __post_init__(self):
-        _checks.at_least(0, seed=self.seed, checkpoint_seconds=self.checkpoint_seconds)
+        _checks.at_least(0, checkpoint_seconds=self.checkpoint_seconds)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(Folder):
+    """The run."""
+
+    seed: int = field(0, "Fixes images, initialisation and searches.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        _checks.at_least(0, seed=self.seed)
 
 
 NOT_RESULTS = ("workdir", "progress", "checkpoint_seconds", "data_dir", "download")

@@ -206,6 +206,31 @@ def _own_shape(**place: Any) -> tuple[int, int, int]:
     return data.load_set(**place).image_shape
 
 
+def at_most(
+    config: Any,
+    *,
+    num_train: int | None,
+    num_test: int | None,
+    every_class: bool,
+) -> ImageSet:
+    """Returns a part with as many images as are asked for, or all that there are.
+
+    Args:
+      config: of `read`.
+      num_train: training images; None is all.
+      num_test: test images; None is all.
+      every_class: see `ImageSet.subset`.
+
+    Raises:
+      ArgumentError: see `ImageSet.subset`.
+      OSError, ValueError: a file is missing or damaged.
+    """
+    whole = read(config)
+    pairs = (num_train, whole.class_train), (num_test, whole.class_test)
+    train, test = (None if n is None else min(n, len(has)) for n, has in pairs)
+    return whole.subset(num_train=train, num_test=test, every_class=every_class)
+
+
 def part(
     config: Any,
     *,

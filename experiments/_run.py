@@ -9,7 +9,8 @@ from typing import Any
 import jax
 
 from experiments import _image_sets
-from experiments._groups import NOT_RESULTS, Data, Run
+from experiments._flags import UsageError
+from experiments._groups import NOT_RESULTS, Folder, Source
 from experiments._program import Asked, Program
 from experiments._workdir import Workdir, versions
 
@@ -26,9 +27,9 @@ def opened(program: Program, asked: Asked[Any], later: Collection[str] = ()) -> 
       UsageError: another run has it.
     """
     return Workdir(
-        asked.group(Run).workdir,
+        asked.group(Folder).workdir,
         asked.flat(),
-        ignore=_image_sets.not_results(asked.group(Data), (*NOT_RESULTS, *later)),
+        ignore=_image_sets.not_results(asked.group(Source), (*NOT_RESULTS, *later)),
         absent=functools.partial(program.completed, asked),
         foreign=program.foreign(asked.method),
         never_none=program.never_none(asked.method),
@@ -55,6 +56,19 @@ def is_whole(folder: str) -> bool:
       folder: of the run.
     """
     return (pathlib.Path(folder) / "results.json").exists()
+
+
+@contextlib.contextmanager
+def flags_at_fault(kind: type[ValueError] = ValueError) -> Iterator[None]:
+    """Turns the library's refusals of what was asked for into faults of flags.
+
+    Args:
+      kind: of refusal; `data.ArgumentError` where files are read, which may be damaged.
+    """
+    try:
+        yield
+    except kind as error:
+        raise UsageError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -23,7 +23,6 @@ import numpy as np
 
 from experiments import (
     _compare_attacks,
-    _evasion,
     _flags,
     _image_sets,
     _timed_sets,
@@ -35,6 +34,7 @@ from ntk_privacy import _checks, distillation
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import class_images
 from ntk_privacy.evaluation import protocol, rates
+from ntk_privacy.evasion import threat_model
 from ntk_privacy.models import MLP, convnet
 from ntk_privacy.reports import plots
 
@@ -151,7 +151,7 @@ class Config:
                     f"{field.name}={value} has no effect with "
                     f"attacks={self.attacks!r}: leave it out."
                 )
-        _evasion.threat_model(self.eps)
+        threat_model.of_text(self.eps)
         _checks.at_least(
             1,
             num_attacked=self.num_attacked,

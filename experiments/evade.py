@@ -2,248 +2,149 @@
 
     python -m experiments.evade --train=plain --dataset=digits --eps=0.1 \
         --attacks=pgd,apgd_ce,square,autoattack --workdir=runs/evade_digits
-
     python -m experiments.evade --model=runs/evade_digits/model --dataset=digits ...
     python -m experiments.evade --model=my_module:make_logits_fn --dataset=cifar10 ...
 
-The model is a folder that `ntk_privacy.models.saved.save` wrote (`experiments.distill
---evaluate` with dm and its kind leaves one in its folder), a `module:function` that
-returns a `logits_fn`, or one that is trained first. Writes config.json, results.json,
-arrays.npz and adversarial.png to --workdir. Killed at any moment and started again with
-the same --workdir, it goes on and ends with the same arrays to the bit.
+The model is a folder that `models.saved.save` wrote (`experiments.distill --evaluate`
+with dm and its kind leaves one), a `module:function` that returns a `logits_fn`, or one
+that is trained first and kept in the folder's model/. Writes config.json, results.json,
+arrays.npz and adversarial.png to --workdir. Killed and started again with the same
+--workdir, it ends with the same arrays to the bit.
 """
 
 import dataclasses
-import warnings
-from typing import Any, Literal, NamedTuple
+import shutil
+from typing import Any
 
 import jax
 
-from experiments import _attacked_model, _evasion, _flags, _image_sets
-from experiments._image_sets import Images
-from experiments._workdir import Workdir, versions
-from ntk_privacy import _checks, sharding
-from ntk_privacy.evaluation import named_attacks
-from ntk_privacy.evaluation.robust_accuracy import RobustnessWarning
-from ntk_privacy.evasion import ThreatModel
+from experiments import _flags, _image_sets, _progress, _run
+from experiments._groups import Run, Source
+from experiments._program import Asked, Program
+from experiments._workdir import Workdir
+from ntk_privacy import _checks
+from ntk_privacy.data import ArgumentError
+from ntk_privacy.data.image_set import ImageSet
+from ntk_privacy.evaluation import attacked_model, attacked_set
+from ntk_privacy.evaluation.attacked_model import Model
+from ntk_privacy.evaluation.attacked_set import Config as Attacks
+from ntk_privacy.method import field
+from ntk_privacy.reports import adversarial_plots, adversarial_table
 from ntk_privacy.resume import Timer
-
-NOT_RESULTS = ("workdir", "progress", "checkpoint_seconds", "data_dir", "download")
-
-
-def _field(default: Any, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Attacks a trained model and tells how much of its accuracy is left."""
+class Images(Source):
+    """Images."""
 
-    model: str | None = _field(
-        None,
-        "A folder with a saved network, or module:function that returns a logits_fn: "
-        "images in [0, 1] to logits; none trains one, see --train.",
-    )
-    attacks: tuple[str, ...] = _field(
-        ("pgd", "apgd_ce", "square", "autoattack"),
-        "In turn, of " + ", ".join(named_attacks.ATTACKS) + ".",
-    )
-    eps: str = _field("8/255", "Bound of a change, a number or a fraction.")
-    norm: Literal["linf", "l2"] = _field("linf", "Of the change.")
     dataset: str = _image_sets.dataset_field("cifar10")
-    image_size: int | None = _image_sets.size_field()
-    num_images: int | None = _field(500, "Test images, at most; none is all of them.")
-    batch_size: int = _field(256, "Images of a batch.")
-    survivors_only: bool = _field(
-        True,
-        "Each attack gets what those before it left; else all images that are read "
-        "rightly, to compare attacks.",
-    )
-    num_steps: int | None = _field(
-        None, "Of every attack by steps; none is each one's own."
-    )
-    num_queries: int = _field(5000, "Of Square.")
-    train: Literal["none", "plain", "adversarial"] = _field(
-        "none",
-        "Train a ConvNet first, on images as they are or attacked by PGD within --eps; "
-        "it is kept in the folder's model/.",
-    )
-    width: int = _field(32, "Channels of the ConvNet.")
-    num_train: int | None = _field(
-        5000, "Training images, at most; none is all of them."
-    )
-    num_epochs: int = _field(15, "Of training.")
-    train_batch_size: int = _field(128, "Of training.")
-    train_attack_steps: int = _field(7, "Of PGD in training.")
-    learning_rate: float = _field(0.1, "Greatest rate of training.")
-    seed: int = _field(0, "Fixes training and attacks.")
-    data_dir: str | None = _field(
-        None, "Folder of the image sets; none: NTK_PRIVACY_DATA, else the cache."
-    )
-    download: bool = _field(False, "Fetch the image set if it is not there.")
-    fingerprint: str | None = _image_sets.fingerprint_field()
-    workdir: str = _field("runs/evade", "Folder of the results.")
-    checkpoint_seconds: float = _field(30.0, "Time between checkpoints.")
-    progress: bool = _field(True, "Show a progress bar.")
+    num_images: int | None = field(500, "Test images, at most; none is all of them.")
 
     def __post_init__(self):
-        _image_sets.complete(self)
-        if (self.model is None) == (self.train == "none"):
-            raise ValueError(
-                f"model={self.model} and train={self.train!r}: give a model, or train "
-                "one with --train=plain or --train=adversarial."
-            )
+        super().__post_init__()
         _checks.at_least(
-            1,
-            num_attacks=len(self.attacks),
-            batch_size=self.batch_size,
-            num_queries=self.num_queries,
-            width=self.width,
-            num_epochs=self.num_epochs,
-            train_batch_size=self.train_batch_size,
-            train_attack_steps=self.train_attack_steps,
+            1, num_images=1 if self.num_images is None else self.num_images
         )
-        for name in ("num_images", "num_train", "num_steps"):
-            if getattr(self, name) is not None:
-                _checks.at_least(1, **{name: getattr(self, name)})
-        _checks.at_least(0, seed=self.seed, checkpoint_seconds=self.checkpoint_seconds)
-        _checks.positive(learning_rate=self.learning_rate)
-        # Unknown and repeated names, before anything is loaded.
-        _planned(self, 1000)
-
-    def passed_over(self) -> dict[str, str]:
-        """Returns flags that are not read, each with the choice that makes it so."""
-        if self.model is not None:
-            unread = ("width", "num_train", "num_epochs", "train_batch_size")
-            unread += ("train_attack_steps", "learning_rate")
-            return dict.fromkeys(unread, "--model, which is trained already")
-        if self.train == "plain":
-            return {"train_attack_steps": "--train=plain"}
-        return {}
-
-    @property
-    def threat_model(self) -> ThreatModel:
-        """What the attacker may do; a ValueError if eps is no bound."""
-        return _evasion.threat_model(self.eps, self.norm)
 
 
-def _planned(config: Config, num_classes: int) -> None:
-    named_attacks.plan(
-        config.attacks, threat_model=config.threat_model, num_classes=num_classes
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvadeRun(Run):
+    """The run."""
+
+    workdir: str = field("runs/evade", "Folder of the results.")
 
 
-class _Normal(NamedTuple):
-    """What `_image_sets.load` reads beside the images: normalised by their own."""
-
-    preset: str = "cpu"
-
-
-def _images(config: Config, trains: bool) -> tuple[Images, tuple[str, ...]]:
-    whole = _image_sets.read(config)
-    most = {
-        "num_train": (config.num_train if trains else 1, len(whole.class_train)),
-        "num_test": (config.num_images, len(whole.class_test)),
-    }
-    # A set may have fewer images than the default.
-    sizes = {k: None if n is None else min(n, has) for k, (n, has) in most.items()}
-    images = _image_sets.load(_Normal(), whole=whole, every_class=trains, **sizes)
-    return images, whole.class_names
+PROGRAM = Program(
+    about="Attacks a model and tells how much of its accuracy is left. The model",
+    methods=attacked_model.MODELS,
+    groups=lambda _: (Attacks, Images, EvadeRun),
+    default="none",
+    check=lambda asked: asked.method.check(None, asked.config),
+    flag="train",
+)
 
 
-def run(config: Config) -> dict[str, Any]:
+def _found(asked: Asked[Any]) -> tuple[ImageSet, Model | None]:
+    """Returns the images, and the model there is, before the folder is touched."""
+    config, trains = asked.group(Attacks), asked.method.name != "none"
+    with _run.flags_at_fault(ArgumentError):
+        images = _image_sets.at_most(
+            asked.group(Images),
+            num_train=asked.config.num_train if trains else 1,
+            num_test=asked.group(Images).num_images,
+            every_class=trains,
+        )
+        model = None if trains else asked.method.run(images, asked.config)
+        classes = attacked_model.check(model, images, config.batch_size)
+    with _run.flags_at_fault():
+        config.stages(classes)
+    return images, model
+
+
+def run(asked: Asked[Any]) -> dict[str, Any]:
     """Runs one configuration; returns what results.json holds.
 
     Raises:
-      UsageError: the folder belongs to another configuration, or a flag does not fit
-        the model or the image set.
-      OSError: a file is missing.
-      ValueError: a file is damaged, or logits are NaN.
+      UsageError: the folder is of another configuration, or flags do not fit the model.
+      OSError, ValueError: a file is missing or damaged, or logits are NaN.
     """
-    trains = config.train != "none"
-    # Before the folder is touched: what cannot be had leaves nothing behind.
-    images, names = _images(config, trains)
-    found = None
-    if not trains:
-        found = _attacked_model.find(config.model or "", images)
-        classes = _attacked_model.check(found, images, config.batch_size)
-    else:
-        classes = images.num_classes
-    try:
-        _planned(config, classes)
-    except ValueError as error:
-        raise _flags.UsageError(str(error)) from error
-    ignore = _image_sets.not_results(config, NOT_RESULTS)
-    with Workdir(config.workdir, config, ignore=ignore) as workdir:
-        if workdir.is_done() and workdir.path("arrays.npz").exists():
-            if found is not None:
-                _evasion.check_done(workdir, found.logits_fn, images, config)
-            return workdir.read_json("results.json")
-        training, attacking = Timer(), Timer()
-        if found is None:
-            found = _attacked_model.trained(config, workdir, images, names, training)
-        mesh = sharding.row_mesh() if jax.device_count() > 1 else None
-        with warnings.catch_warnings():
-            # They are in the results, and printed from there.
-            warnings.simplefilter("ignore", RobustnessWarning)
-            attacked = _evasion.attack(
-                config, workdir, found.logits_fn, images, mesh=mesh, timer=attacking
-            )
-        _evasion.draw(config, workdir, found.logits_fn, images, attacked, names)
-        _evasion.write_arrays(workdir, images, attacked)
-        results = {
-            "dataset": config.dataset,
-            "model": found.about,
-            "num_images": len(images.x_test),
-            "eps": config.threat_model.eps,
-            "norm": config.norm,
-            **_evasion.told(attacked),
-            "settings": {
-                name: named_attacks.settings(
-                    name, num_steps=config.num_steps, num_queries=config.num_queries
-                )
-                for name in config.attacks
-            },
-            "versions": versions(),
-        }
-        results["seconds"] |= {
-            "train": training.run,
-            "compile": training.compile + attacking.compile,
-        }
-        results["device"] = results["versions"].pop("device")
-        # Last: its presence says that the run is whole.
-        workdir.write_json("results.json", results)
-        _evasion.forget(workdir)
+    images, model = _found(asked)
+    with _run.opened(PROGRAM, asked) as workdir:
+        if not (workdir.is_done() and workdir.path("arrays.npz").exists()):
+            return _attacked(asked, workdir, images, model)
+        known = workdir.read_arrays("arrays.npz").get("probe")
+        if model is not None and known is not None:  # older results have none
+            key = jax.random.fold_in(jax.random.key(asked.group(EvadeRun).seed), 1)
+            attacked_set.refuse_another(model.logits_fn, images, known, key=key)
         return workdir.read_json("results.json")
 
 
-def summary(results: dict[str, Any]) -> str:
-    """Returns a short table for the terminal."""
-    share = results["accuracy"]
-    rows = [("attack", "accuracy %", "queries", "seconds")]
-    rows.append(("none", f"{100 * share['clean']:.2f}", "", ""))
-    for name in results["settings"]:
-        spent = results["seconds"]["attacks"][name]
-        queries = f"{results['queries'][name]:.0f}"
-        # Older results do not have it.
-        called = results.get("names", {}).get(name, name)
-        rows.append((called, f"{100 * share[name]:.2f}", queries, f"{spent:.1f}"))
-        for part, left in results["left"].get(name, {}).items():
-            rows.append((f"  after {part}", f"{100 * left:.2f}", "", ""))
-    rows.append(("all within eps", f"{100 * share['ensemble']:.2f}", "", ""))
-    size = max(len(row[0]) for row in rows)
-    lines = [f"{a:<{size}}  {b:>10}  {c:>8}  {d:>8}".rstrip() for a, b, c, d in rows]
-    return "\n".join([*lines, *(f"warning: {w}" for w in results["warnings"])])
+def _attacked(
+    asked: Asked[Any], workdir: Workdir, images: ImageSet, model: Model | None
+) -> dict[str, Any]:
+    config, paced = asked.group(Attacks), asked.group(EvadeRun)
+    dataset, folder = asked.group(Images).dataset, workdir.checkpoint_folder
+    key = jax.random.key(paced.seed)
+    training, attacking = Timer(), Timer()
+    model = model or attacked_model.trained(
+        asked.method,
+        images,
+        asked.config,
+        workdir.path("model"),
+        seed=paced.seed,
+        threat_model=config.threat_model,
+        about={"dataset": dataset},
+        stage=_progress.stage(paced, folder, training),
+        timer=training,
+    )
+    found = attacked_set.attack(
+        model.logits_fn,
+        images.x_test,
+        images.class_test,
+        config,
+        key=jax.random.fold_in(key, 1),
+        stage=_progress.stage(paced, folder, attacking, loss="accuracy"),
+        clock=attacking.elapsed,
+    )
+    path = workdir.path("adversarial.png")
+    adversarial_plots.attacked(model, images, found.found, config, path, key=key)
+    workdir.write_arrays("arrays.npz", **attacked_set.arrays(images, found))
+    told = attacked_set.figures(found, config)
+    told["seconds"]["train"] = training.run
+    told["seconds"]["compile"] = training.compile + attacking.compile
+    told = _run.finished(workdir, told | {"dataset": dataset, "model": model.about})
+    shutil.rmtree(folder, ignore_errors=True)
+    return told
 
 
-def main(config: Config) -> None:
+def main(asked: Asked[Any]) -> None:
     """Runs and prints the table."""
-    results = run(config)
-    print(summary(results))
+    results, config = run(asked), asked.group(Attacks)
+    print(adversarial_table.table(results))
     if config.survivors_only and len(config.attacks) > 1:
         print("Each attack had what those above it left (--nosurvivors_only: all).")
-    print(f"adversarial.png and results.json are in {config.workdir}")
+    print(f"adversarial.png and results.json are in {asked.group(EvadeRun).workdir}")
 
 
 if __name__ == "__main__":
-    _flags.run(main, Config)
+    _flags.run(main, PROGRAM)

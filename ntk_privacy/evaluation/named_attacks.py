@@ -1,41 +1,21 @@
-"""Attacks by name, with the settings of published evaluations.
+"""What names of attacks stand for in an evaluation: stages, honest names, warnings.
 
-Sources: the evaluation of GUARD (arXiv:2403.10045) for pgd100, mim, cw_guard,
-square_rescaled and autoattack_torchattacks10; AutoAttack (arXiv:2003.01690) for the
-others but pgd, which is that of Madry et al. (arXiv:1706.06083).
+The table of names is `evasion.METHODS`; here are the stages that a data set goes
+through, and what is to be said where numbers are not those of the name.
 """
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ntk_privacy import _checks
-from ntk_privacy.evasion import (
-    Adversarial,
-    ThreatModel,
-    apgd,
-    autoattack,
-    cw,
-    fab,
-    mim,
-    pgd,
-    square,
-)
+from ntk_privacy.evasion import METHODS, Adversarial, ThreatModel, autoattack, cw
 from ntk_privacy.evasion import task as tasks
 
-__all__ = [
-    "ATTACKS",
-    "AttackFn",
-    "Stage",
-    "honest_name",
-    "plan",
-    "settings",
-    "version_of",
-]
+__all__ = ["AttackFn", "Stage", "honest_name", "plan", "settings", "version_of"]
 
 AttackFn = Callable[..., Adversarial]
 """`(logits_fn, x, y, *, key, threat_model) -> Adversarial`.
@@ -44,35 +24,10 @@ Of one of your own, that images keep the threat model is looked at; what it call
 success is believed.
 """
 
-ATTACKS: Mapping[str, str] = {
-    "pgd": "20 steps of eps / 4 from a random start",
-    "pgd100": "100 steps of eps / 4 from a random start",
-    "mim": "20 steps of eps with momentum 1, from the image itself",
-    "cw": "l_2, 9 constants, 50 steps each; no bound unless norm is l2",
-    "cw_binary": "l_2, 9 constants, up to 10000 steps each; no bound unless norm is l2",
-    "cw_guard": "l_2, constant 1e-4 in torchattacks' form, 50 steps: next to nothing",
-    "apgd_ce": "100 steps on the cross-entropy",
-    "apgd_dlr": "100 steps on the difference of logits ratio; needs 3 classes",
-    "apgd_t": "100 steps towards each of 9 classes; needs 4 classes",
-    "fab": "100 steps towards the nearest boundary",
-    "fab_t": "100 steps towards the boundary of each of 9 classes",
-    "square": "5000 queries, no gradients",
-    "square_rescaled": "the same, the schedule of 10000 queries squeezed into them",
-    "autoattack": "apgd_ce, apgd_t, fab_t and square in turn: the standard",
-    "autoattack_plus": "with 5 restarts, apgd_dlr and fab besides",
-    "autoattack_rand": "for random models: apgd_ce and apgd_dlr over 20 draws",
-    "autoattack_torchattacks10": "with the 10 steps that torchattacks has by default",
-}
-"""What each name stands for."""
-
-_TARGETS = 9
 _QUERIES = 5000
-# Where it is not 100.
-_STEPS = {
-    **{"pgd": 20, "mim": 20, "cw": 50, "cw_binary": 10_000, "cw_guard": 50},
-    "autoattack_torchattacks10": 10,
-}
-_FEWEST = {"apgd_dlr": 3, "apgd_t": 4}
+_AS_MANY = autoattack.TARGETS + 1
+# They minimise the l_2 norm, whatever the bound.
+_NEAREST = tuple(method.name for method in cw.METHODS)
 
 
 class Stage(NamedTuple):
@@ -101,12 +56,12 @@ def settings(
     """Returns what a name stands for, and what of it was changed.
 
     Args:
-      name: of `ATTACKS`.
+      name: of `evasion.METHODS`.
       num_steps: see `plan`.
       num_queries: see `plan`.
     """
     changed = [f"{k}={v}" for k, v, _ in _changes(name, num_steps, num_queries)]
-    told = ATTACKS[name]
+    told = METHODS[name].about
     return f"{told}; but with {' and '.join(changed)}" if changed else told
 
 
@@ -120,16 +75,16 @@ def honest_name(
     """Returns a name for tables, with what is not as the name promises in brackets.
 
     As `autoattack (20 steps, 300 queries)`; the name alone where all is as it stands
-    for. A name that is none of `ATTACKS` is returned as it is.
+    for. A name that is none of `evasion.METHODS` is returned as it is.
 
     Args:
-      name: of `ATTACKS`, or of an attack of your own.
+      name: of `evasion.METHODS`, or of an attack of your own.
       num_steps: see `plan`.
       num_queries: see `plan`.
       shown: in its place, such as "AutoAttack".
     """
     shown = name if shown is None else shown
-    if name not in ATTACKS:
+    if name not in METHODS:
         return shown
     changed = [
         f"{value} {what.removeprefix('num_')}"
@@ -184,51 +139,54 @@ def _own(logits_fn, x, y, *, key, threat_model, attack, name) -> Adversarial:
     return Adversarial(*found)
 
 
-def _cw_guard(*args, **options) -> Adversarial:
-    with warnings.catch_warnings():
-        # `plan` says it once, not for each batch.
-        warnings.filterwarnings("ignore", message="CW misread nothing")
-        return cw.attack(*args, form="torchattacks", constant=1e-4, **options)
-
-
-def _attack(name: str, classes: int, num_steps: int | None, queries: int) -> AttackFn:
-    steps = {} if num_steps is None else {"num_steps": num_steps}
-    targets = min(_TARGETS, classes - 1)
-    made: dict[str, tuple[AttackFn, dict[str, Any]]] = {
-        "pgd": (pgd.attack, {"num_steps": 20, **steps}),
-        "pgd100": (pgd.attack, {"num_steps": 100, **steps}),
-        "mim": (mim.attack, {"num_steps": 20, **steps}),
-        "cw": (cw.attack, {"form": "original", "num_steps": 50, **steps}),
-        "cw_binary": (cw.attack, {"form": "original", **steps}),
-        "cw_guard": (_cw_guard, steps),
-        "apgd_ce": (apgd.attack, {"loss": "ce", **steps}),
-        "apgd_dlr": (apgd.attack, {"loss": "dlr", **steps}),
-        "apgd_t": (
-            apgd.attack,
-            {"loss": "targeted-dlr", "num_targets": targets, **steps},
-        ),
-        "fab": (fab.attack, {"num_targets": None, "stop_early": True, **steps}),
-        "fab_t": (fab.attack, {"num_targets": targets, "stop_early": True, **steps}),
-        "square": (square.attack, {"num_queries": queries}),
-        "square_rescaled": (square.attack, {"num_queries": queries, "rescale": True}),
-    }
-    function, options = made[name]
-    return functools.partial(function, **options)
+def _config(name: str, num_steps: int | None, num_queries: int) -> Any:
+    """Returns the numbers of an attack: those that are given and that it has."""
+    names = {entry.name for entry in dataclasses.fields(METHODS[name].config)}
+    given = {"num_steps": num_steps, "num_queries": num_queries}
+    own = {k: v for k, v in given.items() if k in names and v is not None}
+    return METHODS[name].configured(**own)
 
 
 def _changes(
     name: str, num_steps: int | None, num_queries: int
 ) -> list[tuple[str, int, bool]]:
     """Returns what of an attack is not as its name tells, and whether it is less."""
+    own = dataclasses.asdict(METHODS[name].configured())
+    found = dataclasses.asdict(_config(name, num_steps, num_queries))
+    return [(k, v, v < own[k]) for k, v in found.items() if v != own[k]]
+
+
+def _stages(
+    name: str,
+    threat_model: ThreatModel,
+    num_classes: int,
+    num_steps: int | None,
+    num_queries: int,
+) -> list[Stage]:
+    """Returns the stages of one name: several of AutoAttack's versions."""
+    method, config = METHODS[name], _config(name, num_steps, num_queries)
+    method.check(num_classes, config)
     version = version_of(name)
-    found = []
-    own = _STEPS.get(name, 100)
-    if not name.startswith("square") and num_steps not in (None, own):
-        found.append(("num_steps", num_steps, num_steps < own))
-    asks = version not in (None, "rand") or name.startswith("square")
-    if asks and num_queries != _QUERIES:
-        found.append(("num_queries", num_queries, num_queries < _QUERIES))
-    return found
+    if version is not None:
+        parts = autoattack.stages(
+            version, num_classes, num_steps=num_steps, num_queries=num_queries
+        )
+        return [
+            Stage(name, p, functools.partial(_staged, stage=f), threat_model, True)
+            for p, f in parts.items()
+        ]
+    if _aims(config):
+        targets = min(config.num_targets, num_classes - 1)
+        config = dataclasses.replace(config, num_targets=targets)
+    run = functools.partial(method.run, config=config)
+    if name in _NEAREST and threat_model.norm != "l2":
+        free = dataclasses.replace(threat_model, norm="l2", eps=float("inf"))
+        return [Stage(name, "", run, free, False)]
+    return [Stage(name, "", run, threat_model, True)]
+
+
+def _aims(config: object) -> bool:
+    return hasattr(config, "num_targets")
 
 
 def plan(
@@ -242,7 +200,7 @@ def plan(
     """Returns the stages of attacks in order, and what there is to be said of them.
 
     Args:
-      attacks: names of `ATTACKS`, or functions of your own by name.
+      attacks: names of `evasion.METHODS`, or functions of your own by name.
       threat_model: what the attacker may do. CW minimises the l_2 norm: under an l_inf
         bound it runs without one, and does not count for the ensemble.
       num_classes: of the model: with fewer than ten, fewer targets are used.
@@ -273,32 +231,12 @@ def plan(
     stages: list[Stage] = []
     fewer: list[str] = []
     for name in attacks:
-        _checks.one_of(tuple(ATTACKS), attacks=name)
+        _checks.one_of(tuple(METHODS), attacks=name)
         if list(attacks).count(name) > 1:
             raise ValueError(f"attacks names {name} twice: name it once.")
-        if num_classes < _FEWEST.get(name, 2):
-            raise ValueError(
-                f"{name} needs {_FEWEST[name]} classes but the model has "
-                f"{num_classes}: use apgd_ce."
-            )
-        version = version_of(name)
-        if version is not None:
-            parts = autoattack.stages(
-                version, num_classes, num_steps=num_steps, num_queries=num_queries
-            )
-            stages += [
-                Stage(name, p, functools.partial(_staged, stage=f), threat_model, True)
-                for p, f in parts.items()
-            ]
-        else:
-            run = _attack(name, num_classes, num_steps, num_queries)
-            apart = name.startswith("cw") and threat_model.norm != "l2"
-            allowed = threat_model
-            if apart:
-                allowed = dataclasses.replace(threat_model, norm="l2", eps=float("inf"))
-            stages.append(Stage(name, "", run, allowed, not apart))
-        aims = name in ("apgd_t", "fab_t") or version not in (None, "rand")
-        if aims and num_classes <= _TARGETS:
+        stages += _stages(name, threat_model, num_classes, num_steps, num_queries)
+        aims = _aims(METHODS[name].configured())
+        if (aims or version_of(name) not in (None, "rand")) and num_classes < _AS_MANY:
             fewer.append(name)
     short = []
     for name in attacks:
@@ -320,8 +258,8 @@ def plan(
     needs = f", without {' and '.join(lost)}, which need more" * bool(lost)
     return stages, [
         *said,
-        f"The model has {num_classes} classes, fewer than {_TARGETS + 1}: "
-        f"{', '.join(fewer)} with {num_classes - 1} of {_TARGETS} targets{needs}.",
+        f"The model has {num_classes} classes, fewer than {_AS_MANY}: "
+        f"{', '.join(fewer)} with {num_classes - 1} of {_AS_MANY - 1} targets{needs}.",
     ]
 
 

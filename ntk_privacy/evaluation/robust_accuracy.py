@@ -209,7 +209,7 @@ def robust_accuracy(
       x: images in the box of the threat model.
       y: labels.
       key: typed key.
-      attacks: names of `named_attacks.ATTACKS`, or functions of your own by name.
+      attacks: names of `evasion.METHODS`, or functions of your own by name.
       threat_model: what the attacker may do; l_inf with eps = 8/255 if None.
       batch_size: images of a batch.
       survivors_only: whether an attack gets what those before it left, else all images

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ntk_privacy import _checks
-from ntk_privacy.evasion import losses, pgd, pool
+from ntk_privacy.evasion import losses, pgd, pool, settings
 from ntk_privacy.evasion.task import (
     Found,
     LogitsFn,
@@ -32,7 +32,7 @@ from ntk_privacy.evasion.threat_model import (
     wide,
 )
 
-__all__ = ["attack", "run", "targets", "walk", "windows"]
+__all__ = ["METHODS", "attack", "run", "targets", "walk", "windows"]
 
 _CLASSES = {"ce": 2, "dlr": 3, "targeted-dlr": 4}
 _MOMENTUM = 0.75
@@ -324,3 +324,30 @@ def attack(
         num_targets=num_targets,
         stop_early=stop_early,
     )
+
+
+METHODS = (
+    settings.named(
+        "apgd_ce",
+        "100 steps on the cross-entropy",
+        attack,
+        settings.Steps,
+        loss="ce",
+    ),
+    settings.named(
+        "apgd_dlr",
+        "100 steps on the difference of logits ratio; needs 3 classes",
+        attack,
+        settings.Steps,
+        fewest=_CLASSES["dlr"],
+        loss="dlr",
+    ),
+    settings.named(
+        "apgd_t",
+        "100 steps towards each of 9 classes; needs 4 classes",
+        attack,
+        settings.Targets,
+        fewest=_CLASSES["targeted-dlr"],
+        loss="targeted-dlr",
+    ),
+)

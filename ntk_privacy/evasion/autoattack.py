@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _checks
-from ntk_privacy.evasion import apgd, fab, losses, pgd, square
+from ntk_privacy.evasion import apgd, fab, losses, pgd, settings, square
 from ntk_privacy.evasion.task import (
     Found,
     LogitsFn,
@@ -27,10 +27,19 @@ from ntk_privacy.evasion.task import (
 )
 from ntk_privacy.evasion.threat_model import Adversarial, ThreatModel, per_sample
 
-__all__ = ["VERSIONS", "attack", "left_out", "stages", "warn_of_the_model"]
+__all__ = [
+    "METHODS",
+    "TARGETS",
+    "VERSIONS",
+    "attack",
+    "left_out",
+    "stages",
+    "warn_of_the_model",
+]
 
 VERSIONS = ("standard", "plus", "rand", "torchattacks10")
-_TARGETS = 9
+TARGETS = 9
+"""Wrong classes that attacks with targets aim at, where there are as many."""
 _RESTARTS = 5
 _DRAWS = 20
 _STEPS, _QUERIES = 100, 5000
@@ -60,7 +69,7 @@ def stages(
     _checks.one_of(VERSIONS, version=version)
     if num_steps is None:
         num_steps = 10 if version == "torchattacks10" else _STEPS
-    targets = min(_TARGETS, num_classes - 1)
+    targets = min(TARGETS, num_classes - 1)
     many = _RESTARTS if version == "plus" else 1
     climb = functools.partial(apgd.run, num_steps=num_steps)
     near = functools.partial(fab.run, num_steps=num_steps, stop_early=True)
@@ -170,18 +179,18 @@ def warn_of_the_model(
 def left_out(version: str, num_classes: int) -> list[str]:
     """Returns the attacks of a version that need more classes."""
     possible = stages(version, num_classes)
-    return [name for name in stages(version, _TARGETS + 1) if name not in possible]
+    return [name for name in stages(version, TARGETS + 1) if name not in possible]
 
 
 def told_of_classes(num_classes: int, version: str) -> str:
     """Returns what so few classes leave out of a version, or ""."""
-    if num_classes > _TARGETS or version == "rand":
+    if num_classes > TARGETS or version == "rand":
         return ""
     lost = left_out(version, num_classes)
     needs = f", without {' and '.join(lost)}, which need more" * bool(lost)
     return (
-        f"The model has {num_classes} classes, fewer than {_TARGETS + 1}: "
-        f"{num_classes - 1} of {_TARGETS} targets are used{needs}."
+        f"The model has {num_classes} classes, fewer than {TARGETS + 1}: "
+        f"{num_classes - 1} of {TARGETS} targets are used{needs}."
     )
 
 
@@ -271,3 +280,35 @@ def attack(
                 stacklevel=2,
             )
     return finish(task, Found(images, success, queries), key, norm=norm)
+
+
+METHODS = (
+    settings.named(
+        "autoattack",
+        "apgd_ce, apgd_t, fab_t and square in turn: the standard",
+        attack,
+        settings.Both,
+    ),
+    settings.named(
+        "autoattack_plus",
+        "with 5 restarts, apgd_dlr and fab besides",
+        attack,
+        settings.Both,
+        version="plus",
+    ),
+    settings.named(
+        "autoattack_rand",
+        "for random models: apgd_ce and apgd_dlr over 20 draws",
+        attack,
+        settings.Steps,
+        version="rand",
+    ),
+    settings.named(
+        "autoattack_torchattacks10",
+        "with the 10 steps that torchattacks has by default",
+        attack,
+        settings.Both,
+        numbers={"num_steps": 10},
+        version="torchattacks10",
+    ),
+)

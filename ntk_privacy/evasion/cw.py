@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ntk_privacy import _checks
-from ntk_privacy.evasion import losses
+from ntk_privacy.evasion import losses, settings
 from ntk_privacy.evasion.task import (
     Found,
     LogitsFn,
@@ -33,7 +33,7 @@ from ntk_privacy.evasion.threat_model import (
     wide,
 )
 
-__all__ = ["attack"]
+__all__ = ["METHODS", "attack"]
 
 # tanh reaches the ends of the box only at infinity.
 _EDGE = 1 - 1e-6
@@ -304,3 +304,37 @@ def attack(
         num_steps=num_steps,
         num_constants=num_constants if form == "original" else 1,
     )
+
+
+def _guard(*args: Any, **options: Any) -> Adversarial:
+    with warnings.catch_warnings():
+        # Who names it is told once, not for each batch.
+        warnings.filterwarnings("ignore", message="CW misread nothing")
+        return attack(*args, form="torchattacks", constant=1e-4, **options)
+
+
+METHODS = (
+    settings.named(
+        "cw",
+        "l_2, 9 constants, 50 steps each; no bound unless norm is l2",
+        attack,
+        settings.Steps,
+        numbers={"num_steps": 50},
+        form="original",
+    ),
+    settings.named(
+        "cw_binary",
+        "l_2, 9 constants, up to 10000 steps each; no bound unless norm is l2",
+        attack,
+        settings.Steps,
+        numbers={"num_steps": 10_000},
+        form="original",
+    ),
+    settings.named(
+        "cw_guard",
+        "l_2, constant 1e-4 in torchattacks' form, 50 steps: next to nothing",
+        _guard,
+        settings.Steps,
+        numbers={"num_steps": 50},
+    ),
+)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _checks
-from ntk_privacy.evasion import apgd, pgd, pool
+from ntk_privacy.evasion import apgd, pgd, pool, settings
 from ntk_privacy.evasion.task import (
     Found,
     LogitsFn,
@@ -31,7 +31,7 @@ from ntk_privacy.evasion.threat_model import (
     region,
 )
 
-__all__ = ["attack", "onto_plane", "run", "walk"]
+__all__ = ["METHODS", "attack", "onto_plane", "run", "walk"]
 
 _FLOOR = 1e-8
 _MAX_ROUNDS = 50
@@ -355,3 +355,22 @@ def attack(
         beta=beta,
         stop_early=stop_early,
     )
+
+
+METHODS = (
+    settings.named(
+        "fab",
+        "100 steps towards the nearest boundary",
+        attack,
+        settings.Steps,
+        num_targets=None,
+        stop_early=True,
+    ),
+    settings.named(
+        "fab_t",
+        "100 steps towards the boundary of each of 9 classes",
+        attack,
+        settings.Targets,
+        stop_early=True,
+    ),
+)

@@ -7,11 +7,11 @@ Source: Dong et al., CVPR 2018 (arXiv:1710.06081); defaults of GUARD's evaluatio
 from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _checks
-from ntk_privacy.evasion import pgd
+from ntk_privacy.evasion import pgd, settings
 from ntk_privacy.evasion.task import LogitsFn, carry_out
 from ntk_privacy.evasion.threat_model import Adversarial, ThreatModel
 
-__all__ = ["attack"]
+__all__ = ["METHODS", "attack"]
 
 
 def attack(
@@ -63,3 +63,14 @@ def attack(
         remember=True,
         over=over,
     )
+
+
+METHODS = (
+    settings.named(
+        "mim",
+        "20 steps of eps with momentum 1, from the image itself",
+        attack,
+        settings.Steps,
+        numbers={"num_steps": 20},
+    ),
+)

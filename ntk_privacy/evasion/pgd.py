@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _checks
-from ntk_privacy.evasion import losses
+from ntk_privacy.evasion import losses, settings
 from ntk_privacy.evasion.task import (
     Found,
     LogitsFn,
@@ -31,7 +31,15 @@ from ntk_privacy.evasion.threat_model import (
     region,
 )
 
-__all__ = ["attack", "direction", "iterate", "moves", "random_start", "unit_noise"]
+__all__ = [
+    "METHODS",
+    "attack",
+    "direction",
+    "iterate",
+    "moves",
+    "random_start",
+    "unit_noise",
+]
 
 
 def direction(gradient: Float[Array, "n h w c"], *, norm: str) -> Array:
@@ -202,3 +210,20 @@ def attack(
         start=start_at_random,
         remember=False,
     )
+
+
+METHODS = (
+    settings.named(
+        "pgd",
+        "20 steps of eps / 4 from a random start",
+        attack,
+        settings.Steps,
+        numbers={"num_steps": 20},
+    ),
+    settings.named(
+        "pgd100",
+        "100 steps of eps / 4 from a random start",
+        attack,
+        settings.Steps,
+    ),
+)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ntk_privacy import _checks
-from ntk_privacy.evasion import losses, pgd, pool
+from ntk_privacy.evasion import losses, pgd, pool, settings
 from ntk_privacy.evasion.task import (
     Found,
     LogitsFn,
@@ -32,7 +32,7 @@ from ntk_privacy.evasion.threat_model import (
     wide,
 )
 
-__all__ = ["attack", "bump", "run", "sides", "walk"]
+__all__ = ["METHODS", "attack", "bump", "run", "sides", "walk"]
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _SCHEDULE = 10000
@@ -391,3 +391,15 @@ def attack(
         p_init=p_init,
         rescale=rescale,
     )
+
+
+METHODS = (
+    settings.named("square", "5000 queries, no gradients", attack, settings.Queries),
+    settings.named(
+        "square_rescaled",
+        "the same, the schedule of 10000 queries squeezed into them",
+        attack,
+        settings.Queries,
+        rescale=True,
+    ),
+)

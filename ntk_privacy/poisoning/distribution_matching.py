@@ -4,6 +4,7 @@ Source: the RDM-DC paper, equation 5 and algorithm 2.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +13,13 @@ from jaxtyping import Array, Float
 
 from ntk_privacy import _checks, _class_checks
 from ntk_privacy.data import augmentation
+from ntk_privacy.method import Method
 from ntk_privacy.models.convnet import Network
-from ntk_privacy.poisoning import perturbation
+from ntk_privacy.poisoning import bounded, perturbation
+from ntk_privacy.poisoning.scenes import Scene
+from ntk_privacy.resume import Stage, straight
 
-__all__ = ["MeanFeature", "Target", "poison"]
+__all__ = ["METHOD", "Config", "MeanFeature", "Target", "of_scene", "poison"]
 
 
 class Target(NamedTuple):
@@ -24,6 +28,19 @@ class Target(NamedTuple):
     image: Float[Array, "h w d"]
     mean: Float[Array, " d"]
     deviation: Float[Array, " d"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(bounded.Config):
+    """Flags of DM poisoning."""
+
+
+def of_scene(scene: Scene) -> Target:
+    """Returns what the objectives ask about the target of a scene."""
+    normal = scene.images.normal
+    return Target(
+        *map(jnp.asarray, (scene.target_image, normal.mean, normal.deviation))
+    )
 
 
 def normalise(
@@ -140,3 +157,30 @@ def poison(
     check_images(images, target)
     objective = MeanFeature(model, operations)
     return perturbation.craft(images, objective, target, key=key, **options)
+
+
+def _run(
+    scene: Scene,
+    config: Config,
+    *,
+    key: Array,
+    stage: Stage = straight,
+    chunk: int = bounded.CHUNK,
+) -> perturbation.Poisoned:
+    attack = functools.partial(
+        poison, target=of_scene(scene), model=bounded.model(scene, config)
+    )
+    return bounded.craft(
+        scene, config, attack, key=jax.random.fold_in(key, 2), stage=stage, chunk=chunk
+    )
+
+
+METHOD = Method(
+    name="dm",
+    about="matches the target's feature in random networks (RDM-DC).",
+    config=Config,
+    presets={"cpu": bounded.small(Config), "paper": Config},
+    run=_run,
+    check=bounded.check,
+    loss="squared feature distance",
+)

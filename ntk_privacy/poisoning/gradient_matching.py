@@ -5,6 +5,7 @@ RDM-DC paper, equation 4 and algorithm 1.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,19 +14,35 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _class_checks, _tree
-from ntk_privacy._types import Params
+from ntk_privacy import _checks, _class_checks, _tree
+from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
+from ntk_privacy.method import Method, field
 from ntk_privacy.models import fitting
 from ntk_privacy.models.convnet import Network
-from ntk_privacy.poisoning import perturbation
+from ntk_privacy.poisoning import bounded, perturbation
 from ntk_privacy.poisoning.distribution_matching import (
     Target,
     checked,
     normalise,
+    of_scene,
 )
+from ntk_privacy.poisoning.scenes import Scene
+from ntk_privacy.resume import Stage, straight
+from ntk_privacy.training import classification
 
-__all__ = ["Alignment", "Ensemble", "poison", "prepare"]
+__all__ = ["METHOD", "Alignment", "Config", "Ensemble", "poison", "prepare"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(bounded.Config):
+    """Flags of gradient matching."""
+
+    num_clean: int = field(16, "Clean networks, trained for 0, 1, 2, ... epochs.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        _checks.at_least(1, num_clean=self.num_clean)
 
 
 class Ensemble(NamedTuple):
@@ -44,6 +61,14 @@ def _loss(model: Network, params: Params, images: Array, label: Array) -> Array:
     logits = model.apply_fn(params, images)
     labels = jnp.broadcast_to(label, (len(images),))
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradients(model: Network, params: Params, image: Array, label: Array) -> Params:
+    """Returns each network's gradient on one image, stacked as they are."""
+    return jax.lax.map(
+        lambda p: jax.grad(lambda q: _loss(model, q, image, label))(p), params
+    )
 
 
 def _check_fit(model: Network, params: Params, shape, name: str) -> None:
@@ -88,13 +113,7 @@ def prepare(
     label = jnp.asarray(adversarial_class, jnp.int32)
     image = normalise(target.image[None], target.mean, target.deviation)
 
-    @jax.jit
-    def gradients(params, image, label):
-        return jax.lax.map(
-            lambda p: jax.grad(lambda q: _loss(model, q, image, label))(p), params
-        )
-
-    found = gradients(params, image, label)
+    found = _gradients(model, params, image, label)
     sizes = jax.vmap(_tree.largest)(found)
     if not bool(jnp.all(sizes > 0) & jnp.all(jnp.isfinite(sizes))):
         raise ValueError(
@@ -165,3 +184,61 @@ def poison(
     _check_fit(model, first, images.shape[1:], "ensemble.params")
     objective = Alignment(model, operations)
     return perturbation.craft(images, objective, ensemble, key=key, **options)
+
+
+def _clean_networks(
+    scene: Scene, config: Config, *, key: Array, stage: Stage
+) -> list[Params]:
+    """Returns networks of the clean images, trained in one piece."""
+    images, model = scene.images, bounded.model(scene, config)
+
+    def go(networks: Any, done: int, callback: Callback) -> list[Params]:
+        if not done:
+            networks = classification.staggered(
+                jnp.asarray(images.normalised(images.x_train)),
+                jnp.asarray(images.class_train),
+                model=model,
+                key=key,
+                num_networks=config.num_clean,
+                operations=images.operations,
+            )
+            callback(1, networks, {})
+        return networks
+
+    one = model.init_params(key, images.image_shape)
+    return stage("clean", [one] * config.num_clean, go, 1).result
+
+
+def _run(
+    scene: Scene,
+    config: Config,
+    *,
+    key: Array,
+    stage: Stage = straight,
+    chunk: int = bounded.CHUNK,
+) -> perturbation.Poisoned:
+    model = bounded.model(scene, config)
+    networks = _clean_networks(
+        scene, config, key=jax.random.fold_in(key, 3), stage=stage
+    )
+    ensemble = prepare(
+        networks,
+        of_scene(scene),
+        model=model,
+        adversarial_class=scene.adversarial_class,
+    )
+    attack = functools.partial(poison, ensemble=ensemble, model=model)
+    return bounded.craft(
+        scene, config, attack, key=jax.random.fold_in(key, 2), stage=stage, chunk=chunk
+    )
+
+
+METHOD = Method(
+    name="gradient",
+    about="matches the target's gradient in clean networks (Witches' Brew).",
+    config=Config,
+    presets={"cpu": bounded.small(Config, num_clean=4), "paper": Config},
+    run=_run,
+    check=bounded.check,
+    loss="one less the cosine of gradients",
+)

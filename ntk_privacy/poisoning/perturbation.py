@@ -49,14 +49,23 @@ class CraftState(NamedTuple):
 
 
 class Poisoned(NamedTuple):
-    """images: in [0, 1], on the grid, within the bound. losses: before each step of
-    this call. scores: of each restart; the lowest is taken. state: to continue from.
-    """  # noqa: D205
+    """What stands in the rows that are poisoned.
 
-    images: Float[Array, "p h w d"]
-    losses: Float[Array, " steps"]
-    scores: Float[Array, " r"]
-    state: CraftState
+    images: in [0, 1]; on the grid and within the bound, if the attack has one. losses:
+    before each step of this call. scores: of each restart; the lowest is taken. state:
+    to continue from; None where nothing was searched for.
+    """
+
+    images: Float[Array | np.ndarray, "p h w d"]
+    losses: Float[Array | np.ndarray, " steps"]
+    scores: Float[Array | np.ndarray, " r"]
+    state: CraftState | None
+
+    @classmethod
+    def at_once(cls, images: Float[Array | np.ndarray, "p h w d"]) -> "Poisoned":
+        """Returns poison that no search was needed for."""
+        none = np.zeros(0, np.float32)
+        return cls(images, none, none, None)
 
 
 def to_grid(images: Float[Array, "p ..."], levels: int = 255) -> Float[Array, "p ..."]:

@@ -3,15 +3,21 @@
 import pathlib
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ntk_privacy import _checks
+from ntk_privacy.data.image_set import ImageSet
+from ntk_privacy.evaluation import attacked_set
+from ntk_privacy.evaluation.attacked_model import Model
+from ntk_privacy.evaluation.robust_accuracy import RobustAccuracy
+from ntk_privacy.evasion import task as tasks
 from ntk_privacy.reports.plots import _save, _show
 
-__all__ = ["adversarial"]
+__all__ = ["adversarial", "attacked"]
 
 _ROWS = ("clean", "attacked", "change")
 
@@ -78,3 +84,44 @@ def adversarial(
                     va="bottom",
                 )
         _save(figure, path)
+
+
+def attacked(
+    model: Model,
+    images: ImageSet,
+    found: RobustAccuracy,
+    config: attacked_set.Config,
+    path: str | pathlib.Path,
+    *,
+    key: Array,
+) -> None:
+    """Draws images that attacks broke, with what the model takes them for.
+
+    Args:
+      model: that was attacked.
+      images: whose test images were attacked.
+      found: of `evaluation.robust_accuracy`.
+      config: of the attacks.
+      path: the PNG to write.
+      key: typed key, for a random model.
+    """
+    names, rows = images.class_names, attacked_set.shown(found)
+
+    def read(pixels: np.ndarray) -> list[str]:
+        x, random = jnp.asarray(pixels), tasks.takes_key(model.logits_fn)
+        logits = model.logits_fn(x, key=key) if random else model.logits_fn(x)
+        classes = map(int, np.asarray(logits).argmax(1))
+        return [names[c] if c < len(names) else str(c) for c in classes]
+
+    clean, after = images.x_test[rows], found.images[rows]
+    broken = sum(name != "" for name in found.found_by)
+    adversarial(
+        clean,
+        after,
+        path,
+        clean_notes=read(clean),
+        attacked_notes=read(after),
+        title=f"{config.norm}, eps = {config.eps}: {broken} of "
+        f"{int(found.correct.sum())} rightly read images broken; what the model takes "
+        "them for",
+    )

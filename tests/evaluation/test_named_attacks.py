@@ -1,18 +1,22 @@
 """What tables may call an attack: weaker settings never read as the plain name."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_privacy.evaluation import named_attacks, robust_accuracy
+from experiments import evade
+from ntk_privacy.evaluation import attacked_set, named_attacks, robust_accuracy
 from ntk_privacy.evaluation.robust_accuracy import RobustnessWarning
-from ntk_privacy.evasion import ThreatModel, pgd
+from ntk_privacy.evasion import METHODS, Adversarial, ThreatModel, pgd
+from ntk_privacy.method import Method, field
 
 _OWN_STEPS = {"pgd": 20, "mim": 20, "cw": 50, "cw_guard": 50, "cw_binary": 10_000}
 
 
-@pytest.mark.parametrize("name", named_attacks.ATTACKS)
+@pytest.mark.parametrize("name", METHODS)
 def test_other_settings_stand_in_the_name(name):
     asks = name.startswith(("square", "autoattack")) and name != "autoattack_rand"
     steps = not name.startswith("square")
@@ -80,3 +84,45 @@ def test_results_carry_the_names_of_their_attacks():
     assert found.names == {"pgd": "pgd (2 steps)", "square": "square (3 queries)"}
     # What a function of one's own does with its name is its own affair.
     assert evaluate({"pgd": pgd.attack}).names == {"pgd": "pgd"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+    num_tries: int = field(3, "Tries.")
+
+
+def _corner(logits_fn, x, y, config, *, key, threat_model):
+    """Adds eps to every pixel: an attack of the test's own."""
+    del key
+    images = jnp.clip(x + threat_model.eps, 0, 1)
+    wrong = logits_fn(images).argmax(1).astype(y.dtype) != y
+    spent = jnp.full(len(x), config.num_tries, jnp.int32)
+    far = jnp.abs(images - x).max(axis=(1, 2, 3))
+    return Adversarial(
+        jnp.where(wrong[:, None, None, None], images, x), wrong, spent, far
+    )
+
+
+def test_one_record_adds_an_attack_to_evaluations_and_flags(monkeypatch):
+    corner = Method("corner", "adds eps", _Config, {"published": _Config}, _corner)
+    flags = ["--train=plain", "--dataset=digits", "--attacks=corner,pgd"]
+    with pytest.raises(ValueError, match="attacks='corner' is unknown"):
+        evade.PROGRAM.parse(flags)
+    monkeypatch.setitem(METHODS, "corner", corner)
+    asked = evade.PROGRAM.parse(flags).group(attacked_set.Config)
+    assert asked.attacks == ("corner", "pgd")
+    w = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+    x = np.random.default_rng(1).uniform(size=(6, 4, 4, 1)).astype(np.float32)
+
+    def linear(images):
+        return images.reshape(len(images), -1) @ w
+
+    y = np.asarray(linear(x)).argmax(1).astype(np.int32)
+    config = attacked_set.Config(attacks=("corner",), eps="0.2", batch_size=4)
+    found = attacked_set.attack(linear, x, y, config, key=jax.random.key(0))
+    moved = np.asarray(linear(np.clip(x + 0.2, 0, 1))).argmax(1) != y
+    told = attacked_set.figures(found, config)
+    assert told["accuracy"]["corner"] == np.mean(~moved)
+    assert told["settings"] == {"corner": "adds eps"}
+    assert told["names"] == {"corner": "corner"}
+    assert told["queries"] == {"corner": 3.0}

@@ -15,7 +15,7 @@ import pytest
 from ntk_privacy import checkpoint
 from ntk_privacy.evaluation import named_attacks, robust_accuracy
 from ntk_privacy.evaluation.robust_accuracy import RobustnessWarning
-from ntk_privacy.evasion import Adversarial, ThreatModel, pgd, threat_model
+from ntk_privacy.evasion import METHODS, Adversarial, ThreatModel, pgd, threat_model
 
 KEY = jax.random.key(5)
 EPS = 0.02
@@ -420,7 +420,7 @@ def test_every_version_of_autoattack(version):
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", threat_model.NORMS)
 def test_every_name_runs(norm):
-    names = [n for n in named_attacks.ATTACKS if not n.startswith("autoattack")]
+    names = [n for n in METHODS if not n.startswith("autoattack")]
     found = evaluate(
         attacks=names,
         survivors_only=False,

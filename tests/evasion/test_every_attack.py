@@ -1,5 +1,6 @@
 """What holds for every attack: bounds, keys, traces, and clear refusals."""
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 
@@ -10,7 +11,17 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from ntk_privacy.evasion import ThreatModel, apgd, cw, fab, inputs, mim, pgd, square
+from ntk_privacy.evasion import (
+    METHODS,
+    ThreatModel,
+    apgd,
+    cw,
+    fab,
+    inputs,
+    mim,
+    pgd,
+    square,
+)
 
 ATTACKS = {
     "pgd": (functools.partial(pgd.attack, num_steps=10), ("linf", "l2")),
@@ -372,3 +383,54 @@ def test_an_unbounded_ball_is_refused(toy, name):
     free = ThreatModel("linf", float("inf"))
     with pytest.raises(ValueError, match="eps=inf bounds nothing"):
         ATTACKS[name][0](toy.logits_fn, toy.x, toy.y, key=KEY, threat_model=free)
+
+
+# The names of attacks above, with numbers that make them these.
+RECORDS = {
+    "pgd": ("pgd", {"num_steps": 10}),
+    "pgd100": ("pgd", {"num_steps": 10}),
+    "mim": ("mim", {"num_steps": 5}),
+    "apgd_ce": ("apgd", {"num_steps": 10}),
+    "apgd_t": ("apgd-t", {"num_steps": 10, "num_targets": 3}),
+    "fab_t": ("fab", {"num_steps": 10, "num_targets": 4}),
+    "square": ("square", {"num_queries": 60}),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_record_is_its_attack_with_the_numbers_of_its_config(
+    results, toy, model, name
+):
+    same, numbers = RECORDS[name]
+    found = METHODS[name].run(
+        toy.logits_fn,
+        toy.x,
+        toy.y,
+        METHODS[name].configured(**numbers),
+        key=KEY,
+        threat_model=model["linf"],
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, results.of(same, "linf"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_record_says_what_it_is_and_refuses_what_is_no_number(name):
+    method = METHODS[name]
+    assert method.name == name
+    assert method.about
+    (preset,) = method.presets
+    assert preset == "published"
+    own = method.configured()
+    for entry in dataclasses.fields(method.config):
+        assert getattr(own, entry.name) >= 1
+        assert entry.metadata["help"].endswith(".")
+        with pytest.raises(ValueError, match=f"{entry.name}=0 must be at least 1"):
+            method.configured(**{entry.name: 0})
+    with pytest.raises(ValueError, match=f"{name} takes no magic"):
+        method.configured(magic=1)
+    method.check(10, own)
+    fewest = {"apgd_dlr": 3, "apgd_t": 4}.get(name)
+    if fewest:
+        told = f"{name} needs {fewest} classes but the model has {fewest - 1}: use"
+        with pytest.raises(ValueError, match=told):
+            method.check(fewest - 1, own)

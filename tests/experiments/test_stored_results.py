@@ -21,12 +21,13 @@ from experiments import (
 from experiments._workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parents[2] / "results"
-TABLES = {"kernel": kernel.PROGRAM, "reconstruct": reconstruct.PROGRAM}
 FOLDERS = sorted(path.parent for path in ROOT.rglob("config.json"))
 PROGRAMS = {
     "compare": compare,
     "evade": evade,
+    "kernel": kernel,
     "poison": poison,
+    "reconstruct": reconstruct,
 }
 
 
@@ -51,20 +52,17 @@ def _tuples(value):
     return tuple(value) if isinstance(value, list) else value
 
 
-def _of_table(program, stored, **changes):
-    """Opens the folder as a binary with a table of methods does."""
-    names = program.names(stored[program.flag]) | {program.flag, "preset"}
-    own = {k: v for k, v in stored.items() if k in names and v is not None}
-    return _run.opened(program, program.asked(**{**own, **changes}))
-
-
 def _opened(folder, stored):
     """Opens the folder as its binary does."""
     changes = {"workdir": str(folder)}
-    kind = folder.name.split("__")[-1]
-    if kind in TABLES:
-        return _of_table(TABLES[kind], stored, **changes)
-    program = PROGRAMS.get(kind)
+    program = PROGRAMS.get(folder.name.split("__")[-1])
+    if hasattr(program, "PROGRAM"):
+        known = program.PROGRAM
+        chosen = stored[known.flag]
+        names = known.names(chosen) | {known.flag, "preset"}
+        later = getattr(program, "LATER", ())
+        own = {k: _tuples(v) for k, v in stored.items() if k in names and v is not None}
+        return _run.opened(known, known.asked(**{**own, **changes}), later)
     if program is not None:
         config = _taken(program.Config, stored, **changes)
         names = getattr(program, "NOT_RESULTS", ("workdir", "progress", "data_dir"))

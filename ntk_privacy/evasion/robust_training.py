@@ -1,29 +1,80 @@
-"""A ConvNet to attack: trained plainly or on adversarial images of PGD, resumable.
+"""A ConvNet to attack: trained on images as they are, or on adversarial ones of PGD.
+
+`METHODS` has a record of each: `run(images, config, *, key, threat_model, stage)`
+returns `Trained`. For images in pixel space; `training.adversarial` has the losses of
+networks with running statistics.
 
 Source of adversarial training: Madry et al., ICLR 2018 (arXiv:1706.06083).
 """
 
 import dataclasses
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from experiments import _progress
-from experiments._image_sets import Images
-from ntk_privacy import _loop
+from ntk_privacy import _checks, _loop
+from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
-from ntk_privacy.evasion import ThreatModel, losses, pgd
+from ntk_privacy.data.image_set import ImageSet
+from ntk_privacy.evasion import losses, pgd
 from ntk_privacy.evasion import task as tasks
+from ntk_privacy.evasion.threat_model import ThreatModel
+from ntk_privacy.method import Method, by_name, field
 from ntk_privacy.models import ConvNet, saved
-from ntk_privacy.resume import Timer
+from ntk_privacy.resume import Stage, straight
+
+__all__ = ["METHODS", "Config", "RobustConfig", "Trained"]
 
 _CHUNK = 20
 _MOMENTUM, _DECAY = 0.9, 5e-4
 # Share of the steps over which the rate rises.
 _RISE = 0.2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Flags of a training on images as they are."""
+
+    width: int = field(32, "Channels of the ConvNet.")
+    num_train: int | None = field(
+        5000, "Training images, at most; none is all of them."
+    )
+    num_epochs: int = field(15, "Of training.")
+    train_batch_size: int = field(128, "Of training.")
+    learning_rate: float = field(0.1, "Greatest rate of training.")
+
+    def __post_init__(self):
+        _checks.at_least(
+            1,
+            width=self.width,
+            num_train=1 if self.num_train is None else self.num_train,
+            num_epochs=self.num_epochs,
+            train_batch_size=self.train_batch_size,
+        )
+        _checks.positive(learning_rate=self.learning_rate)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RobustConfig(Config):
+    """Flags of a training on adversarial images."""
+
+    train_attack_steps: int = field(7, "Of PGD in training.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        _checks.at_least(1, train_attack_steps=self.train_attack_steps)
+
+
+class Trained(NamedTuple):
+    """A network, and the statistics that normalise its images."""
+
+    model: ConvNet
+    params: Params
+    mean: Float[np.ndarray, " d"]
+    deviation: Float[np.ndarray, " d"]
 
 
 class _State(NamedTuple):
@@ -120,58 +171,46 @@ class _Step:
         return _State(params, velocity, state.steps + 1), {"loss": value}
 
 
-def train(
-    config: Any,
-    images: Images,
-    threat_model: ThreatModel,
+def _train(
+    images: ImageSet,
+    config: Config,
     *,
-    folder: pathlib.Path,
-    checkpoints: pathlib.Path,
-    timer: Timer,
-    class_names: tuple[str, ...],
-) -> None:
-    """Trains on an image set and saves the network.
-
-    Args:
-      config: of `experiments.evade`.
-      images: to train on.
-      threat_model: of the adversarial images.
-      folder: of the network.
-      checkpoints: of the training.
-      timer: of the training.
-      class_names: to note in the folder.
+    key: Array,
+    threat_model: ThreatModel,
+    stage: Stage = straight,
+) -> Trained:
+    """Trains on all images of a set: who loads it reads `num_train`.
 
     Raises:
       ValueError: the loss is not finite.
     """
     model = ConvNet(images.num_classes, config.width)
-    key_init, key_steps = jax.random.split(jax.random.key(config.seed))
-    x, y = jnp.asarray(images.x), jnp.asarray(images.classes, jnp.int32)
+    key_init, key_steps = jax.random.split(key)
+    x = jnp.asarray(images.x_train)
+    y = jnp.asarray(images.class_train, jnp.int32)
     size = min(config.train_batch_size, len(x))
     num_steps = config.num_epochs * -(-len(x) // size)
+    robust = isinstance(config, RobustConfig)
     step = _Step(
         model,
         size,
         num_steps,
         config.learning_rate,
         images.operations != augmentation.NO_FLIP,
-        threat_model if config.train == "adversarial" else None,
-        config.train_attack_steps,
+        threat_model if robust else None,
+        config.train_attack_steps if robust else 1,
     )
     params = model.init_params(key_init, x.shape[1:], x.dtype)
     state = _State(
         params, jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.int32)
     )
-    deviation = np.maximum(images.deviation, 1e-6)
+    mean, deviation = images.normal
+    deviation = np.maximum(deviation, 1e-6)
     data = _Data(
-        x,
-        y,
-        jnp.asarray(images.mean),
-        jnp.asarray(deviation),
-        jax.random.key_data(key_steps),
+        x, y, jnp.asarray(mean), jnp.asarray(deviation), jax.random.key_data(key_steps)
     )
 
-    def go(state, done, callback):
+    def go(state: _State, done: int, callback: Callback) -> _State:
         return _loop.run(
             step,
             state,
@@ -182,29 +221,28 @@ def train(
             callback=callback,
         )[0]
 
-    stage = _progress.stage(
-        config, checkpoints.parent, timer, description=f"train, {config.train}"
-    )
-    state = stage(checkpoints.name, state, go, num_steps).result
+    state = stage("train", state, go, num_steps).result
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state)):
         raise ValueError(
             "The loss of training is not finite: lower "
             f"learning_rate={config.learning_rate}."
         )
-    saved.save(
-        folder,
-        model,
-        state.params,
-        image_shape=x.shape[1:],
-        mean=images.mean,
-        deviation=deviation,
-        class_names=class_names,
-        about={
-            "dataset": config.dataset,
-            "train": config.train,
-            "num_train": len(x),
-            "num_epochs": config.num_epochs,
-            "seed": config.seed,
-            "seconds": [timer.run, timer.compile],
-        },
-    )
+    return Trained(model, state.params, mean, deviation)
+
+
+METHODS = by_name(
+    Method(
+        name="plain",
+        about="is trained on images as they are.",
+        config=Config,
+        presets={"cpu": Config},
+        run=_train,
+    ),
+    Method(
+        name="adversarial",
+        about="is trained on images attacked by PGD within the bound (Madry et al.).",
+        config=RobustConfig,
+        presets={"cpu": RobustConfig},
+        run=_train,
+    ),
+)
