@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import _progress
+from experiments._made import lost
 from ntk_privacy import distillation
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation.student import step_size_fault
@@ -48,28 +49,6 @@ def configured(method: Method[Any], preset: str, flags: Any) -> Any:
     given = {name: getattr(flags, name, None) for name in names}
     given = {name: value for name, value in given.items() if value is not None}
     return method.configured(preset, **given)
-
-
-def lost(method: str, config: Any, steps: int) -> str:
-    """Returns what to do about a loss that is not finite.
-
-    Args:
-      method: its name.
-      config: of the method.
-      steps: that were done.
-    """
-    rates = [
-        f"{name}={getattr(config, name)}"
-        for name in ("learning_rate", "step_size")
-        if hasattr(config, name)
-    ]
-    ridge = (
-        f", or raise diag_reg={config.diag_reg}" if hasattr(config, "diag_reg") else ""
-    )
-    return (
-        f"The loss of {method} is not finite after {steps} steps: lower "
-        f"{' or '.join(rates)}{ridge}, in another --workdir."
-    )
 
 
 def condense(

@@ -14,6 +14,7 @@ from ntk_privacy.evaluation import attacked_batches, named_attacks, robust_accur
 from ntk_privacy.evaluation.robust_accuracy import RobustAccuracy, RobustState
 from ntk_privacy.evasion import ThreatModel
 from ntk_privacy.evasion import task as tasks
+from ntk_privacy.evasion import threat_model as threat_models
 from ntk_privacy.reports import adversarial_plots
 from ntk_privacy.resume import Timer
 
@@ -42,14 +43,7 @@ def threat_model(eps: str, norm: Any = "linf") -> ThreatModel:
     Raises:
       ValueError: eps is no number, negative, or not finite.
     """
-    top, slash, bottom = eps.partition("/")
-    try:
-        bound = float(top) / float(bottom) if slash else float(top)
-    except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"eps={eps!r} is no number: write 0.03 or 8/255.") from error
-    if not 0 <= bound < float("inf"):
-        raise ValueError(f"eps={eps} must be finite and at least 0.")
-    return ThreatModel(norm, bound)
+    return threat_models.of_text(eps, norm)
 
 
 def _folder(workdir: Workdir):

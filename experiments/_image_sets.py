@@ -211,17 +211,19 @@ def part(
     whole: ImageSet | None = None,
     every_class: bool = True,
     judged_on: Any = "test",
+    published: bool | None = None,
 ) -> ImageSet:
     """Returns an image set, or a random part of it that is the same for every seed.
 
     Args:
-      config: of `read`, and has preset; "paper" normalises by the published constants
-        rather than by those of the images at hand.
+      config: of `read`; has preset unless `published` is given.
       num_train: training images; None is all.
       num_test: test images; None is all.
       whole: what `read` returned, if it was called.
       every_class: see `ImageSet.subset`.
       judged_on: see `ImageSet.subset`.
+      published: whether to normalise by the published constants rather than by those of
+        the images at hand; None: with preset "paper".
 
     Raises:
       UsageError: more images are asked for than there are, or so few that a class has
@@ -238,7 +240,9 @@ def part(
         )
     except data.ArgumentError as error:
         raise UsageError(str(error)) from error
-    return images.by_published() if config.preset == "paper" else images
+    if published is None:
+        published = config.preset == "paper"
+    return images.by_published() if published else images
 
 
 def load(config: Any, **chosen: Any) -> Images:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from experiments import _image_sets
+from experiments import _image_sets, _older
 from experiments._groups import NOT_RESULTS, Data, Run
 from experiments._program import Asked, Program
 from experiments._workdir import Workdir, versions
@@ -29,9 +29,9 @@ def opened(program: Program, asked: Asked[Any], later: Collection[str] = ()) -> 
         asked.group(Run).workdir,
         asked.flat(),
         ignore=_image_sets.not_results(asked.group(Data), (*NOT_RESULTS, *later)),
-        absent=functools.partial(program.completed, asked),
-        foreign=program.foreign(asked.method),
-        never_none=program.never_none(asked.method),
+        absent=functools.partial(_older.completed, program, asked),
+        foreign=_older.foreign(program, asked.method),
+        never_none=_older.never_none(program, asked.method),
     )
 
 

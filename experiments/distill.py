@@ -27,8 +27,10 @@ from experiments import (
     _sre2l_config,
     _students,
     _study,
+    _study_config,
 )
 from experiments._groups import Run
+from experiments._kinds import Kind
 from experiments._program import Asked, Program
 from experiments._workdir import Workdir
 from ntk_privacy import distillation
@@ -44,21 +46,10 @@ class _DistillRun(Run):
     workdir: str = field("runs/distill", "Folder of the results.")
 
 
-def _judge(method: Method[Any]) -> Any:
-    """Returns what trains on the sets of a method: those of a task are regressed on."""
-    return _networks if issubclass(method.config, TaskConfig) else _students
-
-
-def _groups(method: Method[Any]) -> tuple[type, ...]:
-    if _judge(method) is _networks:
-        return (_networks.Images, _networks.Networks, _DistillRun)
-    return (_students.Images, _students.Students, _DistillRun)
-
-
-def _passed_over(asked: Asked[Any]) -> dict[str, str]:
-    if _judge(asked.method) is _networks:
-        return _networks.passed_over(asked)
-    return {}
+def _kind(method: Method[Any]) -> Kind:
+    """Returns what is done with the sets of a method: those of a task are regressed."""
+    regressed = issubclass(method.config, TaskConfig)
+    return _networks.KIND if regressed else _students.KIND
 
 
 def _fits(asked: Asked[Any]) -> None:
@@ -72,19 +63,22 @@ def _fits(asked: Asked[Any]) -> None:
 PROGRAM = Program(
     about="Distils a small training set, trains on it, and attacks that.",
     methods=distillation.METHODS,
-    groups=_groups,
+    groups=lambda method: (*_kind(method).groups, _DistillRun),
     default="rkip",
-    passed_over=_passed_over,
+    passed_over=lambda asked: _kind(asked.method).passed_over(asked),
     check=_fits,
     beside={
         **dict.fromkeys(_sre2l_config.METHODS, _sre2l_config.Config),
-        "--table": _study.Config,
-        "--defence": _study.Config,
+        "--table": _study_config.Config,
+        "--defence": _study_config.Config,
     },
 )
 
 
-def asked(**flat: Any) -> Asked[Any] | _sre2l_config.Config | _study.Config:
+Flags = Asked[Any] | _sre2l_config.Config | _study_config.Config
+
+
+def asked(**flat: Any) -> Flags:
     """Returns what flags ask for, given from Python.
 
     Args:
@@ -96,11 +90,13 @@ def asked(**flat: Any) -> Asked[Any] | _sre2l_config.Config | _study.Config:
     if flat.get("method") in _sre2l_config.METHODS:
         return _sre2l_config.Config(**flat)
     if flat.get("table") or flat.get("defence"):
-        return _study.Config(**flat)
+        return _study_config.Config(**flat)
     return PROGRAM.asked(**flat)
 
 
-def run(asked: Asked[Any] | _sre2l_config.Config | _study.Config) -> dict[str, Any]:
+def run(
+    asked: Asked[Any] | _sre2l_config.Config | _study_config.Config,
+) -> dict[str, Any]:
     """Runs one configuration, or a study of them; returns what results.json holds.
 
     Raises:
@@ -111,10 +107,10 @@ def run(asked: Asked[Any] | _sre2l_config.Config | _study.Config) -> dict[str, A
     """
     if isinstance(asked, _sre2l_config.Config):
         return _sre2l.run(asked)
-    if isinstance(asked, _study.Config):
+    if isinstance(asked, _study_config.Config):
         return _study.run(asked, PROGRAM, run)
     with _run.precision(getattr(asked.config, "precision", None)):
-        return _judged(asked, _judge(asked.method))
+        return _judged(asked, _kind(asked.method))
 
 
 def opened(asked: Asked[Any]) -> Workdir:
@@ -126,21 +122,21 @@ def opened(asked: Asked[Any]) -> Workdir:
     Raises:
       UsageError: another run has it.
     """
-    return _run.opened(PROGRAM, asked, _judge(asked.method).STAGES)
+    kind = _kind(asked.method)
+    return _run.opened(PROGRAM, asked, (*kind.stages, *kind.sizes))
 
 
-def _judged(asked: Asked[Any], judge: Any) -> dict[str, Any]:
+def _judged(asked: Asked[Any], kind: Kind) -> dict[str, Any]:
     # Before the folder is touched: images that cannot be had leave nothing behind.
-    loaded = None if _run.is_whole(asked.group(Run).workdir) else judge.load(asked)
+    loaded = None if _run.is_whole(asked.group(Run).workdir) else kind.load(asked)
     with opened(asked) as workdir:
-        if judge.is_done(asked, workdir):
+        if kind.is_done(asked, workdir):
             return workdir.read_json("results.json")
         earlier = workdir.read_json("results.json") if workdir.is_done() else {}
-        asked = judge.with_earlier(asked, earlier, workdir.read_json("config.json"))
+        asked = kind.with_earlier(asked, workdir)
         workdir.write_json("config.json", asked.flat())
-        results = judge.judged(
-            asked, workdir, loaded or judge.load(asked), earlier, Timer()
-        )
+        loaded = loaded or kind.load(asked)
+        results = kind.judged(asked, workdir, loaded, earlier, Timer())
         return _run.finished(workdir, results)
 
 
@@ -150,19 +146,18 @@ def summary(results: dict[str, Any]) -> str:
     Args:
       results: of `run`.
     """
-    rows = _judge(PROGRAM.methods[results["method"]]).rows(results)
+    rows = _kind(PROGRAM.methods[results["method"]]).rows(results)
     spent = [f"{name} {s:.1f}" for name, s in results["seconds"].items() if s]
-    rows.append(("seconds", ", ".join(spent)))
-    return _run.table(rows)
+    return _run.table([*rows, ("seconds", ", ".join(spent))])
 
 
-def main(asked: Asked[Any] | _sre2l_config.Config | _study.Config) -> None:
+def main(asked: Flags) -> None:
     """Runs and prints the summary."""
     if isinstance(asked, _sre2l_config.Config):
         _sre2l.main(asked)
         return
     results = run(asked)
-    if isinstance(asked, _study.Config):
+    if isinstance(asked, _study_config.Config):
         print(results["markdown"])
         return
     print(summary(results))
@@ -172,15 +167,13 @@ def main(asked: Asked[Any] | _sre2l_config.Config | _study.Config) -> None:
 class _Flags:
     """Reads a command line: studies and methods in stages have configs of their own."""
 
-    def parse(
-        self, arguments: Sequence[str]
-    ) -> Asked[Any] | _sre2l_config.Config | _study.Config:
+    def parse(self, arguments: Sequence[str]) -> Flags:
         """Raises UsageError where flags are at fault."""
         if PROGRAM.named(arguments) in _sre2l_config.METHODS:
             return _flags.parse(_sre2l_config.Config, arguments)
         studies = ("--table", "--defence", "--methods")
         if any(argument.partition("=")[0] in studies for argument in arguments):
-            return _flags.parse(_study.Config, arguments)
+            return _flags.parse(_study_config.Config, arguments)
         return PROGRAM.parse(arguments)
 
 

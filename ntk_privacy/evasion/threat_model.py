@@ -15,6 +15,7 @@ __all__ = [
     "Region",
     "ThreatModel",
     "distance",
+    "of_text",
     "per_sample",
     "project",
     "region",
@@ -95,6 +96,31 @@ class Limits(NamedTuple):
     eps: Float[Array, ""]
     low: Float[Array, ""]
     high: Float[Array, ""]
+
+
+def of_text(eps: str, norm: str = "linf") -> ThreatModel:
+    """Returns what an attacker may do within a bound that is written out.
+
+    Args:
+      eps: a number or a fraction.
+      norm: see `ThreatModel`.
+
+    Raises:
+      ValueError: eps is no number, negative, or not finite.
+
+    Example:
+      >>> from ntk_privacy.evasion import threat_model
+      >>> threat_model.of_text("8/255").eps == 8 / 255
+      True
+    """
+    top, slash, bottom = eps.partition("/")
+    try:
+        bound = float(top) / float(bottom) if slash else float(top)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"eps={eps!r} is no number: write 0.03 or 8/255.") from error
+    if not 0 <= bound < float("inf"):
+        raise ValueError(f"eps={eps} must be finite and at least 0.")
+    return ThreatModel(norm, bound)
 
 
 class Region(NamedTuple):

@@ -25,7 +25,7 @@ from ntk_privacy import data
 from ntk_privacy.data.sets import SETS, Set
 
 CONFIGS = {
-    "compare": (compare.Config, {}),
+    "compare": (compare.PROGRAM.asked, {}),
     "distill": (distill.asked, {}),
     "dm": (distill.asked, {"method": "dm"}),
     "evade": (evade.Config, {"train": "plain"}),
