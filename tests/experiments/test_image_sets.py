@@ -64,7 +64,7 @@ def test_every_binary_takes_a_file_and_knows_what_is_in_it(tmp_path, binary):
     assert _image_sets.image_shape(one) == (4, 4, 1)
     # The file is another now: the config is still of the images that it was.
     _npz(tmp_path / "a.npz", seed=1)
-    with pytest.raises(_flags.UsageError, match="give those, or leave --fingerprint"):
+    with pytest.raises(_flags.UsageError, match="give those, or leave fingerprint"):
         _image_sets.read(one)
 
 
