@@ -17,7 +17,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from absl import flags
@@ -33,6 +33,26 @@ _SCALARS = {int: "a whole number", float: "a number", str: "a text"}
 
 class UsageError(ValueError):
     """A flag's value is at fault: raised by a `main` it ends with exit code 2."""
+
+
+@contextlib.contextmanager
+def usage(
+    kind: type[ValueError] = ValueError, *, train: str = "num_images"
+) -> Iterator[None]:
+    """Takes errors of the library within the block for faults of flags.
+
+    Args:
+      kind: of the errors; `data.ArgumentError` where files are read, which may be
+        damaged.
+      train: the flag that is the library's num_train.
+
+    Raises:
+      UsageError: one was raised; its words name flags.
+    """
+    try:
+        yield
+    except kind as error:
+        raise UsageError(str(error).replace("num_train", train)) from error
 
 
 class _HelpAsked(Exception):

@@ -41,6 +41,18 @@ class Data(Source):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Tested(Data):
+    """Images."""
+
+    num_test: int | None = field(None, "Test images; none is all of them.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_test is not None:
+            _checks.at_least(1, num_test=self.num_test)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Folder:
     """The run."""
 

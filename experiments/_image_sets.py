@@ -3,48 +3,32 @@
 Every binary has the fields dataset, image_size, data_dir, download and fingerprint.
 """
 
-import dataclasses
-import functools
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from experiments import _flags
+from ntk_privacy import data
+from ntk_privacy.data import ImageSet, choice
+from ntk_privacy.data.choice import Choice, image_shape, is_folder
+from ntk_privacy.method import field
 
-from experiments._flags import UsageError
-from ntk_privacy import _checks, data
-from ntk_privacy.data import ImageSet, image_folder, places
-
-FOLDER = "image_folder"
-"""The set that is the folder of pictures at data_dir: so it was called at first."""
-
-
-class Images(NamedTuple):
-    """Intensities in [0, 1], classes, and what normalises each channel."""
-
-    x: np.ndarray
-    classes: np.ndarray
-    x_test: np.ndarray
-    class_test: np.ndarray
-    mean: np.ndarray
-    deviation: np.ndarray
-    num_classes: int
-    levels: int
-    operations: tuple[str, ...]
-
-    def normalised(self, images: Any) -> jax.Array:
-        """Returns images less the mean, over the deviation."""
-        return jnp.asarray((np.asarray(images) - self.mean) / self.deviation)
-
-
-def _field(default: Any, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text})
+__all__ = [
+    "complete",
+    "dataset_field",
+    "fingerprint_field",
+    "image_shape",
+    "is_folder",
+    "not_results",
+    "part",
+    "read",
+    "size_field",
+    "source",
+]
 
 
 def dataset_field(default: str) -> Any:
     """Returns the field of a config that names the image set."""
-    return _field(
+    return field(
         default,
         "Image set: " + ", ".join(data.SETS) + " (digits is embedded, the others are "
         "read from files); or the path of an .npz file with images and labels, or of "
@@ -54,7 +38,7 @@ def dataset_field(default: str) -> Any:
 
 def size_field() -> Any:
     """Returns the field that says how large pictures of a folder become."""
-    return _field(
+    return field(
         None,
         "Pixels a side that pictures of a folder are cropped and resized to; none is "
         "their own, if they are squares of one size up to 64, else 64.",
@@ -63,7 +47,7 @@ def size_field() -> Any:
 
 def fingerprint_field() -> Any:
     """Returns the field that holds what one's own images are."""
-    return _field(
+    return field(
         None, "Of one's own images, which must be these; none: it is filled in."
     )
 
@@ -78,54 +62,18 @@ def complete(config: Any) -> None:
     Raises:
       ValueError: the set is unknown, or a flag is missing or does not fit it.
     """
-    if config.dataset == FOLDER:
-        _complete_folder(config)
-        return
-    place = places.place_of(config.dataset, tuple(data.SETS), told="dataset")
-    if config.image_size is not None:
-        if place is None or places.is_npz(place):
-            raise ValueError(
-                f"image_size={config.image_size} is for dataset={FOLDER!r} and the "
-                f"path of a folder: leave it out for dataset={config.dataset!r}, whose "
-                "images have one size."
-            )
-        _checks.at_least(1, image_size=config.image_size)
-    if place is None:
-        if config.fingerprint is not None:
-            raise ValueError(
-                f"fingerprint={config.fingerprint!r} is for one's own images: leave it "
-                f"out for dataset={config.dataset!r}."
-            )
-        return
-    if config.data_dir is not None or config.download:
-        raise ValueError(
-            f"data_dir={config.data_dir} and download={config.download} are for named "
-            f"sets: leave them out for dataset={config.dataset!r}, which is a path."
-        )
-    if config.fingerprint is None:
-        object.__setattr__(config, "fingerprint", places.fingerprint(place))
+    for name, value in choice.filled_in(config).items():
+        object.__setattr__(config, name, value)
 
 
-def _complete_folder(config: Any) -> None:
-    if config.data_dir is None or config.download:
-        raise ValueError(
-            f"dataset={FOLDER!r} is read from data_dir={config.data_dir}, never "
-            "downloaded: name the folder that holds train and val."
-        )
-    if config.image_size is None:
-        object.__setattr__(config, "image_size", image_folder.SIZE)
-    else:
-        _checks.at_least(1, image_size=config.image_size)
-
-
-def not_results(config: Any, names: tuple[str, ...]) -> tuple[str, ...]:
+def not_results(config: Choice, names: tuple[str, ...]) -> tuple[str, ...]:
     """Returns flags that may differ when a run goes on in its folder.
 
     Args:
       config: of `complete`.
       names: those flags, for sets whose place does not say what is in them.
     """
-    if config.dataset == FOLDER:
+    if config.dataset == choice.FOLDER:
         kept = tuple(name for name in names if name != "data_dir")
         return (*kept, "fingerprint")
     if config.dataset in data.SETS:
@@ -138,18 +86,18 @@ def not_results(config: Any, names: tuple[str, ...]) -> tuple[str, ...]:
     return (*names, "dataset")
 
 
-def foretold(config: Any) -> data.Foretold:
+def foretold(config: Choice) -> data.Foretold:
     """Returns what is known of the images before they are read.
 
     Args:
       config: of `complete`.
     """
-    named = config.dataset != FOLDER
-    place = config.dataset if named else pathlib.Path(config.data_dir)
+    named = config.dataset != choice.FOLDER
+    place = config.dataset if named else pathlib.Path(config.data_dir or "")
     return data.foretold(place, size=config.image_size)
 
 
-def source(config: Any) -> dict[str, Any]:
+def source(config: Choice) -> dict[str, Any]:
     """Returns what `data.load_set` and `data.load` are told of the place.
 
     Args:
@@ -158,26 +106,11 @@ def source(config: Any) -> dict[str, Any]:
     Raises:
       UsageError: other images lie there than the fingerprint says.
     """
-    if config.dataset == FOLDER:
-        return {"name": pathlib.Path(config.data_dir), "size": config.image_size}
-    if config.dataset in data.SETS:
-        return {
-            "name": config.dataset,
-            "data_dir": config.data_dir,
-            "download": config.download,
-        }
-    place = places.place_of(config.dataset, tuple(data.SETS), told="dataset")
-    assert place is not None  # `complete` has told it from a set
-    found = places.fingerprint(place)
-    if found is not None and found != config.fingerprint:
-        raise UsageError(
-            f"dataset={config.dataset} holds images of fingerprint {found}, not "
-            f"{config.fingerprint}: give those, or leave --fingerprint out."
-        )
-    return {"name": place, "size": config.image_size}
+    with _flags.usage(data.ArgumentError):
+        return choice.source(config)
 
 
-def read(config: Any) -> ImageSet:
+def read(config: Choice) -> ImageSet:
     """Returns the whole image set.
 
     Args:
@@ -190,24 +123,8 @@ def read(config: Any) -> ImageSet:
     return data.load_set(**source(config))
 
 
-def image_shape(config: Any) -> tuple[int, int, int]:
-    """Returns height, width and channels; reads images that have no name.
-
-    Args:
-      config: of `complete`.
-    """
-    if config.dataset in data.SETS:
-        return data.SETS[config.dataset].image_shape
-    return _own_shape(**source(config))
-
-
-@functools.lru_cache(maxsize=1)
-def _own_shape(**place: Any) -> tuple[int, int, int]:
-    return data.load_set(**place).image_shape
-
-
 def at_most(
-    config: Any,
+    config: Choice,
     *,
     num_train: int | None,
     num_test: int | None,
@@ -232,58 +149,29 @@ def at_most(
 
 
 def part(
-    config: Any,
+    config: Choice,
     *,
+    published: bool,
     num_train: int | None = None,
     num_test: int | None = None,
-    whole: ImageSet | None = None,
-    every_class: bool = True,
-    judged_on: Any = "test",
+    **chosen: Any,
 ) -> ImageSet:
     """Returns an image set, or a random part of it that is the same for every seed.
 
     Args:
-      config: of `read`, and has preset; "paper" normalises by the published constants
-        rather than by those of the images at hand.
+      config: of `read`.
+      published: whether to normalise by the published constants rather than by those of
+        the images at hand.
       num_train: training images; None is all.
       num_test: test images; None is all.
-      whole: what `read` returned, if it was called.
-      every_class: see `ImageSet.subset`.
-      judged_on: see `ImageSet.subset`.
+      **chosen: see `ImageSet.subset`.
 
     Raises:
       UsageError: more images are asked for than there are, or so few that a class has
         none.
       OSError, ValueError: a file is missing or damaged.
     """
-    whole = read(config) if whole is None else whole
-    try:
-        images = whole.subset(
-            num_train=num_train,
-            num_test=num_test,
-            judged_on=judged_on,
-            every_class=every_class,
-        )
-    except data.ArgumentError as error:
-        raise UsageError(str(error)) from error
-    return images.by_published() if config.preset == "paper" else images
-
-
-def load(config: Any, **chosen: Any) -> Images:
-    """Returns what `part` does, normalised in one way.
-
-    Args:
-      config: of `part`.
-      **chosen: of `part`.
-    """
-    images = part(config, **chosen)
-    return Images(
-        images.x_train,
-        images.class_train,
-        images.x_test,
-        images.class_test,
-        *images.normal,
-        images.num_classes,
-        images.levels,
-        images.operations,
-    )
+    whole = read(config)
+    with _flags.usage(data.ArgumentError):
+        images = whole.subset(num_train=num_train, num_test=num_test, **chosen)
+    return images.by_published() if published else images

@@ -1,27 +1,18 @@
 """The set of a run of `experiments.distill`: made once, then read back."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from experiments import _condensed, _progress
+from experiments import _progress
 from experiments._groups import Run
 from experiments._program import Asked
 from experiments._workdir import Workdir
 from ntk_privacy.data.image_set import ImageSet
+from ntk_privacy.distillation.search import Distilled, Kept
 from ntk_privacy.resume import Timer
-
-
-class Made(NamedTuple):
-    """images: normalised with classes for labels, less the mean with targets. losses:
-    of every step. step_size: to train on them with, where it was learnt.
-    """  # noqa: D205
-
-    images: np.ndarray
-    labels: np.ndarray
-    losses: np.ndarray
-    step_size: np.ndarray | None = None
 
 
 def make(
@@ -31,7 +22,7 @@ def make(
     key: jax.Array,
     timer: Timer,
     **about: np.ndarray,
-) -> Made:
+) -> Distilled:
     """Runs the method, or reads back what an earlier start of this run finished.
 
     Args:
@@ -56,12 +47,7 @@ def make(
                 f"{workdir.path('arrays.npz')} holds {', '.join(stored)}, not images, "
                 "labels and losses: delete it to make it again."
             )
-        return Made(
-            images=stored["images"],
-            labels=stored["labels"],
-            losses=stored["losses"],
-            step_size=stored.get("step_size"),
-        )
+        return _whole(stored)
     method = asked.method
     stage = _progress.stage(
         asked.group(Run), workdir.checkpoint_folder, timer, description=method.name
@@ -74,7 +60,7 @@ def make(
         workdir.write_arrays("last_good.npz", **arrays)
         steps = int(getattr(found.state, "steps", len(found.losses)))
         raise ValueError(
-            f"{_condensed.lost(method.name, asked.config, steps)} The images before it "
+            f"{lost(method.name, asked.config, steps)} The images before it "
             f"are in {workdir.path('last_good.npz')}."
         )
     if found.step_size is not None:
@@ -83,4 +69,36 @@ def make(
     workdir.write_arrays("arrays.npz", **about, **arrays)
     told.parent.mkdir(parents=True, exist_ok=True)
     workdir.write_json(name, {"seconds": [timer.run, timer.compile]})
-    return Made(**arrays)
+    return _whole(arrays)
+
+
+def _whole(arrays: dict[str, np.ndarray]) -> Distilled:
+    return Distilled(
+        images=jnp.asarray(arrays["images"]),
+        labels=jnp.asarray(arrays["labels"]),
+        losses=arrays["losses"],
+        state=Kept(step_size=arrays.get("step_size")),
+        nonfinite=jnp.asarray(False),
+    )
+
+
+def lost(method: str, config: Any, steps: int) -> str:
+    """Returns what to do about a loss that is not finite.
+
+    Args:
+      method: its name.
+      config: of the method.
+      steps: that were done.
+    """
+    rates = [
+        f"{name}={getattr(config, name)}"
+        for name in ("learning_rate", "step_size")
+        if hasattr(config, name)
+    ]
+    ridge = (
+        f", or raise diag_reg={config.diag_reg}" if hasattr(config, "diag_reg") else ""
+    )
+    return (
+        f"The loss of {method} is not finite after {steps} steps: lower "
+        f"{' or '.join(rates)}{ridge}, in another --workdir."
+    )

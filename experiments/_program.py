@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
@@ -45,10 +44,6 @@ class Asked(Generic[Config]):
                 for entry in dataclasses.fields(part)
             }
         return told
-
-    def namespace(self) -> Any:
-        """Returns every flag as an attribute, the method by its name."""
-        return types.SimpleNamespace(**self.flat())
 
     def parts(self) -> tuple[Any, ...]:
         """Returns the dataclasses whose fields are the flags."""
@@ -117,7 +112,7 @@ class Program:
         """
         chosen = self._method(method or flat.pop(self.flag, None) or self.default)
         for name in flat:
-            if name not in self._names(chosen):
+            if name not in self.names(chosen):
                 told = self._foreign(chosen, name)
                 raise ValueError(told or f"{name} is no flag of {chosen.name}.")
         named = preset or next(iter(chosen.presets))
@@ -155,7 +150,7 @@ class Program:
         """
         name = self.named(arguments)
         chosen = self.methods.get(name) or self.methods[self.default]
-        entries = self._entries(chosen)
+        entries = self.entries(chosen)
         given = _flags.given(
             entries,
             arguments,
@@ -197,7 +192,8 @@ class Program:
             )
         return self.methods[name]
 
-    def _entries(self, method: Method[Any]) -> list[_flags.Entry]:
+    def entries(self, method: Method[Any]) -> list[_flags.Entry]:
+        """Returns the flags of a method, with their types, texts and defaults."""
         presets = tuple(method.presets)
         made = {name: method.configured(name) for name in presets}
         choice = dataclasses.make_dataclass(
@@ -236,15 +232,16 @@ class Program:
         if self.beside:
             rows.append(f"  with flags of their own: {', '.join(self.beside)}")
         about = f"{self.about} {method.name}: {method.about}"
-        return _flags.help_text(about, entries, ["", f"{self.flag}s:", *rows])
+        return _flags.help_text(
+            about, entries, ["", f"{self.flag.removesuffix('s')}s:", *rows]
+        )
 
     def _foreign(self, method: Method[Any], name: str) -> str | None:
         """Returns why a flag that other methods have is refused; None if none has."""
         holders = [
             other.name
             for other in self.methods.values()
-            if name.removeprefix("no") in self._names(other)
-            or name in self._names(other)
+            if name.removeprefix("no") in self.names(other) or name in self.names(other)
         ]
         if not holders:
             return None
@@ -253,44 +250,11 @@ class Program:
             f"(it is a flag of {', '.join(holders)})."
         )
 
-    def _names(self, method: Method[Any]) -> set[str]:
-        kinds = (method.config, *self.groups(method))
+    def names(self, method: Method[Any] | str) -> set[str]:
+        """Returns the flags of a method, given by its name or itself."""
+        chosen = self._method(method) if isinstance(method, str) else method
+        kinds = (chosen.config, *self.groups(chosen))
         return {entry.name for kind in kinds for entry in dataclasses.fields(kind)}
-
-    def names(self, method: str) -> set[str]:
-        """Returns the flags of a method."""
-        return self._names(self._method(method))
-
-    def completed(self, asked: Asked[Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns every flag as an older folder had it: what it lacks, by the preset.
-
-        Args:
-          asked: of this start.
-          stored: the folder's flags.
-        """
-        names = self._names(asked.method)
-        known = {k: _tupled(v) for k, v in stored.items() if k in names}
-        try:
-            return self.asked(asked.method.name, asked.preset, **known).flat()
-        except ValueError:  # of another method: it will be refused
-            return asked.flat()
-
-    def never_none(self, method: Method[Any]) -> set[str]:
-        """Returns the flags of a method whose value cannot be none."""
-        found = self._entries(method)
-        return {e.field.name for e in found if not _flags.allows_none(e.hint)}
-
-    def foreign(self, method: Method[Any]) -> set[str]:
-        """Returns the flags that some method has and this one has not."""
-        every = {name for other in self.methods.values() for name in self._names(other)}
-        every |= {
-            e.name for kind in self.beside.values() for e in dataclasses.fields(kind)
-        }
-        return every - self._names(method)
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _choice(default: str, text: str, **more: Any) -> Any:

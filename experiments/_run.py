@@ -8,8 +8,7 @@ from typing import Any
 
 import jax
 
-from experiments import _image_sets
-from experiments._flags import UsageError
+from experiments import _image_sets, _older
 from experiments._groups import NOT_RESULTS, Folder, Source
 from experiments._program import Asked, Program
 from experiments._workdir import Workdir, versions
@@ -30,9 +29,9 @@ def opened(program: Program, asked: Asked[Any], later: Collection[str] = ()) -> 
         asked.group(Folder).workdir,
         asked.flat(),
         ignore=_image_sets.not_results(asked.group(Source), (*NOT_RESULTS, *later)),
-        absent=functools.partial(program.completed, asked),
-        foreign=program.foreign(asked.method),
-        never_none=program.never_none(asked.method),
+        absent=functools.partial(_older.completed, program, asked),
+        foreign=_older.foreign(program, asked.method),
+        never_none=_older.never_none(program, asked.method),
     )
 
 
@@ -56,19 +55,6 @@ def is_whole(folder: str) -> bool:
       folder: of the run.
     """
     return (pathlib.Path(folder) / "results.json").exists()
-
-
-@contextlib.contextmanager
-def flags_at_fault(kind: type[ValueError] = ValueError) -> Iterator[None]:
-    """Turns the library's refusals of what was asked for into faults of flags.
-
-    Args:
-      kind: of refusal; `data.ArgumentError` where files are read, which may be damaged.
-    """
-    try:
-        yield
-    except kind as error:
-        raise UsageError(str(error)) from error
 
 
 @contextlib.contextmanager

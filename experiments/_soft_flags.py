@@ -3,14 +3,14 @@
 import dataclasses
 from typing import Any, Literal
 
-from experiments import _image_sets, _students
-from experiments._groups import Run
+from experiments import _image_sets
+from experiments._groups import Run, Tested
 from ntk_privacy.evaluation import soft_students
 from ntk_privacy.method import Method, field
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Images(_students.Images):
+class Images(Tested):
     """Images."""
 
     dataset: str = _image_sets.dataset_field("cifar10")

@@ -1,6 +1,7 @@
 """`experiments.distill` with sre2l and cda: a student of soft labels, attacked."""
 
 import shutil
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 
 from experiments import _eigenvalues, _image_sets, _progress, _squeezed
 from experiments._flags import UsageError
+from experiments._kinds import Kind
 from experiments._program import Asked
 from experiments._soft_flags import Images, StagedRun, Students
 from experiments._workdir import Workdir
@@ -18,8 +20,6 @@ from ntk_privacy.evaluation import soft_students
 from ntk_privacy.resume import Timer
 
 _JUDGING = ("eps", "attack_steps", "num_queries", "attacks", "judged_on", "num_test")
-STAGES = ("evaluate", "baseline", *_JUDGING)
-GROUPS = (Images, Students, StagedRun)
 
 
 class Loaded(NamedTuple):
@@ -29,7 +29,7 @@ class Loaded(NamedTuple):
     beside: np.ndarray | None
 
 
-def load(asked: Asked[Config]) -> Loaded:
+def _load(asked: Asked[Config]) -> Loaded:
     """Returns what flags name; raises UsageError, OSError or ValueError."""
     # First: hours later it might be gone.
     beside = _eigenvalues.baseline(asked.group(Students).baseline)
@@ -48,29 +48,23 @@ def _judging(asked: Asked[Config]) -> dict[str, Any]:
     return {name: flat[name] for name in _JUDGING} | {"attacks": [*flat["attacks"]]}
 
 
-def is_done(asked: Asked[Config], workdir: Workdir) -> bool:
-    """Whether the results hold all that is asked for; a baseline is drawn beside."""
-    if not workdir.is_done():
-        return False
+def _covers(asked: Asked[Config], results: Mapping[str, Any]) -> bool:
+    """Other attacks are other results."""
+    judging = results.get("judging") == _judging(asked)
+    return judging or not asked.group(Students).evaluate
+
+
+def _again(asked: Asked[Config], workdir: Workdir) -> None:
+    """Draws the eigenvalues beside a baseline's."""
     beside = _eigenvalues.baseline(asked.group(Students).baseline)
     known = workdir.read_json("results.json")
-    judged = "accuracy" in known and known["judging"] == _judging(asked)
-    if asked.group(Students).evaluate and not judged:
-        return False
     if "accuracy" in known and beside is not None:
         told = ("num_images", "dataset", "regularizer")
         _eigenvalues.draw(workdir, beside, **{name: known[name] for name in told})
         workdir.write_json("config.json", asked.flat())
-    return True
 
 
-def with_earlier(asked: Asked[Config], earlier: Any, stored: Any) -> Asked[Config]:
-    """Returns the flags as they are: other attacks are other results."""
-    del earlier, stored
-    return asked
-
-
-def judged(
+def _judged(
     asked: Asked[Config],
     workdir: Workdir,
     loaded: Loaded,
@@ -124,7 +118,7 @@ def judged(
     return results | {"seconds": seconds}
 
 
-def rows(results: dict[str, Any]) -> list[tuple[str, str]]:
+def _rows(results: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns the lines of a short table for the terminal."""
     told = [
         ("judged on", f"{results['num_test']} {results['judging']['judged_on']} images")
@@ -134,3 +128,15 @@ def rows(results: dict[str, Any]) -> list[tuple[str, str]]:
     told += [(name, f"{100 * share:.2f}%") for name, share in shares.items()]
     top = results.get("top_hessian_eigenvalue", {})
     return told + [(f"top eigenvalue, {name}", f"{v:.3g}") for name, v in top.items()]
+
+
+KIND = Kind(
+    groups=(Images, Students, StagedRun),
+    stages={"evaluate": "accuracy"},
+    sizes=("baseline", *_JUDGING),
+    load=_load,
+    judged=_judged,
+    rows=_rows,
+    covers=_covers,
+    again=_again,
+)

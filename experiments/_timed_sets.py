@@ -1,185 +1,150 @@
 """Sets for `experiments.compare`: every method distils for the same seconds."""
 
 import dataclasses
-import functools
 import math
 import pathlib
+import shutil
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from experiments import _condensed
+from experiments._groups import Run
 from experiments._progress import Progress
-from ntk_privacy import distillation, kip, rkip
+from experiments._workdir import Workdir
+from ntk_privacy import distillation, resume
 from ntk_privacy.data.image_set import ImageSet
-from ntk_privacy.distillation import distribution_matching, squeezed
-from ntk_privacy.distillation.class_images import arrays
+from ntk_privacy.distillation import kernel_classes, real, squeezed
 from ntk_privacy.distillation.regressed import TaskConfig
-from ntk_privacy.kernels import infinite
-from ntk_privacy.resume import Ran, Timer
-
-KERNEL_METHODS = ("kip", "rkip", "rkip_noise")
-CONDENSING = ("dm", "rdm", "dc", "dsa", "mtt", "tesla")
-
-
-def matching_classes() -> tuple[str, ...]:
-    """Returns the methods whose sets have classes for labels, and no soft ones."""
-    return tuple(
-        name
-        for name, method in distillation.METHODS.items()
-        if not issubclass(method.config, TaskConfig | squeezed.Config)
-    )
-
+from ntk_privacy.distillation.search import Distilled, Kept
+from ntk_privacy.method import Method
 
 # A step of DC at many images per class may take all the time there is.
 CHUNK = 1
 _LIMIT = 10**8
-# The published "RKIP 5% noise".
-_NOISE_RATIO = 0.05
 
 
 class TimedSet(NamedTuple):
-    """images: normalised. labels: classes. noise: entries that are noise for good."""
+    """made: the set. steps and seconds: that it took, compilation apart."""
 
-    images: np.ndarray
-    labels: np.ndarray
-    steps: int
-    seconds: float
-    noise: np.ndarray | None = None
+    made: Distilled
+    steps: int = 0
+    seconds: float = 0.0
 
 
-def _by_kernel(method: str, config, images: ImageSet, key, **loop) -> Any:
-    """KIP and RKIP in the same normalised pixels, with the labels fixed."""
-    x, _ = arrays(images)
-    each = config.num_targets // images.num_classes
-    rows = [
-        np.flatnonzero(images.class_train == c)[:each]
-        for c in range(images.num_classes)
-    ]
-    chosen = np.concatenate(rows)
-    eye = np.eye(images.num_classes, dtype=np.float32) - 1 / images.num_classes
-    noise = {"noise_ratio": _NOISE_RATIO} if method == "rkip_noise" else {}
-    return (kip if method == "kip" else rkip).distill(
-        x[chosen],
-        jnp.asarray(eye[images.class_train[chosen]], jnp.float32),
-        kernel_fn=_kernel(),
-        key=key,
-        images_per_class=config.images_per_class,
-        optimizer=_adam(),
-        **noise,
-        **loop,
-    )
+def methods() -> dict[str, Method[Any]]:
+    """Returns the methods that make classes of normalised images, no soft ones."""
+    found = {
+        name: method
+        for name, method in distillation.METHODS.items()
+        if not issubclass(method.config, TaskConfig | squeezed.Config)
+    }
+    return {method.name: method for method in kernel_classes.METHODS} | found
 
 
-@functools.cache
-def _kernel():
-    return infinite.mlp(depth=2)
+def configured(method: Method[Any], preset: str, **given: Any) -> Any:
+    """Returns a method's config, but for its steps, of which there is no end.
 
-
-@functools.cache
-def _adam():
-    # In deviations rather than intensities, of which they are a third.
-    return optax.adam(1e-2)
+    Args:
+      method: of `methods`.
+      preset: of what is not given.
+      **given: flags, of which a method takes those that it has.
+    """
+    names = {entry.name for entry in dataclasses.fields(method.config)}
+    own = {name: value for name, value in given.items() if name in names}
+    return method.configured(preset, **own, num_steps=_LIMIT)
 
 
 def make(
-    method: str,
+    method: Method[Any],
     config: Any,
     images: ImageSet,
     key: jax.Array,
     *,
+    seconds: float,
+    run: Run,
     folder: pathlib.Path,
-    **given: Any,
 ) -> TimedSet:
     """Runs a method until its time is over.
 
     Args:
-      method: of `KERNEL_METHODS` or `CONDENSING`.
-      config: of `experiments.compare`.
+      method: of `methods`.
+      config: of `configured`.
       images: to distil, poisoned or not.
       key: typed key.
+      seconds: of run time.
+      run: whether to show progress.
       folder: of experts, for the methods that train some.
-      **given: see `flags_of`.
 
     Raises:
       ValueError: the loss is not finite.
     """
-    timer, last = Timer(), {}
+    timer, experts, total = resume.Timer(), folder / "experts", math.ceil(seconds)
     # Experts of a run that was killed would be free.
-    _condensed.remove(folder / "experts")
+    shutil.rmtree(experts, ignore_errors=True)
+    told = f"{method.name}, seconds"
+    with timer(), Progress(total, description=told, show=run.progress or None) as bar:
 
-    def callback(step, state, metrics):
-        del step
-        jax.block_until_ready(state.images)
-        last["state"] = state
-        over = timer.elapsed() >= config.seconds
-        bar(total if over else int(timer.elapsed()), state, metrics)
-        return over or bool(state.nonfinite)
+        def watch(step, state, metrics):
+            del step
+            spent = timer.elapsed()
+            bar(total if spent >= seconds else int(spent), state, metrics)
 
-    def stage(name, start, go, num_steps):
-        del name, num_steps
-        return Ran(go(start, 0, callback), np.zeros(0))
-
-    total = math.ceil(config.seconds)
-    told = f"{method}, seconds"
-    with (
-        timer(),
-        Progress(total, description=told, show=config.progress or None) as bar,
-    ):
-        if method in KERNEL_METHODS:
-            loop = {"num_steps": _LIMIT, "chunk": CHUNK, "callback": callback}
-            _by_kernel(method, config, images, key, **loop)
-        else:
-            flags = flags_of(method, config, **given)
-            run = distillation.METHODS[method].run
-            options = {"chunk": CHUNK, "folder": folder / "experts"}
-            run(images, flags, key=key, stage=stage, **options)
-    state = last["state"]
-    if bool(state.nonfinite):
+        stage = resume.limited(seconds, timer=timer, watch=watch)
+        options = {"chunk": CHUNK, "folder": experts}
+        made = method.run(images, config, key=key, stage=stage, **options)
+    steps = int(getattr(made.state, "steps", len(made.losses)))
+    if bool(made.nonfinite):
         raise ValueError(
-            f"The loss of {method} is not finite after {int(state.steps)} steps."
+            f"The loss of {method.name} is not finite after {steps} steps."
         )
-    labels = np.asarray(state.labels)
-    labels = labels.argmax(1) if labels.ndim == 2 else labels
-    noise = getattr(state, "noise", None)
-    noise = None if noise is None or not np.any(noise) else np.asarray(noise)
-    made = np.asarray(state.images)
-    return TimedSet(made, labels, int(state.steps), timer.run, noise)
+    return TimedSet(made, steps, timer.run)
 
 
-def random(config: Any, images: ImageSet, key: jax.Array) -> TimedSet:
+def drawn(images: ImageSet, images_per_class: int, key: jax.Array) -> TimedSet:
     """Returns as many real images, drawn blindly.
 
     Args:
-      config: has images_per_class.
       images: to draw from.
+      images_per_class: of each class.
       key: typed key.
     """
-    made = distribution_matching.init(
-        *arrays(images),
-        key=key,
-        num_classes=images.num_classes,
-        images_per_class=config.images_per_class,
-        initial="real",
-    )
-    return TimedSet(np.asarray(made.images), np.asarray(made.labels), 0, 0.0)
+    return TimedSet(real.of_classes(images, images_per_class=images_per_class, key=key))
 
 
-def flags_of(method: str, config: Any, **given: Any) -> Any:
-    """Returns a method's config, at the budget of a comparison.
+def write(workdir: Workdir, name: str, one: TimedSet) -> None:
+    """Keeps a set in a file.
 
     Args:
-      method: of `CONDENSING`.
-      config: of `experiments.compare`.
-      **given: further flags, of which a method takes those that it has.
+      workdir: of the run.
+      name: of the file.
+      one: the set.
     """
-    record = distillation.METHODS[method]
-    shared = {"images_per_class": config.images_per_class, "num_steps": _LIMIT}
-    if config.width is not None:
-        shared["width"] = config.width
-    names = {entry.name for entry in dataclasses.fields(record.config)}
-    own = {k: v for k, v in given.items() if k in names and v is not None}
-    return record.configured(config.preset, **shared, **own)
+    noise = {} if one.made.noise is None else {"noise": one.made.noise}
+    workdir.write_arrays(
+        name,
+        images=np.asarray(one.made.images),
+        labels=np.asarray(one.made.labels),
+        steps=one.steps,
+        seconds=one.seconds,
+        **noise,
+    )
+
+
+def read(workdir: Workdir, name: str) -> TimedSet:
+    """Returns what `write` kept.
+
+    Args:
+      workdir: of the run.
+      name: of the file.
+    """
+    stored = workdir.read_arrays(name)
+    made = Distilled(
+        images=jnp.asarray(stored["images"]),
+        labels=jnp.asarray(stored["labels"]),
+        losses=np.zeros(0),
+        state=Kept(noise=stored.get("noise")),
+        nonfinite=jnp.asarray(False),
+    )
+    return TimedSet(made, int(stored["steps"]), float(stored["seconds"]))

@@ -26,8 +26,10 @@ from experiments import (
     _soft_students,
     _students,
     _study,
+    _study_config,
 )
 from experiments._groups import Run
+from experiments._kinds import Kind
 from experiments._program import Asked, Program
 from experiments._workdir import Workdir
 from ntk_privacy import distillation
@@ -44,25 +46,18 @@ class _DistillRun(Run):
     workdir: str = field("runs/distill", "Folder of the results.")
 
 
-def _judge(method: Method[Any]) -> Any:
-    """Returns what trains on the sets of a method, by what their labels are."""
+def _kind(method: Method[Any]) -> Kind:
+    """Returns what is done with the sets of a method, by what their labels are."""
     if issubclass(method.config, squeezed.Config):
-        return _soft_students
-    return _networks if issubclass(method.config, TaskConfig) else _students
+        return _soft_students.KIND
+    regressed = issubclass(method.config, TaskConfig)
+    return _networks.KIND if regressed else _students.KIND
 
 
 def _groups(method: Method[Any]) -> tuple[type, ...]:
-    if _judge(method) is _networks:
-        return (_networks.Images, _networks.Networks, _DistillRun)
-    if _judge(method) is _soft_students:
-        return _soft_students.GROUPS
-    return (_students.Images, _students.Students, _DistillRun)
-
-
-def _passed_over(asked: Asked[Any]) -> dict[str, str]:
-    if _judge(asked.method) is _networks:
-        return _networks.passed_over(asked)
-    return {}
+    groups = _kind(method).groups
+    own = any(issubclass(group, Run) for group in groups)
+    return groups if own else (*groups, _DistillRun)
 
 
 def _fits(asked: Asked[Any]) -> None:
@@ -78,13 +73,16 @@ PROGRAM = Program(
     methods=distillation.METHODS,
     groups=_groups,
     default="rkip",
-    passed_over=_passed_over,
+    passed_over=lambda asked: _kind(asked.method).passed_over(asked),
     check=_fits,
-    beside={"--table": _study.Config, "--defence": _study.Config},
+    beside={"--table": _study_config.Config, "--defence": _study_config.Config},
 )
 
 
-def asked(**flat: Any) -> Asked[Any] | _study.Config:
+Flags = Asked[Any] | _study_config.Config
+
+
+def asked(**flat: Any) -> Flags:
     """Returns what flags ask for, given from Python.
 
     Args:
@@ -94,11 +92,11 @@ def asked(**flat: Any) -> Asked[Any] | _study.Config:
       ValueError: a name or value that is refused.
     """
     if flat.get("table") or flat.get("defence"):
-        return _study.Config(**flat)
+        return _study_config.Config(**flat)
     return PROGRAM.asked(**flat)
 
 
-def run(asked: Asked[Any] | _study.Config) -> dict[str, Any]:
+def run(asked: Flags) -> dict[str, Any]:
     """Runs one configuration, or a study of them; returns what results.json holds.
 
     Raises:
@@ -107,10 +105,10 @@ def run(asked: Asked[Any] | _study.Config) -> dict[str, Any]:
       OSError: a file is missing.
       ValueError: a file is damaged, a kernel is singular, or a loss is not finite.
     """
-    if isinstance(asked, _study.Config):
+    if isinstance(asked, _study_config.Config):
         return _study.run(asked, PROGRAM, run)
     with _run.precision(getattr(asked.config, "precision", None)):
-        return _judged(asked, _judge(asked.method))
+        return _judged(asked, _kind(asked.method))
 
 
 def opened(asked: Asked[Any]) -> Workdir:
@@ -122,24 +120,25 @@ def opened(asked: Asked[Any]) -> Workdir:
     Raises:
       UsageError: another run has it.
     """
-    later = set(_judge(asked.method).STAGES)
+    kind = _kind(asked.method)
+    later = {*kind.stages, *kind.sizes}
     if getattr(asked.config, "eps_is_read", False):
         later.discard("eps")
-    return _run.opened(PROGRAM, asked, later)
+    return _run.opened(PROGRAM, asked, tuple(later))
 
 
-def _judged(asked: Asked[Any], judge: Any) -> dict[str, Any]:
+def _judged(asked: Asked[Any], kind: Kind) -> dict[str, Any]:
     # Before the folder is touched: images that cannot be had leave nothing behind.
-    loaded = None if _run.is_whole(asked.group(Run).workdir) else judge.load(asked)
+    loaded = None if _run.is_whole(asked.group(Run).workdir) else kind.load(asked)
     with opened(asked) as workdir:
-        if judge.is_done(asked, workdir):
+        if kind.is_done(asked, workdir):
+            kind.again(asked, workdir)
             return workdir.read_json("results.json")
         earlier = workdir.read_json("results.json") if workdir.is_done() else {}
-        asked = judge.with_earlier(asked, earlier, workdir.read_json("config.json"))
+        asked = kind.with_earlier(asked, workdir)
         workdir.write_json("config.json", asked.flat())
-        results = judge.judged(
-            asked, workdir, loaded or judge.load(asked), earlier, Timer()
-        )
+        loaded = loaded or kind.load(asked)
+        results = kind.judged(asked, workdir, loaded, earlier, Timer())
         return _run.finished(workdir, results)
 
 
@@ -149,16 +148,15 @@ def summary(results: dict[str, Any]) -> str:
     Args:
       results: of `run`.
     """
-    rows = _judge(PROGRAM.methods[results["method"]]).rows(results)
+    rows = _kind(PROGRAM.methods[results["method"]]).rows(results)
     spent = [f"{name} {s:.1f}" for name, s in results["seconds"].items() if s]
-    rows.append(("seconds", ", ".join(spent)))
-    return _run.table(rows)
+    return _run.table([*rows, ("seconds", ", ".join(spent))])
 
 
-def main(asked: Asked[Any] | _study.Config) -> None:
+def main(asked: Flags) -> None:
     """Runs and prints the summary."""
     results = run(asked)
-    if isinstance(asked, _study.Config):
+    if isinstance(asked, _study_config.Config):
         print(results["markdown"])
         return
     print(summary(results))
@@ -168,11 +166,11 @@ def main(asked: Asked[Any] | _study.Config) -> None:
 class _Flags:
     """Reads a command line: studies have a config of their own."""
 
-    def parse(self, arguments: Sequence[str]) -> Asked[Any] | _study.Config:
+    def parse(self, arguments: Sequence[str]) -> Flags:
         """Raises UsageError where flags are at fault."""
         studies = ("--table", "--defence", "--methods")
         if any(argument.partition("=")[0] in studies for argument in arguments):
-            return _flags.parse(_study.Config, arguments)
+            return _flags.parse(_study_config.Config, arguments)
         return PROGRAM.parse(arguments)
 
 

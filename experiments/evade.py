@@ -67,7 +67,7 @@ PROGRAM = Program(
 def _found(asked: Asked[Any]) -> tuple[ImageSet, Model | None]:
     """Returns the images, and the model there is, before the folder is touched."""
     config, trains = asked.group(Attacks), asked.method.name != "none"
-    with _run.flags_at_fault(ArgumentError):
+    with _flags.usage(ArgumentError, train="num_train"):
         images = _image_sets.at_most(
             asked.group(Images),
             num_train=asked.config.num_train if trains else 1,
@@ -76,7 +76,7 @@ def _found(asked: Asked[Any]) -> tuple[ImageSet, Model | None]:
         )
         model = None if trains else asked.method.run(images, asked.config)
         classes = attacked_model.check(model, images, config.batch_size)
-    with _run.flags_at_fault():
+    with _flags.usage(train="num_train"):
         config.stages(classes)
     return images, model
 

@@ -95,7 +95,7 @@ def load(asked: Asked[Any]) -> ImageSet:
     """Returns the images; with the paper's preset normalised by published constants."""
     data = asked.group(Images)
     whole = _image_sets.read(data)
-    with _run.flags_at_fault():
+    with _flags.usage(train="num_train"):
         images = whole.subset(num_train=data.num_train, num_test=data.num_test)
     return images.by_published() if asked.preset == "paper" else images
 
@@ -111,7 +111,7 @@ def run(asked: Asked[Any]) -> dict[str, Any]:
     """
     images, seeds = load(asked), asked.group(Seeds)
     # All before the folder is touched: a seed that cannot be is told at once.
-    with _run.flags_at_fault():
+    with _flags.usage(train="num_train"):
         plan = poisoned_sets.plan(
             images,
             asked.method,

@@ -24,13 +24,11 @@ from experiments import (
     _task_images,
     _warned,
 )
-from experiments._groups import NOT_RESULTS as NOT_RESULTS
 from experiments._groups import Run
 from experiments._network import Network
 from experiments._program import Asked, Program
 from experiments._recovered import summary
 from experiments._task_images import TaskImages
-from experiments._victim import Config as Config  # for `_defence`, as NOT_RESULTS
 from experiments._workdir import Workdir
 from ntk_privacy import data
 from ntk_privacy.method import Method, field

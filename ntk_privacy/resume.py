@@ -29,6 +29,7 @@ __all__ = [
     "Stage",
     "Timer",
     "finite",
+    "limited",
     "once",
     "resumed",
     "straight",
@@ -194,6 +195,39 @@ def watched(callback: Callback | None = None) -> Stage:
 
 straight: Stage = watched()
 """Runs each loop at once: no files, no progress."""
+
+
+def limited(seconds: float, *, timer: Timer, watch: Callback | None = None) -> Stage:
+    """Returns a stage whose loops stop when a time is over, or a loss is lost.
+
+    Args:
+      seconds: of run time, compilation apart; the chunk under way is finished.
+      timer: counts them, over all loops.
+      watch: told of every chunk; what it returns is of no matter.
+
+    Example:
+      >>> from ntk_privacy import resume
+      >>> stage = resume.limited(2.0, timer=resume.Timer())
+    """
+
+    def run(name, start, go, num_steps):
+        del name, num_steps
+        losses = []
+
+        def after_chunk(step, state, metrics):
+            # What is under way on a device is not yet over.
+            jax.block_until_ready(state)
+            if "loss" in metrics:
+                losses.append(np.atleast_1d(np.asarray(metrics["loss"])))
+            if watch is not None:
+                watch(step, state, metrics)
+            return timer.elapsed() >= seconds or is_lost(state)
+
+        with timer():
+            result = go(start, 0, after_chunk)
+        return Ran(result, np.concatenate(losses) if losses else np.zeros(0))
+
+    return run
 
 
 def is_lost(state: Any) -> bool:

@@ -25,7 +25,15 @@ from ntk_privacy.kernels import conjugate_gradients, infinite, regression
 from ntk_privacy.method import Method, field
 from ntk_privacy.resume import Stage, straight
 
-__all__ = ["METHODS", "Config", "KipConfig", "NoisyConfig", "kernel_fn", "start"]
+__all__ = [
+    "METHODS",
+    "Config",
+    "KipConfig",
+    "NoisyConfig",
+    "kernel_fn",
+    "noise",
+    "start",
+]
 
 _CHUNK = 500
 # Targets beyond which their whole kernel is not formed.
@@ -123,6 +131,19 @@ def start(x: Any, y: Any, config: Config, key: jax.Array) -> search.DistillState
       key: of the method.
     """
     return search.init(x, y, **_shared(y, config, key))
+
+
+def noise(images: ImageSet, config: TaskConfig, key: jax.Array) -> np.ndarray | None:
+    """Returns the entries that are noise for good; None without any.
+
+    Args:
+      images: to distil.
+      config: of a method of a task, this one's or another's.
+      key: of the method.
+    """
+    if not isinstance(config, NoisyConfig) or not config.noise_ratio:
+        return None
+    return np.asarray(start(*targets(images, config), config, key).noise)
 
 
 def _shared(y: Any, config: Config, key: jax.Array) -> dict[str, Any]:

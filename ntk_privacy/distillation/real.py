@@ -9,13 +9,13 @@ import numpy as np
 
 from ntk_privacy import _checks
 from ntk_privacy.data.image_set import ImageSet
-from ntk_privacy.distillation import search
+from ntk_privacy.distillation import class_images, distribution_matching, search
 from ntk_privacy.distillation.regressed import TaskConfig, images_per_class, targets
 from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.method import Method, field
 from ntk_privacy.resume import Stage, straight
 
-__all__ = ["METHODS", "Config"]
+__all__ = ["METHODS", "Config", "of_classes"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,42 @@ def _all(
 ) -> Distilled:
     del key, stage, chunk, folder
     return _chosen(images, config, np.arange(len(images.class_train)))
+
+
+def of_classes(images: ImageSet, *, images_per_class: int, key: jax.Array) -> Distilled:
+    """Returns normalised real images with their classes, drawn blindly.
+
+    Args:
+      images: to draw from.
+      images_per_class: of each class.
+      key: typed key.
+
+    Raises:
+      ValueError: a class has fewer.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import data
+      >>> from ntk_privacy.distillation import real
+      >>> digits = data.load_set("digits")
+      >>> found = real.of_classes(digits, images_per_class=2, key=jax.random.key(0))
+      >>> found.images.shape, found.labels[:3].tolist()
+      ((20, 8, 8, 1), [0, 0, 1])
+    """
+    drawn = distribution_matching.init(
+        *class_images.arrays(images),
+        key=key,
+        num_classes=images.num_classes,
+        images_per_class=images_per_class,
+        initial="real",
+    )
+    return Distilled(
+        images=drawn.images,
+        labels=drawn.labels,
+        losses=np.zeros(0),
+        state=None,
+        nonfinite=jnp.asarray(False),
+    )
 
 
 METHODS = (

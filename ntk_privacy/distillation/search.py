@@ -24,6 +24,7 @@ from ntk_privacy._types import Callback
 __all__ = [
     "DistillState",
     "Distilled",
+    "Kept",
     "Objective",
     "balanced_labels",
     "class_order",
@@ -76,6 +77,17 @@ class Distilled(NamedTuple):
         """What was learnt to train on the set with; None where nothing was."""
         learnt = getattr(self.state, "step_size", None)
         return None if learnt is None else float(learnt)
+
+
+class Kept(NamedTuple):
+    """What is kept of the state of a finished distillation.
+
+    noise: entries that are noise for good, or None. step_size: what was learnt to train
+    on the set with, or None.
+    """
+
+    noise: Bool[np.ndarray, "m ..."] | None = None
+    step_size: Float[np.ndarray, ""] | None = None
 
 
 State = TypeVar("State")

@@ -1,12 +1,15 @@
 """Networks trained from scratch on a set of classes, then tested.
 
-Source: the evaluation of DC, DSA and DM (Zhao & Bilen), see `evaluation.protocol`.
+Source: the evaluation of DC, DSA and DM (Zhao & Bilen), see `evaluation.protocol`; the
+curvature regulariser is GUARD's (arXiv:2403.10045).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -14,15 +17,18 @@ from ntk_privacy import _checks
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.evaluation import protocol
-from ntk_privacy.method import field
-from ntk_privacy.models import ConvNet
+from ntk_privacy.evaluation.judged import Judged, has_classes
+from ntk_privacy.method import Method, field
+from ntk_privacy.models import MLP, ConvNet, convnet
 from ntk_privacy.models.convnet import Classifier
 from ntk_privacy.resume import Stage, straight
 
-__all__ = ["Config", "small", "train"]
+__all__ = ["JUDGES", "ArchitecturesConfig", "Config", "network", "small", "train"]
 
 _CHUNK = 50
 _BATCH = 256
+# The step of the others breaks it: it has no normalisation.
+_LARGEST_RATES = {"MLP": 0.01}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,19 +53,43 @@ class Config:
             _checks.positive(train_learning_rate=self.train_learning_rate)
 
 
-def small(config: type[Config]) -> Callable[..., Any]:
-    """Returns a preset: a tenth of the epochs, ten times the step.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArchitecturesConfig(Config):
+    """Networks of several architectures trained on the set."""
+
+    architectures: tuple[str, ...] = field(
+        ("MLP", "ConvNetW32D2", "ConvNetW32ASNN"),
+        "To train besides the ConvNet that condenses: MLP, or names of ConvNets with "
+        "D and W and a number, AS, AR, AL, ASwish, NN, BN, LN, IN, GN, NP, MP, AP.",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.architectures:
+            raise ValueError("architectures is empty: name one at least.")
+        for name in self.architectures:
+            network(name, 10)
+
+    def names(self) -> tuple[str, ...]:
+        """Returns all architectures, that which condenses first."""
+        own = f"ConvNetW{self.width}"
+        return (own, *(name for name in self.architectures if name != own))
+
+
+@functools.cache
+def network(name: str, num_classes: int) -> MLP | ConvNet:
+    """Returns an architecture by its name.
 
     Args:
-      config: of students, with more flags or without.
+      name: MLP, or that of a ConvNet, see `models.convnet.named`.
+      num_classes: outputs.
+
+    Raises:
+      ValueError: an unknown name.
     """
-    sizes = {
-        "width": 32,
-        "num_networks": 3,
-        "num_epochs": 100,
-        "train_learning_rate": 0.1,
-    }
-    return lambda **given: config(**{**sizes, **given})
+    if name == "MLP":
+        return MLP((128, 128), num_classes)
+    return convnet.named(name, num_outputs=num_classes)
 
 
 def train(
@@ -71,6 +101,7 @@ def train(
     stage: Stage = straight,
     model: Classifier | None = None,
     targets: Float[Array, "t h w d"] | None = None,
+    regularize: Callable[..., Any] | None = None,
     name: str = "students",
 ) -> protocol.Evaluated:
     """Trains networks on a set and tests them.
@@ -83,7 +114,11 @@ def train(
       stage: runs the training.
       model: of the networks; None is the ConvNet of the config's width.
       targets: normalised images to classify besides.
+      regularize: a transform of the loss.
       name: of the stage.
+
+    Raises:
+      ValueError: the set has targets for labels, or a learnt step size is of no use.
 
     Example:
       >>> import jax
@@ -98,6 +133,11 @@ def train(
       >>> found.accuracy.shape
       (2,)
     """
+    if not has_classes(distilled):
+        raise ValueError(
+            "labels are targets to regress on: give a set with one class per image, "
+            "or use the judge transfer."
+        )
     rate = config.train_learning_rate
     if rate is None:
         learnt = distilled.step_size
@@ -121,6 +161,7 @@ def train(
             operations=images.operations,
             learning_rate=rate,
             batch_size=_BATCH,
+            regularize=regularize,
             chunk=_CHUNK,
             state=state,
             callback=callback,
@@ -129,3 +170,74 @@ def train(
     start = protocol.init(x, model=model, key=key, num_networks=config.num_networks)
     num_steps = (config.num_epochs + 1) * -(-len(x) // min(_BATCH, len(x)))
     return stage(name, start, go, num_steps).result
+
+
+def _run(
+    images: ImageSet,
+    distilled: Distilled,
+    config: Config,
+    *,
+    key: jax.Array,
+    stage: Stage = straight,
+) -> Judged:
+    found = train(images, distilled, config, key=key, stage=stage)
+    return Judged({"accuracy": found.accuracy.tolist()}, found.state.params)
+
+
+def _run_architectures(
+    images: ImageSet,
+    distilled: Distilled,
+    config: ArchitecturesConfig,
+    *,
+    key: jax.Array,
+    stage: Stage = straight,
+) -> Judged:
+    told, made = {}, {}
+    for name in config.names():
+        rate = config.train_learning_rate
+        if rate is not None:
+            rate = min(rate, _LARGEST_RATES.get(name, rate))
+        found = train(
+            images,
+            distilled,
+            dataclasses.replace(config, train_learning_rate=rate),
+            key=key,
+            stage=stage,
+            model=network(name, images.num_classes),
+            name=f"students_{name}",
+        )
+        told[name], made[name] = found.accuracy.tolist(), found.state.params
+    return Judged({"accuracy": told}, made)
+
+
+def small(config: type[Config]) -> Callable[..., Any]:
+    """Returns a preset: a tenth of the epochs, ten times the step.
+
+    Args:
+      config: of students, with more flags or without.
+    """
+    sizes = {
+        "width": 32,
+        "num_networks": 3,
+        "num_epochs": 100,
+        "train_learning_rate": 0.1,
+    }
+    return lambda **given: config(**{**sizes, **given})
+
+
+JUDGES = (
+    Method(
+        name="students",
+        about="trains ConvNets on the set and tests them (Zhao & Bilen).",
+        config=Config,
+        presets={"cpu": small(Config), "paper": Config},
+        run=_run,
+    ),
+    Method(
+        name="architectures",
+        about="trains networks of several architectures on the set and tests them.",
+        config=ArchitecturesConfig,
+        presets={"cpu": small(ArchitecturesConfig), "paper": ArchitecturesConfig},
+        run=_run_architectures,
+    ),
+)

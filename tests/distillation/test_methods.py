@@ -201,9 +201,10 @@ def test_one_record_adds_a_method_to_the_command_line(added, tmp_path, capsys, i
 
 
 def test_one_record_adds_a_method_to_comparisons(added):
-    assert compare.Config(methods=("mean", "dm")).methods == ("mean", "dm")
+    names = compare.PROGRAM.asked(methods=("mean", "dm")).flat()["methods"]
+    assert names == ("mean", "dm")
     with pytest.raises(ValueError, match="methods='means' is unknown"):
-        compare.Config(methods=("means",))
+        compare.PROGRAM.asked(methods=("means",))
     # Soft labels are not what its students are trained on.
     with pytest.raises(ValueError, match="methods='sre2l' is unknown"):
-        compare.Config(methods=("sre2l",))
+        compare.PROGRAM.asked(methods=("sre2l",))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import _flags, _study, distill
+from experiments import _flags, _study_config, distill
 
 
 def command_line(
@@ -52,7 +52,7 @@ def asked(sizes: Mapping[str, Any], **changes: Any) -> Any:
     """
     study = changes.get("table") or changes.get("defence")
     if study:
-        names = {entry.name for entry in dataclasses.fields(_study.Config)}
+        names = {entry.name for entry in dataclasses.fields(_study_config.Config)}
     else:
         names = distill.PROGRAM.names(
             changes.get("method", sizes.get("method", "rkip"))

@@ -10,18 +10,15 @@ import numpy as np
 import pytest
 from command_lines import command_line
 
-from experiments import (
-    _compare_attacks,
-    _flags,
-    _timed_sets,
-    compare,
-)
+from experiments import _flags, _timed_sets, compare
+from experiments._groups import Run
 from ntk_privacy import curvature
-from ntk_privacy.data.image_set import Statistics
-from ntk_privacy.distillation import METHODS, dc
-from ntk_privacy.evaluation import protocol, robust_accuracy
+from ntk_privacy.data.image_set import ImageSet, Statistics
+from ntk_privacy.distillation import METHODS, Distilled, dc
+from ntk_privacy.distillation.search import Kept
+from ntk_privacy.evaluation import protocol, robust_accuracy, set_attacks
 from ntk_privacy.models import ConvNet
-from ntk_privacy.reports import plots
+from ntk_privacy.reports import plots, tables
 
 TOY = {
     "attacks": "all",
@@ -32,6 +29,7 @@ TOY = {
     "width": 4,
     "num_targets": 100,
     "num_networks": 2,
+    "num_epochs": 2,
     # Of every class at least a batch of 128.
     "num_images": 1400,
     "num_test": 40,
@@ -44,7 +42,17 @@ KEYS = ("method", "accuracy", "pgd", "autoattack", "attack_success", "recovered"
 
 
 def _config(folder, **changes):
-    return compare.Config(**{**TOY, "workdir": str(folder), **changes})
+    return compare.PROGRAM.asked(**{**TOY, "workdir": str(folder), **changes})
+
+
+def _set(images, noise=None):
+    return Distilled(
+        images=jnp.asarray(images, jnp.float32),
+        labels=jnp.arange(len(images), dtype=jnp.int32),
+        losses=np.zeros(0),
+        state=Kept(noise=noise),
+        nonfinite=jnp.asarray(False),
+    )
 
 
 @pytest.fixture
@@ -64,7 +72,6 @@ def attacked(monkeypatch):
 
 
 def test_a_table_has_a_row_per_method_and_goes_on(tmp_path, attacked, monkeypatch):
-    monkeypatch.setattr(_compare_attacks, "NUM_EPOCHS", 2)
     results = compare.run(_config(tmp_path))
     table = results["table"]
     assert [row["method"] for row in table] == ["random", *TOY["methods"]]
@@ -103,8 +110,7 @@ def test_a_table_has_a_row_per_method_and_goes_on(tmp_path, attacked, monkeypatc
 
 
 @pytest.mark.slow
-def test_every_kind_of_method_is_attacked_in_earnest(tmp_path, monkeypatch):
-    monkeypatch.setattr(_compare_attacks, "NUM_EPOCHS", 2)
+def test_every_kind_of_method_is_attacked_in_earnest(tmp_path):
     methods = ("rkip_noise", "dc_curvature", "dm")
     results = compare.run(_config(tmp_path, methods=methods, num_seeds=2))
     assert [row["method"] for row in results["table"]] == ["random", *methods]
@@ -121,10 +127,10 @@ def test_the_regulariser_is_where_the_method_has_a_place_for_it(
 ):
     made, trained = {}, {}
 
-    def make(method, config, images, key, *, folder, rate, **options):
+    def make(method, config, images, key, *, folder, **options):
         x = images.normalised(images.x_train)
-        made[folder.name] = (x, rate, options)
-        return _timed_sets.TimedSet(np.zeros((10, 8, 8, 1)), np.arange(10), 3, 1.0)
+        made[folder.name] = (x, config)
+        return _timed_sets.TimedSet(_set(np.zeros((10, 8, 8, 1))), 3, 1.0)
 
     def evaluate(images, labels, x_test, class_test, *, key, regularize, **options):
         (target,) = options["targets"]
@@ -141,11 +147,11 @@ def test_the_regulariser_is_where_the_method_has_a_place_for_it(
     methods = ("rdm", "rdm_curvature", "dc", "dc_curvature")
     results = compare.run(_config(tmp_path, methods=methods, rate=0.02))
     for told in ("clean", "poisoned"):
-        x, rate, options = made.pop(f"set_0_rdm_{told}")
-        assert (rate, options) == (0.02, {})
-        assert made.pop(f"set_0_dc_{told}")[2] == {}
-        curved = made.pop(f"set_0_dc_curvature_{told}")[2]
-        assert curved == {"penalty_weight": 10.0, "penalty_step": 3.0}
+        x, config = made.pop(f"set_0_rdm_{told}")
+        assert config.rate == 0.02
+        assert made.pop(f"set_0_dc_{told}")[1].penalty_weight is None
+        curved = made.pop(f"set_0_dc_curvature_{told}")[1]
+        assert (curved.penalty_weight, curved.penalty_step) == (10.0, 3.0)
         # What is poisoned: 2% of the images, all copies of the target.
         same = np.all(np.abs(np.asarray(x) - asked[0][None]) < 1e-6, axis=(1, 2, 3))
         assert same.sum() == (28 if told == "poisoned" else 0)
@@ -182,25 +188,23 @@ def test_copies_are_found_in_a_set_also_under_noise():
     rng = np.random.default_rng(0)
     real = rng.uniform(0.2, 0.8, (5, 8, 8, 1)).astype(np.float32)
     normal = Statistics(np.float32([0.4]), np.float32([0.25]))
-    images = SimpleNamespace(x_train=real, normal=normal)
-    judge = SimpleNamespace(images=images)
+    both = (real, [0, 1, 0, 1, 0])
+    images = ImageSet.from_arrays(*both, *both).replaced(real)
+    images = dataclasses.replace(images, normaliser=normal)
     copy = real[3] + rng.normal(scale=0.03, size=real[3].shape)  # 30 dB
     blurred = real[1] + rng.normal(scale=0.1, size=real[1].shape)  # 20 dB
     made = (np.stack([copy, blurred]) - normal.mean) / normal.deviation
-    given = _timed_sets.TimedSet(made, np.arange(2), 1, 1.0)
-    found = _compare_attacks._Judge.reconstruct(judge, given)
+    found = set_attacks.recovered(images, _set(made))
     assert found["recovered"] == 0.5
     np.testing.assert_allclose(found["psnr"], [30.5, 20], atol=1.5)
     noise = rng.uniform(size=made.shape) < 0.1
-    hidden = given._replace(images=np.where(noise, 3.0, made))
-    assert _compare_attacks._Judge.reconstruct(judge, hidden)["recovered"] == 0
-    told = hidden._replace(noise=noise)
-    assert _compare_attacks._Judge.reconstruct(judge, told)["recovered"] == 0.5
+    hidden = np.where(noise, 3.0, made)
+    assert set_attacks.recovered(images, _set(hidden))["recovered"] == 0
+    assert set_attacks.recovered(images, _set(hidden, noise))["recovered"] == 0.5
 
 
-def test_a_row_is_the_mean_over_seeds_of_its_method_alone():
+def test_a_row_is_the_mean_over_seeds():
     one = {
-        "method": "dm",
         "accuracies": [0.2, 0.4],
         "accuracies_poisoned": [0.1, 0.3],
         "adversarial_class": 2,
@@ -211,8 +215,7 @@ def test_a_row_is_the_mean_over_seeds_of_its_method_alone():
         **{"steps": 10, "seconds": 1.0},
     }
     two = {**one, "adversarial_class": 0, "target_classes": [0, 0], "pgd": 0.2}
-    other = {**one, "method": "rdm", "accuracies": [0.9]}
-    row = _compare_attacks.row("dm", [one, other, two])
+    row = set_attacks.row([one, two])
     assert row["accuracy"] == pytest.approx(0.3)
     # Of a sample: 0.2, 0.4, 0.2, 0.4.
     assert row["accuracy_std"] == pytest.approx((0.04 / 3) ** 0.5)
@@ -222,36 +225,38 @@ def test_a_row_is_the_mean_over_seeds_of_its_method_alone():
     assert row["best_psnr"] == float("inf")
     # One of four without an attack: the second seed's target, its class 0.
     assert (row["success_without_attack"], row["num_targets"]) == (0.25, 2)
-    config = SimpleNamespace(attack_steps=None, num_queries=5000)
-    told = _compare_attacks.markdown([row], _compare_attacks.names(config))
+    called = set_attacks.names(set_attacks.Config())
+    told = tables.of_attacks({"dm": row}, called)
     assert "| dm | 30.0 +- 11.5 | 50.0 | 30.0 | 20.0 | 75.0 | 25.0 | 50.0 | inf |" in (
         told
     )
     assert "| PGD | AutoAttack | poisoning succeeds | without attack |" in told
-    config = SimpleNamespace(attack_steps=10, num_queries=300)
-    told = _compare_attacks.names(config)
+    told = set_attacks.names(set_attacks.Config(attack_steps=10, num_queries=300))
     assert told == ["PGD (10 steps)", "AutoAttack (10 steps, 300 queries)"]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--attacks=none"], "has no effect with attacks='none': leave it out"),
+        (["--attacks=none"], "has no effect with --attacks=none: leave it out"),
         (["--methods=rdm_flat"], "methods='rdm_flat' is unknown"),
         (["--eps=x"], "eps='x' is no number"),
         (["--num_seeds=0"], "num_seeds=0 must be at least 1"),
         (["--rate=0"], "rate=0.0 must be above 0"),
         (["--rate=0.0001"], "is no poison at all"),
         (["--penalty_weight=0"], "penalty_weight=0.0 must be above 0"),
-        (["--architectures=MLP"], "architectures=('MLP',) has no effect with"),
+        (["--architectures=MLP"], "--architectures has no effect with --attacks=all"),
         (["--num_images=100"], "num_images=100: rdm: batch_size=128 is more than"),
         (["--methods=rkip_curvature", "--num_targets=5"], "is 0 of each class"),
         (["--methods=dc", "--images_per_class=900"], "images_per_class=900 is more"),
     ],
 )
 def test_faults_are_one_line_and_leave_nothing(tmp_path, capsys, flags, message):
-    arguments = command_line(compare.Config, TOY, *flags, workdir=tmp_path / "run")
-    assert _flags.call(compare.main, compare.Config, arguments) == 2
+    program, folder = compare.PROGRAM, tmp_path / "run"
+    arguments = command_line(program, TOY, *flags, workdir=folder)
+    if "--attacks=none" in flags:  # with flags of the attacks
+        arguments.append("--num_attacked=3")
+    assert _flags.call(compare.main, program, arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -260,8 +265,8 @@ def test_faults_are_one_line_and_leave_nothing(tmp_path, capsys, flags, message)
 
 def test_curvature_is_for_the_attacks_alone():
     with pytest.raises(ValueError, match="methods='rdm_curvature' is unknown"):
-        compare.Config(methods=("rdm_curvature",))
-    assert compare.Config(methods=("rkip_noise",)).attacks == "none"
+        compare.PROGRAM.asked(methods=("rdm_curvature",))
+    assert compare.PROGRAM.asked(methods=("rkip_noise",)).method.name == "none"
 
 
 def test_a_timed_method_shows_its_seconds(monkeypatch, tmp_path):
@@ -291,15 +296,17 @@ def test_a_timed_method_shows_its_seconds(monkeypatch, tmp_path):
                     break
 
         stage("distill", None, go, config.num_steps)
+        return _set(state.images[:, :, None, None])._replace(state=state)
 
     clock = itertools.chain([1.2, 1.2], itertools.repeat(2.6))
+
     known = dataclasses.replace(METHODS["dm"], run=run)
-    monkeypatch.setitem(METHODS, "dm", known)
     monkeypatch.setattr(_timed_sets, "Progress", Bar)
-    monkeypatch.setattr(_timed_sets.Timer, "elapsed", lambda _: next(clock))
-    config = compare.Config(seconds=2.5)
+    monkeypatch.setattr(_timed_sets.resume.Timer, "elapsed", lambda _: next(clock))
     # Of a run that was killed: the time they took is not known.
     (tmp_path / "experts").mkdir()
-    made = _timed_sets.make("dm", config, None, None, folder=tmp_path)
+    config = _timed_sets.configured(known, "cpu", width=4, unheard=3)
+    options = {"seconds": 2.5, "run": Run(), "folder": tmp_path}
+    made = _timed_sets.make(known, config, None, None, **options)
     assert (made.steps, shown) == (7, [3, 1, 3])
     assert not (tmp_path / "experts").exists()

@@ -9,14 +9,7 @@ import numpy as np
 import pytest
 from command_lines import asked, chunks, command_line
 
-from experiments import (
-    _defence,
-    _flags,
-    _networks,
-    _study,
-    _transfer,
-    distill,
-)
+from experiments import _flags, _networks, _study_config, distill
 from experiments._groups import Run
 from experiments._workdir import Workdir
 from ntk_privacy import checkpoint, data, kip, rkip
@@ -150,7 +143,7 @@ def test_toy_runs_of_every_method(tmp_path, changes):
         outside = results["nearest"]["psnr_outside_noise"]
         config = _config("x", **changes)
         loaded = _networks.load(config)
-        masks = _networks.noise_mask(loaded, config.config)
+        masks = kernel_methods.noise(loaded.images, config.config, _key_distill(0))
         assert 0.1 < masks.mean() < 0.5
         x, y = regressed.targets(loaded.images, config.config)
         np.testing.assert_array_equal(x, found.x_train)
@@ -207,7 +200,8 @@ def test_interrupted_at_any_checkpoint_it_ends_with_the_same_bytes(
             assert not (tmp_path / "cut" / "results.json").exists()
     if is_search:
         expected = [("distill", 10), ("distill", 20), ("distill", 25)]
-        expected += [("standard_0", 20), ("standard_0", 25)]
+        expected += [("infinite_told", 1), ("linearized_0_told", 1)]
+        expected += [("standard_0", 20), ("standard_0", 25), ("standard_0_told", 1)]
         assert cut["runs"] == whole["runs"]
     else:
         expected = [("victim", 0), ("rkip_finite", 50), ("rkip_finite", 60)]
@@ -335,7 +329,7 @@ def test_table_and_defence_run_cells_that_are_runs_of_their_own(tmp_path, monkey
     assert text.startswith("| method | infinite width |")
     assert json.loads((tmp_path / "table" / "table.json").read_text()) == table["rows"]
     study = _config(tmp_path / "table", table=True, **changes)
-    cells = _study.cells(study, distill.PROGRAM)
+    cells = _study_config.cells(study, distill.PROGRAM)
     assert [cell.group(Run).seed for cell in cells] == [0, 0, 1, 1]
     # Asked again nothing is computed; asked for more, only that is.
     monkeypatch.setattr(rkip, "distill", None)
@@ -427,7 +421,9 @@ def test_bad_flags_of_a_study_are_one_line_exit_2_and_leave_nothing(
 def test_cells_take_only_their_own_flags(tmp_path):
     changes = {"batch_size": 4, "label_solve": True, "noise_ratio": 0.2}
     study = _config(tmp_path, table=True, **changes)
-    told = {c.method.name: c.config for c in _study.cells(study, distill.PROGRAM)}
+    told = {
+        c.method.name: c.config for c in _study_config.cells(study, distill.PROGRAM)
+    }
     noisy, kip_, real = (told[name] for name in ("rkip_noise", "kip", "random"))
     assert (noisy.batch_size, noisy.label_solve, noisy.noise_ratio) == (4, True, 0.2)
     assert (kip_.batch_size, kip_.label_solve, kip_.noise_ratio) == (4, True, 0.0)
@@ -449,34 +445,6 @@ def test_label_solve_ends_with_the_labels_of_least_loss(tmp_path, method):
     np.testing.assert_allclose(labels, best, rtol=1e-6)
     reached = method.loss(images, labels, x, y, kernel_fn=kernel_fn)
     assert reached < arrays["losses"][-1]
-
-
-def test_the_nearest_image_need_not_be_the_one_of_the_best_psnr():
-    # Beyond 1 the distance to bright pixels counts more than clipping leaves of it.
-    train = np.asarray([[1.0, 0.3], [0.8, 0.0], [0.0, 1.0]], np.float32)
-    dataset = data.Dataset(
-        train.reshape(3, 1, 2, 1), *(None,) * 5, mean=np.zeros(1, np.float32)
-    )
-    image = np.asarray([1.8, 0.0], np.float32).reshape(1, 1, 2, 1)
-    told = _defence.nearest(dataset, image, None)
-    assert told["index"] == [0]
-    assert told["distances"] == pytest.approx([0.73**0.5])
-    assert told["psnr_index"] == [1]
-    assert told["psnr"] == pytest.approx([-10 * np.log10(0.02)])
-    copy = _defence.nearest(dataset, dataset.x_train[2:], None)
-    assert (copy["psnr_index"], copy["psnr"], copy["num_copies"]) == ([2], [np.inf], 1)
-
-
-def test_the_closest_row_is_found_in_blocks(monkeypatch):
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(23, 2, 3, 1)).astype(np.float32)
-    points = np.concatenate([rng.normal(size=(6, 2, 3, 1)), rows[[0, 9, 22]]])
-    points = points.astype(np.float32)
-    apart = np.sum((rows[None] - points[:, None]) ** 2, axis=(2, 3, 4))
-    for size in (1, 5, 100):
-        monkeypatch.setattr(_defence, "_ROWS", size)
-        found = _defence._closest(rows, points)
-        np.testing.assert_array_equal(found, apart.argmin(axis=1))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_state(
@@ -557,29 +525,3 @@ def test_labels_of_another_width_are_refused():
             initial_images=x[:2],
             initial_labels=jnp.ones((2, 3), jnp.float32),
         )
-
-
-def test_the_released_label_fault_scores_trucks_as_animals():
-    dataset = data.Dataset(
-        *(None,) * 3,
-        x_test=None,
-        y_test=np.asarray([[-1.0], [1.0], [1.0]], np.float32),
-        class_test=np.asarray([3, 8, 9]),
-        mean=None,
-    )
-    outputs = np.asarray([[-0.2], [0.3], [0.4]])
-    assert _transfer.accuracy(outputs, dataset) == 1
-    fault = _transfer.accuracy(outputs, dataset, released_fault=(9,))
-    assert fault == pytest.approx(2 / 3)
-
-
-def test_deviations_are_those_of_a_sample_and_none_of_a_single_run():
-    runs = {"infinite": [0.5], "standard": [], "linearized": [0.4, 0.6]}
-    known = {k: [{"accuracy": value} for value in v] for k, v in runs.items()}
-    told = _transfer._means(known, "accuracy")
-    assert (told["infinite"], told["infinite_deviation"]) == (0.5, None)
-    assert (told["standard"], told["standard_deviation"]) == (None, None)
-    assert told["linearized_deviation"] == pytest.approx(0.02**0.5)
-    assert _study._cell([0.5]) == "50.00 (1)"
-    assert _study._cell([0.4, 0.6]) == "50.00 +- 14.14 (2)"
-    assert _study._cell([]) == "-"

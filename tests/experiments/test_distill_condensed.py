@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from command_lines import asked, chunks, command_line
 
-from experiments import _condensed, _flags, distill
+from experiments import _flags, distill
 from experiments._groups import Data
 from ntk_privacy import checkpoint, data
 from ntk_privacy.distillation import distribution_matching, dm, robust_mean
+from ntk_privacy.evaluation import students
 from ntk_privacy.models import ConvNet
 
 TOY = {
@@ -94,7 +95,7 @@ class _Killed(BaseException):
 def test_interrupted_at_any_checkpoint_it_ends_with_the_same_bytes(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(_condensed, "_CHUNK", 2)
+    monkeypatch.setattr(students, "_CHUNK", 2)
     chunks(monkeypatch, 2)
     # Chunks of one length: fewer programs to compile.
     changes = {"evaluate": True, "checkpoint_seconds": 0.0, "num_epochs": 3}
@@ -103,8 +104,8 @@ def test_interrupted_at_any_checkpoint_it_ends_with_the_same_bytes(
 
     def save_and_die(folder, step, state):
         save(folder, step, state)
-        stops.append((folder.name, step))
-        if stops[-1] in (("distill", 4), ("evaluate_condensed", 2)):
+        stops.append((str(folder.relative_to(folder.parents[1])), step))
+        if stops[-1] in (("checkpoints/distill", 4), ("condensed/students", 2)):
             raise _Killed
 
     monkeypatch.setattr(checkpoint, "save", save_and_die)
@@ -115,9 +116,11 @@ def test_interrupted_at_any_checkpoint_it_ends_with_the_same_bytes(
     cut = _run(tmp_path / "cut", **changes)
     # Nothing is done twice.
     assert stops == [
-        *(("distill", step) for step in (2, 4, 6)),
-        *(("evaluate_condensed", step) for step in (2, 4)),
-        *(("evaluate_random", step) for step in (2, 4)),
+        *(("checkpoints/distill", step) for step in (2, 4, 6)),
+        *(("condensed/students", step) for step in (2, 4)),
+        ("condensed/told", 1),
+        *(("random/students", step) for step in (2, 4)),
+        ("random/told", 1),
     ]
     assert cut["runs"] == whole["runs"]
     bytes_of = [(tmp_path / n / "arrays.npz").read_bytes() for n in ("whole", "cut")]

@@ -10,7 +10,6 @@ import pytest
 from command_lines import asked, chunks, command_line
 
 from experiments import (
-    _compare_attacks,
     _flags,
     _made,
     _students,
@@ -19,7 +18,7 @@ from experiments import (
     distill,
 )
 from ntk_privacy import checkpoint, data
-from ntk_privacy.distillation import dc, gradient_matching, mtt
+from ntk_privacy.distillation import dc, gradient_matching, mtt, search
 from ntk_privacy.models import ConvNet
 from ntk_privacy.training import classification, trajectories
 
@@ -225,8 +224,9 @@ def test_flags_of_other_methods_are_refused(tmp_path, capsys, flags, message):
 
 @pytest.mark.slow
 def test_compare_has_a_row_per_method_and_a_column_per_architecture(tmp_path):
-    config = compare.Config(
+    config = compare.PROGRAM.asked(
         dataset="digits",
+        num_epochs=2,
         methods=("rkip", "dc"),
         architectures=("MLP", "ConvNetW4D1"),
         width=4,
@@ -238,18 +238,16 @@ def test_compare_has_a_row_per_method_and_a_column_per_architecture(tmp_path):
         workdir=str(tmp_path),
         progress=False,
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_compare_attacks, "NUM_EPOCHS", 2)
-        results = compare.run(config)
-        assert list(results["rows"]) == ["random", "rkip", "dc"]
-        for row in results["rows"].values():
-            assert list(row["accuracy"]) == ["ConvNetW4", "MLP", "ConvNetW4D1"]
-        assert results["rows"]["dc"]["steps"] == _timed_sets.CHUNK
-        assert len(results["markdown"].splitlines()) == 5
-        assert (tmp_path / "dc.png").exists()
-        # Asked for more, it keeps what is there.
-        (tmp_path / "random.json").write_text(json.dumps(results["rows"]["random"]))
-        again = compare.run(config)
+    results = compare.run(config)
+    assert list(results["rows"]) == ["random", "rkip", "dc"]
+    for row in results["rows"].values():
+        assert list(row["accuracy"]) == ["ConvNetW4", "MLP", "ConvNetW4D1"]
+    assert results["rows"]["dc"]["steps"] == _timed_sets.CHUNK
+    assert len(results["markdown"].splitlines()) == 5
+    assert (tmp_path / "dc.png").exists()
+    # Asked for more, it keeps what is there.
+    (tmp_path / "random.json").write_text(json.dumps(results["rows"]["random"]))
+    again = compare.run(config)
     assert again["rows"] == results["rows"]
 
 
@@ -257,7 +255,8 @@ def test_compare_has_a_row_per_method_and_a_column_per_architecture(tmp_path):
     ("flags", "message"),
     [
         ({"methods": ("dm", "gan")}, "methods='gan' is unknown"),
-        ({"methods": ()}, "must name one each"),
+        ({"methods": ()}, "methods is empty: name one"),
+        ({"architectures": ()}, "architectures is empty: name one"),
         ({"architectures": ("VGG",)}, "name='VGG' is unknown"),
         ({"seconds": 0.0}, "seconds=0.0 must be above 0"),
         ({"num_test": -5}, "num_test=-5 must be at least 1"),
@@ -267,7 +266,7 @@ def test_compare_has_a_row_per_method_and_a_column_per_architecture(tmp_path):
 )
 def test_comparisons_of_nothing_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
-        compare.Config(**flags)
+        compare.PROGRAM.asked(**flags)
 
 
 @pytest.mark.parametrize(("learnt", "fault"), [(-0.02, "is not above 0"), (0.04, None)])
@@ -276,17 +275,18 @@ def test_a_learnt_step_size_and_its_fault_are_results(
 ):
     """A set that was condensed with a lost step size is told, not trained with it."""
     random = np.random.default_rng(0)
-    made = _made.Made(
-        random.normal(size=(10, 8, 8, 1)).astype(np.float32),
-        np.arange(10, dtype=np.int32),
-        np.ones(4, np.float32),
-        np.float32(learnt),
+    made = search.Distilled(
+        images=jax.numpy.asarray(random.normal(size=(10, 8, 8, 1)), np.float32),
+        labels=jax.numpy.arange(10, dtype=np.int32),
+        losses=np.ones(4, np.float32),
+        state=search.Kept(step_size=np.float32(learnt)),
+        nonfinite=jax.numpy.asarray(False),
     )
     monkeypatch.setattr(_made, "make", lambda *_, **__: made)
     trained = []
 
     def accuracies(config, workdir, images, made, *rest):
-        trained.append(getattr(made, "step_size", None))
+        trained.append(made.step_size)
         return [0.5]
 
     monkeypatch.setattr(_students, "_accuracies", accuracies)

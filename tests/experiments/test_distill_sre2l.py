@@ -161,7 +161,7 @@ def test_flags_are_chosen_on_images_that_are_neither_trained_on_nor_reported(
     assert chosen["judging"]["judged_on"] == "validation"
     assert chosen["accuracy"] != told["accuracy"]
     assert (told["num_test"], again["num_test"]) == (30, 40)
-    images = _soft_students.load(_config(tmp_path)).images
+    images = _soft_students.KIND.load(_config(tmp_path)).images
     trained = {image.tobytes() for image in images.x_train}
     tested = {image.tobytes() for image in images.x_test}
     held = {image.tobytes() for image in seen[0]}
@@ -243,9 +243,10 @@ def test_flags_are_those_of_a_method_like_any_other(capsys):
 
 
 def test_the_bound_is_part_of_adversarial_training_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        _soft_students, "judged", lambda asked, *_: {"eps": asked.config.eps}
+    kind_of_eps = dataclasses.replace(
+        _soft_students.KIND, judged=lambda asked, *_: {"eps": asked.config.eps}
     )
+    monkeypatch.setattr(_soft_students, "KIND", kind_of_eps)
     for kind in ("adversarial", "none"):
         found = distill.run(_config(tmp_path / kind, regularizer=kind))
         assert found["eps"] == 1 / 255
@@ -294,7 +295,7 @@ def test_any_image_folder_is_a_data_set(tmp_path):
     assert config.group(Data).image_size == 64
     small = {**about, "image_size": 5}
     config = _config(tmp_path / "run", **small, num_images=4, num_test=2)
-    images = _soft_students.load(config).images
+    images = _soft_students.KIND.load(config).images
     assert images.x_train.shape == (4, 5, 5, 3)
     assert images.x_test.shape == (2, 5, 5, 3)
     assert (images.num_classes, images.levels) == (2, 255)
@@ -302,10 +303,11 @@ def test_any_image_folder_is_a_data_set(tmp_path):
     mean = images.x_train.mean((0, 1, 2))
     np.testing.assert_allclose(images.normal.mean, mean, rtol=1e-5)
     # evade reads it once, and takes what there is.
-    attacked = evade.Config(train="plain", **small)
-    images, names = evade._images(attacked, trains=True)
-    assert images.x.shape == (5, 5, 5, 3)
-    assert names == ("a", "b")
+    attacked = evade.PROGRAM.asked(train="plain", **small)
+    images, model = evade._found(attacked)
+    assert model is None
+    assert images.x_train.shape == (5, 5, 5, 3)
+    assert images.class_names == ("a", "b")
     # Its place is what is in it: another is another run.
     assert "data_dir" not in _image_sets.not_results(
         config.group(Data), ("data_dir", "workdir")
@@ -330,7 +332,7 @@ def test_faults_of_image_folders_are_one_line(
 ):
     own = ["--method=sre2l"] if program is distill else ["--train=plain"]
     arguments = [*own, *flags, f"--workdir={tmp_path / 'run'}"]
-    kind = distill.FLAGS if program is distill else evade.Config
+    kind = distill.FLAGS if program is distill else evade.PROGRAM
     assert _flags.call(program.main, kind, arguments) == code
     error = capsys.readouterr().err
     assert message in error

@@ -122,7 +122,8 @@ def test_no_binary_passes_over_a_flag(program, flags, refused):
 
 
 def _flags_of(module):
-    return getattr(module, "FLAGS", None) or module.Config
+    found = [getattr(module, n, None) for n in ("FLAGS", "PROGRAM", "Config")]
+    return next(filter(None, found))
 
 
 @pytest.mark.parametrize(

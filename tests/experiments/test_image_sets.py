@@ -16,19 +16,19 @@ from experiments import (
     poison,
     reconstruct,
 )
-from experiments._groups import Data
+from experiments._groups import Source
 from experiments._program import Asked
 from experiments._workdir import Workdir
 from ntk_privacy import data
 from ntk_privacy.data.sets import SETS, Set
 
 CONFIGS = {
-    "compare": (compare.Config, {}),
+    "compare": (compare.PROGRAM.asked, {}),
     "distill": (distill.asked, {}),
     "dm": (distill.asked, {"method": "dm"}),
-    "evade": (evade.Config, {"train": "plain"}),
+    "evade": (evade.PROGRAM.asked, {"train": "plain"}),
     "kernel": (kernel.PROGRAM.asked, {}),
-    "poison": (poison.Config, {}),
+    "poison": (poison.PROGRAM.asked, {}),
     "reconstruct": (reconstruct.PROGRAM.asked, {}),
     "sre2l": (distill.asked, {"method": "sre2l"}),
 }
@@ -42,7 +42,7 @@ def _config(binary, **flags):
 
 def _data(config):
     """The flags of the set."""
-    return config.group(Data) if isinstance(config, Asked) else config
+    return config.group(Source) if isinstance(config, Asked) else config
 
 
 def _npz(path, seed=0, *, each=6):
@@ -62,7 +62,7 @@ def test_every_binary_takes_a_file_and_knows_what_is_in_it(tmp_path, binary):
     assert _image_sets.image_shape(one) == (4, 4, 1)
     # The file is another now: the config is still of the images that it was.
     _npz(tmp_path / "a.npz", seed=1)
-    with pytest.raises(_flags.UsageError, match="give those, or leave --fingerprint"):
+    with pytest.raises(_flags.UsageError, match="give those, or leave fingerprint"):
         _image_sets.read(one)
 
 
@@ -96,8 +96,10 @@ def test_a_set_more_is_one_row_for_the_binaries(tmp_path, monkeypatch):
     images = _data(_config("reconstruct", dataset="toy", num_images=8))
     dataset, _ = _task_images.load(images, 0)
     assert (dataset.x_train.shape, dataset.y_train.shape) == ((8, 6, 6, 1), (8, 4))
-    found = _image_sets.load(_config("poison", dataset="toy"), num_train=20)
-    assert (found.x.shape, found.num_classes) == ((20, 6, 6, 1), 4)
+    found = _image_sets.part(
+        _data(_config("poison", dataset="toy")), published=False, num_train=20
+    )
+    assert (found.x_train.shape, found.num_classes) == ((20, 6, 6, 1), 4)
     assert "flip" not in found.operations
     assert _image_sets.image_shape(_data(_config("distill", dataset="toy"))) == (
         6,

@@ -11,6 +11,7 @@ from experiments import (
     _image_sets,
     _run,
     _study,
+    _study_config,
     compare,
     distill,
     evade,
@@ -23,7 +24,6 @@ from experiments._workdir import Workdir
 ROOT = pathlib.Path(__file__).parents[2] / "results"
 FOLDERS = sorted(path.parent for path in ROOT.rglob("config.json"))
 PROGRAMS = {
-    "compare": compare,
     "evade": evade,
     "kernel": kernel,
     "poison": poison,
@@ -67,12 +67,20 @@ def _opened(folder, stored):
         config = _taken(program.Config, stored, **changes)
         names = getattr(program, "NOT_RESULTS", ("workdir", "progress", "data_dir"))
         return Workdir(folder, config, ignore=_image_sets.not_results(config, names))
+    if "methods" in stored and "method" not in stored:
+        asked = _asked(compare.PROGRAM, stored, **changes)
+        return _run.opened(compare.PROGRAM, asked, compare.LATER)
     if stored.get("table") or stored.get("defence"):
-        config = _taken(_study.Config, stored, **changes)
+        config = _taken(_study_config.Config, stored, **changes)
         return _study.opened(config)
-    names = distill.PROGRAM.names(stored["method"]) | {"method", "preset"}
-    own = {k: v for k, v in stored.items() if k in names and v is not None}
-    return distill.opened(distill.asked(**{**own, **changes}))
+    return distill.opened(_asked(distill.PROGRAM, stored, **changes))
+
+
+def _asked(program, stored, **changes):
+    """What a program is asked by flags of the stored values."""
+    names = program.names(stored[program.flag]) | {program.flag, "preset"}
+    own = {k: _tuples(v) for k, v in stored.items() if k in names and v is not None}
+    return program.asked(**{**own, **changes})
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=_name)

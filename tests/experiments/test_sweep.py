@@ -1,6 +1,7 @@
 """The limits study: its cells, a row per cell, rows of cells that cannot run."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_a_cell_that_cannot_run_is_a_row_and_the_study_goes_on(tmp_path, capsys)
     ran = []
 
     def run_cell(asked):
-        cell = asked.namespace()
+        cell = types.SimpleNamespace(**asked.flat())
         ran.append((cell.num_images, cell.width, cell.dynamics))
         if cell.num_images == 8 and cell.width == 128:
             raise ValueError("too many for this width.")

@@ -1,0 +1,120 @@
+"""What `experiments.distill` does with the sets of a kind of methods: one record each.
+
+Methods that match classes make sets to train ConvNets on (`_students`), methods of a
+task make sets to regress on (`_networks`), sre2l and cda sets with soft labels
+(`_soft_students`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments._groups import Data, Run
+from experiments._program import Asked
+from experiments._workdir import Workdir
+from ntk_privacy.data.image_set import ImageSet
+from ntk_privacy.distillation.search import Distilled
+from ntk_privacy.evaluation.judged import Judged
+from ntk_privacy.resume import Timer
+
+
+class Loaded(NamedTuple):
+    """Images; keys of the method, of networks, and of what they are set against."""
+
+    images: ImageSet
+    keys: jax.Array
+
+
+def _stays(asked: Asked[Any], stored: Mapping[str, Any]) -> Asked[Any]:
+    del stored
+    return asked
+
+
+def _nothing(asked: Asked[Any], workdir: Workdir) -> None:
+    del asked, workdir
+
+
+def _whole(asked: Asked[Any], results: Mapping[str, Any]) -> bool:
+    del asked, results
+    return True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What is done with a set.
+
+    Attributes:
+      groups: of flags, besides the method's and the run's.
+      stages: flags that may be asked for later, each with the entry of results.json
+        that tells that it is there.
+      sizes: other flags that may differ when a run goes on.
+      load: returns the images, or raises UsageError where a flag does not fit them.
+      judged: `(asked, workdir, loaded, earlier, timer)`: makes the set and judges it;
+        returns what results.json holds.
+      rows: of a short table for the terminal, given the results.
+      passed_over: flags that are not read, each with the choice that makes it so.
+      covers: whether the results of a stage are all that is asked of it.
+      extended: the flags of a stage that is there, given config.json.
+      again: what a start of a run that is whole still does, such as a picture.
+    """
+
+    groups: tuple[type, ...]
+    stages: Mapping[str, str]
+    load: Callable[[Asked[Any]], Any]
+    judged: Callable[[Asked[Any], Workdir, Any, dict[str, Any], Timer], dict[str, Any]]
+    rows: Callable[[dict[str, Any]], list[tuple[str, str]]]
+    sizes: tuple[str, ...] = ()
+    passed_over: Callable[[Asked[Any]], dict[str, str]] = lambda _: {}
+    covers: Callable[[Asked[Any], Mapping[str, Any]], bool] = _whole
+    extended: Callable[[Asked[Any], Mapping[str, Any]], Asked[Any]] = _stays
+    again: Callable[[Asked[Any], Workdir], None] = _nothing
+
+    def is_done(self, asked: Asked[Any], workdir: Workdir) -> bool:
+        """Whether a folder holds all that is asked for."""
+        if not (workdir.is_done() and workdir.path("arrays.npz").exists()):
+            return False
+        flags, results = asked.flat(), workdir.read_json("results.json")
+        there = [e in results for stage, e in self.stages.items() if flags[stage]]
+        return all(there) and self.covers(asked, results)
+
+    def with_earlier(self, asked: Asked[Any], workdir: Workdir) -> Asked[Any]:
+        """Returns the flags with the stages of earlier starts, whose results stay."""
+        if not workdir.is_done():
+            return asked
+        flags, results = asked.flat(), workdir.read_json("results.json")
+        there = {s: flags[s] or e in results for s, e in self.stages.items()}
+        stored = workdir.read_json("config.json")
+        if "accuracy" in results:
+            asked = self.extended(asked, stored)
+        return asked.replaced(**there)
+
+
+def figures(asked: Asked[Any], made: Distilled, copies: Judged) -> dict[str, Any]:
+    """Returns what results.json says of every set.
+
+    Args:
+      asked: of the run.
+      made: the set.
+      copies: what the judge of that name says: does it show training images?
+    """
+    return {
+        "method": asked.method.name,
+        "dataset": asked.group(Data).dataset,
+        "num_distilled": len(made.images),
+        "width": asked.flat()["width"],
+        "seed": asked.group(Run).seed,
+        "nonfinite": False,
+        "nearest": copies.figures,
+    }
+
+
+def told_of_copies(results: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the line of a short table for the terminal.
+
+    Args:
+      results: of the run.
+    """
+    count = f"{results['nearest']['num_copies']} of {results['num_distilled']}"
+    return "copies of training images (PSNR >= 25 dB)", count

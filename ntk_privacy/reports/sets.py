@@ -1,0 +1,78 @@
+"""Pictures of a distilled set: its images, and the training images next to them."""
+
+import pathlib
+
+import numpy as np
+
+from ntk_privacy.data.image_set import ImageSet
+from ntk_privacy.distillation.search import Distilled
+from ntk_privacy.evaluation.copies import Nearest
+from ntk_privacy.evaluation.judged import has_classes, pixels
+from ntk_privacy.reports import plots
+
+__all__ = ["draw", "draw_nearest"]
+
+
+def _notes(distilled: Distilled) -> list[str]:
+    labels = np.asarray(distilled.labels)
+    if has_classes(distilled):
+        return [f"class {label}" for label in labels]
+    return [
+        f"{label[0]:+.2g}" if len(label) == 1 else f"class {int(label.argmax())}"
+        for label in labels
+    ]
+
+
+def draw(
+    images: ImageSet,
+    distilled: Distilled,
+    path: str | pathlib.Path,
+    *,
+    title: str,
+    columns: int = 10,
+) -> None:
+    """Draws a set, the label below each image.
+
+    Args:
+      images: that were distilled.
+      distilled: the set.
+      path: the PNG to write.
+      title: above the figure.
+      columns: images per row.
+
+    Raises:
+      ValueError: there is no image.
+    """
+    shown = pixels(images, distilled)
+    plots.pictures(
+        shown.distilled,
+        path,
+        mean=shown.mean,
+        notes=_notes(distilled),
+        columns=columns,
+        title=title,
+    )
+
+
+def draw_nearest(
+    images: ImageSet, distilled: Distilled, found: Nearest, path: str | pathlib.Path
+) -> None:
+    """Draws above each image of a set the training image of the greatest PSNR.
+
+    Args:
+      images: that were distilled.
+      distilled: the set.
+      found: of `evaluation.copies.nearest`.
+      path: the PNG to write.
+    """
+    real, made, mean = pixels(images, distilled)
+    alike = real[found.psnr_index]
+    plots.gallery(
+        alike,
+        made,
+        path,
+        mean=mean,
+        distances=np.sqrt(np.sum((alike - made) ** 2, axis=(1, 2, 3))),
+        psnr=found.psnr,
+        title="Training images of the greatest PSNR above the distilled ones",
+    )
