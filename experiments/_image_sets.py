@@ -52,7 +52,7 @@ def fingerprint_field() -> Any:
     )
 
 
-def complete(config: Any) -> None:
+def complete(config: Choice) -> None:
     """Checks what names the image set, and fills in the rest; for `__post_init__`.
 
     Args:

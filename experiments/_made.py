@@ -82,7 +82,7 @@ def _whole(arrays: dict[str, np.ndarray]) -> Distilled:
     )
 
 
-def lost(method: str, config: Any, steps: int) -> str:
+def lost(method: str, config: object, steps: int) -> str:
     """Returns what to do about a loss that is not finite.
 
     Args:
@@ -90,15 +90,12 @@ def lost(method: str, config: Any, steps: int) -> str:
       config: of the method.
       steps: that were done.
     """
-    rates = [
-        f"{name}={getattr(config, name)}"
-        for name in ("learning_rate", "step_size")
-        if hasattr(config, name)
-    ]
-    ridge = (
-        f", or raise diag_reg={config.diag_reg}" if hasattr(config, "diag_reg") else ""
-    )
+    names = ("learning_rate", "step_size", "diag_reg")
+    told = {name: f"{name}={getattr(config, name, None)}" for name in names}
+    has = [name for name in names if hasattr(config, name)]
+    rates = " or ".join(told[name] for name in has if name != "diag_reg")
+    ridge = f", or raise {told['diag_reg']}" if "diag_reg" in has else ""
     return (
         f"The loss of {method} is not finite after {steps} steps: lower "
-        f"{' or '.join(rates)}{ridge}, in another --workdir."
+        f"{rates}{ridge}, in another --workdir."
     )

@@ -58,7 +58,7 @@ def configured(method: Method[Any], preset: str, **given: Any) -> Any:
 
 def make(
     method: Method[Any],
-    config: Any,
+    config: object,
     images: ImageSet,
     key: jax.Array,
     *,

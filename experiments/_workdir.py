@@ -66,7 +66,7 @@ class _Older(NamedTuple):
         return found
 
 
-def _defaults(config: Any) -> dict[str, Any]:
+def _defaults(config: object) -> dict[str, Any]:
     """Returns what fields stand for in folders that were written before they were."""
     if not dataclasses.is_dataclass(config):
         return {}
@@ -80,7 +80,7 @@ def _defaults(config: Any) -> dict[str, Any]:
     return found | _metadata(config, "before")
 
 
-def _metadata(config: Any, name: str) -> dict[str, Any]:
+def _metadata(config: object, name: str) -> dict[str, Any]:
     """Returns what fields say of older folders: "before" of none, "was" of a number."""
     if not dataclasses.is_dataclass(config):
         return {}
@@ -141,7 +141,7 @@ class Workdir:
     def __init__(
         self,
         folder: str | pathlib.Path,
-        config: Any,
+        config: object,
         *,
         ignore: Collection[str] = ("workdir",),
         absent: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,

@@ -204,9 +204,7 @@ def test_the_library_neither_prints_nor_writes_files(path):
 @pytest.mark.parametrize("path", FILES, ids=_name)
 def test_arguments_are_named_and_configs_typed(path):
     assert calls_of_locals(path.read_text()) == []
-    # The flags of the binaries have no one type yet.
-    if path.is_relative_to(ROOT / "ntk_privacy"):
-        assert untyped_configs(path.read_text()) == []
+    assert untyped_configs(path.read_text()) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=_name)

@@ -187,7 +187,7 @@ class Plan(NamedTuple):
 
     scenes: Mapping[int, Scene]
     attack: Method[Any]
-    config: Any
+    config: object
     condensers: Mapping[str, Condenser]
     networks: students.Config
     num_runs: int = 1
