@@ -1,6 +1,5 @@
 """`experiments.distill`, methods of a task: networks trained on the set, attacked."""
 
-import dataclasses
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -11,65 +10,16 @@ import numpy as np
 from experiments import _flags, _image_sets, _made, _progress
 from experiments._groups import Data, Run
 from experiments._kinds import Kind, Loaded, figures, told_of_copies
+from experiments._network_flags import Images, Networks, passed_over
 from experiments._program import Asked
 from experiments._workdir import Workdir
 from ntk_privacy.data import ArgumentError
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import kernel_methods
 from ntk_privacy.distillation.search import Kept
-from ntk_privacy.evaluation import JUDGES, copies, defence, rates, transfer
-from ntk_privacy.method import field
+from ntk_privacy.evaluation import JUDGES, copies, defence, rates
 from ntk_privacy.reports import plots, sets
 from ntk_privacy.resume import Timer
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Images(Data):
-    """Images."""
-
-    num_images: int | None = field(
-        500, "Images to distil, balanced over the classes of the task."
-    )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Networks(transfer.Config, defence.Config):
-    """Networks trained on the set."""
-
-    evaluate: bool = field(
-        False,
-        "Test accuracy at infinite width and of networks trained on the set, with "
-        "linearized and with standard dynamics.",
-    )
-    attack: bool = field(
-        False, "Attack a network trained on the set; compare with the original images."
-    )
-
-    def __post_init__(self):
-        transfer.Config.__post_init__(self)
-        defence.Config.__post_init__(self)
-
-
-def _passed_over(asked: Asked[Any]) -> dict[str, str]:
-    flags, name = asked.group(Networks), asked.method.name
-    attacked = flags.attack or name == "rkip_finite"
-    trained = "no network that is trained"
-    out = {}
-    if not flags.evaluate:
-        alone = "a set that is not evaluated"
-        out |= dict.fromkeys(("num_runs", "num_finite_runs"), alone)
-        if not hasattr(asked.config, "kernel"):
-            out["kernel"] = f"--method={name}"
-        if not (attacked and flags.dynamics == "standard"):
-            out["max_train_steps"] = f"{trained} step by step"
-        if not attacked:
-            out["stop_loss"] = trained
-        if not attacked and flags.kernel != "standard":
-            out["width"] = "no network and --kernel=ntk"
-    if not attacked:
-        out["attack_steps"] = "no attack"
-        out["dynamics"] = "no network that is attacked"
-    return out
 
 
 def load(asked: Asked[Any]) -> Loaded:
@@ -224,7 +174,7 @@ KIND = Kind(
     load=load,
     judged=_judged,
     rows=_rows,
-    passed_over=_passed_over,
+    passed_over=passed_over,
     covers=_covers,
     extended=_extended,
 )

@@ -4,7 +4,6 @@ Their accuracy stands beside that of as many random real images; the first of th
 kept in model/.
 """
 
-import dataclasses
 import shutil
 from typing import Any
 
@@ -15,38 +14,16 @@ from experiments import _flags, _image_sets, _made, _progress
 from experiments._groups import Data, Run, Tested
 from experiments._kinds import Kind, Loaded, figures, told_of_copies
 from experiments._program import Asked
+from experiments._student_flags import Students
 from experiments._workdir import Workdir
 from ntk_privacy import resume
 from ntk_privacy.data.image_set import ImageSet
-from ntk_privacy.distillation import class_images, mtt, real, student
+from ntk_privacy.distillation import class_images, real, student
 from ntk_privacy.distillation.search import Distilled
-from ntk_privacy.evaluation import JUDGES, copies, rates, students
-from ntk_privacy.method import Method, field
+from ntk_privacy.evaluation import JUDGES, copies, rates
 from ntk_privacy.models import ConvNet, saved
 from ntk_privacy.reports import loss_plots, sets
 from ntk_privacy.resume import Timer
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Students(students.Config):
-    """Networks trained on the set."""
-
-    evaluate: bool = field(False, "Test accuracy of ConvNets trained on the set.")
-
-    @classmethod
-    def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
-        """Returns the values of a preset, given the method whose set it is."""
-        if preset == "cpu":
-            return dataclasses.asdict(JUDGES["students"].configured(preset))
-        learns = issubclass(method.config, mtt.Config)
-        return {"train_learning_rate": None} if learns else {}
-
-    def passed_over(self) -> dict[str, str]:
-        """Returns flags that are not read, each with the choice that makes it so."""
-        # Where the method has a width, it is read.
-        unread = ("num_networks", "num_epochs", "train_learning_rate")
-        alone = "a set that is not evaluated"
-        return {} if self.evaluate else dict.fromkeys(unread, alone)
 
 
 def _load(asked: Asked[Any]) -> Loaded:

@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from experiments._groups import Run
-from experiments._networks import Images, Networks
+from experiments._network_flags import Images, Networks
 from experiments._program import Asked, Program
 from ntk_privacy import _checks
 from ntk_privacy.distillation import kernel_methods

@@ -17,12 +17,14 @@ import functools
 from typing import Any
 
 from experiments import (
+    _compare_flags,
     _compared,
+    _compared_attacks,
     _flags,
     _image_sets,
     _run,
 )
-from experiments._compared import Budget, Poison
+from experiments._compare_flags import Budget, Poison
 from experiments._groups import Run, Tested
 from experiments._program import Asked, Program
 from ntk_privacy.data.image_set import ImageSet
@@ -63,17 +65,17 @@ def _groups(judge: Method[Any]) -> tuple[type, ...]:
 
 
 def _known(asked: Asked[Any]) -> None:
-    _compared.check_names(
+    _compare_flags.check_names(
         asked.group(Budget).methods, curved=asked.method.name == "all"
     )
 
 
 def _passed_over(asked: Asked[Any]) -> dict[str, str]:
-    asked_for = [_compared.method_of(name) for name in asked.group(Budget).methods]
+    asked_for = [_compare_flags.method_of(name) for name in asked.group(Budget).methods]
     out = {}
     if not any(hasattr(method.config, "num_targets") for method in asked_for):
         out["num_targets"] = "--methods that make no kernel"
-    if not any(_compared.is_curved(name) for name in asked.group(Budget).methods):
+    if not any(_compare_flags.is_curved(name) for name in asked.group(Budget).methods):
         flat = "--methods without _curvature"
         out |= dict.fromkeys(("penalty_weight", "penalty_step"), flat)
     return out
@@ -104,9 +106,9 @@ def _check(asked: Asked[Any], images: ImageSet) -> None:
         what = "what the sets are compared with"
         class_images.check_start(images, budget.images_per_class, what)
     for name in budget.methods:
-        method = _compared.method_of(name)
+        method = _compare_flags.method_of(name)
         try:
-            method.check(images, _compared.configured(asked, name))
+            method.check(images, _compare_flags.configured(asked, name))
         except ValueError as error:
             told = f"num_images={asked.group(Tested).num_images}: {method.name}"
             raise _flags.UsageError(f"{told}: {error}") from error
@@ -141,7 +143,7 @@ def run(asked: Asked[Any]) -> dict[str, Any]:
             }
     with _run.opened(PROGRAM, asked, LATER) as workdir:
         if attacked:
-            results = _compared.by_attacks(asked, workdir, images, scenes)
+            results = _compared_attacks.by_attacks(asked, workdir, images, scenes)
         else:
             results = _compared.by_architectures(asked, workdir, images)
         workdir.write_text("table.md", results["markdown"] + "\n")

@@ -21,6 +21,7 @@ from typing import Any
 
 from experiments import (
     _flags,
+    _network_flags,
     _networks,
     _run,
     _soft_students,
@@ -61,7 +62,7 @@ def _groups(method: Method[Any]) -> tuple[type, ...]:
 
 
 def _fits(asked: Asked[Any]) -> None:
-    if asked.method.name == "full" and asked.group(_networks.Networks).attack:
+    if asked.method.name == "full" and asked.group(_network_flags.Networks).attack:
         raise ValueError(
             "method='full' is no distilled set: attack a network trained on all "
             "images with experiments.reconstruct."

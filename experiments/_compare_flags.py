@@ -1,0 +1,90 @@
+"""What `experiments.compare` is asked for: methods, their names, and their budget."""
+
+import dataclasses
+from typing import Any
+
+from experiments import _timed_sets
+from experiments._program import Asked
+from ntk_privacy import _checks
+from ntk_privacy.method import Method, field
+
+SUFFIX = "_curvature"
+"""Adds the curvature regulariser (GUARD, arXiv:2403.10045) where a method has a place
+for it: dc and dsa match the gradient of the regularised loss of the real images; of all
+others the set is the same, and the networks that are trained on it are regularised."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The comparison."""
+
+    methods: tuple[str, ...] = field(
+        ("kip", "rkip", "dm", "rdm", "dc", "dsa", "mtt", "tesla"),
+        "Between commas: methods of `experiments.distill` that match classes, kip, "
+        "rkip, rkip_noise; with --attacks=all also with _curvature behind the name.",
+    )
+    images_per_class: int = field(1, "Distilled images of each class.")
+    seconds: float = field(120.0, "Time of each method, compilation apart.")
+    num_targets: int = field(
+        1000, "Images that kip and rkip see, of which a kernel is made."
+    )
+
+    def __post_init__(self):
+        if not self.methods:
+            raise ValueError("methods is empty: name one at least.")
+        _checks.positive(seconds=self.seconds)
+        _checks.at_least(
+            1, images_per_class=self.images_per_class, num_targets=self.num_targets
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Poison:
+    """The poison."""
+
+    rate: float = field(0.01, "Poison, as a share of the training set.")
+    num_seeds: int = field(1, "Of the attacks: sets, networks and targets.")
+
+    def __post_init__(self):
+        _checks.positive(rate=self.rate)
+        _checks.at_least(1, num_seeds=self.num_seeds)
+
+
+def check_names(names: tuple[str, ...], *, curved: bool) -> None:
+    """Refuses names of no method, with a suffix or without; raises ValueError."""
+    known = tuple(_timed_sets.methods())
+    if curved:
+        known += tuple(name + SUFFIX for name in known)
+    for name in names:
+        _checks.one_of(known, methods=name)
+
+
+def is_curved(name: str) -> bool:
+    """Returns whether a name asks for the regulariser."""
+    return name.endswith(SUFFIX)
+
+
+def method_of(name: str) -> Method[Any]:
+    """Returns the method of a name, with a suffix or without."""
+    return _timed_sets.methods()[name.removesuffix(SUFFIX)]
+
+
+def matches_curvature(name: str) -> bool:
+    """Returns whether the method itself regularises: then its set is another."""
+    return is_curved(name) and hasattr(method_of(name).config, "penalty_weight")
+
+
+def configured(asked: Asked[Any], name: str) -> Any:
+    """Returns the config of a method at the budget.
+
+    Args:
+      asked: of the comparison.
+      name: of the method.
+    """
+    parts = asked.parts() if asked.method.name == "all" else asked.groups
+    flags = {k: v for part in parts for k, v in vars(part).items()}
+    if not matches_curvature(name):
+        flags = {k: v for k, v in flags.items() if not k.startswith("penalty_")}
+    own = ("images_per_class", "num_targets", "rate", "penalty_weight", "penalty_step")
+    given = {k: flags[k] for k in own if k in flags} | {"width": asked.config.width}
+    return _timed_sets.configured(method_of(name), asked.preset, **given)
