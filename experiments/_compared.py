@@ -58,6 +58,23 @@ def results(asked: Asked[Any]) -> dict[str, Any]:
     }
 
 
+def _kept(
+    asked: Asked[Any],
+    workdir: Workdir,
+    images: ImageSet,
+    name: str,
+    keys: tuple[jax.Array, jax.Array],
+) -> TimedSet:
+    """Returns a set; kept before networks are trained on it, which go on with it."""
+    path = workdir.checkpoint_folder / name / "set.npz"
+    file = str(path.relative_to(workdir.folder))
+    if not path.exists():
+        one = made(asked, workdir, images, name, jnp.stack(keys), name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _timed_sets.write(workdir, file, one)
+    return _timed_sets.read(workdir, file)
+
+
 def by_architectures(
     asked: Asked[Any], workdir: Workdir, images: ImageSet
 ) -> dict[str, Any]:
@@ -76,8 +93,7 @@ def by_architectures(
         about = f"{name}.json"
         if not workdir.path(about).exists():
             begin = time.perf_counter()
-            keys = jnp.stack([key_condense, key_random])
-            one = made(asked, workdir, images, name, keys, name)
+            one = _kept(asked, workdir, images, name, (key_condense, key_random))
             stage = training(asked, workdir, name)
             judged = asked.method.run(
                 images, one.made, asked.config, key=key_networks, stage=stage

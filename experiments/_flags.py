@@ -265,7 +265,8 @@ def given(
         told = told or str(error)
         raise UsageError(f"{told} (--help lists the flags)") from error
     except flags.Error as error:
-        raise UsageError(f"{error} (--help lists the flags)") from error
+        told = ": ".join(map(str, error.args))
+        raise UsageError(f"{told} (--help lists the flags)") from error
     if values["help"].value or values["helpshort"].value:
         raise _HelpAsked(text(not values["help"].value))
     if positional:

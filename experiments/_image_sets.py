@@ -9,15 +9,16 @@ from typing import Any
 from experiments import _flags
 from ntk_privacy import data
 from ntk_privacy.data import ImageSet, choice
-from ntk_privacy.data.choice import Choice, image_shape, is_folder
+from ntk_privacy.data.choice import Choice, image_shape
 from ntk_privacy.method import field
 
 __all__ = [
+    "at_most",
     "complete",
     "dataset_field",
     "fingerprint_field",
+    "foretold",
     "image_shape",
-    "is_folder",
     "not_results",
     "part",
     "read",

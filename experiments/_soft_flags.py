@@ -38,6 +38,12 @@ class Students(soft_students.Config):
         None, "Folder of an evaluated run, whose eigenvalues are drawn beside."
     )
 
+    def passed_over(self) -> dict[str, str]:
+        """Returns flags that are not read, each with the choice that makes it so."""
+        unread = ("attacks", "attack_steps", "num_queries")
+        alone = "a set that is not evaluated"
+        return {} if self.evaluate else dict.fromkeys(unread, alone)
+
     @classmethod
     def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
         """Returns the values of a preset."""

@@ -61,7 +61,9 @@ def _again(asked: Asked[Config], workdir: Workdir) -> None:
     if "accuracy" in known and beside is not None:
         told = ("num_images", "dataset", "regularizer")
         _eigenvalues.draw(workdir, beside, **{name: known[name] for name in told})
-        workdir.write_json("config.json", asked.flat())
+        stored = workdir.read_json("config.json")
+        stored["baseline"] = asked.group(Students).baseline
+        workdir.write_json("config.json", stored)
 
 
 def _judged(

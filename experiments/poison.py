@@ -82,11 +82,16 @@ class Seeds(Folder):
         _checks.at_least(0, first_seed=self.first_seed)
 
 
+def _passed_over(asked: Asked[Any]) -> dict[str, str]:
+    return {"control": "--attack=none"} if asked.method.name == "none" else {}
+
+
 PROGRAM = Program(
     about="Poisons a training set, condenses it, and asks networks about a target.",
     methods=poisoning.METHODS,
     groups=lambda _: (Images, Condensing, Students, Seeds),
     default="direct",
+    passed_over=_passed_over,
     flag="attack",
 )
 

@@ -1,5 +1,6 @@
 """Validation: each failure is one sentence with value, range and remedy."""
 
+import difflib
 import re
 from collections.abc import Sized
 from typing import Any
@@ -75,8 +76,11 @@ def one_of(options: Any, **values: Any) -> None:
     """Raises ValueError unless every value is among `options`."""
     for name, value in values.items():
         if value not in options:
-            allowed = ", ".join(str(option) for option in options)
-            raise ValueError(f"{name}={value!r} is unknown: use one of {allowed}.")
+            known = [str(option) for option in options]
+            near = difflib.get_close_matches(str(value), known, n=1)
+            told = f", did you mean {near[0]}? Use" if near else ": use"
+            allowed = ", ".join(known)
+            raise ValueError(f"{name}={value!r} is unknown{told} one of {allowed}.")
 
 
 def same_length(**arrays: Sized) -> None:

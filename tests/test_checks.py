@@ -37,7 +37,7 @@ from ntk_privacy.reconstruction.max_margin_settings import RELEASED
         (lambda: _checks.in_range(0, 1, p=np.nan), "p=nan must lie in [0, 1]."),
         (
             lambda: _checks.one_of(("kkt", "algebraic"), method="kk"),
-            "method='kk' is unknown: use one of kkt, algebraic.",
+            "method='kk' is unknown, did you mean kkt? Use one of kkt, algebraic.",
         ),
         (
             lambda: _checks.same_length(images=[1, 2], labels=np.zeros((3, 1))),

@@ -9,7 +9,7 @@ from ntk_privacy.data import image_folder, places
 from ntk_privacy.data.dataset import ArgumentError
 from ntk_privacy.data.sets import SETS, load_set
 
-__all__ = ["FOLDER", "Choice", "filled_in", "image_shape", "is_folder", "source"]
+__all__ = ["FOLDER", "Choice", "filled_in", "image_shape", "source"]
 
 FOLDER = "image_folder"
 """The set that is the folder of pictures at data_dir: so it was called at first."""
@@ -90,18 +90,6 @@ def _folder_filled_in(choice: Choice) -> dict[str, Any]:
         return {"image_size": image_folder.SIZE}
     _checks.at_least(1, image_size=choice.image_size)
     return {}
-
-
-def is_folder(choice: Choice) -> bool:
-    """Returns whether the images are a folder of pictures.
-
-    Args:
-        choice: Of a set.
-    """
-    if choice.dataset == FOLDER:
-        return True
-    place = _place(choice)
-    return place is not None and not places.is_npz(place)
 
 
 def source(choice: Choice) -> dict[str, Any]:

@@ -64,15 +64,26 @@ class Config:
     num_queries: int = field(5000, "Of Square.")
 
     def __post_init__(self):
+        if not self.attacks:
+            raise ValueError("attacks is empty: name one at least.")
         _checks.at_least(
             1,
-            num_attacks=len(self.attacks),
             batch_size=self.batch_size,
             num_queries=self.num_queries,
             num_steps=1 if self.num_steps is None else self.num_steps,
         )
         # Unknown and repeated names, before anything is loaded.
         self.stages(1000)
+
+    def passed_over(self) -> dict[str, str]:
+        """Returns flags that are not read, each with the choice that makes it so."""
+        read = {
+            entry.name
+            for name in self.attacks
+            for entry in dataclasses.fields(METHODS[name].config)
+        }
+        why = f"--attacks={','.join(self.attacks)}"
+        return {n: why for n in ("num_steps", "num_queries") if n not in read}
 
     @property
     def threat_model(self) -> ThreatModel:

@@ -59,7 +59,9 @@ class Config(dm.RobustConfig):
             _checks.one_of(DM_METHODS, methods=name)
             if self.methods.count(name) > 1:
                 raise ValueError(f"methods names {name} twice: name it once.")
-        _checks.at_least(1, num_methods=len(self.methods), num_runs=self.num_runs)
+        if not self.methods:
+            raise ValueError("methods is empty: name one at least.")
+        _checks.at_least(1, num_runs=self.num_runs)
 
 
 class Condenser(NamedTuple):

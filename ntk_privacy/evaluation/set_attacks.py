@@ -39,7 +39,7 @@ from ntk_privacy.resume import Stage, straight
 __all__ = ["ATTACKS", "JUDGE", "Config", "evade", "names", "recovered", "row"]
 
 ATTACKS = ("pgd", "autoattack")
-"""Of evasion, by their names in `evaluation.named_attacks`."""
+"""Of evasion, by their names in `evasion.METHODS`."""
 
 _BATCH = 100
 

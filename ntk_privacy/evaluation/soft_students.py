@@ -49,7 +49,7 @@ ATTACKS: Mapping[str, str] = {
     "mim": "mim",
     "apgd_t": "apgd_t",
 }
-"""Column of the results and the attack it is, of `named_attacks`.
+"""Column of the results and the attack it is, of `evasion.METHODS`.
 
 Of GUARD's evaluation but apgd_t, which is the second stage of AutoAttack and decides
 what it leaves, at a quarter of its cost.

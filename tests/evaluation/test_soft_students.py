@@ -86,7 +86,10 @@ def test_attacks_are_kept_by_their_numbers_and_images(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"attacks": ("mimi",)}, "attacks='mimi' is unknown: use one of pgd100"),
+        (
+            {"attacks": ("mimi",)},
+            "is unknown, did you mean mim. Use one of pgd1",
+        ),
         ({"attacks": ("mim", "mim")}, "names one twice: name it once"),
         ({"attack_steps": 0}, "attack_steps=0 must be at least 1"),
         ({"num_queries": 0}, "num_queries=0 must be at least 1"),

@@ -12,6 +12,7 @@ from command_lines import command_line
 
 from experiments import _flags, _timed_sets, compare
 from experiments._groups import Run
+from experiments._workdir import Workdir
 from ntk_privacy import curvature
 from ntk_privacy.data.image_set import ImageSet, Statistics
 from ntk_privacy.distillation import METHODS, Distilled, dc
@@ -37,6 +38,10 @@ TOY = {
     "attack_steps": 2,
     "num_queries": 5,
     "progress": False,
+}
+NOT_OF_ATTACKS = {
+    *("dataset", "images_per_class", "seconds", "width", "num_networks", "num_epochs"),
+    *("num_images", "num_test", "progress"),
 }
 KEYS = ("method", "accuracy", "pgd", "autoattack", "attack_success", "recovered")
 
@@ -107,6 +112,32 @@ def test_a_table_has_a_row_per_method_and_goes_on(tmp_path, attacked, monkeypatc
     monkeypatch.setattr(_timed_sets, "make", None)
     assert compare.run(_config(tmp_path))["table"] == table
     assert len(attacked) == 4
+
+
+def test_networks_go_on_with_the_set_that_they_were_trained_on(tmp_path, monkeypatch):
+    # A set that is made again in the same seconds is another set.
+    short = {"attacks": "none", "methods": ("rdm",), "architectures": ("MLP",)}
+    own = {k: v for k, v in TOY.items() if k in NOT_OF_ATTACKS}
+    asked = compare.PROGRAM.asked(**{**own, **short, "workdir": str(tmp_path)})
+    write, made = Workdir.write_arrays, []
+
+    def full_disk(self, name, **arrays):
+        made.append(name)
+        if name == "rdm.npz" and made.count(name) == 1:
+            raise OSError("no space")
+        write(self, name, **arrays)
+
+    monkeypatch.setattr(Workdir, "write_arrays", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        compare.run(asked)
+    kept = np.load(tmp_path / "checkpoints" / "rdm" / "set.npz")
+    first = kept["images"], int(kept["steps"])
+    results = compare.run(asked)
+    assert sum(name.endswith("rdm/set.npz") for name in made) == 1
+    assert results["rows"]["rdm"]["steps"] == first[1]
+    with np.load(tmp_path / "rdm.npz") as stored:
+        np.testing.assert_array_equal(stored["images"], first[0])
+    assert not (tmp_path / "checkpoints" / "rdm").exists()
 
 
 @pytest.mark.slow
