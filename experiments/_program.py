@@ -203,10 +203,16 @@ class Program:
                     self.flag,
                     Literal[*self.methods],
                     _choice(
-                        self.default, f"The {self.flag}.", elsewhere=self._elsewhere()
+                        self.default,
+                        "One of the values below; each has flags of its own.",
+                        elsewhere=self._elsewhere(),
                     ),
                 ),
-                ("preset", Literal[*presets], _choice(presets[0], "Of its values.")),
+                (
+                    "preset",
+                    Literal[*presets],
+                    _choice(presets[0], "What flags are unless given."),
+                ),
             ],
         )
         entries = _flags.entries(choice, self.flag)
@@ -231,9 +237,9 @@ class Program:
         rows = [f"  {name}: {other.about}" for name, other in self.methods.items()]
         if self.beside:
             rows.append(f"  with flags of their own: {', '.join(self.beside)}")
-        about = f"{self.about} {method.name}: {method.about}"
+        about = f"{self.about} --{self.flag}={method.name}: {method.about}"
         return _flags.help_text(
-            about, entries, ["", f"{self.flag.removesuffix('s')}s:", *rows]
+            about, entries, ["", f"values of --{self.flag}:", *rows]
         )
 
     def _foreign(self, method: Method[Any], name: str) -> str | None:

@@ -55,7 +55,7 @@ class EvadeRun(Run):
 
 
 PROGRAM = Program(
-    about="Attacks a model and tells how much of its accuracy is left. The model",
+    about="Attacks a model and tells how much of its accuracy is left.",
     methods=attacked_model.MODELS,
     groups=lambda _: (Attacks, Images, EvadeRun),
     default="none",

@@ -38,7 +38,7 @@ class Config:
     model: str | None = field(
         None,
         "A folder with a saved network, or module:function that returns a logits_fn: "
-        "images in [0, 1] to logits; or train one, see --train.",
+        "images in [0, 1] to logits.",
     )
 
 
@@ -220,7 +220,7 @@ def _is_named(images: ImageSet | None, config: Config) -> None:
 MODELS = by_name(
     Method(
         name="none",
-        about="is a model that there is: --model.",
+        about="attacks a model that there is.",
         config=Config,
         presets={"cpu": Config},
         run=_named,

@@ -40,7 +40,7 @@ _FRACTION = 0.5
 class Config(TaskConfig):
     """Networks trained on the set."""
 
-    num_runs: int = field(1, "Networks per dynamics of --evaluate.")
+    num_runs: int = field(1, "Networks per dynamics.")
     num_finite_runs: int | None = field(
         None, "Of the runs, how many train networks; none is all."
     )

@@ -254,7 +254,7 @@ def test_help_has_the_flags_of_the_method_in_groups(capsys):
     def flags(*given):
         code, told = _call(capsys, *given)
         assert code == 0
-        lines = told.split("\nmethods:")[0].splitlines()
+        lines = told.split("\nvalues of --method:")[0].splitlines()
         names = re.findall(r"^  --(?:\[no\])?(\w+)", told, re.MULTILINE)
         return [line for line in lines if re.match(r"\w.*:$", line)], set(names), told
 
