@@ -191,7 +191,8 @@ def help_text(about: str, entries: Sequence[Entry], more: Sequence[str] = ()) ->
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     program = f"python -m {spec.name}" if spec else "program"
     lines = [f"usage: {program} [--flag=value ...]", ""]
-    lines += [*textwrap.wrap(about, 88), ""]
+    for paragraph in about.splitlines():
+        lines += [*textwrap.wrap(paragraph, 88), ""]
     group = ""
     for entry in entries:
         if entry.group != group:

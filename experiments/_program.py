@@ -237,7 +237,7 @@ class Program:
         rows = [f"  {name}: {other.about}" for name, other in self.methods.items()]
         if self.beside:
             rows.append(f"  with flags of their own: {', '.join(self.beside)}")
-        about = f"{self.about} --{self.flag}={method.name}: {method.about}"
+        about = f"{self.about}\n--{self.flag}={method.name}: {method.about}"
         return _flags.help_text(
             about, entries, ["", f"values of --{self.flag}:", *rows]
         )

@@ -1,6 +1,7 @@
 """Training-data privacy with neural tangent kernels: what leaks, what hides it."""
 
 from ntk_privacy import (
+    _former_names,
     checkpoint,
     curvature,
     data,
@@ -18,6 +19,8 @@ from ntk_privacy import (
 # As notebooks know them.
 from ntk_privacy import distillation as condensation
 from ntk_privacy.distillation import kip, rkip
+
+_former_names.register()
 
 __all__ = [
     "checkpoint",

@@ -30,6 +30,7 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Other names of distillation and its modules.
 RANK |= dict.fromkeys(("condensation", "kip", "rkip"), RANK["distillation"])
+RANK["_former_names"] = RANK["poisoning"]
 # Below everything: they import nothing of the package but one another.
 BASE = {
     *("_types", "_checks", "_class_checks", "_tree", "_linalg", "_programs"),

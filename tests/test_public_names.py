@@ -28,6 +28,22 @@ def test_one_import_reaches_every_method():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_modules_are_found_by_the_names_that_they_had():
+    told = (
+        "import ntk_privacy.condensation, ntk_privacy.kip\n"
+        "from ntk_privacy import distillation\n"
+        "from ntk_privacy.condensation import sre2l, trajectory_matching\n"
+        "from ntk_privacy.condensation.robust_mean import mean\n"
+        "from ntk_privacy.rkip import distill\n"
+        "from ntk_privacy.training.target_duals import target_duals\n"
+        # One module by two names, not two modules.
+        "assert sre2l is distillation.sre2l\n"
+        "assert mean is distillation.robust_mean.mean\n"
+        "assert distill is distillation.rkip.distill\n"
+    )
+    subprocess.run([sys.executable, "-c", told], check=True)
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -203,7 +203,7 @@ def test_autoattack_is_told_stage_by_stage_and_keeps_its_order():
     stages, _ = plan(("autoattack_torchattacks10",))
     assert stages[0].run.keywords["stage"].keywords["num_steps"] == 10
     (square,), _ = plan(("square",))
-    assert square.run.keywords == {"num_queries": 5000}
+    assert square.run.keywords["config"].num_queries == 5000
     (cw,), _ = plan(("cw",))
     assert (cw.threat_model.norm, cw.threat_model.eps, cw.within) == (
         "l2",
