@@ -311,11 +311,12 @@ def test_max_margin_says_whether_its_images_are_anything(name, word):
     found = max_margin.reconstruct(
         model,
         params,
-        key=jax.random.key(2),
+        key=jax.random.key(3),
         image_shape=SHAPE,
         num_images=2 * len(x),
         settings=max_margin.Settings(
-            num_epochs=2000,
+            # A third as many end at 0.43 to 0.55 of the norm, as rounding has it.
+            num_epochs=6000,
             init_scale=1e-3,
             image_learning_rate=0.1,
             lambda_min=0.1,
