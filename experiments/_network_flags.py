@@ -31,10 +31,6 @@ class Networks(transfer.Config, defence.Config):
         False, "Attack a network trained on the set; compare with the original images."
     )
 
-    def __post_init__(self):
-        transfer.Config.__post_init__(self)
-        defence.Config.__post_init__(self)
-
 
 def passed_over(asked: Asked[Any]) -> dict[str, str]:
     """Returns flags that are not read, each with the choice that makes it so.

@@ -48,13 +48,41 @@ def finished(workdir: Workdir, results: dict[str, Any]) -> dict[str, Any]:
     return workdir.read_json("results.json")
 
 
-def is_whole(folder: str) -> bool:
+def is_whole(folder: str, *files: str) -> bool:
     """Whether a folder holds results.
 
     Args:
       folder: of the run.
+      *files: that belong to them.
     """
-    return (pathlib.Path(folder) / "results.json").exists()
+    names = ("results.json", *files)
+    return all((pathlib.Path(folder) / name).exists() for name in names)
+
+
+def told(
+    program: Program, asked: Asked[Any], later: Collection[str] = (), *files: str
+) -> dict[str, Any] | None:
+    """Returns what a whole run holds that was asked the same; None of any other.
+
+    Without a look at its images, which may be gone.
+
+    Args:
+      program: that was asked.
+      asked: of the run.
+      later: see `opened`; config.json has them as the results have.
+      *files: without which it is not whole.
+
+    Raises:
+      UsageError: another run has the folder.
+    """
+    if not is_whole(asked.group(Folder).workdir, *files):
+        return None
+    with opened(program, asked, later) as workdir:
+        stored, flat = workdir.read_json("config.json"), asked.flat()
+        wanted = {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
+        if any(stored.get(name) != wanted[name] for name in later):
+            return None
+        return workdir.read_json("results.json")
 
 
 @contextlib.contextmanager

@@ -8,12 +8,11 @@ import jax
 import numpy as np
 
 from experiments import _eigenvalues, _image_sets, _progress, _squeezed
-from experiments._flags import UsageError
 from experiments._kinds import Kind
 from experiments._program import Asked
 from experiments._soft_flags import Images, StagedRun, Students
 from experiments._workdir import Workdir
-from ntk_privacy.data import ArgumentError, ImageSet
+from ntk_privacy.data import ImageSet
 from ntk_privacy.distillation import squeezed
 from ntk_privacy.distillation.squeezed import Config
 from ntk_privacy.evaluation import soft_students
@@ -34,13 +33,14 @@ def _load(asked: Asked[Config]) -> Loaded:
     # First: hours later it might be gone.
     beside = _eigenvalues.baseline(asked.group(Students).baseline)
     data = asked.group(Images)
-    try:
-        images = _image_sets.read(data).subset(
-            num_train=data.num_images, num_test=data.num_test, judged_on=data.judged_on
-        )
-    except ArgumentError as error:
-        raise UsageError(str(error)) from error
-    return Loaded(images.by_published() if asked.preset == "paper" else images, beside)
+    images = _image_sets.part(
+        data,
+        published=asked.preset == "paper",
+        num_train=data.num_images,
+        num_test=data.num_test,
+        judged_on=data.judged_on,
+    )
+    return Loaded(images, beside)
 
 
 def _judging(asked: Asked[Config]) -> dict[str, Any]:

@@ -4,8 +4,7 @@ import dataclasses
 
 import jax
 
-from experiments import _image_sets
-from experiments._flags import UsageError
+from experiments import _flags, _image_sets
 from experiments._groups import Data
 from ntk_privacy import data
 from ntk_privacy.method import field
@@ -35,13 +34,11 @@ def load(images: TaskImages, seed: int) -> tuple[data.Dataset, jax.Array]:
       OSError, ValueError: see `data.load`.
     """
     key_data, key_init = jax.random.split(jax.random.fold_in(jax.random.key(0), seed))
-    try:
+    with _flags.usage(data.ArgumentError):
         dataset = data.load(
             **_image_sets.source(images),
             task=images.task,
             num_train=images.num_images,
             key=key_data,
         )
-    except data.ArgumentError as error:
-        raise UsageError(str(error).replace("num_train", "num_images")) from error
     return dataset, key_init

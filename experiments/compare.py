@@ -99,6 +99,10 @@ LATER = ("methods", "num_seeds")
 """What may be asked for when a run goes on in its folder."""
 
 
+def _later(asked: Asked[Any]) -> tuple[str, ...]:
+    return tuple(name for name in LATER if name in asked.flat())
+
+
 def _check(asked: Asked[Any], images: ImageSet) -> None:
     """Refuses what does not fit the images, before the folder is touched."""
     budget = asked.group(Budget)
@@ -123,6 +127,8 @@ def run(asked: Asked[Any]) -> dict[str, Any]:
       OSError: a file is missing.
       ValueError: a file is damaged, or a loss is not finite.
     """
+    if (known := _run.told(PROGRAM, asked, _later(asked))) is not None:
+        return known
     data, attacked = asked.group(Tested), asked.method.name == "all"
     images = _image_sets.part(
         data,
@@ -147,7 +153,10 @@ def run(asked: Asked[Any]) -> dict[str, Any]:
         else:
             results = _compared.by_architectures(asked, workdir, images)
         workdir.write_text("table.md", results["markdown"] + "\n")
-        return _run.finished(workdir, results)
+        told = _run.finished(workdir, results)
+        # After them: until then it is of the results that there are.
+        workdir.write_json("config.json", asked.flat())
+        return told
 
 
 def main(asked: Asked[Any]) -> None:

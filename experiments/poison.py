@@ -114,6 +114,8 @@ def run(asked: Asked[Any]) -> dict[str, Any]:
       OSError: a file is missing.
       ValueError: a file is damaged, or a loss is not finite.
     """
+    if (known := _run.told(PROGRAM, asked, LATER)) is not None:
+        return known
     images, seeds = load(asked), asked.group(Seeds)
     # All before the folder is touched: a seed that cannot be is told at once.
     with _flags.usage(train="num_train"):
@@ -128,7 +130,6 @@ def run(asked: Asked[Any]) -> dict[str, Any]:
             preset=asked.preset,
         )
     with _run.opened(PROGRAM, asked, LATER) as workdir:
-        workdir.write_json("config.json", asked.flat())
         piece = Pieces(workdir, seeds, {"clean": "craft", "distill": "condense"})
 
         def show(name, scene, made, title):
@@ -143,7 +144,10 @@ def run(asked: Asked[Any]) -> dict[str, Any]:
             "runs": entries,
             "seconds": piece.seconds("craft", "condense", "evaluate", "compile"),
         }
-        return _run.finished(workdir, results)
+        told = _run.finished(workdir, results)
+        # After them: until then it is of the results that there are.
+        workdir.write_json("config.json", asked.flat())
+        return told
 
 
 def main(asked: Asked[Any]) -> None:

@@ -98,11 +98,9 @@ def run(asked: Asked[Any]) -> dict[str, Any]:
 
 def _load(asked: Asked[Any]) -> tuple[data.Dataset, jax.Array]:
     dataset, key = _task_images.load(asked.group(TaskImages), asked.group(Run).seed)
-    try:
+    with _flags.usage():
         known = asked.group(_network.of(asked.method)).before(dataset)
         asked.method.check(known, asked.config)
-    except ValueError as error:
-        raise _flags.UsageError(str(error)) from error
     return dataset, key
 
 

@@ -6,51 +6,36 @@ Source: Loo et al., ICLR 2024 (arXiv:2302.01428).
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from ntk_privacy import _checks
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import rkip
-from ntk_privacy.distillation.regressed import TaskConfig, images_per_class, targets
+from ntk_privacy.distillation.regressed import (
+    AttackedConfig,
+    attacked_network,
+    images_per_class,
+    targets,
+)
 from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.kernels import structured
 from ntk_privacy.method import Method, field
 from ntk_privacy.reconstruction import kkt
 from ntk_privacy.resume import Stage, straight
-from ntk_privacy.training import victim
 
 __all__ = ["METHOD", "Config"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(TaskConfig):
+class Config(AttackedConfig):
     """Flags of RKIP-finite."""
 
     num_distilled: int = field(20, "Distilled images, balanced over the classes.")
-    width: int = field(4096, "Units of every hidden layer.")
-    depth: int = field(2, "Hidden layers, of networks and of the kernel.")
-    dynamics: Literal["linearized", "standard"] = field(
-        "linearized", "Training of the networks that are attacked."
-    )
-    stop_loss: float = field(1e-10, "Mean of (f - y)^2 / 2 at which training ends.")
-    max_train_steps: int = field(5000, "Limit of iterative training.")
-    attack_steps: int | None = field(
-        None, "Steps of the attack's search; none is its own default."
-    )
 
     def __post_init__(self):
-        _checks.at_least(
-            1,
-            num_distilled=self.num_distilled,
-            width=self.width,
-            depth=self.depth,
-            max_train_steps=self.max_train_steps,
-            attack_steps=1 if self.attack_steps is None else self.attack_steps,
-        )
-        _checks.positive(stop_loss=self.stop_loss)
+        super().__post_init__()
+        _checks.at_least(1, num_distilled=self.num_distilled)
 
 
 def _check(images: ImageSet, config: Config) -> None:
@@ -68,17 +53,8 @@ def _run(
 ) -> Distilled:
     del chunk, folder
     dataset = images.regression(config.task)
-    attacked = victim.train(
-        dataset.x_train,
-        dataset.y_train,
-        key=key,
-        width=config.width,
-        depth=config.depth,
-        dynamics=config.dynamics,
-        stop_loss=config.stop_loss,
-        max_steps=config.max_train_steps,
-        dtype=jnp.dtype(config.precision),
-        stage=stage,
+    attacked = attacked_network(
+        dataset.x_train, dataset.y_train, config, key=key, stage=stage
     )
     settings, points = kkt.plan(
         kkt.Config(num_steps=config.attack_steps), config.dynamics

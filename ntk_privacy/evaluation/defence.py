@@ -4,56 +4,28 @@ Source: Loo et al., ICLR 2024 (arXiv:2302.01428): networks are trained on the se
 attacked for twice as many images; those found are compared with the original ones.
 """
 
-import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks
 from ntk_privacy.data.image_set import ImageSet
-from ntk_privacy.distillation.regressed import TaskConfig
+from ntk_privacy.distillation.regressed import AttackedConfig as Config
+from ntk_privacy.distillation.regressed import attacked_network
 from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.evaluation import reconstruction_curve, trained_network
 from ntk_privacy.evaluation.judged import Judged, has_classes
 from ntk_privacy.evaluation.reconstruction_curve import RECOVERED_PSNR
-from ntk_privacy.method import Method, field
+from ntk_privacy.method import Method
 from ntk_privacy.reconstruction import METHODS, Reconstruction, evidence
 from ntk_privacy.resume import Stage, straight
-from ntk_privacy.training import victim
 
 __all__ = ["ATTACKS", "JUDGE", "Config", "found_of"]
 
 ATTACKS = ("kkt", "auto")
 """The published search; and decoding exactly, then searching for the rest."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(TaskConfig):
-    """The network that is attacked."""
-
-    width: int = field(4096, "Units of every hidden layer.")
-    depth: int = field(2, "Hidden layers, of networks and of the kernel.")
-    dynamics: Literal["linearized", "standard"] = field(
-        "linearized", "Training of the networks that are attacked."
-    )
-    stop_loss: float = field(1e-10, "Mean of (f - y)^2 / 2 at which training ends.")
-    max_train_steps: int = field(5000, "Limit of iterative training.")
-    attack_steps: int | None = field(
-        None, "Steps of the attack's search; none is its own default."
-    )
-
-    def __post_init__(self):
-        _checks.at_least(
-            1,
-            width=self.width,
-            depth=self.depth,
-            max_train_steps=self.max_train_steps,
-            attack_steps=1 if self.attack_steps is None else self.attack_steps,
-        )
-        _checks.positive(stop_loss=self.stop_loss)
 
 
 def found_of(
@@ -128,17 +100,8 @@ def _run(
         )
     dataset, dtype = images.regression(config.task), jnp.dtype(config.precision)
     labels = np.asarray(distilled.labels)
-    attacked = victim.train(
-        distilled.images,
-        distilled.labels,
-        key=key,
-        width=config.width,
-        depth=config.depth,
-        dynamics=config.dynamics,
-        stop_loss=config.stop_loss,
-        max_steps=config.max_train_steps,
-        dtype=dtype,
-        stage=stage,
+    attacked = attacked_network(
+        distilled.images, distilled.labels, config, key=key, stage=stage
     )
     known = evidence.of(attacked, bounds=dataset.bounds, labels=labels)
     figures, made = {}, {}

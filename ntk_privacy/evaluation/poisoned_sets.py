@@ -164,7 +164,7 @@ def trial(
     if bool(made.nonfinite):
         raise ValueError(
             f"The loss is not finite after {int(made.state.steps)} steps: lower "
-            "learning_rate, in another --workdir."
+            "learning_rate."
         )
     found = students.train(
         images,

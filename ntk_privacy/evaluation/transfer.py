@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from ntk_privacy import _checks, resume
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import kernel_methods
-from ntk_privacy.distillation.regressed import TaskConfig
+from ntk_privacy.distillation.regressed import NetworkConfig
 from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.evaluation import rates
 from ntk_privacy.evaluation.judged import Judged, has_classes
@@ -37,7 +37,7 @@ _FRACTION = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(TaskConfig):
+class Config(NetworkConfig):
     """Networks trained on the set."""
 
     num_runs: int = field(1, "Networks per dynamics.")
@@ -50,20 +50,10 @@ class Config(TaskConfig):
         "biases, or that of the networks, with biases and at their width.",
     )
     diag_reg: float = field(1e-5, "Ridge relative to the kernel's mean diagonal.")
-    width: int = field(4096, "Units of every hidden layer.")
-    depth: int = field(2, "Hidden layers, of networks and of the kernel.")
-    stop_loss: float = field(1e-10, "Mean of (f - y)^2 / 2 at which training ends.")
-    max_train_steps: int = field(5000, "Limit of iterative training.")
 
     def __post_init__(self):
-        _checks.at_least(
-            1,
-            num_runs=self.num_runs,
-            width=self.width,
-            depth=self.depth,
-            max_train_steps=self.max_train_steps,
-        )
-        _checks.positive(stop_loss=self.stop_loss)
+        super().__post_init__()
+        _checks.at_least(1, num_runs=self.num_runs)
         _checks.at_least(0, diag_reg=self.diag_reg)
         if self.num_finite_runs is not None:
             _checks.in_range(0, self.num_runs, num_finite_runs=self.num_finite_runs)

@@ -1,6 +1,8 @@
 """`--dataset` of every binary: a name, a file, a folder; and what stays honest."""
 
 import dataclasses
+import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from experiments import (
     _flags,
     _image_sets,
+    _run,
     _task_images,
     compare,
     distill,
@@ -173,3 +176,36 @@ def test_max_margin_refuses_more_than_two_classes_of_a_file(tmp_path, capsys):
     assert _flags.call(reconstruct.main, reconstruct.PROGRAM, flags) == 2
     assert "takes two classes" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+WHOLE = {
+    "poison": {"attack": "none", "methods": ("dm",), "num_seeds": 1, "num_test": 4},
+    "compare": {"methods": ("dm",), "images_per_class": 1, "width": 4},
+    "evade": {"train": "plain"},
+}
+
+
+@pytest.mark.parametrize("binary", WHOLE)
+def test_a_whole_run_is_told_when_its_images_are_gone(tmp_path, binary):
+    place, folder = _npz(tmp_path / "own.npz"), tmp_path / "run"
+    given = {"dataset": place, "workdir": str(folder), **WHOLE[binary]}
+    asked = _config(binary, **given)
+    module = {"poison": poison, "compare": compare, "evade": evade}[binary]
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(asked.flat()))
+    np.savez(folder / "arrays.npz", none=np.zeros(1))
+    # As an earlier version wrote it: its versions are not today's.
+    told = {"versions": {"jax": "0.1"}, "table": []}
+    (folder / "results.json").write_text(json.dumps(told))
+    pathlib.Path(place).unlink()
+    assert module.run(_config(binary, **given)) == told
+    assert json.loads((folder / "results.json").read_text()) == told
+
+
+def test_another_number_of_seeds_is_no_whole_run(tmp_path):
+    asked = poison.PROGRAM.asked(num_seeds=2, workdir=str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(asked.flat()))
+    (tmp_path / "results.json").write_text("{}")
+    assert _run.told(poison.PROGRAM, asked, poison.LATER) == {}
+    more = poison.PROGRAM.asked(num_seeds=3, workdir=str(tmp_path))
+    assert _run.told(poison.PROGRAM, more, poison.LATER) is None
