@@ -1,6 +1,7 @@
 """Figures of adversarial images: clean, attacked, and what was changed."""
 
 import pathlib
+import textwrap
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from ntk_privacy.reports.plots import _save, _show
 __all__ = ["adversarial", "attacked"]
 
 _ROWS = ("clean", "attacked", "change")
+# Of a title, to an inch.
+_CHARACTERS = 13
 
 
 def adversarial(
@@ -55,8 +58,11 @@ def adversarial(
     change = found - clean
     most = np.abs(change).max(axis=(1, 2, 3), keepdims=True)
     factor = 0.5 / np.where(most > 0, most, 0.5)
-    cell, note, gap, head, side = 0.9, 0.17, 0.05, 0.36, 0.5
+    cell, note, gap, side = 0.9, 0.17, 0.05, 0.5
     width = max(len(clean) * cell + side + 0.1, 4.8)
+    # Few images are narrower than what is said of them.
+    lines = textwrap.wrap(title, int(width * _CHARACTERS))
+    head = 0.2 + 0.16 * len(lines)
     height = head + 3 * (cell + note)
     figure = Figure(figsize=(width, height))
     scales = [
@@ -65,7 +71,8 @@ def adversarial(
     ]
     notes = (clean_notes, attacked_notes, scales)
     with rc_context({"font.size": 7}):
-        figure.text(0.5, 1 - 0.07 / height, title, ha="center", va="top", fontsize=9)
+        told = {"ha": "center", "va": "top", "fontsize": 9}
+        figure.text(0.5, 1 - 0.07 / height, "\n".join(lines), **told)
         rows = (clean, found, 0.5 + factor * change)
         for row, (name, pictures) in enumerate(zip(_ROWS, rows, strict=True)):
             y = height - head - row * (cell + note) - note - cell

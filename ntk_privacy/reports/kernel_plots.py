@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ntk_privacy import _checks
 from ntk_privacy.reports.plots import _COLOURS, _STYLES, _save
@@ -57,6 +58,8 @@ def picture(
             # One pixel may stand for several entries: their mean.
             interpolation="antialiased",
         )
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(f"image, sorted by {sorted_by}")
         axes.set_ylabel(f"image, sorted by {sorted_by}")
         axes.set_title(title, fontsize=12)
