@@ -58,7 +58,8 @@ def nearest(
       noise: entries that are noise for good, which alone keep the PSNR of a copy low.
 
     Raises:
-      ValueError: there are no images, or shapes differ.
+      ValueError: there are no images, they are not finite, shapes differ, or an image
+        is noise alone.
 
     Example:
       >>> import numpy as np
@@ -69,7 +70,13 @@ def nearest(
       ([2, 0], 2)
     """
     images = np.asarray(images)
-    _checks.at_least(1, num_images=len(x_train))
+    _checks.at_least(1, num_images=min(len(x_train), len(images)))
+    # NaN is near nothing: it would hide every copy.
+    _checks.finite_data(x_train=x_train, images=images)
+    if noise is not None and np.all(noise, axis=(1, 2, 3)).any():
+        raise ValueError(
+            "noise covers all of an image, which leaves nothing to compare: use less."
+        )
     if x_train.shape[1:] != images.shape[1:]:
         raise ValueError(
             f"images have shape {images.shape[1:]}, training images "

@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Array, Float
 
+from ntk_privacy import _checks
+
 __all__ = ["eigenvalues", "figures"]
 
 
@@ -30,6 +32,9 @@ def figures(
       and this norm; target_alignment, 1 for the kernel y y^T (Cristianini et al.,
       NeurIPS 2001).
 
+    Raises:
+      ValueError: the kernel is not finite, or zero.
+
     Example:
       >>> import numpy as np
       >>> from ntk_privacy.evaluation import spectrum
@@ -38,6 +43,9 @@ def figures(
       (4.0, 0.5, 1.0)
     """
     kernel, y = np.asarray(kernel, np.float64), np.asarray(targets)
+    _checks.finite_data(kernel=kernel)
+    if not kernel.any():
+        raise ValueError("kernel is zero everywhere: it has no spectrum to speak of.")
     values = eigenvalues(kernel)
     trace, size = float(np.trace(kernel)), float(np.linalg.norm(kernel))
     largest, smallest = float(values[0]), float(values[-1])

@@ -118,7 +118,8 @@ def train(
       name: of the stage.
 
     Raises:
-      ValueError: the set has targets for labels, or a learnt step size is of no use.
+      ValueError: the set has targets for labels or images of another shape, or a learnt
+        step size is of no use.
 
     Example:
       >>> import jax
@@ -137,6 +138,12 @@ def train(
         raise ValueError(
             "labels are targets to regress on: give a set with one class per image, "
             "or use the judge transfer."
+        )
+    shape = tuple(distilled.images.shape[1:])
+    if shape != images.image_shape:
+        raise ValueError(
+            f"the set has images of shape {shape}, the test images "
+            f"{images.image_shape}: give those that it was made of."
         )
     rate = config.train_learning_rate
     if rate is None:

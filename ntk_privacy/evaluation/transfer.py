@@ -79,12 +79,16 @@ def accuracy(
       classes: of the images, for released_fault.
       released_fault: classes that released code scores as -1 (trucks as animals).
 
+    Raises:
+      ValueError: outputs are not finite: the largest of NaNs is the first.
+
     Example:
       >>> import numpy as np
       >>> from ntk_privacy.evaluation import transfer
       >>> transfer.accuracy(np.array([[0.2], [-3.0]]), np.array([[1.0], [1.0]]))
       0.5
     """
+    _checks.finite_data(outputs=outputs)
     if y.shape[1] > 1:
         return float(np.mean(outputs.argmax(1) == y.argmax(1)))
     if released_fault and classes is not None:

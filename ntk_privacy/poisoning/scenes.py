@@ -80,6 +80,7 @@ def scene(
     Raises:
       ArgumentError: the class has fewer images than the rate asks for, or the rate asks
         for none.
+      ValueError: seed or rate is negative or not finite.
 
     Example:
       >>> from ntk_privacy import data, poisoning
@@ -88,7 +89,7 @@ def scene(
       >>> found.where.shape, found.target_class, found.adversarial_class
       ((4,), 4, 6)
     """
-    _checks.at_least(0, seed=seed)
+    _checks.at_least(0, seed=seed, rate=rate)
     key = jax.random.key(seed)
     draw = np.random.default_rng(seed)
     target = int(draw.integers(len(images.x_test)))

@@ -212,3 +212,27 @@ def test_deviations_are_those_of_a_sample_and_none_of_a_single_run():
     assert (told["infinite"], told["infinite_deviation"]) == (0.5, None)
     assert (told["standard"], told["standard_deviation"]) == (None, None)
     assert told["linearized_deviation"] == pytest.approx(0.02**0.5)
+
+
+def test_what_is_not_a_number_hides_nothing_and_scores_nothing():
+    with pytest.raises(ValueError, match="outputs has NaN or infinite values in 1 row"):
+        transfer.accuracy(np.asarray([[np.nan, 0.0], [1.0, 0.0]]), np.eye(2)[[0, 0]])
+    x, mean = np.ones((3, 2, 2, 1), np.float32), np.zeros(1, np.float32)
+    lost = x.copy()
+    lost[1, 0, 0] = np.nan
+    for real, made in ((x, lost), (lost, x)):
+        with pytest.raises(ValueError, match="NaN or infinite values in 1 rows"):
+            copies.nearest(real, made, mean=mean)
+    with pytest.raises(ValueError, match="num_images=0 must be at least 1"):
+        copies.nearest(x, x[:0], mean=mean)
+    with pytest.raises(ValueError, match="noise covers all of an image"):
+        copies.nearest(x, x, mean=mean, noise=np.arange(3)[:, None, None, None] == x)
+
+
+def test_a_set_of_other_images_is_not_tested_on_these():
+    images = data.load_set("digits").subset(num_train=40, num_test=10)
+    labels = jnp.arange(2, dtype=jnp.int32)
+    made = Distilled(jnp.zeros((2, 4, 4, 1)), labels, np.zeros(0), None, jnp.asarray(0))
+    config = students.Config(width=2, num_networks=1, num_epochs=1)
+    with pytest.raises(ValueError, match=r"shape \(4, 4, 1\), the test images \(8, 8"):
+        students.train(images, made, config, key=jax.random.key(0))

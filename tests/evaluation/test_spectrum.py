@@ -28,6 +28,14 @@ def test_figures_are_those_of_the_eigenvalues():
     assert negative["condition_number"] == float("inf")
 
 
+def test_kernels_without_a_spectrum_are_told():
+    y = np.ones((2, 1))
+    with pytest.raises(ValueError, match="kernel has NaN or infinite values in 1 rows"):
+        spectrum.figures(np.asarray([[np.nan, 0.0], [0.0, 1.0]]), y)
+    with pytest.raises(ValueError, match="kernel is zero everywhere"):
+        spectrum.figures(np.zeros((2, 2)), y)
+
+
 @pytest.mark.parametrize(
     "module",
     [candidates, kernel_movement, spectrum, trained_network],

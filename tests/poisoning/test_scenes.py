@@ -30,6 +30,9 @@ def test_a_rate_for_no_image_or_for_too_many_is_refused(images):
     assert len(alone.where) == 1
     with pytest.raises(data.ArgumentError, match=r"asks for 80 poisons, class \d has"):
         poisoning.scene(images, seed=0, rate=0.2)
+    for rate in (float("nan"), -0.01):
+        with pytest.raises(ValueError, match=f"rate={rate} must be at least 0"):
+            poisoning.scene(images, seed=0, rate=rate)
 
 
 @pytest.mark.parametrize(("bound", "steps"), [(64, 4), (73, 4), (80, 5), (255, 16)])
