@@ -12,12 +12,8 @@ import jax
 from ntk_privacy import _checks
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import rkip
-from ntk_privacy.distillation.regressed import (
-    AttackedConfig,
-    attacked_network,
-    images_per_class,
-    targets,
-)
+from ntk_privacy.distillation.networks import AttackedConfig, attacked_network
+from ntk_privacy.distillation.regressed import images_per_class, targets
 from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.kernels import structured
 from ntk_privacy.method import Method, field

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_privacy.data.image_set import ImageSet
-from ntk_privacy.distillation.regressed import AttackedConfig as Config
-from ntk_privacy.distillation.regressed import attacked_network
+from ntk_privacy.distillation.networks import AttackedConfig as Config
+from ntk_privacy.distillation.networks import attacked_network
 from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.evaluation import reconstruction_curve, trained_network
 from ntk_privacy.evaluation.judged import Judged, has_classes

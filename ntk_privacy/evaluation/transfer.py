@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from ntk_privacy import _checks, resume
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import kernel_methods
-from ntk_privacy.distillation.regressed import NetworkConfig
+from ntk_privacy.distillation.networks import NetworkConfig
 from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.evaluation import rates
 from ntk_privacy.evaluation.judged import Judged, has_classes
