@@ -6,6 +6,7 @@ from collections.abc import Sized
 from typing import Any
 
 import jax
+import jax.core
 import numpy as np
 
 # beartype takes `float` at its word: an int flag or a NumPy scalar is none.
@@ -25,6 +26,13 @@ def number(**values: Any) -> None:
         real = jax.numpy.issubdtype(array.dtype, np.number) or array.dtype == bool
         if array.ndim or not real or array.dtype.kind == "c":
             raise ValueError(f"{name}={value!r} must be one number.")
+
+
+def concrete(*arrays: Any) -> bool:
+    """Whether arrays can be looked at: none is traced, nor is what is made of them."""
+    # Within jit, a constant's own functions are traced, too.
+    made = jax.numpy.zeros(())
+    return not any(isinstance(a, jax.core.Tracer) for a in (*arrays, made))
 
 
 def typed_key(**keys: Any) -> None:

@@ -23,10 +23,17 @@ def solve_ridge(
 ) -> Float[Array, "n c"]:
     """Solves (k + diag_reg mean(diag(k)) I) a = y for symmetric positive k.
 
-    By Cholesky. A singular k gives NaN: raise `diag_reg` or remove duplicates.
+    By Cholesky. A singular k gives NaN, one whose least pivot is within 16 eps of its
+    largest entry included: raise `diag_reg` or remove duplicates.
     """
     with jax.default_matmul_precision("highest"):
-        return jax.scipy.linalg.solve(add_ridge(k, diag_reg), y, assume_a="pos")
+        ridged = add_ridge(k, diag_reg)
+        solution = jax.scipy.linalg.solve(ridged, y, assume_a="pos")
+        # The factor that `solve` takes: compiled, one of the two is left.
+        root, _ = jax.scipy.linalg.cho_factor(jax.lax.stop_gradient(ridged))
+    pivots, entries = jnp.diagonal(root) ** 2, jnp.diagonal(ridged)
+    singular = pivots.min() <= 16 * jnp.finfo(k.dtype).eps * entries.max()
+    return jnp.where(jax.lax.stop_gradient(singular), jnp.nan, solution)
 
 
 def matmul(a: Float[Array, "... n k"], b: Float[Array, "... k m"]) -> Array:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from ntk_privacy import _checks, _linalg
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Callback, KernelFn
-from ntk_privacy.distillation import search
+from ntk_privacy.distillation import rounding, search
 from ntk_privacy.distillation.search import Distilled, DistillState
 from ntk_privacy.kernels import blockwise, host, regression
 
@@ -66,7 +66,7 @@ def loss(
     _checks.same_length(images=images, labels=labels)
     _checks.same_length(x_target=x_target, y_target=y_target)
     _checks.same_width(labels=labels, y_target=y_target)
-    if host.is_concrete(images, labels, x_target, y_target):
+    if _checks.concrete(images, labels, x_target, y_target):
         k_ss = host.kernel(kernel_fn, images)
         a = host.solve(k_ss, labels, diag_reg=diag_reg)
         error = np.asarray(y_target) - host.kernel(kernel_fn, x_target, images) @ a
@@ -176,13 +176,12 @@ def distill(
     )
     regression.check_kernel_fn(kernel_fn, x)
     state = search.resume(state, start)
-    k_ss = blockwise.self_kernel(kernel_fn, state.images)
-    regression.check_solvable("The kernel of the synthetic images", k_ss, diag_reg)
+    rounding.check_start(kernel_fn, state.images, state.labels, diag_reg=diag_reg)
     sizes = ()
     if batch_size is not None:
         order, sizes = search.class_order(y, batch_size)
         x, y = x[order], y[order]
-    return search.minimize(
+    found = search.minimize(
         _Objective(kernel_fn, diag_reg),
         (x, y),
         (),
@@ -196,3 +195,5 @@ def distill(
         chunk=chunk,
         callback=callback,
     )
+    rounding.warn_where_lost(kernel_fn, found.images, found.labels, diag_reg=diag_reg)
+    return found

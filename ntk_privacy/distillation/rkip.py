@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 from ntk_privacy import _checks, _linalg
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Callback, KernelFn
-from ntk_privacy.distillation import coincident_targets, search
+from ntk_privacy.distillation import coincident_targets, rounding, search
 from ntk_privacy.distillation.search import Distilled, DistillState
 from ntk_privacy.distillation.target_duals import (
     NotConvergedError,
@@ -72,10 +73,34 @@ class _Objective:
         return 0.5 * (jnp.sum(a * (explained - 2 * cross)) + constants)
 
 
-def _dense(kernel_fn, x, y, diag_reg) -> tuple[Array, TargetDuals]:
-    k = blockwise.self_kernel(kernel_fn, x)
+def _dense(k: Array, y: Array, diag_reg: float) -> TargetDuals:
     a = _linalg.solve_ridge(k, y, diag_reg=diag_reg)
-    return k, TargetDuals(a, jnp.sum(a * (y - _linalg.ridge(k, diag_reg) * a)))
+    return TargetDuals(a, jnp.sum(a * (y - _linalg.ridge(k, diag_reg) * a)))
+
+
+def _rounding(k: Array, a: Array) -> Array:
+    """What rounding of the diagonal alone makes of the energy of duals `a`."""
+    return jnp.finfo(k.dtype).eps * jnp.sum(jnp.diagonal(k)[:, None] * a * a)
+
+
+def _targets(kernel_fn, k: Array, x: Array, y: Array, diag_reg: float) -> TargetDuals:
+    """Duals of concrete targets, in float64 where rounding would be 1% of the energy.
+
+    So it is where copies contradict each other: their duals are as large as 1 / ridge.
+    """
+    found = _dense(k, y, diag_reg)
+    if _rounding(k, found.duals) <= 0.01 * jnp.abs(found.energy):
+        return found
+    wide = host.kernel(kernel_fn, x)
+    a = host.solve(wide, y, diag_reg=diag_reg)
+    energy = _energy(wide, a, y, diag_reg)
+    return TargetDuals(jnp.asarray(a, y.dtype), jnp.asarray(energy, y.dtype))
+
+
+def _energy(k: np.ndarray, a: np.ndarray, y: Array, diag_reg: float) -> np.floating:
+    # a K a by what a solves: K a itself would cancel.
+    ridge = diag_reg * np.trace(k) / len(k)
+    return np.sum(a * (np.asarray(y, np.float64) - ridge * a))
 
 
 class _Hosted(NamedTuple):
@@ -94,9 +119,8 @@ def _hosted(kernel_fn, images, labels, x_target, y_target, diag_reg) -> _Hosted:
     k_ss, k_tt = host.kernel(kernel_fn, images), host.kernel(kernel_fn, x_target)
     a_s = host.solve(k_ss, labels, diag_reg=diag_reg)
     a_t = host.solve(k_tt, y_target, diag_reg=diag_reg)
-    # a K a by what a solves: K a itself would cancel.
     energies = (
-        np.sum(a * (np.asarray(y, np.float64) - diag_reg * np.trace(k) / len(k) * a))
+        _energy(k, a, y, diag_reg)
         for k, a, y in ((k_ss, a_s, labels), (k_tt, a_t, y_target))
     )
     k_ts = host.kernel(kernel_fn, x_target, images)
@@ -125,8 +149,8 @@ def loss(
       \quad \alpha = (K + \lambda \bar k I)^{-1} y$$
     $\lambda$ is `diag_reg`, $\bar k$ the mean diagonal of $K$. A singular kernel gives
     NaN. Computed in float64; where traced, in the dtype of the images, whose rounding
-    then counts by the squares of the duals: eps / `diag_reg`^2 or so where copies
-    contradict each other, which in float32 leaves nothing of it at 1e-5.
+    then counts by the squares of the duals: NaN where that is a tenth of the energies,
+    as it is in float32 at 1e-5 where copies contradict each other.
 
     Args:
       images: synthetic images.
@@ -140,15 +164,20 @@ def loss(
       ValueError: lengths or widths differ.
     """
     _check(images, labels, x_target, y_target)
-    if host.is_concrete(images, labels, x_target, y_target):
+    if _checks.concrete(images, labels, x_target, y_target):
         h = _hosted(kernel_fn, images, labels, x_target, y_target, diag_reg)
         across = np.sum(h.a_t * (h.k_ts @ h.a_s))
         # A norm: what is below 0 is rounding. (NaN stays.)
         half = np.maximum(0.5 * (h.energy_s + h.energy_t) - across, 0)
         return jnp.asarray(half, y_target.dtype)
-    _, target = _dense(kernel_fn, x_target, y_target, diag_reg)
+    k_tt, k_ss = (blockwise.self_kernel(kernel_fn, x) for x in (x_target, images))
+    target, own = _dense(k_tt, y_target, diag_reg), _dense(k_ss, labels, diag_reg)
     rows = (x_target, target.duals)
-    return _Objective(kernel_fn, diag_reg)(images, labels, rows, target.energy)
+    half = _Objective(kernel_fn, diag_reg)(images, labels, rows, target.energy)
+    # Energies are squared norms: more rounding than that is no number.
+    lost = _rounding(k_tt, target.duals) + _rounding(k_ss, own.duals)
+    told = lost <= 0.1 * (jnp.abs(target.energy) + jnp.abs(own.energy))
+    return jnp.where(jax.lax.stop_gradient(told), half, jnp.nan)
 
 
 def terms(
@@ -180,7 +209,7 @@ def terms(
       ValueError: lengths or widths differ.
     """
     _check(images, labels, x_target, y_target)
-    if not host.is_concrete(images, labels, x_target, y_target):
+    if not _checks.concrete(images, labels, x_target, y_target):
         return _traced_terms(kernel_fn, images, labels, x_target, y_target, diag_reg)
     h = _hosted(kernel_fn, images, labels, x_target, y_target, diag_reg)
     predicted = h.k_ts @ h.a_s
@@ -196,8 +225,8 @@ def terms(
 
 def _traced_terms(kernel_fn, images, labels, x_target, y_target, diag_reg) -> Terms:
     """As `terms`, of arrays that a transformation of JAX traces."""
-    k_tt, target = _dense(kernel_fn, x_target, y_target, diag_reg)
-    _, own = _dense(kernel_fn, images, labels, diag_reg)
+    k_tt, k_ss = (blockwise.self_kernel(kernel_fn, x) for x in (x_target, images))
+    target, own = _dense(k_tt, y_target, diag_reg), _dense(k_ss, labels, diag_reg)
     predicted = matmul(kernel_fn(x_target, images), own.duals)
     fitted = y_target - _linalg.ridge(k_tt, diag_reg) * target.duals
     values, vectors = jnp.linalg.eigh(k_tt)
@@ -320,15 +349,15 @@ def distill(
     )
     regression.check_kernel_fn(kernel_fn, x)
     state = search.resume(state, start)
-    k_ss = blockwise.self_kernel(kernel_fn, state.images)
-    regression.check_solvable("The kernel of the synthetic images", k_ss, diag_reg)
+    rounding.check_start(kernel_fn, state.images, state.labels, diag_reg=diag_reg)
     if target is None:
-        k_tt, target = _dense(kernel_fn, x, y, diag_reg)
+        k_tt = blockwise.self_kernel(kernel_fn, x)
         error = 0.0
         if regression.may_blur(k_tt, diag_reg):
             error = coincident_targets.kernel_error(kernel_fn, x)
         name = "The kernel of x_target"
         regression.check_solvable(name, k_tt, diag_reg, error=error)
+        target = _targets(kernel_fn, k_tt, x, y, diag_reg)
     else:
         check_targets(target, x, y, diag_reg=diag_reg)
     a_t, sizes = target.duals, ()
@@ -339,7 +368,7 @@ def distill(
             jnp.full(size, size * len(sizes) / batch_size, a_t.dtype) for size in sizes
         ]
         x, a_t = x[order], a_t[order] * jnp.concatenate(weights)[:, None]
-    return search.minimize(
+    found = search.minimize(
         _Objective(kernel_fn, diag_reg),
         (x, a_t),
         target.energy,
@@ -353,6 +382,8 @@ def distill(
         chunk=chunk,
         callback=callback,
     )
+    rounding.warn_where_lost(kernel_fn, found.images, found.labels, diag_reg=diag_reg)
+    return found
 
 
 def distill_finite(

@@ -98,7 +98,7 @@ def _check(features: Array) -> None:
             f"features has shape {shape} and dtype {dtype or type(features).__name__}: "
             "give a row of floating-point numbers for each sample, (n, d)."
         )
-    if not isinstance(features, jax.core.Tracer):
+    if _checks.concrete(features):
         _checks.finite_data(features=features)
 
 

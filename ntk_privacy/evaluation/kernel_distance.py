@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntk_privacy import _linalg
+from ntk_privacy import _checks, _linalg
 
 __all__ = ["kernel_distance"]
 
@@ -36,8 +34,7 @@ def kernel_distance(
         )
     units = []
     for name, k in (("k_0", k_0), ("k_t", k_t)):
-        if not isinstance(k, jax.core.Tracer):
-            k = _scaled(name, k)
+        k = _scaled(name, k) if _checks.concrete(k) else jnp.asarray(k)
         # Entries grow with the width, and their squares leave float32.
         units.append(k / _linalg.norm(k))
     # ||u - v||^2 / 2 for unit u, v: exact where 1 - u.v would round to zero.

@@ -142,8 +142,7 @@ def prepare(
       TypeError: within jit, vmap or grad.
     """
     given = jax.tree.leaves((x, y, key, logits_fn))
-    # Within jit all that is made is traced, too.
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in (*given, jnp.zeros(()))):
+    if not _checks.concrete(*given):
         raise TypeError(
             "An attack is traced: attacks compile themselves and look at images; call "
             "them outside of jit, vmap and grad."

@@ -8,7 +8,6 @@ of a dense kernel are worth computing in float64.
 from collections.abc import Callable
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -16,12 +15,7 @@ from jaxtyping import Array, Float
 from ntk_privacy._types import KernelFn
 from ntk_privacy.kernels import blockwise
 
-__all__ = ["add_ridge", "factor", "is_concrete", "kernel", "solve"]
-
-
-def is_concrete(*arrays: Array | np.ndarray) -> bool:
-    """Whether none of the arrays is traced by jit, grad or vmap."""
-    return not any(isinstance(a, jax.core.Tracer) for a in arrays)
+__all__ = ["add_ridge", "factor", "in_float64", "kernel", "solve"]
 
 
 def kernel(
@@ -41,17 +35,28 @@ def kernel(
       x2: concrete images.
     """
 
-    def evaluate(first, second):
-        if second is None:
-            return blockwise.self_kernel(kernel_fn, first)
-        return kernel_fn(first, second)
+    def evaluate(*images):
+        if len(images) == 1:
+            return blockwise.self_kernel(kernel_fn, *images)
+        return kernel_fn(*images)
 
-    narrow = [x for x in (x1, x2) if x is not None]
+    images = [x for x in (x1, x2) if x is not None]
+    wide = in_float64(evaluate, *images)
+    return np.asarray(evaluate(*images), np.float64) if wide is None else wide
+
+
+def in_float64(
+    fn: Callable[..., Array], *arrays: Float[Array | np.ndarray, "..."]
+) -> np.ndarray | None:
+    """Returns `fn(*arrays)` in float64, on a processor of the host; None if it cannot.
+
+    Args:
+      fn: takes no float64 if it raises for them, or answers in less.
+      arrays: concrete.
+    """
     with jax.enable_x64(True), jax.default_device(_processor()):
-        wide = [jnp.asarray(np.asarray(x).astype(np.float64)) for x in narrow]
-        if _takes(evaluate, wide):
-            return np.asarray(evaluate(*_two(wide)), np.float64)
-    return np.asarray(evaluate(*_two(narrow)), np.float64)
+        wide = [jnp.asarray(np.asarray(x).astype(np.float64)) for x in arrays]
+        return np.asarray(fn(*wide), np.float64) if _takes(fn, wide) else None
 
 
 def _processor() -> jax.Device | None:
@@ -61,14 +66,10 @@ def _processor() -> jax.Device | None:
         return None  # JAX was told to use none; its own choice then
 
 
-def _two(images: list) -> tuple:
-    return (*images, None)[:2]
-
-
-def _takes(evaluate: Callable, images: list) -> bool:
-    """Whether a kernel maps float64 to float64: nothing of it is computed."""
+def _takes(fn: Callable[..., Array], arrays: list[Array]) -> bool:
+    """Whether a function maps float64 to float64: nothing of it is computed."""
     try:
-        out = jax.eval_shape(lambda *x: evaluate(*_two(list(x))), *images)
+        out = jax.eval_shape(fn, *arrays)
     except jax.errors.JAXTypeError:
         return True  # computes on numbers that no trace has
     except (TypeError, ValueError):

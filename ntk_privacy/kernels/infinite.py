@@ -182,7 +182,7 @@ def check_images(x1: Array, x2: Array | None) -> None:
                 f"{name} has dtype {x.dtype}: give floating point images, such as "
                 "intensities in [0, 1]."
             )
-        if not isinstance(x, jax.core.Tracer) and not bool(jnp.isfinite(x).all()):
+        if _checks.concrete(x) and not bool(jnp.isfinite(x).all()):
             raise ValueError(
                 f"{name} holds NaN or infinite values: remove or replace those images."
             )

@@ -4,12 +4,11 @@ from typing import Any
 
 import flax.errors
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ntk_privacy import _programs
+from ntk_privacy import _checks, _programs
 from ntk_privacy._types import ApplyFn, Params
 from ntk_privacy.kernels import arguments
 
@@ -111,7 +110,7 @@ def rows_apart(apply_fn: ApplyFn, params: Params, x: Array) -> None:
     where outputs are small beside what they are made of, as f(a) - f(b) is: there they
     must differ by far more than when all numbers move in their last place.
     """
-    if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((params, x))):
+    if not _checks.concrete(*jax.tree.leaves((params, x))):
         return
     key = (apply_fn, x.shape[1:], x.dtype)
     seen = _SEEN.get(key, list) if _programs.hashable(key) else []
@@ -179,7 +178,7 @@ def kernel(out: Array, **given: Any) -> None:
       out: the kernel.
       **given: trees of arrays that it was computed from.
     """
-    if isinstance(out, jax.core.Tracer) or np.isfinite(np.asarray(out)).all():
+    if not _checks.concrete(out) or np.isfinite(np.asarray(out)).all():
         return
     for name, tree in given.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(arguments.real(tree)):

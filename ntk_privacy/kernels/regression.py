@@ -21,6 +21,7 @@ from ntk_privacy.kernels import blockwise, host
 __all__ = [
     "check_kernel_fn",
     "check_solvable",
+    "coinciding",
     "duals",
     "error_at_copies",
     "larger_ridge",
@@ -163,11 +164,22 @@ def may_blur(k: Float[Array | np.ndarray, "n n"], diag_reg: float) -> bool:
       k: concrete, without the ridge.
       diag_reg: ridge relative to the mean diagonal; a great one makes up for that.
     """
-    if diag_reg > 8 * _BLUNT:
-        return False
+    return diag_reg <= 8 * _BLUNT and coinciding(k) is not None
+
+
+def coinciding(k: Float[Array | np.ndarray, "n n"]) -> tuple[int, int] | None:
+    """Returns the first two images that an arccos in float32 may not tell, or None.
+
+    Args:
+      k: concrete, without the ridge.
+    """
     k = np.asarray(k, np.float64)
     root = np.sqrt(np.diag(k))
-    return bool((np.triu(k, 1) > (1 - 8 * _BLUNT) * np.outer(root, root)).any())
+    near = np.triu(k > (1 - 8 * _BLUNT) * np.outer(root, root), 1)
+    if not near.any():
+        return None
+    i, j = np.argwhere(near)[0]
+    return int(i), int(j)
 
 
 def _check_coarseness(k, duals, y, dtype, diag_reg) -> None:
@@ -206,7 +218,7 @@ def predict(
     """
     _checks.same_length(x_train=x_train, duals=duals)
     _checks.at_least(1, block_size=block_size)
-    if not host.is_concrete(x_train, duals, x):
+    if not _checks.concrete(x_train, duals, x):
         return blockwise.product(kernel_fn, x, x_train, duals, block_size=block_size)
     out = np.zeros((len(x), duals.shape[1]))
     wide = np.asarray(duals).astype(np.float64)

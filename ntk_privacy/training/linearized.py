@@ -25,7 +25,6 @@ from jaxtyping import Array, Float, Int
 from ntk_privacy import _checks, _tree
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import ApplyFn, Params
-from ntk_privacy.kernels import host
 
 __all__ = [
     "Gain",
@@ -89,7 +88,7 @@ def decompose(
             f"y_train has shape {y_train.shape}, the outputs have {(n, c)}: give one "
             "row per image and one column per output."
         )
-    if not host.is_concrete(kernel, fx_train_0, y_train):
+    if not _checks.concrete(kernel, fx_train_0, y_train):
         return _traced(kernel, y_train - fx_train_0)
     dtype = kernel.dtype
     square = np.asarray(kernel, np.float64).transpose(0, 2, 1, 3).reshape(n * c, n * c)
@@ -306,7 +305,7 @@ def steps_at_loss(
         jnp.asarray(max_steps, jnp.int32),
         reached,
     )
-    return int(found) if host.is_concrete(found) else found
+    return int(found) if _checks.concrete(found) else found
 
 
 @jax.jit
