@@ -306,6 +306,9 @@ def versions() -> dict[str, str]:
     device = jax.devices()[0]
     told = {"python": platform.python_version()}
     for name in ("jax", "jaxlib", "flax", "optax", "numpy", "ntk_privacy"):
-        told[name] = importlib.metadata.version(name)
+        try:
+            told[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout
+            told[name] = "not installed"
     told["device"] = f"{device.platform}: {device.device_kind}"
     return told

@@ -1,6 +1,7 @@
 """One config, one writer, whole files, equal bytes."""
 
 import dataclasses
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -173,3 +174,15 @@ def test_versions_are_texts_for_every_part():
         "python", "jax", "jaxlib", "flax", "optax", "numpy", "ntk_privacy", "device"
     }  # fmt: skip
     assert all(isinstance(v, str) and v for v in told.values())
+
+
+def test_a_checkout_that_is_not_installed_says_so(monkeypatch):
+    version = importlib.metadata.version
+
+    def of_others(name):
+        if name == "ntk_privacy":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", of_others)
+    assert versions()["ntk_privacy"] == "not installed"
