@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+from experiments import _run
 from experiments._groups import Data, Run
 from experiments._program import Asked
 from experiments._workdir import Workdir
 from ntk_privacy.data.image_set import ImageSet
+from ntk_privacy.distillation import kept
 from ntk_privacy.distillation.search import Distilled
-from ntk_privacy.evaluation.judged import Judged
 from ntk_privacy.resume import Timer
 
 
@@ -25,20 +27,6 @@ class Loaded(NamedTuple):
 
     images: ImageSet
     keys: jax.Array
-
-
-def _stays(asked: Asked[Any], stored: Mapping[str, Any]) -> Asked[Any]:
-    del stored
-    return asked
-
-
-def _nothing(asked: Asked[Any], workdir: Workdir) -> None:
-    del asked, workdir
-
-
-def _whole(asked: Asked[Any], results: Mapping[str, Any]) -> bool:
-    del asked, results
-    return True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +39,8 @@ class Kind:
         that tells that it is there.
       sizes: other flags that may differ when a run goes on.
       load: returns the images, or raises UsageError where a flag does not fit them.
-      judged: `(asked, workdir, loaded, earlier, timer)`: makes the set and judges it;
-        returns what results.json holds.
+      judged: `(asked, workdir, loaded, earlier)`: makes the set and judges it; returns
+        what results.json holds, given what it held.
       rows: of a short table for the terminal, given the results.
       passed_over: flags that are not read, each with the choice that makes it so.
       covers: whether the results of a stage are all that is asked of it.
@@ -63,42 +51,102 @@ class Kind:
     groups: tuple[type, ...]
     stages: Mapping[str, str]
     load: Callable[[Asked[Any]], Any]
-    judged: Callable[[Asked[Any], Workdir, Any, dict[str, Any], Timer], dict[str, Any]]
+    judged: Callable[[Asked[Any], Workdir, Any, dict[str, Any]], dict[str, Any]]
     rows: Callable[[dict[str, Any]], list[tuple[str, str]]]
     sizes: tuple[str, ...] = ()
     passed_over: Callable[[Asked[Any]], dict[str, str]] = lambda _: {}
-    covers: Callable[[Asked[Any], Mapping[str, Any]], bool] = _whole
-    extended: Callable[[Asked[Any], Mapping[str, Any]], Asked[Any]] = _stays
-    again: Callable[[Asked[Any], Workdir], None] = _nothing
+    covers: Callable[[Asked[Any], Mapping[str, Any]], bool] = lambda *_: True
+    extended: Callable[[Asked[Any], Mapping[str, Any]], Asked[Any]] = lambda asked, _: (
+        asked
+    )
+    again: Callable[[Asked[Any], Workdir], None] = lambda *_: None
 
     def is_done(self, asked: Asked[Any], workdir: Workdir) -> bool:
         """Whether a folder holds all that is asked for."""
-        if not (workdir.is_done() and workdir.path("arrays.npz").exists()):
-            return False
         flags, results = asked.flat(), workdir.read_json("results.json")
         there = [e in results for stage, e in self.stages.items() if flags[stage]]
         return all(there) and self.covers(asked, results)
 
-    def with_earlier(self, asked: Asked[Any], workdir: Workdir) -> Asked[Any]:
-        """Returns the flags with the stages of earlier starts, whose results stay."""
-        if not workdir.is_done():
-            return asked
-        flags, results = asked.flat(), workdir.read_json("results.json")
-        there = {s: flags[s] or e in results for s, e in self.stages.items()}
-        stored = workdir.read_json("config.json")
-        if "accuracy" in results:
-            asked = self.extended(asked, stored)
-        return asked.replaced(**there)
+    def work(self, asked: Asked[Any], workdir: Workdir, loaded: Any) -> dict[str, Any]:
+        """Returns the results, those of the stages of earlier starts among them."""
+        earlier = workdir.read_json("results.json") if workdir.is_done() else {}
+        if earlier:
+            flags, stored = asked.flat(), workdir.read_json("config.json")
+            there = {s: flags[s] or e in earlier for s, e in self.stages.items()}
+            if "accuracy" in earlier:
+                asked = self.extended(asked, stored)
+            asked = asked.replaced(**there)
+        workdir.write_json("config.json", asked.flat())
+        return self.judged(asked, workdir, loaded, earlier)
 
 
-def figures(asked: Asked[Any], made: Distilled, copies: Judged) -> dict[str, Any]:
-    """Returns what results.json says of every set.
+def made(
+    asked: Asked[Any],
+    workdir: Workdir,
+    images: ImageSet,
+    key: jax.Array,
+    timer: Timer,
+    **about: np.ndarray,
+) -> Distilled:
+    """Runs the method, or reads back what an earlier start of this run finished.
 
     Args:
-      asked: of the run.
-      made: the set.
-      copies: what the judge of that name says: does it show training images?
+      asked: the method and its config.
+      workdir: keeps the checkpoints, and the set in arrays.npz.
+      images: to distil.
+      key: of the method.
+      timer: of the distillation.
+      **about: further entries of arrays.npz.
+
+    Raises:
+      ValueError: the loss is not finite, or what the method raises.
     """
+    told = workdir.checkpoint_folder / "distilled.json"
+    name = str(told.relative_to(workdir.folder))
+    # Both: a set that was deleted, because it was damaged, is made again.
+    if told.exists() and workdir.path("arrays.npz").exists():
+        timer.run, timer.compile = workdir.read_json(name)["seconds"]
+        stored = workdir.read_arrays("arrays.npz")
+        if not {"images", "labels", "losses"} <= set(stored):
+            raise ValueError(
+                f"{workdir.path('arrays.npz')} holds {', '.join(stored)}, not images, "
+                "labels and losses: delete it to make it again."
+            )
+        return kept.of_arrays(stored)
+    method, run, folder = asked.method, asked.group(Run), workdir.checkpoint_folder
+    stage = _run.stage(run, folder, timer, description=method.name)
+    experts = workdir.path("experts")
+    found = method.run(images, asked.config, key=key, stage=stage, folder=experts)
+    arrays = kept.arrays(found)
+    if bool(found.nonfinite):
+        workdir.write_arrays("last_good.npz", **arrays)
+        steps = int(getattr(found.state, "steps", len(found.losses)))
+        raise ValueError(
+            f"{lost(method.name, asked.config, steps)} The images before it "
+            f"are in {workdir.path('last_good.npz')}."
+        )
+    arrays |= {"losses": np.asarray(found.losses), **about}
+    workdir.write_arrays("arrays.npz", **arrays)
+    told.parent.mkdir(parents=True, exist_ok=True)
+    workdir.write_json(name, {"seconds": [timer.run, timer.compile]})
+    return kept.of_arrays(arrays)
+
+
+def lost(method: str, config: object, steps: int) -> str:
+    """Returns what to do about a loss that is not finite after so many steps."""
+    names = ("learning_rate", "step_size", "diag_reg")
+    told = {n: f"{n}={getattr(config, n)}" for n in names if hasattr(config, n)}
+    ridge = f", or raise {told.pop('diag_reg')}" if "diag_reg" in told else ""
+    return (
+        f"The loss of {method} is not finite after {steps} steps: lower "
+        f"{' or '.join(told.values())}{ridge}, in another --workdir."
+    )
+
+
+def figures(
+    asked: Asked[Any], made: Distilled, nearest: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what results.json says of every set; nearest: of the judge of copies."""
     return {
         "method": asked.method.name,
         "dataset": asked.group(Data).dataset,
@@ -106,15 +154,11 @@ def figures(asked: Asked[Any], made: Distilled, copies: Judged) -> dict[str, Any
         "width": asked.flat()["width"],
         "seed": asked.group(Run).seed,
         "nonfinite": False,
-        "nearest": copies.figures,
+        "nearest": nearest,
     }
 
 
 def told_of_copies(results: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns the line of a short table for the terminal.
-
-    Args:
-      results: of the run.
-    """
+    """Returns the line of a short table for the terminal."""
     count = f"{results['nearest']['num_copies']} of {results['num_distilled']}"
     return "copies of training images (PSNR >= 25 dB)", count

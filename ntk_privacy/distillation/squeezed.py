@@ -21,6 +21,7 @@ from ntk_privacy.distillation import cda, class_images, crop_share, sre2l
 from ntk_privacy.distillation.crop_share import MinShare
 from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.distillation.squeezed_settings import Config, small, suited
+from ntk_privacy.evasion import threat_model
 from ntk_privacy.method import Method
 from ntk_privacy.models import ResNet18
 from ntk_privacy.models.resnet import Stats
@@ -103,7 +104,7 @@ def batch_loss(images: ImageSet, config: Config) -> BatchLoss:
     if config.regularizer == "none":
         return squeeze.cross_entropy
     if config.regularizer == "adversarial":
-        return adversarial.PGD(*_normal(images), eps=config.eps)
+        return adversarial.PGD(*_normal(images), eps=threat_model.bound(config.eps))
     weight = config.penalty_weight
     assert weight is not None
     return squeeze.Regularized(

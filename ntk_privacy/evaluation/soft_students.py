@@ -19,7 +19,8 @@ from ntk_privacy._types import Params
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.evaluation import named_attacks
 from ntk_privacy.evaluation import robust_accuracy as robust
-from ntk_privacy.evasion import ThreatModel
+from ntk_privacy.evaluation.evasion_budget import Budget
+from ntk_privacy.evasion import threat_model
 from ntk_privacy.method import field
 from ntk_privacy.models import ResNet18, saved
 from ntk_privacy.models.resnet import Stats
@@ -30,13 +31,13 @@ from ntk_privacy.training.soft_labels import SoftLabels
 
 __all__ = [
     "ATTACKS",
+    "SMALL",
     "Attacked",
     "Config",
     "Network",
     "accuracy",
     "attacked",
     "eigenvalues",
-    "small",
     "train",
 ]
 
@@ -63,37 +64,34 @@ _EXTRA_MATVECS = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Budget):
     """Attacks on a network; the defaults are those of GUARD's evaluation."""
 
     attacks: tuple[str, ...] = field(
         ("pgd100", "square", "autoattack", "cw", "mim"),
         "Of " + ", ".join(ATTACKS) + ".",
     )
-    eps: float = field(1 / 255, "Bound of the attacks, l_inf, in intensity.")
+    eps: str | float = field(
+        "1/255",
+        "Bound of the attacks, l_inf, in intensity; number or fraction.",
+        means=threat_model.bound,
+    )
     attack_steps: int | None = field(
         None, "Of the attacks, but pgd100; none is their own."
     )
-    num_queries: int = field(5000, "Of Square.")
 
     def __post_init__(self):
+        super().__post_init__()
         for name in self.attacks:
             _checks.one_of(tuple(ATTACKS), attacks=name)
         if len(set(self.attacks)) < len(self.attacks):
             raise ValueError(f"attacks={self.attacks} names one twice: name it once.")
-        steps = 1 if self.attack_steps is None else self.attack_steps
-        _checks.at_least(1, num_queries=self.num_queries, attack_steps=steps)
-        _checks.positive(eps=self.eps)
-        _checks.in_range(0, 1, eps=self.eps)
+        _checks.positive(eps=self.threat_model.eps)
+        _checks.in_range(0, 1, eps=self.threat_model.eps)
 
 
-def small(**given: Any) -> Config:
-    """Returns attacks that two cores finish: AutoAttack takes half an hour of one.
-
-    Args:
-      **given: fields, instead of these.
-    """
-    return Config(**{"attacks": ("pgd100", "mim", "apgd_t"), **given})
+SMALL: dict[str, Any] = {"attacks": ("pgd100", "mim", "apgd_t")}
+"""Attacks that two cores finish: AutoAttack takes half an hour of one."""
 
 
 class Network(NamedTuple):
@@ -214,7 +212,7 @@ def attacked(
     left: dict[str, dict[str, float]] = {}
     for attack in config.attacks:
         steps = None if attack == "pgd100" else config.attack_steps
-        numbers = (config.eps, steps, config.num_queries, pixels)
+        numbers = (config.threat_model.eps, steps, config.num_queries, pixels)
         told = resume.once(
             stage,
             f"attack_{attack}_{zlib.crc32(repr(numbers).encode()):08x}",
@@ -249,7 +247,7 @@ def _attack(
         images.class_test,
         key=key,
         attacks=(name,),
-        threat_model=ThreatModel(eps=config.eps),
+        threat_model=config.threat_model,
         batch_size=_ATTACK_BATCH,
         **options,
     )

@@ -24,9 +24,7 @@ class Config:
     dataset: str = dataclasses.field(
         default="digits", metadata={"choices": ("digits", "mnist")}
     )
-    mode: Literal["fast", "paper"] = dataclasses.field(
-        default="fast", metadata={"elsewhere": ("exact",)}
-    )
+    mode: Literal["fast", "paper"] = "fast"
     data_dir: str | None = None
     time: float | None = 2.5
     download: bool = False
@@ -113,7 +111,7 @@ def test_flags_without_effect_are_refused_whatever_their_value(capsys):
         ("distill", "--method=sre2l --attack_steps=3", "attack_steps"),
         ("distill", "--method=cda --attacks=mim", "attacks"),
         ("evade", "--train=plain --attacks=pgd --num_queries=7", "num_queries"),
-        ("evade", "--train=plain --attacks=square --num_steps=7", "num_steps"),
+        ("evade", "--train=plain --attacks=square --attack_steps=7", "attack_steps"),
         ("evade", "--model=x --width=64", "width"),
         ("evade", "--train=plain --train_attack_steps=7", "train_attack_steps"),
         ("compare", "--num_seeds=1", "num_seeds"),
@@ -144,7 +142,7 @@ def _flags_of(module):
         ("distill", "--method=rkip --attack --attack_steps=9 --dynamics=standard"),
         ("poison", "--attack=gradient --num_clean=2 --bound=8"),
         ("evade", "--train=adversarial --train_attack_steps=3 --width=8"),
-        ("compare", "--attacks=all --num_seeds=2"),
+        ("compare", "--judge=attacks --num_seeds=2"),
     ],
 )
 def test_flags_that_have_an_effect_are_taken(program, flags):
@@ -169,8 +167,7 @@ def test_two_binaries_live_in_one_process_and_leave_no_global_flag():
             ["--dataset=mnits"],
             "flag --dataset=mnits: unknown, did you mean mnist? Use one of digits, m",
         ),
-        (["--mode=slow"], "use one of fast, paper, exact."),
-        (["--mode=exact"], "flag --mode=exact: has flags of its own"),
+        (["--mode=slow"], "use one of fast, paper."),
         (["--download=maybe"], "flag --download=maybe"),
         (["--hidden=1,x"], "flag --hidden=1,x: expected a whole number, not 'x'."),
         (["--span=1"], "flag --span=1: expected 2 values"),
