@@ -29,13 +29,7 @@ from ntk_privacy.reports import sets, tables
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A comparison in its folder.
-
-    Attributes:
-      asked: what is compared, at what budget.
-      workdir: keeps each set, and what is told of it.
-      images: to distil.
-    """
+    """A comparison of sets of these images, in its folder."""
 
     asked: Asked[Any]
     workdir: Workdir

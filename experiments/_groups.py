@@ -102,13 +102,10 @@ class Tested(Data):
             _checks.at_least(1, num_test=self.num_test)
 
     def part(self, *, published: bool, **chosen: Any) -> ImageSet:
-        """Returns a random part of the image set that is the same for every seed.
-
-        Normalised by the published constants, or by those of the images at hand.
-        """
-        whole, sizes = self.read(), (self.num_train, self.num_test)
+        """Returns a random part of the images that is the same for every seed."""
+        whole, chosen["num_train"] = self.read(), self.num_train
         with _flags.usage(data.ArgumentError):
-            images = whole.subset(num_train=sizes[0], num_test=sizes[1], **chosen)
+            images = whole.subset(num_test=self.num_test, **chosen)
         return images.by_published() if published else images
 
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
-from experiments import _flags, _kinds, _run
+from experiments import _flags, _kinds, _made, _run
 from experiments._groups import Data, Run
 from experiments._kinds import Kind, Loaded
 from experiments._network_flags import Images, Networks, passed_over
@@ -18,15 +17,15 @@ from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import kernel_methods
 from ntk_privacy.distillation.search import Kept
 from ntk_privacy.evaluation import JUDGES, copies, defence, rates
+from ntk_privacy.evaluation.judged import Judged
 from ntk_privacy.reports import plots, sets
 from ntk_privacy.resume import Timer
 
 
 def load(asked: Asked[Any]) -> Loaded:
     """Returns the images that are asked for."""
-    key_data, key_init = jax.random.split(
-        jax.random.fold_in(jax.random.key(0), asked.group(Run).seed)
-    )
+    key = jax.random.fold_in(jax.random.key(0), asked.group(Run).seed)
+    key_data, key_init = jax.random.split(key)
     images, count = asked.group(Data).read(), asked.group(Data).num_train
     with _flags.usage(ArgumentError):
         images = images.balanced(asked.config.task, num_train=count, key=key_data)
@@ -53,9 +52,8 @@ def _extended(asked: Asked[Any], stored: Mapping[str, Any]) -> Asked[Any]:
     finite = runs if finite is None else finite
     if flags.evaluate:
         runs, finite = max(runs, flags.num_runs), max(finite, flags.num_trained)
-    return asked.replaced(
-        num_runs=runs, num_finite_runs=None if finite == runs else finite
-    )
+    finite = None if finite == runs else finite
+    return asked.replaced(num_runs=runs, num_finite_runs=finite)
 
 
 def _judged(
@@ -64,7 +62,7 @@ def _judged(
     images, (key_method, key_networks, key_attack) = loaded
     flags, run, name = asked.group(Networks), asked.group(Run), asked.method.name
     mean, distilling = images.statistics.mean, Timer()
-    made = _kinds.made(asked, workdir, images, key_method, distilling, mean=mean)
+    made = _made.make(asked, workdir, images, key_method, distilling, mean=mean)
     noise = kernel_methods.noise(images, asked.config, key_method)
     made = made._replace(state=Kept(noise=noise))
     shown = JUDGES["copies"].run(images, made, copies.Config(), key=key_networks)
@@ -104,20 +102,15 @@ def _judged(
             stage=stage,
         )
         results["attack"] = found.figures
-        _keep(workdir, images, name, found.made, found.figures)
+        _keep(workdir, images, name, found)
         seconds["attack"] = timer.run
         seconds["compile"] += timer.compile
     return results | {"seconds": seconds}
 
 
-def _keep(
-    workdir: Workdir,
-    images: ImageSet,
-    name: str,
-    found: Mapping[str, np.ndarray],
-    told: Mapping[str, Any],
-) -> None:
-    """Writes what the attacks found, and how near it is to the original images."""
+def _keep(workdir: Workdir, images: ImageSet, name: str, judged: Judged) -> None:
+    """Keeps what the attacks found, and draws how near it is."""
+    found, told = judged.made, judged.figures
     made = {f"reconstructions_{attack}": array for attack, array in found.items()}
     workdir.write_arrays("attack.npz", **made)
     plots.curve(
@@ -139,8 +132,8 @@ def _rows(results: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append((f"test accuracy, {kind}", f"{told}%"))
     rows.append(_kinds.told_of_copies(results))
     for name in defence.ATTACKS if "attack" in results else ():
-        told = results["attack"][name]
-        rows.append((f"original images recovered, {name}", f"{told['num_recovered']}"))
+        count = results["attack"][name]["num_recovered"]
+        rows.append((f"original images recovered, {name}", f"{count}"))
     return rows
 
 

@@ -30,10 +30,7 @@ def written(
     found: Reconstruction,
     method: str,
 ) -> dict[str, Any]:
-    """Compares images with the truth; returns entries of results.json.
-
-    Writes arrays.npz, curve.png and gallery.png, and ranked.png of max-margin attacks.
-    """
+    """Writes arrays and pictures; returns entries of results.json."""
     images, extra = found.images, dict(found.kept)
     told = result.figures(found)
     if victim.centre is not None:
@@ -132,10 +129,8 @@ def _own_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
     if "num_certified" in results:
         count = results["estimated_num_images"]
         told = "unknown" if count is None else f"{count}"
-        rows += [
-            ("size of the training set, as read from the weights", told),
-            ("images certified", str(results["num_certified"])),
-        ]
+        rows.append(("size of the training set, as read from the weights", told))
+        rows.append(("images certified", str(results["num_certified"])))
     if "ranking" in results:
         best = results["ranking"]["mean_ssim_best_10"]
         unseen = results["ranking"]["mean_ssim_best_10_of_unseen_images"]

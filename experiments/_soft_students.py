@@ -1,77 +1,26 @@
 """`experiments.distill` with sre2l and cda: a student of soft labels, attacked."""
 
-import dataclasses
 import shutil
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments import _eigenvalues, _run, _squeezed
-from experiments._groups import Run, Tested, dataset_field
+from experiments._groups import Run
 from experiments._kinds import Kind
 from experiments._program import Asked
+from experiments._soft_flags import Images, StagedRun, Students
 from experiments._workdir import Workdir
 from ntk_privacy.data import ImageSet
 from ntk_privacy.distillation import squeezed
 from ntk_privacy.distillation.squeezed import Config
 from ntk_privacy.evaluation import soft_students
 from ntk_privacy.evasion import threat_model
-from ntk_privacy.method import Method, field
 from ntk_privacy.resume import Timer
 
 _JUDGING = ("eps", "attack_steps", "num_queries", "attacks", "judged_on", "num_test")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Images(Tested):
-    """Images."""
-
-    dataset: str = dataset_field("cifar10")
-    judged_on: Literal["test", "validation"] = field(
-        "test",
-        "Images to judge by; validation is training images that are left over, to "
-        "choose flags by.",
-    )
-
-    @classmethod
-    def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
-        """Returns the values of a preset."""
-        del method
-        return {"num_train": 2000, "num_test": 200} if preset == "cpu" else {}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Students(soft_students.Config):
-    """A network trained on the set."""
-
-    evaluate: bool = field(
-        False, "Test accuracy, clean and under attacks, and the top eigenvalue."
-    )
-    baseline: str | None = field(
-        None, "Folder of an evaluated run, whose eigenvalues are drawn beside."
-    )
-
-    def passed_over(self) -> dict[str, str]:
-        """Returns flags that are not read, each with the choice that makes it so."""
-        unread = ("attacks", "attack_steps", "num_queries")
-        alone = "a set that is not evaluated"
-        return {} if self.evaluate else dict.fromkeys(unread, alone)
-
-    @classmethod
-    def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
-        """Returns the values of a preset."""
-        del method
-        return soft_students.SMALL if preset == "cpu" else {}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StagedRun(Run):
-    """The run."""
-
-    workdir: str = field("runs/sre2l", "Folder of the results.")
-    checkpoint_seconds: float = field(60.0, "Time between checkpoints.")
 
 
 class Loaded(NamedTuple):

@@ -4,48 +4,26 @@ Their accuracy stands beside that of as many random real images; the first of th
 kept in model/.
 """
 
-import dataclasses
 import shutil
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments import _flags, _kinds, _run
+from experiments import _flags, _kinds, _made, _run
 from experiments._groups import Run, Tested
 from experiments._kinds import Kind, Loaded
 from experiments._program import Asked
+from experiments._student_flags import Students
 from experiments._workdir import Workdir
 from ntk_privacy import resume
 from ntk_privacy.data.image_set import ImageSet
-from ntk_privacy.distillation import class_images, mtt, real, student
+from ntk_privacy.distillation import class_images, real, student
 from ntk_privacy.distillation.search import Distilled
-from ntk_privacy.evaluation import JUDGES, copies, rates, students
-from ntk_privacy.method import Method, field
+from ntk_privacy.evaluation import JUDGES, copies, rates
 from ntk_privacy.models import ConvNet, saved
 from ntk_privacy.reports import loss_plots, sets
 from ntk_privacy.resume import Timer
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Students(students.Config):
-    """Networks trained on the set."""
-
-    evaluate: bool = field(False, "Test accuracy of ConvNets trained on the set.")
-
-    @classmethod
-    def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
-        """Returns the values of a preset, given the method whose set it is."""
-        learns = issubclass(method.config, mtt.Config)
-        published = {"train_learning_rate": None} if learns else {}
-        return students.SMALL if preset == "cpu" else published
-
-    def passed_over(self) -> dict[str, str]:
-        """Returns flags that are not read, each with the choice that makes it so."""
-        # Where the method has a width, it is read.
-        unread = ("num_networks", "num_epochs", "train_learning_rate")
-        alone = "a set that is not evaluated"
-        return {} if self.evaluate else dict.fromkeys(unread, alone)
 
 
 def _load(asked: Asked[Any]) -> Loaded:
@@ -66,7 +44,7 @@ def _judged(
     flags, each = asked.group(Students), asked.config.images_per_class
     timers = {name: Timer() for name in ("condense", "condensed", "random")}
     args, normal = (key_method, timers["condense"]), images.normal._asdict()
-    made = _kinds.made(asked, workdir, images, *args, **normal)
+    made = _made.make(asked, workdir, images, *args, **normal)
     _draw(asked, workdir, images, made)
     shown = JUDGES["copies"].run(images, made, copies.Config(), key=key_networks)
     results = _kinds.figures(asked, made, shown.figures) | {

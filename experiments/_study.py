@@ -15,7 +15,7 @@ from experiments._flags import UsageError
 from experiments._groups import NOT_RESULTS, Run
 from experiments._networks import KIND, check, load
 from experiments._program import Asked, Program
-from experiments._students import Students
+from experiments._student_flags import Students
 from experiments._study_config import Config, cells
 from experiments._workdir import Workdir
 from ntk_privacy import distillation

@@ -1,5 +1,6 @@
 """The folder of one run: its config, its results, its checkpoints, one writer."""
 
+import contextlib
 import fcntl
 import json
 import pathlib
@@ -13,26 +14,21 @@ from ntk_privacy.reports import files
 from ntk_privacy.reports.atomic import replacing
 
 
-def _as_it_is(stored: dict[str, Any]) -> dict[str, Any]:
-    return stored
-
-
 class Workdir:
     """One run's folder, held by one process at a time; a context manager.
 
     The first start writes config.json; later starts with the same config go on, and
-    another config is refused. Every file appears whole or not at all.
+    another is refused. Every file appears whole or not at all.
 
     Args:
       folder: made if it is missing.
       config: a dataclass instance or a dict, written to config.json.
-      ignore: names of flags that do not change the results (the folder itself, the
-        progress bar): they may differ from start to start.
+      ignore: names of flags that do not change the results: they may differ.
       older: given a folder's flags, what today's code would have written.
 
     Raises:
-      UsageError: another config or another process has the folder, it is a file, or
-        its name is empty, which would be the current folder.
+      UsageError: another config or process has the folder, it is a file, or its name
+        is empty, which would be the current folder.
     """
 
     def __init__(
@@ -41,7 +37,7 @@ class Workdir:
         config: object,
         *,
         ignore: Collection[str] = ("workdir",),
-        older: Callable[[dict[str, Any]], dict[str, Any]] = _as_it_is,
+        older: Callable[[dict[str, Any]], dict[str, Any]] = lambda stored: stored,
     ) -> None:
         if not str(folder).strip():
             raise UsageError("workdir is empty: name a folder for the results.")
@@ -65,10 +61,8 @@ class Workdir:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(
-                f"workdir={self.folder} is in use by another process: wait for it or "
-                "give another --workdir."
-            ) from error
+            told = "is in use by another process: wait for it or give another"
+            raise UsageError(f"workdir={self.folder} {told} --workdir.") from error
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink()  # of a killed process: the lock says no other lives
 
@@ -87,11 +81,9 @@ class Workdir:
         ignore: Collection[str],
         older: Callable[[dict[str, Any]], dict[str, Any]],
     ) -> None:
-        path = self.path("config.json")
-        try:
-            stored = json.loads(path.read_text())
-        except ValueError:
-            stored = None
+        stored, path = None, self.path("config.json")
+        with contextlib.suppress(ValueError):
+            stored = self.read_json("config.json")
         if not isinstance(stored, dict):
             raise UsageError(f"{path} is no config: give another --workdir.")
         stored = files.plain(older(stored))
@@ -113,11 +105,11 @@ class Workdir:
 
     @property
     def checkpoint_folder(self) -> pathlib.Path:
-        """Where `ntk_privacy.checkpoint` saves; not made before the first save."""
+        """Where checkpoints are saved; not made before the first."""
         return self.folder / "checkpoints"
 
     def path(self, name: str) -> pathlib.Path:
-        """Returns the path of a file in the folder."""
+        """Returns the path of a file."""
         return self.folder / name
 
     def is_done(self) -> bool:
@@ -150,7 +142,7 @@ class Workdir:
         self._lock.close()
 
     def __enter__(self) -> "Workdir":
-        """Returns itself; the folder is held already."""
+        """Returns itself; it is held already."""
         return self
 
     def __exit__(self, *_: object) -> None:

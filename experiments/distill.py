@@ -82,14 +82,7 @@ Flags = Asked[Any] | _study_config.Config
 
 
 def asked(**flat: Any) -> Flags:
-    """Returns what flags ask for, given from Python.
-
-    Args:
-      **flat: flags by name.
-
-    Raises:
-      ValueError: a name or value that is refused.
-    """
+    """Returns what flags ask for, given from Python; see `Program.asked`."""
     if flat.get("table") or flat.get("defence"):
         known = _flags.entries(_study_config.Config)
         return _study_config.Config(**_flags.of_today(known, flat))

@@ -31,8 +31,6 @@ from ntk_privacy.method import field
 from ntk_privacy.reports import adversarial_plots, adversarial_table
 from ntk_privacy.resume import Timer
 
-Loaded = tuple[ImageSet, Model | None]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Images(Source):
@@ -40,9 +38,7 @@ class Images(Source):
 
     dataset: str = dataset_field("cifar10")
     num_attacked: int | None = field(
-        500,
-        "Test images to attack, at most; none is all of them.",
-        former=("num_images",),
+        500, "Test images to attack, at most; none is all.", former=("num_images",)
     )
 
     def __post_init__(self):
@@ -62,8 +58,7 @@ def _check(asked: Asked[Any]) -> None:
     try:
         asked.method.check(None, asked.config)
     except ArgumentError as error:
-        told = f"{error} (--train=plain, --train=adversarial)"
-        raise ValueError(told) from error
+        raise ValueError(f"{error} (--train=plain, adversarial)") from error
 
 
 PROGRAM = Program(
@@ -90,21 +85,16 @@ def run(asked: Asked[Any]) -> dict[str, Any]:
     )
 
 
-def _load(asked: Asked[Any]) -> Loaded:
+def _load(asked: Asked[Any]) -> tuple[ImageSet, Model | None]:
     """Returns the images, and the model there is."""
-    config, trains = asked.group(Attacks), asked.method.name != "none"
-    data = asked.group(Images)
+    config, data = asked.group(Attacks), asked.group(Images)
+    trains = asked.method.name != "none"
     whole, train = data.read(), asked.config.num_train if trains else 1
 
-    def most(count: int | None, there: Any) -> int | None:
-        return None if count is None else min(count, len(there))
-
+    there = (train, whole.class_train), (data.num_attacked, whole.class_test)
+    train, test = (None if n is None else min(n, len(has)) for n, has in there)
     with _flags.usage(ArgumentError):
-        images = whole.subset(
-            num_train=most(train, whole.class_train),
-            num_test=most(data.num_attacked, whole.class_test),
-            every_class=trains,
-        )
+        images = whole.subset(num_train=train, num_test=test, every_class=trains)
         model = None if trains else asked.method.run(images, asked.config)
         classes = attacked_model.check(model, images, config.batch_size)
     with _flags.usage():
@@ -120,15 +110,12 @@ def _refuse_another(asked: Asked[Any], workdir: Workdir) -> None:
         attacked_set.refuse_another(model.logits_fn, images, known, key=key)
 
 
-def _work(asked: Asked[Any], workdir: Workdir, loaded: Loaded) -> dict[str, Any]:
+def _work(asked: Asked[Any], workdir: Workdir, loaded: Any) -> dict[str, Any]:
     (images, model), config, run = loaded, asked.group(Attacks), asked.group(Run)
     dataset, folder = asked.group(Images).dataset, workdir.checkpoint_folder
     key, training, attacking = jax.random.key(run.seed), Timer(), Timer()
     model = model or attacked_model.trained(
-        asked.method,
-        images,
-        asked.config,
-        workdir.path("model"),
+        *(asked.method, images, asked.config, workdir.path("model")),
         seed=run.seed,
         threat_model=config.threat_model,
         about={"dataset": dataset},
@@ -136,10 +123,7 @@ def _work(asked: Asked[Any], workdir: Workdir, loaded: Loaded) -> dict[str, Any]
         timer=training,
     )
     found = attacked_set.attack(
-        model.logits_fn,
-        images.x_test,
-        images.class_test,
-        config,
+        *(model.logits_fn, images.x_test, images.class_test, config),
         key=jax.random.fold_in(key, 1),
         stage=_run.stage(run, folder, attacking, loss="accuracy"),
         clock=attacking.elapsed,

@@ -7,7 +7,7 @@ Source: Yin, Xing & Shen, NeurIPS 2023 (SRe2L, arXiv:2306.13092); Yin & Shen, 20
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,17 @@ def keys(key: Array) -> Keys:
     return Keys(*jax.random.split(key, len(Keys._fields)))
 
 
-def network(images: ImageSet, config: Config) -> ResNet18:
+@runtime_checkable
+class Sized(Protocol):
+    """What says how large a network is: flags of a method, or of a judge."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def blocks(self) -> tuple[int, ...]: ...
+
+
+def network(images: ImageSet, config: Sized) -> ResNet18:
     """Returns the network that is squeezed, and that of a student.
 
     Args:

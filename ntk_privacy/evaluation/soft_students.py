@@ -17,11 +17,14 @@ from jaxtyping import Array, Float
 from ntk_privacy import _checks, curvature, resume
 from ntk_privacy._types import Params
 from ntk_privacy.data.image_set import ImageSet
+from ntk_privacy.distillation import squeezed
+from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.evaluation import named_attacks
 from ntk_privacy.evaluation import robust_accuracy as robust
 from ntk_privacy.evaluation.evasion_budget import Budget
+from ntk_privacy.evaluation.judged import Judged
 from ntk_privacy.evasion import threat_model
-from ntk_privacy.method import field
+from ntk_privacy.method import Method, field
 from ntk_privacy.models import ResNet18, saved
 from ntk_privacy.models.resnet import Stats
 from ntk_privacy.resume import Stage, straight
@@ -31,6 +34,7 @@ from ntk_privacy.training.soft_labels import SoftLabels
 
 __all__ = [
     "ATTACKS",
+    "JUDGE",
     "SMALL",
     "Attacked",
     "Config",
@@ -79,9 +83,17 @@ class Config(Budget):
     attack_steps: int | None = field(
         None, "Of the attacks, but pgd100; none is their own."
     )
+    width: int = field(64, "Channels of ResNet18's first stage; 64 is whole.")
+    blocks: tuple[int, ...] = field(
+        (2, 2, 2, 2), "Blocks of each of its stages; fewer make a smaller network."
+    )
+    num_epochs: int = field(400, "Of training on the distilled set, as it is labelled.")
+    temperature: float = field(30.0, "Of the soft labels.")
 
     def __post_init__(self):
         super().__post_init__()
+        _checks.at_least(1, width=self.width, num_epochs=self.num_epochs)
+        _checks.positive(temperature=self.temperature)
         for name in self.attacks:
             _checks.one_of(tuple(ATTACKS), attacks=name)
         if len(set(self.attacks)) < len(self.attacks):
@@ -297,3 +309,44 @@ def eigenvalues(
         num_matvecs=min(images.num_classes + _EXTRA_MATVECS, x[0].size),
     )
     return np.asarray(found)
+
+
+def _run(
+    images: ImageSet,
+    distilled: Distilled,
+    config: Config,
+    *,
+    key: Array,
+    stage: Stage = straight,
+) -> Judged:
+    """Trains a student on a set and judges it; `key` is that of the set's method."""
+    labels = getattr(distilled.state, "soft_labels", None)
+    if labels is None:
+        raise ValueError(
+            "labels are not soft: give a set with labels of every view, of sre2l or "
+            "cda."
+        )
+    keys, model = squeezed.keys(key), squeezed.network(images, config)
+    student = train(
+        distilled.images,
+        labels,
+        model=model,
+        key=keys.post_train,
+        num_epochs=config.num_epochs,
+        temperature=config.temperature,
+        stage=stage,
+    )
+    found = attacked(images, model, student, config, key=keys.evaluate, stage=stage)
+    top = eigenvalues(images, model, student, key=keys.evaluate)
+    figures = {"accuracy": found.accuracy, "autoattack_left": found.left}
+    return Judged(figures | {"top_hessian_eigenvalue": float(np.mean(top))}, student)
+
+
+JUDGE = Method(
+    name="soft_students",
+    about="trains a student on the soft labels of the set and attacks it (SRe2L, "
+    "GUARD).",
+    config=Config,
+    presets={"cpu": functools.partial(Config, **SMALL), "paper": Config},
+    run=_run,
+)

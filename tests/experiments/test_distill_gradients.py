@@ -11,7 +11,7 @@ from command_lines import asked, chunks, command_line
 
 from experiments import (
     _flags,
-    _kinds,
+    _made,
     _students,
     compare,
     distill,
@@ -281,7 +281,7 @@ def test_a_learnt_step_size_and_its_fault_are_results(
         state=search.Kept(step_size=np.float32(learnt)),
         nonfinite=jax.numpy.asarray(False),
     )
-    monkeypatch.setattr(_kinds, "made", lambda *_, **__: made)
+    monkeypatch.setattr(_made, "make", lambda *_, **__: made)
     trained = []
 
     def accuracies(config, workdir, images, made, *rest):

@@ -150,6 +150,70 @@ def test_flags_that_have_an_effect_are_taken(program, flags):
     assert _flags.read(_flags_of(module), flags.split())
 
 
+@pytest.mark.parametrize(
+    ("program", "former", "today"),
+    [
+        ("reconstruct", "--num_images=4", "--num_train=4"),
+        ("kernel", "--num_images 7", "--num_train=7"),
+        ("distill", "--method=dm --num_images=30", "--method=dm --num_train=30"),
+        ("distill", "--table --num_images=30", "--table --num_train=30"),
+        ("poison", "--first_seed=3", "--seed=3"),
+        ("compare", "--num_images=30 --attacks=none", "--num_train=30"),
+        ("compare", "--attacks=all", "--judge=attacks"),
+        (
+            "compare",
+            "--attacks all --num_attacked=3",
+            "--judge=attacks --num_attacked=3",
+        ),
+        (
+            "evade",
+            "--train=plain --num_images=40 --num_steps=3 --num_train=9",
+            "--train=plain --num_attacked=40 --attack_steps=3 --num_train=9",
+        ),
+    ],
+)
+def test_former_names_are_understood_and_not_listed(capsys, program, former, today):
+    module = importlib.import_module(f"experiments.{program}")
+    flags = _flags_of(module)
+
+    def told(words):
+        found = _flags.read(flags, words.split())
+        return found.flat() if hasattr(found, "flat") else found
+
+    assert told(former) == told(today)
+    assert _flags.call(print, flags, [*former.split(), "--help"]) == 0
+    listed = capsys.readouterr().out
+    names = {word.partition("=")[0] for word in former.split() if word[:2] == "--"}
+    for name in names - {word.partition("=")[0] for word in today.split()}:
+        assert f"  {name}=" not in listed
+
+
+def test_one_meaning_has_one_name_in_every_binary():
+    """Training images, attacked test images, the first seed, steps of an evasion."""
+    every = set()
+    for name in ("compare", "distill", "evade", "kernel", "poison", "reconstruct"):
+        program = importlib.import_module(f"experiments.{name}").PROGRAM
+        for method in program.methods:
+            every |= program.names(method) | {program.flag}
+    assert not every & {"num_images", "first_seed"}
+    assert {"num_train", "num_test", "num_attacked", "seed", "eps"} <= every
+
+
+def test_a_preset_that_is_the_only_one_is_no_choice_in_help(capsys):
+    module = importlib.import_module("experiments.evade")
+    assert _flags.read(module.PROGRAM, ["--model=x", "--preset=cpu"]).preset == "cpu"
+    assert _flags.call(print, module.PROGRAM, ["--help"]) == 0
+    assert "--preset" not in capsys.readouterr().out
+
+
+def test_flags_that_are_replaced_are_checked():
+    module = importlib.import_module("experiments.distill")
+    asked = module.PROGRAM.asked("full", num_images=7)
+    assert asked.replaced(num_images=9).flat()["num_train"] == 9
+    with pytest.raises(ValueError, match="is no distilled set"):
+        asked.replaced(attack=True)
+
+
 def test_two_binaries_live_in_one_process_and_leave_no_global_flag():
     assert _flags.parse(Demanding, ["--width=3"]).width == 3
     assert _flags.parse(Config, ["--width=4"]).width == 4

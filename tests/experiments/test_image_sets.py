@@ -1,6 +1,7 @@
 """`--dataset` of every binary: a name, a file, a folder; and what stays honest."""
 
 import dataclasses
+import importlib
 import json
 import pathlib
 
@@ -180,6 +181,9 @@ WHOLE = {
     "poison": {"attack": "none", "methods": ("dm",), "num_seeds": 1, "num_test": 4},
     "compare": {"methods": ("dm",), "images_per_class": 1, "width": 4},
     "evade": {"train": "plain"},
+    "distill": {"method": "full", "num_images": 4},
+    "kernel": {"num_images": 4},
+    "reconstruct": {"num_images": 4},
 }
 
 
@@ -188,7 +192,7 @@ def test_a_whole_run_is_told_when_its_images_are_gone(tmp_path, binary):
     place, folder = _npz(tmp_path / "own.npz"), tmp_path / "run"
     given = {"dataset": place, "workdir": str(folder), **WHOLE[binary]}
     asked = _config(binary, **given)
-    module = {"poison": poison, "compare": compare, "evade": evade}[binary]
+    module = importlib.import_module(f"experiments.{binary}")
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(asked.flat()))
     np.savez(folder / "arrays.npz", none=np.zeros(1))

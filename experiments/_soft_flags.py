@@ -1,0 +1,58 @@
+"""Flags of `experiments.distill` with sre2l and cda, beside those of the method."""
+
+import dataclasses
+from typing import Any, Literal
+
+from experiments._groups import Run, Tested, dataset_field
+from ntk_privacy.evaluation import soft_students
+from ntk_privacy.method import Method, field
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images(Tested):
+    """Images."""
+
+    dataset: str = dataset_field("cifar10")
+    judged_on: Literal["test", "validation"] = field(
+        "test",
+        "Images to judge by; validation is training images that are left over, to "
+        "choose flags by.",
+    )
+
+    @classmethod
+    def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
+        """Returns the values of a preset."""
+        del method
+        return {"num_train": 2000, "num_test": 200} if preset == "cpu" else {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Students(soft_students.Config):
+    """A network trained on the set."""
+
+    evaluate: bool = field(
+        False, "Test accuracy, clean and under attacks, and the top eigenvalue."
+    )
+    baseline: str | None = field(
+        None, "Folder of an evaluated run, whose eigenvalues are drawn beside."
+    )
+
+    def passed_over(self) -> dict[str, str]:
+        """Returns flags that are not read, each with the choice that makes it so."""
+        unread = ("attacks", "attack_steps", "num_queries")
+        alone = "a set that is not evaluated"
+        return {} if self.evaluate else dict.fromkeys(unread, alone)
+
+    @classmethod
+    def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
+        """Returns the values of a preset."""
+        del method
+        return soft_students.SMALL if preset == "cpu" else {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StagedRun(Run):
+    """The run."""
+
+    workdir: str = field("runs/sre2l", "Folder of the results.")
+    checkpoint_seconds: float = field(60.0, "Time between checkpoints.")
