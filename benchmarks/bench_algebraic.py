@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _measure
-from experiments import _network, _task_images, reconstruct
+from experiments import _groups, _network, reconstruct
 from ntk_privacy import _loop, resume
 from ntk_privacy.evaluation import reconstruction_curve
 from ntk_privacy.reconstruction import algebraic, kkt
@@ -45,7 +45,7 @@ ROWS = {
 def victim_of(row, seed):
     """Trains the row's network as `experiments.reconstruct` does; its images too."""
     asked = reconstruct.PROGRAM.asked(**row, seed=seed)
-    dataset, key = _task_images.load(asked.group(_task_images.TaskImages), seed)
+    dataset, key = asked.group(_groups.TaskImages).load(seed)
     network = asked.group(_network.Regression)
     return network.train(dataset, key, resume.straight), dataset
 

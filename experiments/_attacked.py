@@ -29,11 +29,6 @@ class Told:
         if self.known_num_images is not None:
             _checks.at_least(1, known_num_images=self.known_num_images)
 
-    @property
-    def of_domain(self) -> bool:
-        """Whether images of the same domain are told."""
-        return False
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ToldOfDomain(Told):
@@ -42,11 +37,6 @@ class ToldOfDomain(Told):
     auxiliary: Literal["none", "test_images"] = field(
         "none", "Images of the same domain that the decoding may start from."
     )
-
-    @property
-    def of_domain(self) -> bool:
-        """Whether images of the same domain are told."""
-        return self.auxiliary == "test_images"
 
 
 def told(method: Method[Any]) -> type[Told]:
@@ -57,44 +47,23 @@ def told(method: Method[Any]) -> type[Told]:
 def attack(
     asked: Asked[Any], dataset: data.Dataset, victim: Victim, stage: Stage
 ) -> Reconstruction:
-    """Attacks the network; messages name flags.
-
-    Args:
-      asked: the method, its config, and what is told.
-      dataset: that the victim was trained on.
-      victim: trained.
-      stage: runs the method's loops.
-    """
-    known = asked.group(Told)
+    """Attacks a network that was trained on the dataset; messages name flags."""
+    count = asked.group(Told).known_num_images
+    domain = asked.flat().get("auxiliary", "none") == "test_images"
     found = asked.method.run(
-        evidence.told(
-            victim,
-            dataset,
-            num_images=known.known_num_images,
-            auxiliary=known.of_domain,
-        ),
-        candidates.doubled(
-            asked.config, known.known_num_images or len(dataset.x_train)
-        ),
+        evidence.told(victim, dataset, num_images=count, auxiliary=domain),
+        candidates.doubled(asked.config, count or len(dataset.x_train)),
         key=jax.random.fold_in(jax.random.key(1), asked.group(Run).seed),
         stage=stage,
     )
-    return in_words_of_flags(found)
-
-
-def in_words_of_flags(found: Reconstruction) -> Reconstruction:
-    """Names flags where messages of the library name arguments and functions.
-
-    Args:
-      found: by an attack.
-    """
-    verdict = found.verdict
+    reason = _in_flags(found.verdict.reason)
     return found._replace(
         message=_in_flags(found.message),
-        verdict=verdict._replace(reason=_in_flags(verdict.reason)),
+        verdict=found.verdict._replace(reason=reason),
     )
 
 
 def _in_flags(message: str) -> str:
+    """Names flags where the library names arguments and functions."""
     named = message.replace("reconstruction.kkt.reconstruct", "--method=kkt")
     return re.sub(r"(?<![-_\w])num_images", "--known_num_images", named)

@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any
 
-from experiments import _timed_sets
 from experiments._program import Asked
 from ntk_privacy import _checks
+from ntk_privacy.distillation import timed
 from ntk_privacy.method import Method, field
 
 SUFFIX = "_curvature"
@@ -21,7 +21,7 @@ class Budget:
     methods: tuple[str, ...] = field(
         ("kip", "rkip", "dm", "rdm", "dc", "dsa", "mtt", "tesla"),
         "Between commas: methods of `experiments.distill` that match classes, kip, "
-        "rkip, rkip_noise; with --attacks=all also with _curvature behind the name.",
+        "rkip, rkip_noise; with --judge=attacks also with _curvature behind the name.",
     )
     images_per_class: int = field(1, "Distilled images of each class.")
     seconds: float = field(120.0, "Time of each method, compilation apart.")
@@ -50,41 +50,42 @@ class Poison:
         _checks.at_least(1, num_seeds=self.num_seeds)
 
 
-def check_names(names: tuple[str, ...], *, curved: bool) -> None:
+def check_names(asked: Asked[Any]) -> None:
     """Refuses names of no method, with a suffix or without; raises ValueError."""
-    known = tuple(_timed_sets.methods())
-    if curved:
+    known = tuple(timed.methods())
+    if asked.method.name == "attacks":
         known += tuple(name + SUFFIX for name in known)
-    for name in names:
+    for name in asked.group(Budget).methods:
         _checks.one_of(known, methods=name)
 
 
-def is_curved(name: str) -> bool:
-    """Returns whether a name asks for the regulariser."""
-    return name.endswith(SUFFIX)
+def passed_over(asked: Asked[Any]) -> dict[str, str]:
+    """Returns flags that are not read, each with the choice that makes it so."""
+    names, out = asked.group(Budget).methods, {}
+    if not any(hasattr(method_of(name).config, "num_targets") for name in names):
+        out["num_targets"] = "--methods that make no kernel"
+    if not any(name.endswith(SUFFIX) for name in names):
+        flat = "--methods without _curvature"
+        out |= dict.fromkeys(("penalty_weight", "penalty_step"), flat)
+    return out
 
 
 def method_of(name: str) -> Method[Any]:
     """Returns the method of a name, with a suffix or without."""
-    return _timed_sets.methods()[name.removesuffix(SUFFIX)]
+    return timed.methods()[name.removesuffix(SUFFIX)]
 
 
 def matches_curvature(name: str) -> bool:
     """Returns whether the method itself regularises: then its set is another."""
-    return is_curved(name) and hasattr(method_of(name).config, "penalty_weight")
+    return name.endswith(SUFFIX) and hasattr(method_of(name).config, "penalty_weight")
 
 
 def configured(asked: Asked[Any], name: str) -> Any:
-    """Returns the config of a method at the budget.
-
-    Args:
-      asked: of the comparison.
-      name: of the method.
-    """
-    parts = asked.parts() if asked.method.name == "all" else asked.groups
-    flags = {k: v for part in parts for k, v in vars(part).items()}
-    if not matches_curvature(name):
-        flags = {k: v for k, v in flags.items() if not k.startswith("penalty_")}
-    own = ("images_per_class", "num_targets", "rate", "penalty_weight", "penalty_step")
-    given = {k: flags[k] for k in own if k in flags} | {"width": asked.config.width}
-    return _timed_sets.configured(method_of(name), asked.preset, **given)
+    """Returns the config of a method at the budget."""
+    flat = asked.flat()
+    own = ["images_per_class", "num_targets", "width"]
+    if asked.method.name == "attacks":
+        curved = matches_curvature(name)
+        own += ["rate", *(("penalty_weight", "penalty_step") if curved else ())]
+    given = {flag: flat[flag] for flag in own}
+    return timed.configured(method_of(name), asked.preset, **given)

@@ -2,34 +2,28 @@
 
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
 from experiments._flags import UsageError
-from experiments._workdir import Workdir, read_arrays
+from experiments._workdir import Workdir
 from ntk_privacy.data import ImageSet
 from ntk_privacy.evaluation import soft_students
 from ntk_privacy.evaluation.soft_students import Network
 from ntk_privacy.models import ResNet18
-from ntk_privacy.reports import curvature_plots
+from ntk_privacy.reports import curvature_plots, files
 
 _FILE = "eigenvalues.npz"
 
 
 def baseline(folder: str | None) -> np.ndarray | None:
-    """Returns those of the student of another run, if one is named.
-
-    Args:
-      folder: of that run.
-
-    Raises:
-      UsageError: they are not there, or damaged.
-    """
+    """Returns those of the student of another run, or raises UsageError."""
     if folder is None:
         return None
     try:
-        return read_arrays(pathlib.Path(folder) / _FILE)["student"]
+        return files.read_arrays(pathlib.Path(folder) / _FILE)["student"]
     except FileNotFoundError:
         told = f"has no {_FILE}"
     except (OSError, KeyError, ValueError):
@@ -46,15 +40,7 @@ def measured(
     networks: Mapping[str, Network],
     key: jax.Array,
 ) -> dict[str, np.ndarray]:
-    """Returns those of each network at training images: what is there is kept.
-
-    Args:
-      workdir: of the run.
-      images: see `soft_students.eigenvalues`.
-      model: likewise.
-      networks: by name.
-      key: typed key.
-    """
+    """Returns those of each network, by name; what is there is kept."""
     if not workdir.path(_FILE).exists():
         found = {
             name: soft_students.eigenvalues(images, model, network, key=key)
@@ -65,26 +51,14 @@ def measured(
 
 
 def draw(
-    workdir: Workdir,
-    beside: np.ndarray | None,
-    *,
-    num_images: int,
-    dataset: str,
-    regularizer: str,
+    workdir: Workdir, beside: np.ndarray | None, results: Mapping[str, Any]
 ) -> None:
-    """Draws those of the student, beside a baseline's or the squeezed network's.
-
-    Args:
-      workdir: of the run.
-      beside: the baseline's.
-      num_images: training images.
-      dataset: their name.
-      regularizer: of the run.
-    """
-    found = workdir.read_arrays(_FILE)
+    """Draws those of the student, beside a baseline's or the squeezed network's."""
+    found, told = workdir.read_arrays(_FILE), results["regularizer"]
     shown = {f"{name} network": values for name, values in found.items()}
-    told = f"Squeezed from {num_images} images of {dataset}, and its student"
+    of = f"{results['num_images']} images of {results['dataset']}"
+    title = f"Squeezed from {of}, and its student"
     if beside is not None:
-        shown = {"baseline": beside, f"regularizer {regularizer}": found["student"]}
-        told = f"Students, distilled from {num_images} images of {dataset}"
-    curvature_plots.eigenvalues(shown, workdir.path("eigenvalues.png"), title=told)
+        shown = {"baseline": beside, f"regularizer {told}": found["student"]}
+        title = f"Students, distilled from {of}"
+    curvature_plots.eigenvalues(shown, workdir.path("eigenvalues.png"), title=title)

@@ -17,8 +17,8 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, Protocol, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from absl import flags
 
@@ -36,23 +36,15 @@ class UsageError(ValueError):
 
 
 @contextlib.contextmanager
-def usage(
-    kind: type[ValueError] = ValueError, *, train: str = "num_images"
-) -> Iterator[None]:
+def usage(kind: type[Exception] = ValueError) -> Iterator[None]:
     """Takes errors of the library within the block for faults of flags.
 
-    Args:
-      kind: of the errors; `data.ArgumentError` where files are read, which may be
-        damaged.
-      train: the flag that is the library's num_train.
-
-    Raises:
-      UsageError: one was raised; its words name flags.
+    `data.ArgumentError` is the kind where files are read, which may be damaged.
     """
     try:
         yield
     except kind as error:
-        raise UsageError(str(error).replace("num_train", train)) from error
+        raise UsageError(str(error)) from error
 
 
 class _HelpAsked(Exception):
@@ -62,9 +54,10 @@ class _HelpAsked(Exception):
 def _split_optional(hint: Any) -> tuple[Any, bool]:
     """Returns the type without None, and whether None was allowed."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        rest = [a for a in typing.get_args(hint) if a is not types.NoneType]
-        if len(rest) == 1:
-            return rest[0], True
+        args = typing.get_args(hint)
+        rest = [kind for kind in args if kind is not types.NoneType]
+        if len(rest) == 1 or str in rest:  # a number is a text, such as a fraction
+            return (str if str in rest else rest[0]), types.NoneType in args
     return hint, False
 
 
@@ -83,10 +76,11 @@ def _parse_scalar(kind: type, text: str) -> Any:
     return value
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Returns ", did you mean ...? Use", or ": use" where nothing is near."""
-    found = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean {found[0]}? Use" if found else ": use"
+def unknown(name: str, known: Sequence[str]) -> str:
+    """Returns what to say of a value that is none of those that there are."""
+    near = difflib.get_close_matches(name, known, n=1)
+    told = f", did you mean {near[0]}? Use" if near else ": use"
+    return f"unknown{told} one of {', '.join(known)}."
 
 
 class _Parser(flags.ArgumentParser):
@@ -96,7 +90,7 @@ class _Parser(flags.ArgumentParser):
         super().__init__()
         self.hint, self.optional = _split_optional(hint)
         self.choices = metadata.get("choices")
-        self.elsewhere = metadata.get("elsewhere", ())
+        self.former = metadata.get("former_values", {})
         if typing.get_origin(self.hint) is typing.Literal:
             self.choices = self.choices or typing.get_args(self.hint)
             self.hint = type(self.choices[0])
@@ -111,14 +105,9 @@ class _Parser(flags.ArgumentParser):
         if self.optional and argument.lower() == "none":
             return None
         if not self.is_tuple:
-            value = _parse_scalar(self.kind, argument)
-            if value in self.elsewhere:
-                raise ValueError("has flags of its own, which do not go with these.")
+            value = _parse_scalar(self.kind, self.former.get(argument, argument))
             if self.choices is not None and value not in self.choices:
-                known = [str(choice) for choice in (*self.choices, *self.elsewhere)]
-                raise ValueError(
-                    f"unknown{nearest(argument, known)} one of {', '.join(known)}."
-                )
+                raise ValueError(unknown(argument, [*map(str, self.choices)]))
             return value
         parts = [part.strip() for part in argument.split(",")] if argument else []
         if self.length is not None and len(parts) != self.length:
@@ -128,7 +117,7 @@ class _Parser(flags.ArgumentParser):
     def flag_type(self) -> str:
         """Returns the word that `--help` shows after the equals sign."""
         if self.choices is not None:
-            return "|".join(map(str, (*self.choices, *self.elsewhere)))
+            return "|".join(map(str, self.choices))
         word = {int: "INT", float: "FLOAT", str: "TEXT"}[self.kind]
         if self.is_tuple:
             word = (
@@ -144,50 +133,71 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool | None) else str(value)
 
 
-def _default(field: dataclasses.Field) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """A flag: its field, type and group; the defaults of presets where they differ."""
 
     field: dataclasses.Field
     hint: Any
-    group: str
+    group: str = ""
     presets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of the flag and of its field."""
+        return self.field.name
+
+    @property
+    def default(self) -> Any:
+        """Of the field; MISSING where the flag is required."""
+        if self.field.default_factory is not dataclasses.MISSING:
+            return self.field.default_factory()
+        return self.field.default
+
+    def told_default(self) -> str:
+        """Returns what `--help` says of it."""
+        shown = {name: _shown(value) for name, value in self.presets.items()}
+        if len(set(shown.values())) > 1:
+            return ", ".join(f"{name}: {value}" for name, value in shown.items())
+        if self.default is dataclasses.MISSING and not shown:
+            return "required"
+        return f"default: {next(iter(shown.values()), _shown(self.default))}"
 
 
 def entries(
     config_class: type, group: str = "", presets: Mapping[str, Any] | None = None
 ) -> list[Entry]:
-    hints = typing.get_type_hints(config_class)
+    """Returns the flags of a config, given what presets make of it, by name."""
+    hints, made = typing.get_type_hints(config_class), presets or {}
     return [
         Entry(
-            entry,
-            hints[entry.name],
+            field,
+            hints[field.name],
             group,
-            {name: getattr(made, entry.name) for name, made in (presets or {}).items()},
+            {name: getattr(config, field.name) for name, config in made.items()},
         )
-        for entry in dataclasses.fields(config_class)
+        for field in dataclasses.fields(config_class)
     ]
 
 
-def _told_default(entry: Entry) -> str:
-    shown = {name: _shown(value) for name, value in entry.presets.items()}
-    if len(set(shown.values())) > 1:
-        return ", ".join(f"{name}: {value}" for name, value in shown.items())
-    default = _default(entry.field)
-    if shown:
-        return f"default: {next(iter(shown.values()))}"
-    if default is dataclasses.MISSING:
-        return "required"
-    return f"default: {_shown(default)}"
+def of_today(entries: Sequence[Entry], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns values by the names that flags have, given by names that they had."""
+    names = _former(entries)
+    return {names.get(name, name): value for name, value in given.items()}
+
+
+def _former(entries: Sequence[Entry]) -> dict[str, str]:
+    known = {entry.name for entry in entries}
+    return {
+        former: entry.name
+        for entry in entries
+        for former in entry.field.metadata.get("former", ())
+        if former not in known
+    }
 
 
 def help_text(about: str, entries: Sequence[Entry], more: Sequence[str] = ()) -> str:
+    """Returns what `--help` prints: a flag of one value is no choice, and left out."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     program = f"python -m {spec.name}" if spec else "program"
     lines = [f"usage: {program} [--flag=value ...]", ""]
@@ -198,16 +208,17 @@ def help_text(about: str, entries: Sequence[Entry], more: Sequence[str] = ()) ->
         if entry.group != group:
             group = entry.group
             lines += [f"{group}:"]
-        name = entry.field.name
         if entry.hint is bool:
-            lines.append(f"  --[no]{name}")
+            lines.append(f"  --[no]{entry.name}")
         else:
-            lines.append(
-                f"  --{name}={_Parser(entry.hint, entry.field.metadata).flag_type()}"
-            )
-        text = f"{entry.field.metadata.get('help', '')} ({_told_default(entry)})"
+            parser = _Parser(entry.hint, entry.field.metadata)
+            if parser.choices is not None and len(parser.choices) == 1:
+                continue
+            lines.append(f"  --{entry.name}={parser.flag_type()}")
+        text = f"{entry.field.metadata.get('help', '')} ({entry.told_default()})"
+        indent = " " * 8
         lines += textwrap.wrap(
-            text.strip(), 78, initial_indent=" " * 8, subsequent_indent=" " * 8
+            text.strip(), 78, initial_indent=indent, subsequent_indent=indent
         )
     return "\n".join([*lines, *more])
 
@@ -222,22 +233,18 @@ def _check_size(name: str, value: Any) -> None:
 def _defined(entries: Sequence[Entry]) -> flags.FlagValues:
     values = flags.FlagValues()
     for entry in entries:
-        default = _default(entry.field)
-        given = None if default is dataclasses.MISSING else default
-        name, text = entry.field.name, entry.field.metadata.get("help", "")
+        given = None if entry.default is dataclasses.MISSING else entry.default
         if entry.hint is bool:
-            flags.DEFINE_boolean(name, given, text, flag_values=values)
+            flags.DEFINE_boolean(entry.name, given, "", flag_values=values)
             continue
         parser = _Parser(entry.hint, entry.field.metadata)
-        flag = flags.Flag(parser, flags.ArgumentSerializer(), name, None, text)
+        flag = flags.Flag(parser, flags.ArgumentSerializer(), entry.name, None, "")
         # Set past the parser: defaults are values already, tuples among them.
         flag.default = flag.value = given
         flag.using_default_value = True
-        values[name] = flag
-    flags.DEFINE_boolean(
-        "help", False, "Shows this text.", flag_values=values, short_name="h"
-    )
-    flags.DEFINE_boolean("helpshort", False, "Shows less.", flag_values=values)
+        values[entry.name] = flag
+    for name, short in (("help", "h"), ("helpshort", None)):
+        flags.DEFINE_boolean(name, False, "", flag_values=values, short_name=short)
     return values
 
 
@@ -245,7 +252,7 @@ def given(
     entries: Sequence[Entry],
     arguments: Sequence[str],
     text: Callable[[bool], str],
-    unknown: Callable[[str], str | None] | None = None,
+    foreign: Callable[[str], str | None] = lambda _: None,
 ) -> dict[str, Any]:
     """Returns the values of the flags that stand on a command line.
 
@@ -253,20 +260,19 @@ def given(
       entries: all flags.
       arguments: without the program's name.
       text: of --help, and, given True, of --helpshort.
-      unknown: what to say of a flag that is none of these, if anything.
+      foreign: what to say of a flag that is none of these, if anything.
 
     Raises:
       UsageError: an unknown flag, a wrong type, a required flag that is missing.
     """
-    values = _defined(entries)
+    values, former = _defined(entries), _former(entries)
     try:
-        positional = values(["program", *arguments])[1:]
-    except flags.UnrecognizedFlagError as error:
-        told = unknown(error.flagname) if unknown else None
-        told = told or str(error)
-        raise UsageError(f"{told} (--help lists the flags)") from error
+        now = (_renamed(argument, former) for argument in arguments)
+        positional = values(["program", *now])[1:]
     except flags.Error as error:
         told = ": ".join(map(str, error.args))
+        if isinstance(error, flags.UnrecognizedFlagError):
+            told = foreign(error.flagname) or str(error)
         raise UsageError(f"{told} (--help lists the flags)") from error
     if values["help"].value or values["helpshort"].value:
         raise _HelpAsked(text(not values["help"].value))
@@ -275,15 +281,20 @@ def given(
             f"unexpected argument {positional[0]!r}: write --flag=value "
             "(--help lists the flags)"
         )
-    given = {}
+    found = {e.name: values[e.name].value for e in entries if values[e.name].present}
+    for name, value in found.items():
+        _check_size(name, value)
     for entry in entries:
-        name = entry.field.name
-        if values[name].present:
-            given[name] = values[name].value
-            _check_size(name, given[name])
-        elif _default(entry.field) is dataclasses.MISSING:
-            raise UsageError(f"--{name} is required (--help lists the flags)")
-    return given
+        if entry.name not in found and entry.default is dataclasses.MISSING:
+            raise UsageError(f"--{entry.name} is required (--help lists the flags)")
+    return found
+
+
+def _renamed(argument: str, former: Mapping[str, str]) -> str:
+    flag, equals, value = argument.partition("=")
+    name = flag.lstrip("-")
+    known = name in former and name != flag
+    return f"--{former[name]}{equals}{value}" if known else argument
 
 
 def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
@@ -292,9 +303,9 @@ def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
     Args:
       config_class: a frozen dataclass; fields are bool, int, float, str, Literal,
         optionals of these, or tuples of numbers (between commas on the command line).
-        Field metadata: `help`, a sentence; `choices`, the values allowed; `elsewhere`,
-        values that another config of the same program takes. A method `passed_over`
-        names the flags that would have no effect: see `refuse_passed_over`.
+        Field metadata: `help`, a sentence; `choices`, the values allowed; `former`,
+        names that the flag had, still understood; `former_values`, likewise. A method
+        `passed_over` names the flags that would have no effect.
       arguments: without the program's name.
 
     Raises:
@@ -304,54 +315,40 @@ def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
     about = " ".join((config_class.__doc__ or "").split("\n\n")[0].split())
     found = entries(config_class)
     values = given(found, arguments, lambda _: help_text(about, found))
-    try:
+    with usage():
         config = config_class(**values)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    reasons = config.passed_over() if hasattr(config, "passed_over") else {}  # pyright: ignore
-    refuse_passed_over(reasons, list(values))
+    refuse_passed_over(values, (config,), {})
     return config
 
 
-def refuse_passed_over(reasons: Mapping[str, str], given: Sequence[str]) -> None:
-    """Refuses flags that were given and would have no effect.
+def refuse_passed_over(
+    given: Collection[str], parts: Sequence[Any], reasons: Mapping[str, str]
+) -> None:
+    """Refuses flags that were given and would have no effect, whatever their values.
 
     Args:
-      reasons: names of the flags that are not read, each with the choice that makes it
-        so.
-      given: the flags that stand on the command line, whatever their values.
-
-    Raises:
-      UsageError: names the first such flag.
+      given: the flags that stand on the command line.
+      parts: configs; one may have a method `passed_over`, which returns reasons.
+      reasons: flags that are not read, each with the choice that makes it so.
     """
+    told = dict(reasons)
+    for part in parts:
+        told |= part.passed_over() if hasattr(part, "passed_over") else {}
     for name in given:
-        if name in reasons:
-            raise UsageError(
-                f"--{name} has no effect with {reasons[name]}: leave it out."
-            )
+        if name in told:
+            raise UsageError(f"--{name} has no effect with {told[name]}: leave it out.")
 
 
+@runtime_checkable
 class Parser(Protocol[Asked]):
-    """What makes of a command line what a binary's `main` takes."""
+    """What makes of a command line what a binary's `main` takes, or a UsageError."""
 
-    def parse(self, arguments: Sequence[str]) -> Asked:
-        """Raises UsageError where flags are at fault."""
-        ...
+    def parse(self, arguments: Sequence[str]) -> Asked: ...
 
 
 def read(kind: type[Config] | Parser[Config], arguments: Sequence[str]) -> Config:
-    """Returns what a command line asks for.
-
-    Args:
-      kind: see `parse`; or something that parses, such as a `Program`.
-      arguments: without the program's name.
-
-    Raises:
-      UsageError: see `parse`.
-    """
-    if isinstance(kind, type):
-        return parse(kind, arguments)
-    return kind.parse(arguments)
+    """Returns what a command line asks for: see `parse`."""
+    return parse(kind, arguments) if isinstance(kind, type) else kind.parse(arguments)
 
 
 def call(
@@ -372,7 +369,6 @@ def call(
             print(asked, flush=True)
             return 0
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except UsageError as error:
         return _fail(error, 2)
     except (OSError, ValueError) as error:
@@ -392,10 +388,5 @@ def _fail(error: Exception | str, code: int) -> int:
 def run(
     main: Callable[[Config], Any], config_class: type[Config] | Parser[Config]
 ) -> NoReturn:
-    """Runs a binary from the command line; call it under `__main__` only.
-
-    Args:
-      main: takes the config.
-      config_class: see `parse`; or something that parses, such as a `Program`.
-    """
+    """Runs a binary from the command line; call it under `__main__` only."""
     sys.exit(call(main, config_class, sys.argv[1:]))

@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _kernel_drawn, _kernel_flags, _progress, _task_images
-from experiments._flags import UsageError
-from experiments._groups import Run
+from experiments import _run
+from experiments._flags import usage
+from experiments._groups import Run, TaskImages
 from experiments._program import Asked
 from experiments._workdir import Workdir
 from ntk_privacy import data, sharding
 from ntk_privacy.evaluation import kernel_movement, spectrum
 from ntk_privacy.kernels import blockwise, named
+from ntk_privacy.reports import kernel_plots
 from ntk_privacy.resume import Stage, Timer
 
 MAX_SHOWN = 2000
@@ -29,53 +30,40 @@ class Loaded(NamedTuple):
     kernel: named.Kernel
 
 
+def is_trained(asked: Asked[Any]) -> bool:
+    """Whether there is a network, and it is trained."""
+    return "training" in asked.method.wants and asked.flat()["train"]
+
+
 def load(asked: Asked[Any]) -> Loaded:
-    """Returns images and kernel, before anything is written.
-
-    Args:
-      asked: of `experiments.kernel`.
-
-    Raises:
-      UsageError: a flag does not fit the image set, the budget is too small, or
-        neural-tangents is not installed.
-      OSError, ValueError: a file is missing or damaged.
-    """
-    images, run = asked.group(_task_images.TaskImages), asked.group(Run)
-    dataset, key = _task_images.load(images, run.seed)
-    dtype = jnp.dtype(asked.group(_kernel_flags.KernelRun).precision)
+    """Returns images and kernel, before anything is written."""
+    dataset, key = asked.group(TaskImages).load(asked.group(Run).seed)
+    flags = asked.flat()
+    dtype = jnp.dtype(flags["precision"])
     x, y = jnp.asarray(dataset.x_train, dtype), jnp.asarray(dataset.y_train, dtype)
-    blocks = asked.group(_kernel_flags.Blocks)
-    try:
-        problem = named.Problem(x, y.shape[1])
-        kernel = asked.method.run(problem, asked.config, key=key)
-        if blocks.stream:
-            blockwise.size_within(kernel.fn, x[:1], blocks.bytes)
-    except ImportError as error:
-        raise UsageError(f"kernel={asked.method.name}: {error}") from error
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    with usage():
+        try:
+            problem = named.Problem(x, y.shape[1])
+            kernel = asked.method.run(problem, asked.config, key=key)
+        except ImportError as error:
+            raise ValueError(f"kernel={asked.method.name}: {error}") from error
+        if flags["stream"]:
+            blockwise.size_within(kernel.fn, x[:1], named.bytes_of(flags["budget"]))
     return Loaded(dataset, x, y, kernel)
 
 
 def work(asked: Asked[Any], workdir: Workdir, loaded: Loaded) -> dict[str, Any]:
-    """Computes, draws and writes; returns entries of results.json.
-
-    Args:
-      asked: of `experiments.kernel`.
-      workdir: of the run.
-      loaded: of `load`.
-    """
+    """Computes, draws and writes; returns entries of results.json."""
     dataset, x, y, made = loaded
-    images, flags = asked.group(_task_images.TaskImages), asked.group(Run)
-    computing, following = (Timer(), Timer())
+    flags, run, folder = asked.flat(), asked.group(Run), workdir.checkpoint_folder
+    computing, following = Timer(), Timer()
     # Images of one class stand together in the picture.
     order = np.argsort(dataset.class_train, kind="stable")
     x, y = x[order], y[order]
     arrays = {"labels": y, "classes": dataset.class_train[order]}
-    folder, blocks = workdir.checkpoint_folder, asked.group(_kernel_flags.Blocks)
-    if blocks.stream:
-        stage = _progress.stage(flags, folder, computing)
-        kernel = _streamed(workdir, made, x, blocks.bytes, stage)
+    if flags["stream"]:
+        stage = _run.stage(run, folder, computing)
+        kernel = _streamed(workdir, made, x, named.bytes_of(flags["budget"]), stage)
     else:
         with computing():
             kernel = np.asarray(jax.jit(made.fn)(x))
@@ -85,30 +73,38 @@ def work(asked: Asked[Any], workdir: Workdir, loaded: Loaded) -> dict[str, Any]:
     arrays["eigenvalues"] = spectrum.eigenvalues(part)
     first = "initialisation" if made.network else asked.method.name
     spectra, told = {first: arrays["eigenvalues"]}, {}
-    training = _kernel_flags.training(asked)
-    if made.network is not None and training is not None:
+    if made.network is not None and is_trained(asked):
         moved = kernel_movement.follow(
             made.network,
             x,
             y,
             kernel_0=jnp.asarray(kernel),
-            stop_loss=training.stop_loss,
-            max_steps=training.max_train_steps,
-            stage=_progress.stage(flags, folder, following),
+            stop_loss=flags["stop_loss"],
+            max_steps=flags["max_train_steps"],
+            stage=_run.stage(run, folder, following),
         )
         after = spectrum.eigenvalues(moved.kernel_t)
         spectra[f"after {moved.steps[-1]} steps"] = after
         arrays |= {"kernel_after": moved.kernel_t, "eigenvalues_after": after}
-        told = _kernel_drawn.followed(workdir, moved)
+        path = workdir.path("distance.png")
+        kernel_plots.distances(moved.steps, moved.distances, moved.losses, path)
+        told = kernel_movement.figures(moved)
     few = f" of {len(x)}" * (len(shown) < len(x))
-    title = f"{asked.method.name}, {images.dataset}, {len(shown)} images{few}"
-    _kernel_drawn.draw(workdir, part, spectra, title, np.finfo(x.dtype))
+    title = f"{asked.method.name}, {flags['dataset']}, {len(shown)} images{few}"
+    kernel_plots.picture(part, workdir.path("kernel.png"), title=title)
+    largest = max(float(values[0]) for values in spectra.values())
+    kernel_plots.spectrum(
+        spectra,
+        workdir.path("spectrum.png"),
+        title=f"Spectrum: {title}",
+        rounding=float(np.finfo(x.dtype).eps) * largest,
+    )
     workdir.write_arrays("arrays.npz", **arrays)
     return {
         "kernel": asked.method.name,
-        "dataset": images.dataset,
+        "dataset": flags["dataset"],
         "num_images": len(x),
-        "seed": flags.seed,
+        "seed": run.seed,
         "spectrum_images": len(shown),
         **spectrum.figures(part, np.asarray(y)[shown]),
         **told,

@@ -16,8 +16,6 @@ from experiments._program import Asked
 from experiments._workdir import Workdir
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation.search import Distilled
-from ntk_privacy.evaluation.judged import Judged
-from ntk_privacy.resume import Timer
 
 
 class Loaded(NamedTuple):
@@ -25,20 +23,6 @@ class Loaded(NamedTuple):
 
     images: ImageSet
     keys: jax.Array
-
-
-def _stays(asked: Asked[Any], stored: Mapping[str, Any]) -> Asked[Any]:
-    del stored
-    return asked
-
-
-def _nothing(asked: Asked[Any], workdir: Workdir) -> None:
-    del asked, workdir
-
-
-def _whole(asked: Asked[Any], results: Mapping[str, Any]) -> bool:
-    del asked, results
-    return True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +35,8 @@ class Kind:
         that tells that it is there.
       sizes: other flags that may differ when a run goes on.
       load: returns the images, or raises UsageError where a flag does not fit them.
-      judged: `(asked, workdir, loaded, earlier, timer)`: makes the set and judges it;
-        returns what results.json holds.
+      judged: `(asked, workdir, loaded, earlier)`: makes the set and judges it; returns
+        what results.json holds, given what it held.
       rows: of a short table for the terminal, given the results.
       passed_over: flags that are not read, each with the choice that makes it so.
       covers: whether the results of a stage are all that is asked of it.
@@ -63,42 +47,39 @@ class Kind:
     groups: tuple[type, ...]
     stages: Mapping[str, str]
     load: Callable[[Asked[Any]], Any]
-    judged: Callable[[Asked[Any], Workdir, Any, dict[str, Any], Timer], dict[str, Any]]
+    judged: Callable[[Asked[Any], Workdir, Any, dict[str, Any]], dict[str, Any]]
     rows: Callable[[dict[str, Any]], list[tuple[str, str]]]
     sizes: tuple[str, ...] = ()
     passed_over: Callable[[Asked[Any]], dict[str, str]] = lambda _: {}
-    covers: Callable[[Asked[Any], Mapping[str, Any]], bool] = _whole
-    extended: Callable[[Asked[Any], Mapping[str, Any]], Asked[Any]] = _stays
-    again: Callable[[Asked[Any], Workdir], None] = _nothing
+    covers: Callable[[Asked[Any], Mapping[str, Any]], bool] = lambda *_: True
+    extended: Callable[[Asked[Any], Mapping[str, Any]], Asked[Any]] = lambda asked, _: (
+        asked
+    )
+    again: Callable[[Asked[Any], Workdir], None] = lambda *_: None
 
     def is_done(self, asked: Asked[Any], workdir: Workdir) -> bool:
         """Whether a folder holds all that is asked for."""
-        if not (workdir.is_done() and workdir.path("arrays.npz").exists()):
-            return False
         flags, results = asked.flat(), workdir.read_json("results.json")
         there = [e in results for stage, e in self.stages.items() if flags[stage]]
         return all(there) and self.covers(asked, results)
 
-    def with_earlier(self, asked: Asked[Any], workdir: Workdir) -> Asked[Any]:
-        """Returns the flags with the stages of earlier starts, whose results stay."""
-        if not workdir.is_done():
-            return asked
-        flags, results = asked.flat(), workdir.read_json("results.json")
-        there = {s: flags[s] or e in results for s, e in self.stages.items()}
-        stored = workdir.read_json("config.json")
-        if "accuracy" in results:
-            asked = self.extended(asked, stored)
-        return asked.replaced(**there)
+    def work(self, asked: Asked[Any], workdir: Workdir, loaded: Any) -> dict[str, Any]:
+        """Returns the results, those of the stages of earlier starts among them."""
+        earlier = workdir.read_json("results.json") if workdir.is_done() else {}
+        if earlier:
+            flags, stored = asked.flat(), workdir.read_json("config.json")
+            there = {s: flags[s] or e in earlier for s, e in self.stages.items()}
+            if "accuracy" in earlier:
+                asked = self.extended(asked, stored)
+            asked = asked.replaced(**there)
+        workdir.write_json("config.json", asked.flat())
+        return self.judged(asked, workdir, loaded, earlier)
 
 
-def figures(asked: Asked[Any], made: Distilled, copies: Judged) -> dict[str, Any]:
-    """Returns what results.json says of every set.
-
-    Args:
-      asked: of the run.
-      made: the set.
-      copies: what the judge of that name says: does it show training images?
-    """
+def figures(
+    asked: Asked[Any], made: Distilled, nearest: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what results.json says of every set; nearest: of the judge of copies."""
     return {
         "method": asked.method.name,
         "dataset": asked.group(Data).dataset,
@@ -106,15 +87,11 @@ def figures(asked: Asked[Any], made: Distilled, copies: Judged) -> dict[str, Any
         "width": asked.flat()["width"],
         "seed": asked.group(Run).seed,
         "nonfinite": False,
-        "nearest": copies.figures,
+        "nearest": nearest,
     }
 
 
 def told_of_copies(results: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns the line of a short table for the terminal.
-
-    Args:
-      results: of the run.
-    """
+    """Returns the line of a short table for the terminal."""
     count = f"{results['nearest']['num_copies']} of {results['num_distilled']}"
     return "copies of training images (PSNR >= 25 dB)", count

@@ -3,15 +3,15 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments import _progress
+from experiments import _run
 from experiments._groups import Run
 from experiments._program import Asked
 from experiments._workdir import Workdir
 from ntk_privacy.data.image_set import ImageSet
-from ntk_privacy.distillation.search import Distilled, Kept
+from ntk_privacy.distillation import kept
+from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.resume import Timer
 
 
@@ -47,15 +47,12 @@ def make(
                 f"{workdir.path('arrays.npz')} holds {', '.join(stored)}, not images, "
                 "labels and losses: delete it to make it again."
             )
-        return _whole(stored)
-    method = asked.method
-    stage = _progress.stage(
-        asked.group(Run), workdir.checkpoint_folder, timer, description=method.name
-    )
-    found = method.run(
-        images, asked.config, key=key, stage=stage, folder=workdir.path("experts")
-    )
-    arrays = {"images": np.asarray(found.images), "labels": np.asarray(found.labels)}
+        return kept.of_arrays(stored)
+    method, run, folder = asked.method, asked.group(Run), workdir.checkpoint_folder
+    stage = _run.stage(run, folder, timer, description=method.name)
+    experts = workdir.path("experts")
+    found = method.run(images, asked.config, key=key, stage=stage, folder=experts)
+    arrays = kept.arrays(found)
     if bool(found.nonfinite):
         workdir.write_arrays("last_good.npz", **arrays)
         steps = int(getattr(found.state, "steps", len(found.losses)))
@@ -63,39 +60,19 @@ def make(
             f"{lost(method.name, asked.config, steps)} The images before it "
             f"are in {workdir.path('last_good.npz')}."
         )
-    if found.step_size is not None:
-        arrays["step_size"] = np.asarray(found.state.step_size)
-    arrays["losses"] = np.asarray(found.losses)
-    workdir.write_arrays("arrays.npz", **about, **arrays)
+    arrays |= {"losses": np.asarray(found.losses), **about}
+    workdir.write_arrays("arrays.npz", **arrays)
     told.parent.mkdir(parents=True, exist_ok=True)
     workdir.write_json(name, {"seconds": [timer.run, timer.compile]})
-    return _whole(arrays)
-
-
-def _whole(arrays: dict[str, np.ndarray]) -> Distilled:
-    return Distilled(
-        images=jnp.asarray(arrays["images"]),
-        labels=jnp.asarray(arrays["labels"]),
-        losses=arrays["losses"],
-        state=Kept(step_size=arrays.get("step_size")),
-        nonfinite=jnp.asarray(False),
-    )
+    return kept.of_arrays(arrays)
 
 
 def lost(method: str, config: object, steps: int) -> str:
-    """Returns what to do about a loss that is not finite.
-
-    Args:
-      method: its name.
-      config: of the method.
-      steps: that were done.
-    """
+    """Returns what to do about a loss that is not finite after so many steps."""
     names = ("learning_rate", "step_size", "diag_reg")
-    told = {name: f"{name}={getattr(config, name, None)}" for name in names}
-    has = [name for name in names if hasattr(config, name)]
-    rates = " or ".join(told[name] for name in has if name != "diag_reg")
-    ridge = f", or raise {told['diag_reg']}" if "diag_reg" in has else ""
+    told = {n: f"{n}={getattr(config, n)}" for n in names if hasattr(config, n)}
+    ridge = f", or raise {told.pop('diag_reg')}" if "diag_reg" in told else ""
     return (
         f"The loss of {method} is not finite after {steps} steps: lower "
-        f"{rates}{ridge}, in another --workdir."
+        f"{' or '.join(told.values())}{ridge}, in another --workdir."
     )

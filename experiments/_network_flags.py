@@ -13,8 +13,10 @@ from ntk_privacy.method import field
 class Images(Data):
     """Images."""
 
-    num_images: int | None = field(
-        500, "Images to distil, balanced over the classes of the task."
+    num_train: int | None = field(
+        500,
+        "Training images to distil, balanced over the classes of the task.",
+        former=("num_images",),
     )
 
 
@@ -33,11 +35,7 @@ class Networks(transfer.Config, defence.Config):
 
 
 def passed_over(asked: Asked[Any]) -> dict[str, str]:
-    """Returns flags that are not read, each with the choice that makes it so.
-
-    Args:
-      asked: of a method of a task.
-    """
+    """Returns flags that are not read, each with the choice that makes it so."""
     flags, name = asked.group(Networks), asked.method.name
     attacked = flags.attack or name == "rkip_finite"
     trained = "no network that is trained"

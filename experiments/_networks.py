@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
-from experiments import _flags, _image_sets, _made, _progress
+from experiments import _flags, _kinds, _made, _run
 from experiments._groups import Data, Run
-from experiments._kinds import Kind, Loaded, figures, told_of_copies
+from experiments._kinds import Kind, Loaded
 from experiments._network_flags import Images, Networks, passed_over
 from experiments._program import Asked
 from experiments._workdir import Workdir
@@ -18,43 +17,24 @@ from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import kernel_methods
 from ntk_privacy.distillation.search import Kept
 from ntk_privacy.evaluation import JUDGES, copies, defence, rates
+from ntk_privacy.evaluation.judged import Judged
 from ntk_privacy.reports import plots, sets
 from ntk_privacy.resume import Timer
 
 
 def load(asked: Asked[Any]) -> Loaded:
-    """Returns the images that are asked for.
-
-    Args:
-      asked: of a method of a task.
-
-    Raises:
-      UsageError: a flag does not fit the image set.
-      OSError, ValueError: a file is missing or damaged.
-    """
-    key_data, key_init = jax.random.split(
-        jax.random.fold_in(jax.random.key(0), asked.group(Run).seed)
-    )
-    data = asked.group(Data)
-    images = _image_sets.read(data)
+    """Returns the images that are asked for."""
+    key = jax.random.fold_in(jax.random.key(0), asked.group(Run).seed)
+    key_data, key_init = jax.random.split(key)
+    images, count = asked.group(Data).read(), asked.group(Data).num_train
     with _flags.usage(ArgumentError):
-        images = images.balanced(
-            asked.config.task, num_train=data.num_images, key=key_data
-        )
+        images = images.balanced(asked.config.task, num_train=count, key=key_data)
     check(asked, images)
     return Loaded(images, jax.random.split(key_init, 3))
 
 
 def check(asked: Asked[Any], images: ImageSet) -> None:
-    """Refuses flags that do not fit the images, before anything is made.
-
-    Args:
-      asked: of a method of a task.
-      images: to distil.
-
-    Raises:
-      UsageError: a flag does not fit.
-    """
+    """Refuses flags that do not fit the images, before anything is made."""
     with _flags.usage():
         images.regression(asked.config.task)
         asked.method.check(images, asked.config)
@@ -72,32 +52,27 @@ def _extended(asked: Asked[Any], stored: Mapping[str, Any]) -> Asked[Any]:
     finite = runs if finite is None else finite
     if flags.evaluate:
         runs, finite = max(runs, flags.num_runs), max(finite, flags.num_trained)
-    return asked.replaced(
-        num_runs=runs, num_finite_runs=None if finite == runs else finite
-    )
+    finite = None if finite == runs else finite
+    return asked.replaced(num_runs=runs, num_finite_runs=finite)
 
 
 def _judged(
-    asked: Asked[Any],
-    workdir: Workdir,
-    loaded: Loaded,
-    earlier: dict[str, Any],
-    distilling: Timer,
+    asked: Asked[Any], workdir: Workdir, loaded: Loaded, earlier: dict[str, Any]
 ) -> dict[str, Any]:
     images, (key_method, key_networks, key_attack) = loaded
     flags, run, name = asked.group(Networks), asked.group(Run), asked.method.name
-    mean = images.statistics.mean
+    mean, distilling = images.statistics.mean, Timer()
     made = _made.make(asked, workdir, images, key_method, distilling, mean=mean)
     noise = kernel_methods.noise(images, asked.config, key_method)
     made = made._replace(state=Kept(noise=noise))
     shown = JUDGES["copies"].run(images, made, copies.Config(), key=key_networks)
-    asked_for = asked.group(Data).num_images
+    asked_for = asked.group(Data).num_train
     of = f"{asked_for} images of {asked.group(Data).dataset}"
     if name != "full":
         told = f"{name}: {of} distilled to {len(made.images)}, labels below"
         sets.draw(images, made, workdir.path("distilled.png"), title=told)
         sets.draw_nearest(images, made, shown.made, workdir.path("nearest.png"))
-    results: dict[str, Any] = figures(asked, made, shown) | {
+    results = _kinds.figures(asked, made, shown.figures) | {
         "task": asked.config.task,
         "num_images": asked_for,
         "noise_ratio": getattr(asked.config, "noise_ratio", 0.0),
@@ -110,7 +85,7 @@ def _judged(
     folder = workdir.checkpoint_folder
     if flags.evaluate:
         timer = Timer()
-        stage = _progress.stage(run, folder, timer, description="train")
+        stage = _run.stage(run, folder, timer, description="train")
         judge = JUDGES["transfer"]
         results |= judge.run(images, made, flags, key=key_networks, stage=stage).figures
         for trained in folder.glob("standard_*[0-9]"):
@@ -119,7 +94,7 @@ def _judged(
         seconds["compile"] += timer.compile
     if flags.attack:
         timer = Timer()
-        stage = _progress.stage(run, folder / "attack", timer)
+        stage = _run.stage(run, folder / "attack", timer)
         found = JUDGES["defence"].run(
             *(images, made, flags),
             key=key_attack,
@@ -127,20 +102,15 @@ def _judged(
             stage=stage,
         )
         results["attack"] = found.figures
-        _keep(workdir, images, name, found.made, found.figures)
+        _keep(workdir, images, name, found)
         seconds["attack"] = timer.run
         seconds["compile"] += timer.compile
     return results | {"seconds": seconds}
 
 
-def _keep(
-    workdir: Workdir,
-    images: ImageSet,
-    name: str,
-    found: Mapping[str, np.ndarray],
-    told: Mapping[str, Any],
-) -> None:
-    """Writes what the attacks found, and how near it is to the original images."""
+def _keep(workdir: Workdir, images: ImageSet, name: str, judged: Judged) -> None:
+    """Keeps what the attacks found, and draws how near it is."""
+    found, told = judged.made, judged.figures
     made = {f"reconstructions_{attack}": array for attack, array in found.items()}
     workdir.write_arrays("attack.npz", **made)
     plots.curve(
@@ -160,10 +130,10 @@ def _rows(results: dict[str, Any]) -> list[tuple[str, str]]:
             runs = [told["accuracy"] for told in results["runs"][kind]]
             told = rates.in_percent(runs, digits=2)
             rows.append((f"test accuracy, {kind}", f"{told}%"))
-    rows.append(told_of_copies(results))
+    rows.append(_kinds.told_of_copies(results))
     for name in defence.ATTACKS if "attack" in results else ():
-        told = results["attack"][name]
-        rows.append((f"original images recovered, {name}", f"{told['num_recovered']}"))
+        count = results["attack"][name]["num_recovered"]
+        rows.append((f"original images recovered, {name}", f"{count}"))
     return rows
 
 

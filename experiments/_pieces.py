@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from experiments import _progress
+from experiments import _run
 from experiments._workdir import Workdir
 from ntk_privacy import resume
 from ntk_privacy._types import Callback
@@ -30,7 +30,7 @@ class Pieces:
     """
 
     def __init__(
-        self, workdir: Workdir, paced: _progress.Paced, called: Mapping[str, str]
+        self, workdir: Workdir, paced: _run.Paced, called: Mapping[str, str]
     ) -> None:
         self._workdir, self._paced, self._called = workdir, paced, called
         self._seconds: dict[str, dict[str, float]] = {}
@@ -61,7 +61,7 @@ class Pieces:
         ) -> resume.Ran[Result]:
             timer = timers.setdefault(name, resume.Timer())
             told = f"{folder.name}, {name}"
-            run = _progress.stage(self._paced, folder, timer, description=told)
+            run = _run.stage(self._paced, folder, timer, description=told)
             return run(name, start, go, num_steps)
 
         part = make(timed)

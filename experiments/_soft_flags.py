@@ -3,8 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from experiments import _image_sets
-from experiments._groups import Run, Tested
+from experiments._groups import Run, Tested, dataset_field
 from ntk_privacy.evaluation import soft_students
 from ntk_privacy.method import Method, field
 
@@ -13,7 +12,7 @@ from ntk_privacy.method import Method, field
 class Images(Tested):
     """Images."""
 
-    dataset: str = _image_sets.dataset_field("cifar10")
+    dataset: str = dataset_field("cifar10")
     judged_on: Literal["test", "validation"] = field(
         "test",
         "Images to judge by; validation is training images that are left over, to "
@@ -24,7 +23,7 @@ class Images(Tested):
     def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
         """Returns the values of a preset."""
         del method
-        return {"num_images": 2000, "num_test": 200} if preset == "cpu" else {}
+        return {"num_train": 2000, "num_test": 200} if preset == "cpu" else {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class Students(soft_students.Config):
     def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
         """Returns the values of a preset."""
         del method
-        return dataclasses.asdict(soft_students.small()) if preset == "cpu" else {}
+        return soft_students.SMALL if preset == "cpu" else {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import _eigenvalues, _image_sets, _progress, _squeezed
+from experiments import _eigenvalues, _run, _squeezed
+from experiments._groups import Run
 from experiments._kinds import Kind
 from experiments._program import Asked
 from experiments._soft_flags import Images, StagedRun, Students
@@ -16,6 +17,7 @@ from ntk_privacy.data import ImageSet
 from ntk_privacy.distillation import squeezed
 from ntk_privacy.distillation.squeezed import Config
 from ntk_privacy.evaluation import soft_students
+from ntk_privacy.evasion import threat_model
 from ntk_privacy.resume import Timer
 
 _JUDGING = ("eps", "attack_steps", "num_queries", "attacks", "judged_on", "num_test")
@@ -32,20 +34,14 @@ def _load(asked: Asked[Config]) -> Loaded:
     """Returns what flags name; raises UsageError, OSError or ValueError."""
     # First: hours later it might be gone.
     beside = _eigenvalues.baseline(asked.group(Students).baseline)
-    data = asked.group(Images)
-    images = _image_sets.part(
-        data,
-        published=asked.preset == "paper",
-        num_train=data.num_images,
-        num_test=data.num_test,
-        judged_on=data.judged_on,
-    )
-    return Loaded(images, beside)
+    data, published = asked.group(Images), asked.preset == "paper"
+    return Loaded(data.part(published=published, judged_on=data.judged_on), beside)
 
 
 def _judging(asked: Asked[Config]) -> dict[str, Any]:
     flat = asked.flat()
-    return {name: flat[name] for name in _JUDGING} | {"attacks": [*flat["attacks"]]}
+    flat |= {"eps": threat_model.bound(flat["eps"]), "attacks": [*flat["attacks"]]}
+    return {name: flat[name] for name in _JUDGING}
 
 
 def _covers(asked: Asked[Config], results: Mapping[str, Any]) -> bool:
@@ -59,38 +55,33 @@ def _again(asked: Asked[Config], workdir: Workdir) -> None:
     beside = _eigenvalues.baseline(asked.group(Students).baseline)
     known = workdir.read_json("results.json")
     if "accuracy" in known and beside is not None:
-        told = ("num_images", "dataset", "regularizer")
-        _eigenvalues.draw(workdir, beside, **{name: known[name] for name in told})
+        _eigenvalues.draw(workdir, beside, known)
         stored = workdir.read_json("config.json")
         stored["baseline"] = asked.group(Students).baseline
         workdir.write_json("config.json", stored)
 
 
 def _judged(
-    asked: Asked[Config],
-    workdir: Workdir,
-    loaded: Loaded,
-    earlier: dict[str, Any],
-    distilling: Timer,
+    asked: Asked[Config], workdir: Workdir, loaded: Loaded, earlier: dict[str, Any]
 ) -> dict[str, Any]:
     """Makes the set, trains on it and attacks; returns what results.json holds."""
-    del distilling  # each loop has its own
     config, students, (images, beside) = asked.config, asked.group(Students), loaded
-    run, dataset = asked.group(StagedRun), asked.group(Images).dataset
-    evaluating, timers = Timer(), {name: Timer() for name in _squeezed.LOOPS}
+    run, evaluating = asked.group(Run), Timer()
+    timers = {name: Timer() for name in _squeezed.LOOPS}
     made = _squeezed.kept(asked, workdir, images) if earlier else None
     seconds = earlier.get("seconds", {})
     if made is None:
         made = _squeezed.make(asked, workdir, images, timers)
         seconds = {name: timer.run for name, timer in timers.items()}
         seconds["compile"] = sum(timer.compile for timer in timers.values())
-    model, told = made.model, {"num_images": len(images.x_train), "dataset": dataset}
+    model = made.model
     results: dict[str, Any] = {
         "method": asked.method.name,
         "regularizer": config.regularizer,
         "penalty_weight": config.penalty_weight,
         "preset": asked.preset,
-        **told,
+        "num_images": len(images.x_train),
+        "dataset": asked.group(Images).dataset,
         "num_test": len(images.x_test),
         "num_distilled": len(made.images),
         "width": config.width,
@@ -100,7 +91,7 @@ def _judged(
     }
     if students.evaluate:
         key = squeezed.keys(jax.random.key(run.seed)).evaluate
-        stage = _progress.stage(run, workdir.checkpoint_folder, evaluating)
+        stage = _run.stage(run, workdir.checkpoint_folder, evaluating)
         found = soft_students.attacked(
             images, model, made.student, students, key=key, stage=stage
         )
@@ -112,7 +103,7 @@ def _judged(
             "autoattack_left": found.left,
             "top_hessian_eigenvalue": {k: float(np.mean(v)) for k, v in values.items()},
         }
-        _eigenvalues.draw(workdir, beside, **told, regularizer=config.regularizer)
+        _eigenvalues.draw(workdir, beside, results)
     seconds |= {"evaluate": evaluating.run}
     seconds["compile"] += evaluating.compile
     # The largest of the checkpoints, made again in a moment.

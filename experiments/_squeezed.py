@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments import _progress
+from experiments import _run
 from experiments._groups import Data, Run
 from experiments._program import Asked
 from experiments._workdir import Workdir
@@ -34,22 +34,14 @@ class Made(NamedTuple):
 
 
 def kept(asked: Asked[Config], workdir: Workdir, images: ImageSet) -> Made | None:
-    """Returns what a run that is whole has left; None where files are gone.
-
-    Args:
-      asked: of the run.
-      workdir: of the run.
-      images: that were distilled.
-    """
+    """Returns what a run that is whole has left; None where files are gone."""
     folders = {name: workdir.path(place) for name, place in _FOLDERS.items()}
     there = all(saved.is_saved(folder) for folder in folders.values())
     if not (there and workdir.path("arrays.npz").exists()):
         return None
     arrays = workdir.read_arrays("arrays.npz")
     stored = {name: saved.load(folder) for name, folder in folders.items()}
-    networks = {
-        name: Network(found.params, found.stats) for name, found in stored.items()
-    }
+    networks = {name: Network(s.params, s.stats) for name, s in stored.items()}
     model = squeezed.network(images, asked.config)
     return Made(arrays["images"], arrays["labels"], model, **networks)
 
@@ -68,13 +60,12 @@ def make(
     Raises:
       ValueError: a loss is not finite.
     """
-    config, run = asked.config, asked.group(Run)
+    config, run, folder = asked.config, asked.group(Run), workdir.checkpoint_folder
 
     def stage(name, start, go, num_steps) -> Ran:
-        loop = _progress.stage(run, workdir.checkpoint_folder, timers[name])
-        return loop(name, start, go, num_steps)
+        return _run.stage(run, folder, timers[name])(name, start, go, num_steps)
 
-    key = jax.random.key(run.seed)
+    key, normal = jax.random.key(run.seed), images.normal._asdict()
     found = asked.method.run(images, config, key=key, stage=stage)
     model = squeezed.network(images, config)
     student = soft_students.train(
@@ -87,18 +78,14 @@ def make(
         stage=stage,
     )
     losses = found.state.losses | {"post_train": student.losses}
-    made = Made(
-        np.asarray(found.images),
-        np.asarray(found.labels),
-        model,
-        student,
-        Network(found.state.params, found.state.stats),
-    )
+    arrays = np.asarray(found.images), np.asarray(found.labels)
+    teacher = Network(found.state.params, found.state.stats)
+    made = Made(*arrays, model, student, teacher)
     workdir.write_arrays(
         "arrays.npz",
         images=made.images,
         labels=made.labels,
-        **images.normal._asdict(),
+        **normal,
         **{f"losses_{name}": values for name, values in losses.items()},
     )
     for name, place in _FOLDERS.items():
@@ -109,7 +96,7 @@ def make(
             network.params,
             stats=network.stats,
             image_shape=images.image_shape,
-            **images.normal._asdict(),
+            **normal,
         )
     _draw(asked, workdir, images, made)
     return made

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from ntk_privacy.distillation import mtt
-from ntk_privacy.evaluation import JUDGES, students
+from ntk_privacy.evaluation import students
 from ntk_privacy.method import Method, field
 
 
@@ -17,10 +17,9 @@ class Students(students.Config):
     @classmethod
     def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
         """Returns the values of a preset, given the method whose set it is."""
-        if preset == "cpu":
-            return dataclasses.asdict(JUDGES["students"].configured(preset))
         learns = issubclass(method.config, mtt.Config)
-        return {"train_learning_rate": None} if learns else {}
+        published = {"train_learning_rate": None} if learns else {}
+        return students.SMALL if preset == "cpu" else published
 
     def passed_over(self) -> dict[str, str]:
         """Returns flags that are not read, each with the choice that makes it so."""

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import _flags, _image_sets, _made, _progress
-from experiments._groups import Data, Run, Tested
-from experiments._kinds import Kind, Loaded, figures, told_of_copies
+from experiments import _flags, _kinds, _made, _run
+from experiments._groups import Run, Tested
+from experiments._kinds import Kind, Loaded
 from experiments._program import Asked
 from experiments._student_flags import Students
 from experiments._workdir import Workdir
@@ -27,13 +27,7 @@ from ntk_privacy.resume import Timer
 
 
 def _load(asked: Asked[Any]) -> Loaded:
-    data = asked.group(Tested)
-    images = _image_sets.part(
-        data,
-        num_train=data.num_images,
-        num_test=data.num_test,
-        published=asked.preset == "paper",
-    )
+    images = asked.group(Tested).part(published=asked.preset == "paper")
     with _flags.usage():
         asked.method.check(images, asked.config)
         if asked.group(Students).evaluate:
@@ -43,20 +37,17 @@ def _load(asked: Asked[Any]) -> Loaded:
 
 
 def _judged(
-    asked: Asked[Any],
-    workdir: Workdir,
-    loaded: Loaded,
-    earlier: dict[str, Any],
-    distilling: Timer,
+    asked: Asked[Any], workdir: Workdir, loaded: Loaded, earlier: dict[str, Any]
 ) -> dict[str, Any]:
     del earlier
     images, (key_method, key_networks, key_random) = loaded
     flags, each = asked.group(Students), asked.config.images_per_class
-    normal = images.normal._asdict()
-    made = _made.make(asked, workdir, images, key_method, distilling, **normal)
+    timers = {name: Timer() for name in ("condense", "condensed", "random")}
+    args, normal = (key_method, timers["condense"]), images.normal._asdict()
+    made = _made.make(asked, workdir, images, *args, **normal)
     _draw(asked, workdir, images, made)
     shown = JUDGES["copies"].run(images, made, copies.Config(), key=key_networks)
-    results = figures(asked, made, shown) | {
+    results = _kinds.figures(asked, made, shown.figures) | {
         "preset": asked.preset,
         "num_images": len(images.x_train),
         "loss": float(np.mean(made.losses[-50:])),
@@ -65,7 +56,6 @@ def _judged(
     if made.step_size is not None:
         fault = student.step_size_fault(made.step_size, asked.config.step_size)
         results |= {"step_size": made.step_size, "step_size_fault": fault}
-    timers = {"condense": distilling, "condensed": Timer(), "random": Timer()}
     if flags.evaluate and (not fault or flags.train_learning_rate):
         others = real.of_classes(images, images_per_class=each, key=key_random)
         both = {"condensed": made, "random": others}
@@ -87,20 +77,13 @@ def _draw(
     asked: Asked[Any], workdir: Workdir, images: ImageSet, made: Distilled
 ) -> None:
     each, name = asked.config.images_per_class, asked.method.name
-    of = f"{len(images.x_train)} images of {asked.group(Data).dataset}"
-    sets.draw(
-        images,
-        made,
-        workdir.path("distilled.png"),
-        columns=min(each, 10) if each > 1 else 5,
-        title=f"{name}: {of} condensed to {each} of each class",
-    )
-    loss_plots.losses(
-        {name: np.asarray(made.losses)},
-        workdir.path("losses.png"),
-        title=f"{name} on {asked.group(Data).dataset}",
-        kind=asked.method.loss,
-    )
+    dataset, path = asked.group(Tested).dataset, workdir.path("distilled.png")
+    of = f"{len(images.x_train)} images of {dataset}"
+    told = f"{name}: {of} condensed to {each} of each class"
+    sets.draw(images, made, path, columns=min(each, 10) if each > 1 else 5, title=told)
+    losses, path = {name: np.asarray(made.losses)}, workdir.path("losses.png")
+    told = f"{name} on {dataset}"
+    loss_plots.losses(losses, path, title=told, kind=asked.method.loss)
 
 
 def _accuracies(
@@ -114,23 +97,20 @@ def _accuracies(
 ) -> list[float]:
     """Accuracy of each network trained on a set; what is known is read back."""
     flags, folder = asked.group(Students), workdir.checkpoint_folder / name
-    stage = _progress.stage(asked.group(Run), folder, timer, description="train")
+    stage = _run.stage(asked.group(Run), folder, timer, description="train")
 
     def train() -> dict[str, np.ndarray]:
         found = JUDGES["students"].run(images, made, flags, key=key, stage=stage)
         accuracy = found.figures["accuracy"]
         if name == "condensed":  # for `experiments.evade`
+            about = {"dataset": asked.group(Tested).dataset, "accuracy": accuracy[0]}
             saved.save(
                 workdir.path("model"),
                 ConvNet(images.num_classes, flags.width),
                 jax.tree.map(lambda leaf: leaf[0], found.made),
                 image_shape=images.image_shape,
                 **images.normal._asdict(),
-                about={
-                    "dataset": asked.group(Data).dataset,
-                    "trained_on": asked.method.name,
-                    "accuracy": accuracy[0],
-                },
+                about=about | {"trained_on": asked.method.name},
             )
         return {"accuracy": np.asarray(accuracy)}
 
@@ -150,7 +130,8 @@ def _rows(results: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append((told, f"{value}%"))
     if results.get("step_size_fault"):
         rows.append(("step size", results["step_size_fault"]))
-    return [*rows, told_of_copies(results)] if "nearest" in results else rows
+    copied = [_kinds.told_of_copies(results)] if "nearest" in results else []
+    return rows + copied
 
 
 KIND = Kind(

@@ -10,19 +10,17 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from experiments import _image_sets
+from experiments import _flags
 from experiments._flags import UsageError
 from experiments._groups import NOT_RESULTS, Run
 from experiments._networks import KIND, check, load
 from experiments._program import Asked, Program
-from experiments._students import Students
+from experiments._student_flags import Students
 from experiments._study_config import Config, cells
 from experiments._workdir import Workdir
 from ntk_privacy import distillation
-from ntk_privacy.evaluation import defence
-from ntk_privacy.reports import plots, studies
+from ntk_privacy.data import choice
+from ntk_privacy.reports import studies, study_plots
 
 
 def run(
@@ -33,11 +31,6 @@ def run(
     """Runs every cell and returns the tables, which are also in results.json.
 
     A cell that cannot be run is an `error` in the table, not the end of the study.
-
-    Args:
-      config: of the study.
-      program: of a cell.
-      run_cell: runs what a cell asks for.
 
     Raises:
       UsageError: the flags do not fit the image set, or a folder is another's.
@@ -69,7 +62,8 @@ def run(
             workdir.write_json(f"{name}.json", rows)
             workdir.write_text(f"{name}.md", text)
             if config.defence:
-                _draw(config, found, workdir)
+                shape = choice.image_shape(config)
+                study_plots.defences(found, workdir.folder, image_shape=shape)
         if not any(studies.sound(runs) for runs in found.values()):
             raise ValueError(
                 f"No cell of the study could be run, see {workdir.path(f'{name}.md')}; "
@@ -82,32 +76,23 @@ def run(
 
 
 def opened(config: Config) -> Workdir:
-    """Returns the folder of a study, which an earlier version may have begun.
-
-    Args:
-      config: of the study.
-
-    Raises:
-      UsageError: another run has it.
-    """
+    """Returns the folder of a study, which an earlier version may have begun."""
     # One folder may hold both studies, of any methods.
-    shared = ("methods", "table", "defence", "studies")
-    return Workdir(
-        config.workdir,
-        config,
-        ignore=_image_sets.not_results(
-            config, (*NOT_RESULTS, *KIND.stages, *KIND.sizes, *shared)
-        ),
-        # Of when studies had the flags of all methods.
-        foreign=_flags_of_methods(),
-    )
+    shared = ("methods", "table", "defence", "studies", *KIND.stages, *KIND.sizes)
+    ignore = config.not_results((*NOT_RESULTS, *shared))
+    return Workdir(config.workdir, config, ignore=ignore, older=_of_today)
 
 
-def _flags_of_methods() -> set[str]:
+def _of_today(stored: dict[str, Any]) -> dict[str, Any]:
+    """Returns flags of an older study: then it had those of all methods."""
+    known = _flags.entries(Config)
+    defaults = {entry.name: entry.default for entry in known}
     kinds = [method.config for method in distillation.METHODS.values()]
-    names = {entry.name for kind in kinds for entry in dataclasses.fields(kind)}
-    students = {entry.name for entry in dataclasses.fields(Students)}
-    return names | students | {"method", "preset", "num_test"}
+    every = {e.name for kind in (*kinds, Students) for e in dataclasses.fields(kind)}
+    every |= {"method", "preset", "num_test"}
+    found = _flags.of_today(known, stored)
+    foreign = every - set(defaults)
+    return defaults | {k: v for k, v in found.items() if k not in foreign}
 
 
 def _check(config: Config, program: Program) -> None:
@@ -121,21 +106,3 @@ def _check(config: Config, program: Program) -> None:
         images, _ = load(fresh[0])
         for cell in {cell.method.name: cell for cell in fresh}.values():
             check(cell, images)
-
-
-def _draw(config: Config, found: studies.Runs, workdir: Workdir) -> None:
-    """Draws one figure per attack: the first seed's curve of every method."""
-    sound = {method: studies.sound(runs) for method, runs in found.items()}
-    first = {method: runs[0] for method, runs in sound.items() if runs}
-    for name in defence.ATTACKS if first else ():
-        plots.curve(
-            {
-                f"trained on {method}": np.asarray(
-                    told["attack"][name]["squared_distances"], float
-                )
-                for method, told in first.items()
-            },
-            workdir.path(f"defence_{name}.png"),
-            image_shape=_image_sets.image_shape(config),
-            title=f"Original images against what the {name} attack finds",
-        )

@@ -75,12 +75,7 @@ class Config(Images, Run, Networks, kernel_methods.Config):
 
 
 def cells(config: Config, program: Program) -> list[Asked[Any]]:
-    """Returns what each cell asks for, the methods of a seed together.
-
-    Args:
-      config: of the study.
-      program: of a cell.
-    """
+    """Returns what each cell asks for, the methods of a seed together."""
     finite = config.num_trained
     methods = config.methods or (_TABLE if config.table else _DEFENCE)
     given = {e.name: getattr(config, e.name) for e in dataclasses.fields(config)}

@@ -10,13 +10,14 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from experiments import _limits_drawn, _run
+from experiments import _run
 from experiments._groups import Run
-from experiments._program import Asked, Program
+from experiments._program import Asked
+from ntk_privacy.reports import study_plots
 
 # What a study sets in every cell, in place of the flags.
 AXES = (
-    *("dataset", "task", "num_images", "width", "dynamics", "early_stop_loss"),
+    *("dataset", "task", "num_train", "width", "dynamics", "early_stop_loss"),
     *("known_num_images", "image_size", "fingerprint"),
 )
 
@@ -32,7 +33,7 @@ class Cell(NamedTuple):
 
     dataset: str
     task: str | None
-    num_images: int
+    num_train: int
     width: int
     dynamics: str
     early_stop_loss: float | None
@@ -40,7 +41,7 @@ class Cell(NamedTuple):
     def name(self) -> str:
         """Returns the name of its folder."""
         stop = "early" if self.early_stop_loss else "converged"
-        shape = (f"n{self.num_images}", f"w{self.width}")
+        shape = (f"n{self.num_train}", f"w{self.width}")
         return "_".join(
             (self.dataset, self.task or "binary", *shape, self.dynamics, stop)
         )
@@ -49,11 +50,13 @@ class Cell(NamedTuple):
         """Returns what cells are sorted by."""
         # Ten outputs make every candidate ten rows.
         rows = 10 if self.task == "all_classes" else 1
-        return (self.num_images * self.width**2 * rows**2, self.dynamics)
+        return (self.num_train * self.width**2 * rows**2, self.dynamics)
 
     def row(self) -> dict[str, Any]:
         """Returns its place in the table."""
-        return self._asdict() | {"task": self.task or "binary"}
+        found = self._asdict()
+        count = {"num_images": found.pop("num_train")}
+        return found | count | {"task": self.task or "binary"}
 
 
 class Study(NamedTuple):
@@ -68,9 +71,7 @@ class Study(NamedTuple):
         within = (
             cell
             for cell in grid
-            if all(
-                cell.num_images <= self.most.get(str(value), 10**9) for value in cell
-            )
+            if all(cell.num_train <= self.most.get(str(v), 10**9) for v in cell)
         )
         return sorted(within, key=Cell.cost)
 
@@ -98,12 +99,7 @@ SWEEPS: dict[str, Study] = {
 
 
 def of_cell(asked: Asked[Any], cell: Cell) -> Asked[Any]:
-    """Returns what is asked of one cell.
-
-    Args:
-      asked: of the sweep.
-      cell: of it.
-    """
+    """Returns what is asked of one cell of a sweep."""
     folder = pathlib.Path(asked.group(Run).workdir) / cell.name()
     # None is what the flag is already.
     given = {name: value for name, value in cell._asdict().items() if value is not None}
@@ -111,21 +107,14 @@ def of_cell(asked: Asked[Any], cell: Cell) -> Asked[Any]:
 
 
 def run(
-    program: Program,
-    asked: Asked[Any],
-    run_cell: Callable[[Asked[Any]], dict[str, Any]],
+    asked: Asked[Any], run_cell: Callable[[Asked[Any]], dict[str, Any]]
 ) -> dict[str, Any]:
     """Runs every cell and returns the table, which is also in results.json.
 
     A cell that cannot be run is a row with an `error`, not the end of the study.
-
-    Args:
-      program: that was asked.
-      asked: of the sweep.
-      run_cell: returns results of one cell.
     """
     name = asked.flat()["sweep"]
-    with _run.opened(program, asked) as workdir:
+    with _run.opened(asked) as workdir:
         rows: list[dict[str, Any]] = []
         for cell in SWEEPS[name].cells():
             row = cell.row()
@@ -135,10 +124,25 @@ def run(
                 row["error"] = str(error)
             else:
                 row |= {told: results.get(told) for told in _TOLD}
-                print(_limits_drawn.line(row), flush=True)
+                print(line(row), flush=True)
             rows.append(row)
-            _limits_drawn.draw(rows, workdir)
+            study_plots.limits(rows, workdir.folder)
             workdir.write_json("table.json", rows)
         found = {"sweep": name, "table": rows}
         workdir.write_json("results.json", found)
         return found
+
+
+def line(row: dict[str, Any]) -> str:
+    """Returns a row of the table as text."""
+    certified = row["num_certified"]
+    told = "" if certified is None else f", {certified} certified"
+    stop = "" if row["early_stop_loss"] is None else ", early stopped"
+    verdict = row.get("verdict")
+    judged = "" if verdict is None else f"; {verdict['word']}: {verdict['reason']}"
+    return (
+        f"{row['dataset']} {row['task']} {row['dynamics']}{stop}: "
+        f"N={row['num_images']} "
+        f"width={row['width']}: {row['num_recovered']} recovered{told}, kernel "
+        f"distance {float(row['kernel_distance']):.2g}{judged}"
+    )

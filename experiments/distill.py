@@ -1,6 +1,6 @@
 """Distils a small training set that hides the images, trains on it, attacks it.
 
-    python -m experiments.distill --method=rkip --dataset=mnist --num_images=500 \
+    python -m experiments.distill --method=rkip --dataset=mnist --num_train=500 \
         --num_distilled=20 --evaluate --attack
 
     python -m experiments.distill --method=rdm --dataset=cifar10 --evaluate
@@ -32,12 +32,10 @@ from experiments import (
 from experiments._groups import Run
 from experiments._kinds import Kind
 from experiments._program import Asked, Program
-from experiments._workdir import Workdir
 from ntk_privacy import distillation
 from ntk_privacy.distillation import squeezed
 from ntk_privacy.distillation.regressed import TaskConfig
 from ntk_privacy.method import Method, field
-from ntk_privacy.resume import Timer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,16 +82,10 @@ Flags = Asked[Any] | _study_config.Config
 
 
 def asked(**flat: Any) -> Flags:
-    """Returns what flags ask for, given from Python.
-
-    Args:
-      **flat: flags by name.
-
-    Raises:
-      ValueError: a name or value that is refused.
-    """
+    """Returns what flags ask for, given from Python; see `Program.asked`."""
     if flat.get("table") or flat.get("defence"):
-        return _study_config.Config(**flat)
+        known = _flags.entries(_study_config.Config)
+        return _study_config.Config(**_flags.of_today(known, flat))
     return PROGRAM.asked(**flat)
 
 
@@ -108,47 +100,21 @@ def run(asked: Flags) -> dict[str, Any]:
     """
     if isinstance(asked, _study_config.Config):
         return _study.run(asked, PROGRAM, run)
+    kind, files = _kind(asked.method), ("arrays.npz",)
+    whole = {"files": files, "whole": kind.is_done, "look": kind.again}
     with _run.precision(getattr(asked.config, "precision", None)):
-        return _judged(asked, _kind(asked.method))
+        return _run.resumed(asked, kind.load, kind.work, later=later(asked), **whole)
 
 
-def opened(asked: Asked[Any]) -> Workdir:
-    """Returns the folder of a run, which an earlier version may have begun.
-
-    Args:
-      asked: of the run.
-
-    Raises:
-      UsageError: another run has it.
-    """
+def later(asked: Asked[Any]) -> set[str]:
+    """Returns the flags that may differ when a run goes on in its folder."""
     kind = _kind(asked.method)
-    later = {*kind.stages, *kind.sizes}
-    if getattr(asked.config, "eps_is_read", False):
-        later.discard("eps")
-    return _run.opened(PROGRAM, asked, tuple(later))
-
-
-def _judged(asked: Asked[Any], kind: Kind) -> dict[str, Any]:
-    # Before the folder is touched: images that cannot be had leave nothing behind.
-    loaded = None if _run.is_whole(asked.group(Run).workdir) else kind.load(asked)
-    with opened(asked) as workdir:
-        if kind.is_done(asked, workdir):
-            kind.again(asked, workdir)
-            return workdir.read_json("results.json")
-        earlier = workdir.read_json("results.json") if workdir.is_done() else {}
-        asked = kind.with_earlier(asked, workdir)
-        workdir.write_json("config.json", asked.flat())
-        loaded = loaded or kind.load(asked)
-        results = kind.judged(asked, workdir, loaded, earlier, Timer())
-        return _run.finished(workdir, results)
+    read = {"eps"} if getattr(asked.config, "eps_is_read", False) else set()
+    return {*kind.stages, *kind.sizes} - read
 
 
 def summary(results: dict[str, Any]) -> str:
-    """Returns a short table for the terminal.
-
-    Args:
-      results: of `run`.
-    """
+    """Returns a short table for the terminal."""
     rows = _kind(PROGRAM.methods[results["method"]]).rows(results)
     spent = [f"{name} {s:.1f}" for name, s in results["seconds"].items() if s]
     return _run.table([*rows, ("seconds", ", ".join(spent))])

@@ -13,13 +13,12 @@ arrays.npz and adversarial.png to --workdir. Killed and started again with the s
 """
 
 import dataclasses
-import shutil
 from typing import Any
 
 import jax
 
-from experiments import _flags, _image_sets, _progress, _run
-from experiments._groups import Run, Source
+from experiments import _flags, _run
+from experiments._groups import Run, Source, dataset_field
 from experiments._program import Asked, Program
 from experiments._workdir import Workdir
 from ntk_privacy import _checks
@@ -37,14 +36,15 @@ from ntk_privacy.resume import Timer
 class Images(Source):
     """Images."""
 
-    dataset: str = _image_sets.dataset_field("cifar10")
-    num_images: int | None = field(500, "Test images, at most; none is all of them.")
+    dataset: str = dataset_field("cifar10")
+    num_attacked: int | None = field(
+        500, "Test images to attack, at most; none is all.", former=("num_images",)
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        _checks.at_least(
-            1, num_images=1 if self.num_images is None else self.num_images
-        )
+        if self.num_attacked is not None:
+            _checks.at_least(1, num_attacked=self.num_attacked)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,31 +54,21 @@ class EvadeRun(Run):
     workdir: str = field("runs/evade", "Folder of the results.")
 
 
+def _check(asked: Asked[Any]) -> None:
+    try:
+        asked.method.check(None, asked.config)
+    except ArgumentError as error:
+        raise ValueError(f"{error} (--train=plain, adversarial)") from error
+
+
 PROGRAM = Program(
     about="Attacks a model and tells how much of its accuracy is left.",
     methods=attacked_model.MODELS,
     groups=lambda _: (Attacks, Images, EvadeRun),
     default="none",
-    check=lambda asked: asked.method.check(None, asked.config),
+    check=_check,
     flag="train",
 )
-
-
-def _found(asked: Asked[Any]) -> tuple[ImageSet, Model | None]:
-    """Returns the images, and the model there is, before the folder is touched."""
-    config, trains = asked.group(Attacks), asked.method.name != "none"
-    with _flags.usage(ArgumentError, train="num_train"):
-        images = _image_sets.at_most(
-            asked.group(Images),
-            num_train=asked.config.num_train if trains else 1,
-            num_test=asked.group(Images).num_images,
-            every_class=trains,
-        )
-        model = None if trains else asked.method.run(images, asked.config)
-        classes = attacked_model.check(model, images, config.batch_size)
-    with _flags.usage(train="num_train"):
-        config.stages(classes)
-    return images, model
 
 
 def run(asked: Asked[Any]) -> dict[str, Any]:
@@ -88,45 +78,54 @@ def run(asked: Asked[Any]) -> dict[str, Any]:
       UsageError: the folder is of another configuration, or flags do not fit the model.
       OSError, ValueError: a file is missing or damaged, or logits are NaN.
     """
+    # A network that the run itself trained is the one that it was.
+    look = _refuse_another if asked.method.name == "none" else None
+    return _run.resumed(
+        asked, _load, _work, files=("arrays.npz",), look=look, tidy=True
+    )
+
+
+def _load(asked: Asked[Any]) -> tuple[ImageSet, Model | None]:
+    """Returns the images, and the model there is."""
+    config, data = asked.group(Attacks), asked.group(Images)
     trains = asked.method.name != "none"
-    if trains and (known := _run.told(PROGRAM, asked, (), "arrays.npz")) is not None:
-        return known  # of its own network
-    images, model = _found(asked)
-    with _run.opened(PROGRAM, asked) as workdir:
-        if not (workdir.is_done() and workdir.path("arrays.npz").exists()):
-            return _attacked(asked, workdir, images, model)
-        known = workdir.read_arrays("arrays.npz").get("probe")
-        if model is not None and known is not None:  # older results have none
-            key = jax.random.fold_in(jax.random.key(asked.group(EvadeRun).seed), 1)
-            attacked_set.refuse_another(model.logits_fn, images, known, key=key)
-        return workdir.read_json("results.json")
+    whole, train = data.read(), asked.config.num_train if trains else 1
+
+    there = (train, whole.class_train), (data.num_attacked, whole.class_test)
+    train, test = (None if n is None else min(n, len(has)) for n, has in there)
+    with _flags.usage(ArgumentError):
+        images = whole.subset(num_train=train, num_test=test, every_class=trains)
+        model = None if trains else asked.method.run(images, asked.config)
+        classes = attacked_model.check(model, images, config.batch_size)
+    with _flags.usage():
+        config.stages(classes)
+    return images, model
 
 
-def _attacked(
-    asked: Asked[Any], workdir: Workdir, images: ImageSet, model: Model | None
-) -> dict[str, Any]:
-    config, paced = asked.group(Attacks), asked.group(EvadeRun)
+def _refuse_another(asked: Asked[Any], workdir: Workdir) -> None:
+    images, model = _load(asked)
+    known = workdir.read_arrays("arrays.npz").get("probe")
+    if model is not None and known is not None:  # older results have none
+        key = jax.random.fold_in(jax.random.key(asked.group(Run).seed), 1)
+        attacked_set.refuse_another(model.logits_fn, images, known, key=key)
+
+
+def _work(asked: Asked[Any], workdir: Workdir, loaded: Any) -> dict[str, Any]:
+    (images, model), config, run = loaded, asked.group(Attacks), asked.group(Run)
     dataset, folder = asked.group(Images).dataset, workdir.checkpoint_folder
-    key = jax.random.key(paced.seed)
-    training, attacking = Timer(), Timer()
+    key, training, attacking = jax.random.key(run.seed), Timer(), Timer()
     model = model or attacked_model.trained(
-        asked.method,
-        images,
-        asked.config,
-        workdir.path("model"),
-        seed=paced.seed,
+        *(asked.method, images, asked.config, workdir.path("model")),
+        seed=run.seed,
         threat_model=config.threat_model,
         about={"dataset": dataset},
-        stage=_progress.stage(paced, folder, training),
+        stage=_run.stage(run, folder, training),
         timer=training,
     )
     found = attacked_set.attack(
-        model.logits_fn,
-        images.x_test,
-        images.class_test,
-        config,
+        *(model.logits_fn, images.x_test, images.class_test, config),
         key=jax.random.fold_in(key, 1),
-        stage=_progress.stage(paced, folder, attacking, loss="accuracy"),
+        stage=_run.stage(run, folder, attacking, loss="accuracy"),
         clock=attacking.elapsed,
     )
     path = workdir.path("adversarial.png")
@@ -135,9 +134,7 @@ def _attacked(
     told = attacked_set.figures(found, config)
     told["seconds"]["train"] = training.run
     told["seconds"]["compile"] = training.compile + attacking.compile
-    told = _run.finished(workdir, told | {"dataset": dataset, "model": model.about})
-    shutil.rmtree(folder, ignore_errors=True)
-    return told
+    return told | {"dataset": dataset, "model": model.about}
 
 
 def main(asked: Asked[Any]) -> None:
@@ -146,7 +143,7 @@ def main(asked: Asked[Any]) -> None:
     print(adversarial_table.table(results))
     if config.survivors_only and len(config.attacks) > 1:
         print("Each attack had what those above it left (--nosurvivors_only: all).")
-    print(f"adversarial.png and results.json are in {asked.group(EvadeRun).workdir}")
+    print(f"adversarial.png and results.json are in {asked.group(Run).workdir}")
 
 
 if __name__ == "__main__":

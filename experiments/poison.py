@@ -14,10 +14,11 @@ again with the same --workdir it goes on with the first part that is not done.
 import dataclasses
 from typing import Any
 
-from experiments import _flags, _image_sets, _run
-from experiments._groups import Folder, Source
+from experiments import _flags, _run
+from experiments._groups import Run, Tested, dataset_field
 from experiments._pieces import Pieces
 from experiments._program import Asked, Program
+from experiments._workdir import Workdir
 from ntk_privacy import _checks, distillation, poisoning
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.evaluation import poisoned_sets, poisoned_table, students
@@ -28,17 +29,10 @@ LATER = ("num_seeds", "methods", "control")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Images(Source):
+class Images(Tested):
     """Images."""
 
-    dataset: str = _image_sets.dataset_field("cifar10")
-    num_train: int | None = field(None, "Training images; none is all.")
-    num_test: int | None = field(None, "Test images; none is all.")
-
-    def __post_init__(self):
-        super().__post_init__()
-        given = {"num_train": self.num_train, "num_test": self.num_test}
-        _checks.at_least(1, **{k: v for k, v in given.items() if v is not None})
+    dataset: str = dataset_field("cifar10")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +43,7 @@ class Condensing(poisoned_sets.Config):
     def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
         """Returns those of a preset: five condensations in the paper."""
         del method
-        sizes = dataclasses.asdict(distillation.METHODS["dm"].configured(preset))
+        sizes = vars(distillation.METHODS["dm"].configured(preset))
         return sizes | {"num_runs": 5 if preset == "paper" else 1}
 
 
@@ -61,16 +55,15 @@ class Students(students.Config):
     def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
         """Returns those of a preset: one decision per condensation in the paper."""
         del method
-        small = dataclasses.asdict(students.small(students.Config)())
-        return {"num_networks": 1} if preset == "paper" else small
+        return {"num_networks": 1} if preset == "paper" else students.SMALL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Seeds(Folder):
+class Seeds(Run):
     """The run."""
 
+    seed: int = field(0, "The first seed.", former=("first_seed",))
     num_seeds: int = field(5, "Targets, one per seed.")
-    first_seed: int = field(0, "The first seed.")
     control: bool = field(
         True, "Condense the clean images, too: the attack's success without an attack."
     )
@@ -79,7 +72,6 @@ class Seeds(Folder):
     def __post_init__(self):
         super().__post_init__()
         _checks.at_least(1, num_seeds=self.num_seeds)
-        _checks.at_least(0, first_seed=self.first_seed)
 
 
 def _passed_over(asked: Asked[Any]) -> dict[str, str]:
@@ -98,11 +90,43 @@ PROGRAM = Program(
 
 def load(asked: Asked[Any]) -> ImageSet:
     """Returns the images; with the paper's preset normalised by published constants."""
-    data = asked.group(Images)
-    whole = _image_sets.read(data)
-    with _flags.usage(train="num_train"):
-        images = whole.subset(num_train=data.num_train, num_test=data.num_test)
-    return images.by_published() if asked.preset == "paper" else images
+    return asked.group(Tested).part(published=asked.preset == "paper")
+
+
+def _plan(asked: Asked[Any]) -> poisoned_sets.Plan:
+    """Returns all that will be done: a seed that cannot be is told at once."""
+    images, seeds = load(asked), asked.group(Seeds)
+    with _flags.usage():
+        return poisoned_sets.plan(
+            images,
+            asked.method,
+            asked.config,
+            asked.group(Condensing),
+            asked.group(Students),
+            seeds=range(seeds.seed, seeds.seed + seeds.num_seeds),
+            control=seeds.control,
+            preset=asked.preset,
+        )
+
+
+def _work(
+    asked: Asked[Any], workdir: Workdir, plan: poisoned_sets.Plan
+) -> dict[str, Any]:
+    names = {"clean": "craft", "distill": "condense"}
+    piece = Pieces(workdir, asked.group(Run), names)
+
+    def show(name, scene, made, title):
+        poisoned_plots.made(scene, made, workdir.path(f"{name}.png"), title=title)
+
+    entries = poisoned_sets.study(plan, piece=piece, show=show)
+    num_steps = asked.group(Condensing).num_steps
+    poisoned_plots.losses(entries, workdir.path("losses.png"), num_steps=num_steps)
+    return {
+        **{name: asked.flat()[name] for name in ("dataset", "attack", "preset")},
+        "table": poisoned_table.table(entries, attack=asked.method.name),
+        "runs": entries,
+        "seconds": piece.seconds("craft", "condense", "evaluate", "compile"),
+    }
 
 
 def run(asked: Asked[Any]) -> dict[str, Any]:
@@ -114,40 +138,7 @@ def run(asked: Asked[Any]) -> dict[str, Any]:
       OSError: a file is missing.
       ValueError: a file is damaged, or a loss is not finite.
     """
-    if (known := _run.told(PROGRAM, asked, LATER)) is not None:
-        return known
-    images, seeds = load(asked), asked.group(Seeds)
-    # All before the folder is touched: a seed that cannot be is told at once.
-    with _flags.usage(train="num_train"):
-        plan = poisoned_sets.plan(
-            images,
-            asked.method,
-            asked.config,
-            asked.group(Condensing),
-            asked.group(Students),
-            seeds=range(seeds.first_seed, seeds.first_seed + seeds.num_seeds),
-            control=seeds.control,
-            preset=asked.preset,
-        )
-    with _run.opened(PROGRAM, asked, LATER) as workdir:
-        piece = Pieces(workdir, seeds, {"clean": "craft", "distill": "condense"})
-
-        def show(name, scene, made, title):
-            poisoned_plots.made(scene, made, workdir.path(f"{name}.png"), title=title)
-
-        entries = poisoned_sets.study(plan, piece=piece, show=show)
-        num_steps = asked.group(Condensing).num_steps
-        poisoned_plots.losses(entries, workdir.path("losses.png"), num_steps=num_steps)
-        results = {
-            **{name: asked.flat()[name] for name in ("dataset", "attack", "preset")},
-            "table": poisoned_table.table(entries, attack=asked.method.name),
-            "runs": entries,
-            "seconds": piece.seconds("craft", "condense", "evaluate", "compile"),
-        }
-        told = _run.finished(workdir, results)
-        # After them: until then it is of the results that there are.
-        workdir.write_json("config.json", asked.flat())
-        return told
+    return _run.resumed(asked, _plan, _work, later=LATER)
 
 
 def main(asked: Asked[Any]) -> None:

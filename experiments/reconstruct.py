@@ -1,6 +1,6 @@
 """Trains a network on real images and reads them back from its weights.
 
-    python -m experiments.reconstruct --dataset=mnist --num_images=20 --width=1024
+    python -m experiments.reconstruct --dataset=mnist --num_train=20 --width=1024
 
 Each method has flags of its own: --method=kkt --help lists them.
 
@@ -13,22 +13,10 @@ from typing import Any, Literal
 
 import jax
 
-from experiments import (
-    _attacked,
-    _flags,
-    _network,
-    _progress,
-    _read_back,
-    _run,
-    _sweep,
-    _task_images,
-    _warned,
-)
-from experiments._groups import Run
-from experiments._network import Network
+from experiments import _attacked, _flags, _network, _run, _sweep
+from experiments._groups import Run, TaskImages
 from experiments._program import Asked, Program
-from experiments._recovered import summary
-from experiments._task_images import TaskImages
+from experiments._read_back import summary, written
 from experiments._workdir import Workdir
 from ntk_privacy import data
 from ntk_privacy.method import Method, field
@@ -74,9 +62,6 @@ PROGRAM = Program(
 def run(asked: Asked[Any]) -> dict[str, Any]:
     """Runs one configuration, or a sweep of them; returns what results.json holds.
 
-    Args:
-      asked: of `PROGRAM`.
-
     Raises:
       UsageError: the folder belongs to another configuration, or the flags ask for
         what the image set does not have.
@@ -84,20 +69,13 @@ def run(asked: Asked[Any]) -> dict[str, Any]:
       ValueError: a file is damaged, or training or attack cannot go on.
     """
     if asked.group(ReconstructRun).sweep is not None:
-        return _sweep.run(PROGRAM, asked, run)
-    # Before the folder is touched: images that cannot be had leave nothing behind.
-    with _run.precision(asked.group(Network).precision):
-        whole = _run.is_whole(asked.group(Run).workdir)
-        loaded = None if whole else _load(asked)
-        return _run.resumed(
-            PROGRAM,
-            asked,
-            lambda workdir: _work(asked, workdir, *loaded or _load(asked)),
-        )
+        return _sweep.run(asked, run)
+    with _run.precision(asked.group(_network.Network).precision):
+        return _run.resumed(asked, _load, _work)
 
 
 def _load(asked: Asked[Any]) -> tuple[data.Dataset, jax.Array]:
-    dataset, key = _task_images.load(asked.group(TaskImages), asked.group(Run).seed)
+    dataset, key = asked.group(TaskImages).load(asked.group(Run).seed)
     with _flags.usage():
         known = asked.group(_network.of(asked.method)).before(dataset)
         asked.method.check(known, asked.config)
@@ -105,15 +83,15 @@ def _load(asked: Asked[Any]) -> tuple[data.Dataset, jax.Array]:
 
 
 def _work(
-    asked: Asked[Any], workdir: Workdir, dataset: data.Dataset, key: jax.Array
+    asked: Asked[Any], workdir: Workdir, loaded: tuple[data.Dataset, jax.Array]
 ) -> dict[str, Any]:
-    flags, folder = asked.group(Run), workdir.checkpoint_folder
+    flags, folder, (dataset, key) = asked.group(Run), workdir.checkpoint_folder, loaded
     network = asked.group(_network.of(asked.method))
     training, attacking = Timer(), Timer()
-    stage = _progress.stage(flags, folder, training, description="train")
+    stage = _run.stage(flags, folder, training, description="train")
     victim = network.train(dataset, key, stage)
-    with _warned.recorded() as told:
-        stage = _progress.stage(flags, folder, attacking)
+    with _run.recorded() as told:
+        stage = _run.stage(flags, folder, attacking)
         found = _attacked.attack(asked, dataset, victim, stage)
     return {
         "warnings": told,
@@ -122,7 +100,7 @@ def _work(
         "width": network.width,
         "num_images": len(dataset.x_train),
         "seed": flags.seed,
-        **_read_back.written(workdir, dataset, victim, found, asked.method.name),
+        **written(workdir, dataset, victim, found, asked.method.name),
         "seconds": {
             "train": training.run,
             "compile": training.compile + attacking.compile,

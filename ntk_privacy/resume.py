@@ -8,6 +8,7 @@ earlier starts too. The method cannot tell the difference, and ends with the sam
 
 import contextlib
 import dataclasses
+import functools
 import io
 import pathlib
 import time
@@ -114,6 +115,21 @@ class Every:
         return True
 
 
+_RUNNING: "list[Timer]" = []
+
+
+@functools.cache
+def _listen() -> None:
+    """Lets the timers that run hear of compilation: one listener for all, for good."""
+
+    def heard(event: str, duration_secs: float, **_: object) -> None:
+        if event in _COMPILE_EVENTS:
+            for timer in _RUNNING:
+                timer.compile += duration_secs
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+
+
 class Timer:
     """Seconds of a stage: `compile` is tracing, lowering and compiling, `run` the rest.
 
@@ -125,11 +141,6 @@ class Timer:
         self.run = 0.0
         self._active = False
         self._start = (0.0, 0.0)
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
-
-    def _heard(self, event: str, duration_secs: float, **_: object) -> None:
-        if self._active and event in _COMPILE_EVENTS:
-            self.compile += duration_secs
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
@@ -139,11 +150,14 @@ class Timer:
             return
         self._start = (self.compile, time.perf_counter())
         self._active = True
+        _listen()
+        _RUNNING.append(self)
         try:
             yield
         finally:
             self.run = self.elapsed()
             self._active = False
+            _RUNNING.remove(self)
 
     def elapsed(self) -> float:
         """Run time so far, that of the block under way included."""

@@ -1,12 +1,14 @@
 """The README's example runs, and its commands exist."""
 
 import doctest
+import importlib
 import pathlib
 import re
 
 import pytest
 
 import ntk_privacy
+from experiments import _flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -19,6 +21,25 @@ def test_the_example_prints_what_it_says():
         )
     assert attempted > 10
     assert failed == 0
+
+
+def _commands():
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    return [
+        line.split() for line in re.findall(r"^python -m (experiments\..*)", text, re.M)
+    ]
+
+
+@pytest.mark.parametrize("words", _commands(), ids=lambda words: " ".join(words)[:60])
+def test_its_commands_have_flags_of_today(words):
+    module = importlib.import_module(words[0])
+    flags = getattr(module, "FLAGS", module.PROGRAM)
+    given = [word.strip("'\"") for word in words[1:] if word != "..."]
+    asked = _flags.read(flags, given)
+    known = asked.flat() if hasattr(asked, "flat") else vars(asked)
+    for word in given:
+        name = word[2:].partition("=")[0]
+        assert name in known or name.removeprefix("no") in known, name
 
 
 def test_the_make_targets_it_names_exist():

@@ -200,3 +200,24 @@ def test_a_loss_that_is_lost_ends_the_loop_with_its_name(lost):
     told = "The loss of search is not finite after 3 steps: use less."
     with pytest.raises(ValueError, match=told):
         resume.finite(resume.straight, "use less.")("search", None, go, 5)
+
+
+def test_timers_share_one_listener_and_hear_while_they_run(monkeypatch):
+    def compile_anew(size):
+        jax.jit(lambda x: x * size)(jnp.ones(size))
+
+    timer, late = resume.Timer(), resume.Timer()
+    with timer():
+        compile_anew(3)
+    heard = timer.compile
+    assert heard > 0
+    monkeypatch.setattr(
+        jax.monitoring, "register_event_duration_secs_listener", pytest.fail
+    )
+    for _ in range(3):
+        with resume.Timer()():
+            pass
+    with late():
+        compile_anew(5)
+    assert late.compile > 0
+    assert timer.compile == heard

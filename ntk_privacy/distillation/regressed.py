@@ -56,7 +56,7 @@ def images_per_class(y: Float[Array | np.ndarray, "n c"], num_distilled: int) ->
     if not 1 <= num_distilled <= n:
         raise ValueError(
             f"num_distilled={num_distilled} must lie between {classes} and "
-            f"num_images={n}."
+            f"num_train={n}."
         )
     if num_distilled % classes:
         raise ValueError(

@@ -7,7 +7,7 @@ Source: Yin, Xing & Shen, NeurIPS 2023 (SRe2L, arXiv:2306.13092); Yin & Shen, 20
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from ntk_privacy.distillation import cda, class_images, crop_share, sre2l
 from ntk_privacy.distillation.crop_share import MinShare
 from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.distillation.squeezed_settings import Config, small, suited
+from ntk_privacy.evasion import threat_model
 from ntk_privacy.method import Method
 from ntk_privacy.models import ResNet18
 from ntk_privacy.models.resnet import Stats
@@ -70,7 +71,17 @@ def keys(key: Array) -> Keys:
     return Keys(*jax.random.split(key, len(Keys._fields)))
 
 
-def network(images: ImageSet, config: Config) -> ResNet18:
+@runtime_checkable
+class Sized(Protocol):
+    """What says how large a network is: flags of a method, or of a judge."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def blocks(self) -> tuple[int, ...]: ...
+
+
+def network(images: ImageSet, config: Sized) -> ResNet18:
     """Returns the network that is squeezed, and that of a student.
 
     Args:
@@ -103,7 +114,7 @@ def batch_loss(images: ImageSet, config: Config) -> BatchLoss:
     if config.regularizer == "none":
         return squeeze.cross_entropy
     if config.regularizer == "adversarial":
-        return adversarial.PGD(*_normal(images), eps=config.eps)
+        return adversarial.PGD(*_normal(images), eps=threat_model.bound(config.eps))
     weight = config.penalty_weight
     assert weight is not None
     return squeeze.Regularized(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ntk_privacy import _checks
 from ntk_privacy.data import Foretold
 from ntk_privacy.data.image_set import ImageSet
+from ntk_privacy.evasion import threat_model
 from ntk_privacy.method import field
 
 __all__ = ["Config", "small", "suited"]
@@ -41,8 +42,11 @@ class Config:
         3.0, "Length of the step that tells the curvature, in normalised units."
     )
     penalty_share: float = field(1.0, "Part of each batch that the regulariser sees.")
-    eps: float = field(
-        1 / 255, "Bound of attacks, l_inf, in intensity: in training, and to judge by."
+    eps: str | float = field(
+        "1/255",
+        "Bound of attacks, l_inf, in intensity: in training, and to judge by; number "
+        "or fraction.",
+        means=threat_model.bound,
     )
     squeeze_epochs: int = field(200, "Of the network that is squeezed.")
     squeeze_warmup: float = field(0.0, "Part of them in which its step grows.")
@@ -83,7 +87,7 @@ class Config:
             penalty_weight=1.0 if self.penalty_weight is None else self.penalty_weight,
             penalty_step=self.penalty_step,
             penalty_share=self.penalty_share,
-            eps=self.eps,
+            eps=threat_model.bound(self.eps),
             squeeze_learning_rate=self.squeeze_learning_rate,
             learning_rate=self.learning_rate,
             temperature=self.temperature,
@@ -92,7 +96,7 @@ class Config:
             0,
             1,
             penalty_share=self.penalty_share,
-            eps=self.eps,
+            eps=threat_model.bound(self.eps),
             squeeze_warmup=self.squeeze_warmup,
         )
         _checks.at_least(

@@ -1,7 +1,8 @@
 """The model under attack: saved, made by a function of one's own, or trained here.
 
-`MODELS` has a record of each way: the first is `find`, by a name; the others train a
-ConvNet, see `evasion.robust_training`.
+`MODELS` has a record of each way, `run(images, config, *, key, threat_model, stage)`,
+which returns what has a `logits_fn` of images in [0, 1]: the first is `find`, by a
+name; the others train a ConvNet, see `evasion.robust_training`.
 """
 
 import dataclasses
@@ -212,8 +213,7 @@ def _is_named(images: ImageSet | None, config: Config) -> None:
     del images
     if config.model is None:
         raise ArgumentError(
-            "model=None: give a model, or train one with --train=plain or "
-            "--train=adversarial."
+            "model=None: give a model, or train one, as plain or adversarial."
         )
 
 

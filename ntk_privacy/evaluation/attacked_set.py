@@ -15,6 +15,7 @@ from ntk_privacy import _checks, sharding
 from ntk_privacy._types import Callback
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.evaluation import attacked_batches, named_attacks, robust_accuracy
+from ntk_privacy.evaluation.evasion_budget import Budget
 from ntk_privacy.evaluation.robust_accuracy import (
     RobustAccuracy,
     RobustnessWarning,
@@ -43,14 +44,13 @@ _PROBED = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Budget):
     """Attacks."""
 
     attacks: tuple[str, ...] = field(
         ("pgd", "apgd_ce", "square", "autoattack"),
         "In turn, of " + ", ".join(METHODS) + ".",
     )
-    eps: str = field("8/255", "Bound of a change, a number or a fraction.")
     norm: Literal["linf", "l2"] = field("linf", "Of the change.")
     batch_size: int = field(256, "Images of a batch.")
     survivors_only: bool = field(
@@ -58,20 +58,17 @@ class Config:
         "Each attack gets what those before it left; else all images that are read "
         "rightly, to compare attacks.",
     )
-    num_steps: int | None = field(
-        None, "Of every attack by steps; none is each one's own."
+    attack_steps: int | None = field(
+        None,
+        "Of every attack by steps; none is each one's own.",
+        former=("num_steps",),
     )
-    num_queries: int = field(5000, "Of Square.")
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.attacks:
             raise ValueError("attacks is empty: name one at least.")
-        _checks.at_least(
-            1,
-            batch_size=self.batch_size,
-            num_queries=self.num_queries,
-            num_steps=1 if self.num_steps is None else self.num_steps,
-        )
+        _checks.at_least(1, batch_size=self.batch_size)
         # Unknown and repeated names, before anything is loaded.
         self.stages(1000)
 
@@ -83,7 +80,8 @@ class Config:
             for entry in dataclasses.fields(METHODS[name].config)
         }
         why = f"--attacks={','.join(self.attacks)}"
-        return {n: why for n in ("num_steps", "num_queries") if n not in read}
+        named = {"attack_steps": "num_steps", "num_queries": "num_queries"}
+        return {flag: why for flag, name in named.items() if name not in read}
 
     @property
     def threat_model(self) -> ThreatModel:
@@ -100,7 +98,7 @@ class Config:
             self.attacks,
             threat_model=self.threat_model,
             num_classes=num_classes,
-            num_steps=self.num_steps,
+            num_steps=self.attack_steps,
             num_queries=self.num_queries,
         )[0]
 
@@ -151,8 +149,8 @@ def refuse_another(
     """
     if not same(known, probe(logits_fn, images.x_test, key=key)):
         raise ValueError(
-            "The model is not that of the results: give another --workdir, or the "
-            "model as it was."
+            "The model is not that of the results: give the model as it was, or "
+            "another folder."
         )
 
 
@@ -214,8 +212,8 @@ def attack(
     ) -> tuple[RobustAccuracy, np.ndarray]:
         if done and not same(np.asarray(start["probe"]), known):
             raise ValueError(
-                "The model is not that of the checkpoint: give another --workdir, or "
-                "the model as it was."
+                "The model is not that of the checkpoint: give the model as it was, or "
+                "another folder."
             )
         seconds, last = np.array(start["seconds"]), clock()
 
@@ -238,7 +236,7 @@ def attack(
                 threat_model=config.threat_model,
                 batch_size=config.batch_size,
                 survivors_only=config.survivors_only,
-                num_steps=config.num_steps,
+                num_steps=config.attack_steps,
                 num_queries=config.num_queries,
                 mesh=sharding.row_mesh() if jax.device_count() > 1 else None,
                 state=RobustState(*(np.array(part) for part in start["state"]))
@@ -262,7 +260,7 @@ def figures(attacked: Attacked, config: Config) -> dict[str, Any]:
       attacked: of `attack`.
       config: of the attacks.
     """
-    numbers = {"num_steps": config.num_steps, "num_queries": config.num_queries}
+    numbers = {"num_steps": config.attack_steps, "num_queries": config.num_queries}
     found = attacked.found
     spent = {
         name: float(values[values > 0].mean()) if (values > 0).any() else 0.0

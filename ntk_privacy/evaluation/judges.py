@@ -10,6 +10,7 @@ from ntk_privacy.evaluation import (
     copies,
     defence,
     set_attacks,
+    soft_students,
     students,
     transfer,
 )
@@ -22,6 +23,7 @@ JUDGES = by_name(
     copies.JUDGE,
     *students.JUDGES,
     set_attacks.JUDGE,
+    soft_students.JUDGE,
     transfer.JUDGE,
     defence.JUDGE,
 )

@@ -1,6 +1,6 @@
 """The kernel of a network followed through its training."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from ntk_privacy.kernels.named import Network
 from ntk_privacy.resume import Stage, straight
 from ntk_privacy.training import train
 
-__all__ = ["CHUNK", "Moved", "follow"]
+__all__ = ["CHUNK", "Moved", "figures", "follow"]
 
 CHUNK = 10
 """Training steps between looks at the loss, and before the first at the kernel."""
@@ -126,3 +126,20 @@ def _square(apply_fn, params, x):
     full = empirical.ntk(apply_fn, params, x, trace_outputs=False)
     n, c = full.shape[0], full.shape[2]
     return full.transpose(0, 2, 1, 3).reshape(n * c, n * c)
+
+
+def figures(moved: Moved) -> dict[str, Any]:
+    """Returns how far the kernel moved, and what it took, as a file of results has it.
+
+    Args:
+      moved: of `follow`.
+    """
+    return {
+        "kernel_distance": moved.distances[-1],
+        "train_steps": moved.steps[-1],
+        "train_loss": moved.losses[-1],
+        "converged": moved.converged,
+        "steps": moved.steps,
+        "losses": moved.losses,
+        "kernel_distances": moved.distances,
+    }

@@ -9,7 +9,7 @@ An image takes its nearest candidate whether the attack found it or not, and may
 it: the ranking of images that the network never saw is the level to compare with.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,14 @@ from ntk_privacy.data.dataset import Dataset
 from ntk_privacy.evaluation import reconstruction_curve
 from ntk_privacy.training import logistic
 
-__all__ = ["Ranking", "compared", "normalized_distances", "rank", "stretch"]
+__all__ = [
+    "Ranking",
+    "compared",
+    "figures",
+    "normalized_distances",
+    "rank",
+    "stretch",
+]
 
 NUM_BEST = 10
 """Pairs that the published score is the mean of."""
@@ -191,3 +198,18 @@ def compared(
     unseen = rank(dataset.x_test[: len(x)] - centre, reconstructions, mean=mean)
     apart = dataset.x_train[ranking.train_index] + dataset.mean - ranking.images
     return ranking, unseen, -10 * np.log10(np.mean(apart**2, axis=(1, 2, 3)))
+
+
+def figures(ranking: Ranking, unseen: Ranking) -> dict[str, Any]:
+    """Returns the scores of a ranking beside those of images that nobody trained on.
+
+    Args:
+      ranking: of the training images.
+      unseen: of others; see `compared`.
+    """
+    return {
+        "ssim": ranking.ssim,
+        "mean_ssim_best_10": ranking.mean_ssim_best,
+        "mean_ssim_best_10_of_unseen_images": unseen.mean_ssim_best,
+        "mean_dssim_best_10": ranking.mean_dssim_best,
+    }

@@ -8,6 +8,7 @@ target.
 """
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ from ntk_privacy.evaluation import (
     robust_accuracy,
     students,
 )
+from ntk_privacy.evaluation.evasion_budget import Budget
 from ntk_privacy.evaluation.judged import Judged, pixels
 from ntk_privacy.evaluation.reconstruction_curve import RECOVERED_PSNR
 from ntk_privacy.evaluation.robust_accuracy import RobustnessWarning
@@ -45,13 +47,15 @@ _BATCH = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(students.Config):
+class Config(students.Config, Budget):
     """Networks trained on the set, and their attackers."""
 
-    eps: str = field("1/255", "Bound of the evasion, l_inf; number or fraction.")
+    eps: str | float = field(
+        "1/255",
+        "Bound of the evasion, l_inf; number or fraction.",
+        means=threat_model.bound,
+    )
     num_attacked: int = field(100, "Test images to attack, at most.")
-    attack_steps: int | None = field(None, "Of the evasion; none is each one's own.")
-    num_queries: int = field(5000, "Of Square, a part of AutoAttack.")
     penalty_weight: float | None = field(
         None, "Of the curvature in the loss of networks; none is no such penalty."
     )
@@ -59,13 +63,8 @@ class Config(students.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        threat_model.of_text(self.eps)
-        _checks.at_least(
-            1,
-            num_attacked=self.num_attacked,
-            num_queries=self.num_queries,
-            attack_steps=1 if self.attack_steps is None else self.attack_steps,
-        )
+        Budget.__post_init__(self)
+        _checks.at_least(1, num_attacked=self.num_attacked)
         _checks.positive(penalty_step=self.penalty_step)
         if self.penalty_weight is not None:
             _checks.positive(penalty_weight=self.penalty_weight)
@@ -96,7 +95,7 @@ def evade(
             np.asarray(images.class_test[rows], np.int32),
             key=key,
             attacks=ATTACKS,
-            threat_model=threat_model.of_text(config.eps),
+            threat_model=config.threat_model,
             batch_size=_BATCH,
             num_steps=config.attack_steps,
             num_queries=config.num_queries,
@@ -221,6 +220,6 @@ JUDGE = Method(
     about="trains networks on the set and attacks them, the images that it is made of, "
     "and the set itself.",
     config=Config,
-    presets={"cpu": students.small(Config), "paper": Config},
+    presets={"cpu": functools.partial(Config, **students.SMALL), "paper": Config},
     run=_run,
 )

@@ -17,10 +17,14 @@ from jaxtyping import Array, Float
 from ntk_privacy import _checks, curvature, resume
 from ntk_privacy._types import Params
 from ntk_privacy.data.image_set import ImageSet
+from ntk_privacy.distillation import squeezed
+from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.evaluation import named_attacks
 from ntk_privacy.evaluation import robust_accuracy as robust
-from ntk_privacy.evasion import ThreatModel
-from ntk_privacy.method import field
+from ntk_privacy.evaluation.evasion_budget import Budget
+from ntk_privacy.evaluation.judged import Judged
+from ntk_privacy.evasion import threat_model
+from ntk_privacy.method import Method, field
 from ntk_privacy.models import ResNet18, saved
 from ntk_privacy.models.resnet import Stats
 from ntk_privacy.resume import Stage, straight
@@ -30,13 +34,14 @@ from ntk_privacy.training.soft_labels import SoftLabels
 
 __all__ = [
     "ATTACKS",
+    "JUDGE",
+    "SMALL",
     "Attacked",
     "Config",
     "Network",
     "accuracy",
     "attacked",
     "eigenvalues",
-    "small",
     "train",
 ]
 
@@ -63,37 +68,42 @@ _EXTRA_MATVECS = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Budget):
     """Attacks on a network; the defaults are those of GUARD's evaluation."""
 
     attacks: tuple[str, ...] = field(
         ("pgd100", "square", "autoattack", "cw", "mim"),
         "Of " + ", ".join(ATTACKS) + ".",
     )
-    eps: float = field(1 / 255, "Bound of the attacks, l_inf, in intensity.")
+    eps: str | float = field(
+        "1/255",
+        "Bound of the attacks, l_inf, in intensity; number or fraction.",
+        means=threat_model.bound,
+    )
     attack_steps: int | None = field(
         None, "Of the attacks, but pgd100; none is their own."
     )
-    num_queries: int = field(5000, "Of Square.")
+    width: int = field(64, "Channels of ResNet18's first stage; 64 is whole.")
+    blocks: tuple[int, ...] = field(
+        (2, 2, 2, 2), "Blocks of each of its stages; fewer make a smaller network."
+    )
+    num_epochs: int = field(400, "Of training on the distilled set, as it is labelled.")
+    temperature: float = field(30.0, "Of the soft labels.")
 
     def __post_init__(self):
+        super().__post_init__()
+        _checks.at_least(1, width=self.width, num_epochs=self.num_epochs)
+        _checks.positive(temperature=self.temperature)
         for name in self.attacks:
             _checks.one_of(tuple(ATTACKS), attacks=name)
         if len(set(self.attacks)) < len(self.attacks):
             raise ValueError(f"attacks={self.attacks} names one twice: name it once.")
-        steps = 1 if self.attack_steps is None else self.attack_steps
-        _checks.at_least(1, num_queries=self.num_queries, attack_steps=steps)
-        _checks.positive(eps=self.eps)
-        _checks.in_range(0, 1, eps=self.eps)
+        _checks.positive(eps=self.threat_model.eps)
+        _checks.in_range(0, 1, eps=self.threat_model.eps)
 
 
-def small(**given: Any) -> Config:
-    """Returns attacks that two cores finish: AutoAttack takes half an hour of one.
-
-    Args:
-      **given: fields, instead of these.
-    """
-    return Config(**{"attacks": ("pgd100", "mim", "apgd_t"), **given})
+SMALL: dict[str, Any] = {"attacks": ("pgd100", "mim", "apgd_t")}
+"""Attacks that two cores finish: AutoAttack takes half an hour of one."""
 
 
 class Network(NamedTuple):
@@ -214,7 +224,7 @@ def attacked(
     left: dict[str, dict[str, float]] = {}
     for attack in config.attacks:
         steps = None if attack == "pgd100" else config.attack_steps
-        numbers = (config.eps, steps, config.num_queries, pixels)
+        numbers = (config.threat_model.eps, steps, config.num_queries, pixels)
         told = resume.once(
             stage,
             f"attack_{attack}_{zlib.crc32(repr(numbers).encode()):08x}",
@@ -249,7 +259,7 @@ def _attack(
         images.class_test,
         key=key,
         attacks=(name,),
-        threat_model=ThreatModel(eps=config.eps),
+        threat_model=config.threat_model,
         batch_size=_ATTACK_BATCH,
         **options,
     )
@@ -299,3 +309,44 @@ def eigenvalues(
         num_matvecs=min(images.num_classes + _EXTRA_MATVECS, x[0].size),
     )
     return np.asarray(found)
+
+
+def _run(
+    images: ImageSet,
+    distilled: Distilled,
+    config: Config,
+    *,
+    key: Array,
+    stage: Stage = straight,
+) -> Judged:
+    """Trains a student on a set and judges it; `key` is that of the set's method."""
+    labels = getattr(distilled.state, "soft_labels", None)
+    if labels is None:
+        raise ValueError(
+            "labels are not soft: give a set with labels of every view, of sre2l or "
+            "cda."
+        )
+    keys, model = squeezed.keys(key), squeezed.network(images, config)
+    student = train(
+        distilled.images,
+        labels,
+        model=model,
+        key=keys.post_train,
+        num_epochs=config.num_epochs,
+        temperature=config.temperature,
+        stage=stage,
+    )
+    found = attacked(images, model, student, config, key=keys.evaluate, stage=stage)
+    top = eigenvalues(images, model, student, key=keys.evaluate)
+    figures = {"accuracy": found.accuracy, "autoattack_left": found.left}
+    return Judged(figures | {"top_hessian_eigenvalue": float(np.mean(top))}, student)
+
+
+JUDGE = Method(
+    name="soft_students",
+    about="trains a student on the soft labels of the set and attacks it (SRe2L, "
+    "GUARD).",
+    config=Config,
+    presets={"cpu": functools.partial(Config, **SMALL), "paper": Config},
+    run=_run,
+)

@@ -21,6 +21,7 @@ from ntk_privacy.data import augmentation
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.evasion import losses, pgd
 from ntk_privacy.evasion import task as tasks
+from ntk_privacy.evasion.task import LogitsFn
 from ntk_privacy.evasion.threat_model import ThreatModel
 from ntk_privacy.method import Method, by_name, field
 from ntk_privacy.models import ConvNet, saved
@@ -75,6 +76,11 @@ class Trained(NamedTuple):
     params: Params
     mean: Float[np.ndarray, " d"]
     deviation: Float[np.ndarray, " d"]
+
+    @property
+    def logits_fn(self) -> LogitsFn:
+        """Of images in [0, 1]."""
+        return saved.logits_fn(**self._asdict())
 
 
 class _State(NamedTuple):

@@ -98,7 +98,7 @@ class Limits(NamedTuple):
     high: Float[Array, ""]
 
 
-def of_text(eps: str, norm: str = "linf") -> ThreatModel:
+def of_text(eps: str | float, norm: str = "linf") -> ThreatModel:
     """Returns what an attacker may do within a bound that is written out.
 
     Args:
@@ -113,14 +113,26 @@ def of_text(eps: str, norm: str = "linf") -> ThreatModel:
       >>> threat_model.of_text("8/255").eps == 8 / 255
       True
     """
-    top, slash, bottom = eps.partition("/")
+    return ThreatModel(norm, bound(eps))
+
+
+def bound(eps: str | float) -> float:
+    """Returns a bound that is written out, or a number.
+
+    Args:
+      eps: a number or a fraction.
+
+    Raises:
+      ValueError: it is no number, negative, or not finite.
+    """
+    top, slash, bottom = str(eps).partition("/")
     try:
-        bound = float(top) / float(bottom) if slash else float(top)
+        found = float(top) / float(bottom) if slash else float(top)
     except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"eps={eps!r} is no number: write 0.03 or 8/255.") from error
-    if not 0 <= bound < float("inf"):
+    if not 0 <= found < float("inf"):
         raise ValueError(f"eps={eps} must be finite and at least 0.")
-    return ThreatModel(norm, bound)
+    return found
 
 
 class Region(NamedTuple):

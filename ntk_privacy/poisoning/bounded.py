@@ -18,7 +18,7 @@ from ntk_privacy.poisoning.perturbation import CraftState, Poisoned
 from ntk_privacy.poisoning.scenes import Scene
 from ntk_privacy.resume import Stage
 
-__all__ = ["Config", "check", "craft", "model", "small", "whole_steps"]
+__all__ = ["SMALL", "Config", "check", "craft", "model", "whole_steps"]
 
 # Steps between checkpoints.
 CHUNK = 10
@@ -46,16 +46,8 @@ class Config:
         )
 
 
-def small(config: type[Config], **more: Any) -> Callable[..., Any]:
-    """Returns a preset for two cores.
-
-    Args:
-      config: of the attack.
-      **more: further values.
-    """
-    # As many steps as a bound of 128/255 needs from anywhere within it.
-    sizes = {"width": 32, "attack_steps": 150, "num_restarts": 1, **more}
-    return lambda **given: config(**{**sizes, **given})
+SMALL: dict[str, Any] = {"width": 32, "attack_steps": 150, "num_restarts": 1}
+"""What two cores finish: as many steps as a bound of 128/255 needs from anywhere."""
 
 
 def whole_steps(bound: int, levels: int, *, name: str = "the images") -> int:

@@ -237,7 +237,10 @@ METHOD = Method(
     name="gradient",
     about="matches the target's gradient in clean networks (Witches' Brew).",
     config=Config,
-    presets={"cpu": bounded.small(Config, num_clean=4), "paper": Config},
+    presets={
+        "cpu": functools.partial(Config, **bounded.SMALL, num_clean=4),
+        "paper": Config,
+    },
     run=_run,
     check=bounded.check,
     loss="one less the cosine of gradients",

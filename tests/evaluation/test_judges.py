@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 
 from ntk_privacy import data, method, resume
-from ntk_privacy.distillation import METHODS, Distilled
+from ntk_privacy.distillation import METHODS, Distilled, squeezed
 from ntk_privacy.distillation.search import Kept
-from ntk_privacy.evaluation import JUDGES, Judged, copies, judged, students, transfer
+from ntk_privacy.evaluation import (
+    JUDGES,
+    Judged,
+    copies,
+    judged,
+    soft_students,
+    students,
+    transfer,
+)
 
 SMALL = {
     "width": 8,
@@ -129,7 +137,8 @@ def test_every_judge_says_what_it_is_and_refuses_what_it_cannot_judge(
             _config(name, width=0)
     if name == "copies":  # takes both
         return
-    other = sets["transfer" if name in OF_CLASSES else "students"]
+    hard = name in OF_CLASSES or name == "soft_students"
+    other = sets["transfer" if hard else "students"]
     with pytest.raises(ValueError, match=r"labels are .*: give a set with"):
         judge.run(images, other, _config(name), key=jax.random.key(0))
 
@@ -236,3 +245,29 @@ def test_a_set_of_other_images_is_not_tested_on_these():
     config = students.Config(width=2, num_networks=1, num_epochs=1)
     with pytest.raises(ValueError, match=r"shape \(4, 4, 1\), the test images \(8, 8"):
         students.train(images, made, config, key=jax.random.key(0))
+
+
+@pytest.mark.filterwarnings("ignore:mim with num_steps=1")
+def test_a_student_of_soft_labels_is_judged_like_any_other(images):
+    sre2l, judge = METHODS["sre2l"], JUDGES["soft_students"]
+    sizes = {"width": 2, "blocks": (1,), "num_epochs": 2}
+    steps = {"squeeze_epochs": 1, "squeeze_batch_size": 50, "num_steps": 2}
+    config = sre2l.configured(**sizes, **steps, images_per_class=1, batch_size=10)
+    key = jax.random.key(0)
+    made = sre2l.run(images, config, key=key)
+    small = judge.configured(**sizes, attacks=("mim",), attack_steps=1)
+    found = judge.run(images, made, small, key=key)
+    assert isinstance(found, Judged)
+    assert set(found.figures["accuracy"]) == {"clean", "mim (1 steps)"}
+    assert 0 <= found.figures["accuracy"]["clean"] <= 1
+    assert np.isfinite(found.figures["top_hessian_eigenvalue"])
+    # As the binary trains it, from the same key.
+    alone = soft_students.train(
+        made.images,
+        made.state.soft_labels,
+        model=squeezed.network(images, config),
+        key=squeezed.keys(key).post_train,
+        num_epochs=2,
+        temperature=small.temperature,
+    )
+    _same(found.made.params, alone.params)

@@ -100,6 +100,6 @@ def test_attacks_are_kept_by_their_numbers_and_images(monkeypatch, tmp_path):
 def test_what_flags_refuse(given, told):
     with pytest.raises(ValueError, match=told):
         Config(**given)
-    assert soft_students.small(num_queries=7) == Config(
+    assert Config(**soft_students.SMALL, num_queries=7) == Config(
         attacks=("pgd100", "mim", "apgd_t"), num_queries=7
     )

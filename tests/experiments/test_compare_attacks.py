@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from command_lines import command_line
 
-from experiments import _flags, _timed_sets, compare
-from experiments._groups import Run
+from experiments import _flags, _run, _timed_sets, compare
 from experiments._workdir import Workdir
-from ntk_privacy import curvature
+from ntk_privacy import curvature, data, resume
 from ntk_privacy.data.image_set import ImageSet, Statistics
-from ntk_privacy.distillation import METHODS, Distilled, dc
+from ntk_privacy.distillation import METHODS, Distilled, dc, timed
 from ntk_privacy.distillation.search import Kept
 from ntk_privacy.evaluation import protocol, robust_accuracy, set_attacks
 from ntk_privacy.models import ConvNet
@@ -89,7 +88,7 @@ def test_a_table_has_a_row_per_method_and_goes_on(tmp_path, attacked, monkeypatc
     assert float(random["best_psnr"]) > 60 > rdm["best_psnr"]
     # The networks differ, the set does not.
     assert (flat["steps"], flat["best_psnr"]) == (rdm["steps"], rdm["best_psnr"])
-    assert flat["steps"] == _timed_sets.CHUNK
+    assert flat["steps"] == timed.CHUNK
     sets = {path.name for path in tmp_path.glob("set_*.npz")}
     assert sets == {
         f"set_0_{n}_{k}.npz" for n in ("random", "rdm") for k in ("clean", "poisoned")
@@ -111,7 +110,7 @@ def test_a_table_has_a_row_per_method_and_goes_on(tmp_path, attacked, monkeypatc
     # As if killed before the last cell.
     for name in ("cell_0_rdm_curvature.json", "results.json"):
         (tmp_path / name).unlink()
-    monkeypatch.setattr(_timed_sets, "make", None)
+    monkeypatch.setattr(timed, "make", None)
     assert compare.run(_config(tmp_path))["table"] == table
     assert len(attacked) == 4
 
@@ -160,10 +159,10 @@ def test_the_regulariser_is_where_the_method_has_a_place_for_it(
 ):
     made, trained = {}, {}
 
-    def make(method, config, images, key, *, folder, **options):
+    def make(method, config, images, *, folder, **options):
         x = images.normalised(images.x_train)
-        made[folder.name] = (x, config)
-        return _timed_sets.TimedSet(_set(np.zeros((10, 8, 8, 1))), 3, 1.0)
+        made[folder.parent.name] = (x, config)
+        return timed.TimedSet(_set(np.zeros((10, 8, 8, 1))), 3, 1.0)
 
     def evaluate(images, labels, x_test, class_test, *, key, regularize, **options):
         (target,) = options["targets"]
@@ -174,7 +173,7 @@ def test_the_regulariser_is_where_the_method_has_a_place_for_it(
         return protocol.Evaluated(np.ones(1), np.array([[3]]), state)
 
     asked = []
-    monkeypatch.setattr(_timed_sets, "make", make)
+    monkeypatch.setattr(timed, "make", make)
     monkeypatch.setattr(plots, "pictures", lambda *args, **kwargs: None)
     monkeypatch.setattr(protocol, "evaluate", evaluate)
     methods = ("rdm", "rdm_curvature", "dc", "dc_curvature")
@@ -271,15 +270,15 @@ def test_a_row_is_the_mean_over_seeds():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--attacks=none"], "has no effect with --attacks=none: leave it out"),
+        (["--attacks=none"], "no effect with --judge=architectures: leave it out"),
         (["--methods=rdm_flat"], "methods='rdm_flat' is unknown"),
         (["--eps=x"], "eps='x' is no number"),
         (["--num_seeds=0"], "num_seeds=0 must be at least 1"),
         (["--rate=0"], "rate=0.0 must be above 0"),
         (["--rate=0.0001"], "is no poison at all"),
         (["--penalty_weight=0"], "penalty_weight=0.0 must be above 0"),
-        (["--architectures=MLP"], "--architectures has no effect with --attacks=all"),
-        (["--num_images=100"], "num_images=100: rdm: batch_size=128 is more than"),
+        (["--architectures=MLP"], "--architectures has no effect with --judge=attacks"),
+        (["--num_images=100"], "num_train=100: rdm: batch_size=128 is more than"),
         (["--methods=rkip_curvature", "--num_targets=5"], "is 0 of each class"),
         (["--methods=dc", "--images_per_class=900"], "images_per_class=900 is more"),
     ],
@@ -299,7 +298,9 @@ def test_faults_are_one_line_and_leave_nothing(tmp_path, capsys, flags, message)
 def test_curvature_is_for_the_attacks_alone():
     with pytest.raises(ValueError, match="methods='rdm_curvature' is unknown"):
         compare.PROGRAM.asked(methods=("rdm_curvature",))
-    assert compare.PROGRAM.asked(methods=("rkip_noise",)).method.name == "none"
+    assert compare.PROGRAM.asked(methods=("rkip_noise",)).method.name == (
+        "architectures"
+    )
 
 
 def test_a_timed_method_shows_its_seconds(monkeypatch, tmp_path):
@@ -335,11 +336,17 @@ def test_a_timed_method_shows_its_seconds(monkeypatch, tmp_path):
 
     known = dataclasses.replace(METHODS["dm"], run=run)
     monkeypatch.setattr(_timed_sets, "Progress", Bar)
-    monkeypatch.setattr(_timed_sets.resume.Timer, "elapsed", lambda _: next(clock))
+    monkeypatch.setattr(resume.Timer, "elapsed", lambda _: next(clock))
     # Of a run that was killed: the time they took is not known.
     (tmp_path / "experts").mkdir()
-    config = _timed_sets.configured(known, "cpu", width=4, unheard=3)
-    options = {"seconds": 2.5, "run": Run(), "folder": tmp_path}
-    made = _timed_sets.make(known, config, None, None, **options)
+    monkeypatch.setitem(METHODS, "dm", known)
+    assert timed.configured(known, "cpu", width=4, unheard=3).width == 4
+    images = data.load_set("digits")
+    asked = compare.PROGRAM.asked(seconds=2.5, workdir=str(tmp_path))
+    with _run.opened(asked) as workdir:
+        made = _timed_sets.made_or_kept(
+            *(asked, workdir, "dm", images, (jax.random.key(0), None), "set"),
+            folder=".",
+        )
     assert (made.steps, shown) == (7, [3, 1, 3])
     assert not (tmp_path / "experts").exists()

@@ -17,7 +17,7 @@ from ntk_privacy.distillation import kernel_methods, regressed, search
 from ntk_privacy.kernels import conjugate_gradients
 
 TOY = {
-    "num_images": 12,
+    "num_train": 12,
     "num_distilled": 4,
     "num_steps": 40,
     "width": 16,
@@ -477,9 +477,9 @@ def test_duplicate_images_name_the_ridge(tmp_path, capsys, monkeypatch):
     ("flag", "message"),
     [
         ("--num_distilled=0", "num_distilled=0 must be at least 1"),
-        ("--num_distilled=14", "num_distilled=14 must lie between 2 and num_images=12"),
+        ("--num_distilled=14", "num_distilled=14 must lie between 2 and num_train=12"),
         ("--num_distilled=5", "num_distilled=5 does not split evenly into the 2"),
-        ("--num_images=13", "num_images=13 does not split evenly"),
+        ("--num_images=13", "num_train=13 does not split evenly"),
         ("--num_steps=0", "num_steps=0 must be at least 1"),
         ("--learning_rate=0", "learning_rate=0.0 must be above 0"),
         ("--diag_reg=-1", "diag_reg=-1.0 must be at least 0"),

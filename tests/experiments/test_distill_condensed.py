@@ -16,7 +16,7 @@ from ntk_privacy.models import ConvNet
 
 TOY = {
     "method": "rdm",
-    "num_images": 300,
+    "num_train": 300,
     "num_test": 60,
     "width": 4,
     "images_per_class": 2,
@@ -164,7 +164,7 @@ def test_presets_fill_in_what_is_not_given():
     sizes = paper.config
     assert (sizes.width, sizes.images_per_class, sizes.num_steps) == (128, 50, 20_000)
     assert not hasattr(sizes, "rate")
-    assert paper.group(Data).num_images is None
+    assert paper.group(Data).num_train is None
     assert paper.flat()["num_epochs"] == 1000
     assert distill.asked(method="rdm").preset == "cpu"
     assert distill.asked(method="rdm").flat()["num_epochs"] == 100
@@ -172,7 +172,7 @@ def test_presets_fill_in_what_is_not_given():
     kernels = distill.asked(method="kip")
     assert (kernels.config.width, kernels.config.num_steps) == (4096, 50_000)
     assert kernels.config.learning_rate == 1e-3
-    assert kernels.group(Data).num_images == 500
+    assert kernels.group(Data).num_train == 500
     assert kernels.config.batch_size is None
 
 

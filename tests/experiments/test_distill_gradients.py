@@ -13,17 +13,16 @@ from experiments import (
     _flags,
     _made,
     _students,
-    _timed_sets,
     compare,
     distill,
 )
 from ntk_privacy import checkpoint, data
-from ntk_privacy.distillation import dc, gradient_matching, mtt, search
+from ntk_privacy.distillation import dc, gradient_matching, mtt, search, timed
 from ntk_privacy.models import ConvNet
 from ntk_privacy.training import classification, trajectories
 
 TOY = {
-    "num_images": 300,
+    "num_train": 300,
     "num_test": 60,
     "width": 4,
     "images_per_class": 1,
@@ -242,7 +241,7 @@ def test_compare_has_a_row_per_method_and_a_column_per_architecture(tmp_path):
     assert list(results["rows"]) == ["random", "rkip", "dc"]
     for row in results["rows"].values():
         assert list(row["accuracy"]) == ["ConvNetW4", "MLP", "ConvNetW4D1"]
-    assert results["rows"]["dc"]["steps"] == _timed_sets.CHUNK
+    assert results["rows"]["dc"]["steps"] == timed.CHUNK
     assert len(results["markdown"].splitlines()) == 5
     assert (tmp_path / "dc.png").exists()
     # Asked for more, it keeps what is there.
@@ -260,7 +259,7 @@ def test_compare_has_a_row_per_method_and_a_column_per_architecture(tmp_path):
         ({"architectures": ("VGG",)}, "name='VGG' is unknown"),
         ({"seconds": 0.0}, "seconds=0.0 must be above 0"),
         ({"num_test": -5}, "num_test=-5 must be at least 1"),
-        ({"num_images": 0}, "num_images=0 must be at least 1"),
+        ({"num_images": 0}, "num_train=0 must be at least 1"),
         ({"width": 0}, "width=0 must be at least 1"),
     ],
 )

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import _flags, _image_sets, _soft_students, _squeezed, distill, evade
-from experiments._groups import Data
+from experiments import _flags, _run, _soft_students, _squeezed, distill, evade
+from experiments._groups import Data, Source
 from ntk_privacy import checkpoint, distillation
 from ntk_privacy.evaluation import robust_accuracy as robust
 from ntk_privacy.evaluation import soft_students
@@ -22,7 +22,7 @@ from ntk_privacy.reports import curvature_plots
 TOY = {
     "method": "sre2l",
     "dataset": "digits",
-    "num_images": 100,
+    "num_train": 100,
     "num_test": 30,
     "width": 2,
     "blocks": (1,),
@@ -110,7 +110,7 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
             message = "has an eigenvalues.npz that cannot be read: give"
         with monkeypatch.context() as patch:
             # Before the images are read, and where there is nothing yet.
-            patch.setattr(_image_sets, "read", None)
+            patch.setattr(Source, "read", None)
             with pytest.raises(_flags.UsageError, match=message):
                 distill.run(_config(new, **later, baseline=str(other)))
         assert not new.exists()
@@ -214,7 +214,7 @@ def test_flags_are_those_of_a_method_like_any_other(capsys):
     assert asked(["--method", "cda"]).method.name == "cda"
     plain = asked(["--method=sre2l"])
     flat = plain.flat()
-    assert (flat["dataset"], flat["num_images"], flat["num_test"]) == (
+    assert (flat["dataset"], flat["num_train"], flat["num_test"]) == (
         "cifar10",
         2000,
         200,
@@ -227,7 +227,7 @@ def test_flags_are_those_of_a_method_like_any_other(capsys):
     paper = asked(["--method=sre2l", "--preset=paper", "--regularizer=curvature"])
     assert paper.config.penalty_weight == 100.0
     assert len(paper.flat()["attacks"]) == 5
-    assert paper.flat()["num_images"] is None
+    assert paper.flat()["num_train"] is None
     arguments = ["--method=cda", "--preset=paper", "--dataset=tiny_imagenet"]
     tiny = asked(arguments).config
     assert (tiny.num_steps, tiny.learning_rate, tiny.bn_weight) == (4000, 0.4, 0.05)
@@ -250,12 +250,13 @@ def test_the_bound_is_part_of_adversarial_training_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(_soft_students, "KIND", kind_of_eps)
     for kind in ("adversarial", "none"):
         found = distill.run(_config(tmp_path / kind, regularizer=kind))
-        assert found["eps"] == 1 / 255
-    with distill.opened(_config(tmp_path / "none", eps=0.1)) as workdir:
+        assert found["eps"] == "1/255"
+    other = _config(tmp_path / "none", eps="0.1")
+    with _run.opened(other, distill.later(other)) as workdir:
         assert workdir.is_done()
-    with pytest.raises(_flags.UsageError, match=r"eps: 0\.0039.* in the folder, 0\.1"):
+    with pytest.raises(_flags.UsageError, match=r'eps: "1/255" in the folder, "0\.1"'):
         distill.run(
-            _config(tmp_path / "adversarial", regularizer="adversarial", eps=0.1)
+            _config(tmp_path / "adversarial", regularizer="adversarial", eps="0.1")
         )
 
 
@@ -305,17 +306,14 @@ def test_any_image_folder_is_a_data_set(tmp_path):
     np.testing.assert_allclose(images.normal.mean, mean, rtol=1e-5)
     # evade reads it once, and takes what there is.
     attacked = evade.PROGRAM.asked(train="plain", **small)
-    images, model = evade._found(attacked)
+    images, model = evade._load(attacked)
     assert model is None
     assert images.x_train.shape == (5, 5, 5, 3)
     assert images.class_names == ("a", "b")
     # Its place is what is in it: another is another run.
-    assert "data_dir" not in _image_sets.not_results(
-        config.group(Data), ("data_dir", "workdir")
-    )
-    assert "data_dir" in _image_sets.not_results(
-        _config(tmp_path).group(Data), ("data_dir",)
-    )
+    names = ("data_dir", "workdir")
+    assert "data_dir" not in config.group(Data).not_results(names)
+    assert "data_dir" in _config(tmp_path).group(Data).not_results(names)
 
 
 @pytest.mark.parametrize(

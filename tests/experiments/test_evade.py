@@ -244,7 +244,7 @@ def test_distill_leaves_a_network_to_attack(tmp_path):
         ({"train": "none"}, 2, "give a model, or train"),
         ({"model": "x"}, 2, "--model has no effect with --train=plain: leave it out"),
         ({"batch_size": 0}, 2, "batch_size=0 must be at least 1"),
-        ({"num_images": 0}, 2, "num_images=0 must be at least 1"),
+        ({"num_images": 0}, 2, "num_attacked=0 must be at least 1"),
         ({"train": "none", "model": "nowhere"}, 2, "holds no model.json"),
         ({"train": "none", "model": "nomodule:f"}, 2, "cannot be imported"),
         ({"train": "none", "model": "own_models:f"}, 2, "cannot be imported"),

@@ -24,9 +24,7 @@ class Config:
     dataset: str = dataclasses.field(
         default="digits", metadata={"choices": ("digits", "mnist")}
     )
-    mode: Literal["fast", "paper"] = dataclasses.field(
-        default="fast", metadata={"elsewhere": ("exact",)}
-    )
+    mode: Literal["fast", "paper"] = "fast"
     data_dir: str | None = None
     time: float | None = 2.5
     download: bool = False
@@ -113,7 +111,7 @@ def test_flags_without_effect_are_refused_whatever_their_value(capsys):
         ("distill", "--method=sre2l --attack_steps=3", "attack_steps"),
         ("distill", "--method=cda --attacks=mim", "attacks"),
         ("evade", "--train=plain --attacks=pgd --num_queries=7", "num_queries"),
-        ("evade", "--train=plain --attacks=square --num_steps=7", "num_steps"),
+        ("evade", "--train=plain --attacks=square --attack_steps=7", "attack_steps"),
         ("evade", "--model=x --width=64", "width"),
         ("evade", "--train=plain --train_attack_steps=7", "train_attack_steps"),
         ("compare", "--num_seeds=1", "num_seeds"),
@@ -144,12 +142,76 @@ def _flags_of(module):
         ("distill", "--method=rkip --attack --attack_steps=9 --dynamics=standard"),
         ("poison", "--attack=gradient --num_clean=2 --bound=8"),
         ("evade", "--train=adversarial --train_attack_steps=3 --width=8"),
-        ("compare", "--attacks=all --num_seeds=2"),
+        ("compare", "--judge=attacks --num_seeds=2"),
     ],
 )
 def test_flags_that_have_an_effect_are_taken(program, flags):
     module = importlib.import_module(f"experiments.{program}")
     assert _flags.read(_flags_of(module), flags.split())
+
+
+@pytest.mark.parametrize(
+    ("program", "former", "today"),
+    [
+        ("reconstruct", "--num_images=4", "--num_train=4"),
+        ("kernel", "--num_images 7", "--num_train=7"),
+        ("distill", "--method=dm --num_images=30", "--method=dm --num_train=30"),
+        ("distill", "--table --num_images=30", "--table --num_train=30"),
+        ("poison", "--first_seed=3", "--seed=3"),
+        ("compare", "--num_images=30 --attacks=none", "--num_train=30"),
+        ("compare", "--attacks=all", "--judge=attacks"),
+        (
+            "compare",
+            "--attacks all --num_attacked=3",
+            "--judge=attacks --num_attacked=3",
+        ),
+        (
+            "evade",
+            "--train=plain --num_images=40 --num_steps=3 --num_train=9",
+            "--train=plain --num_attacked=40 --attack_steps=3 --num_train=9",
+        ),
+    ],
+)
+def test_former_names_are_understood_and_not_listed(capsys, program, former, today):
+    module = importlib.import_module(f"experiments.{program}")
+    flags = _flags_of(module)
+
+    def told(words):
+        found = _flags.read(flags, words.split())
+        return found.flat() if hasattr(found, "flat") else found
+
+    assert told(former) == told(today)
+    assert _flags.call(print, flags, [*former.split(), "--help"]) == 0
+    listed = capsys.readouterr().out
+    names = {word.partition("=")[0] for word in former.split() if word[:2] == "--"}
+    for name in names - {word.partition("=")[0] for word in today.split()}:
+        assert f"  {name}=" not in listed
+
+
+def test_one_meaning_has_one_name_in_every_binary():
+    """Training images, attacked test images, the first seed, steps of an evasion."""
+    every = set()
+    for name in ("compare", "distill", "evade", "kernel", "poison", "reconstruct"):
+        program = importlib.import_module(f"experiments.{name}").PROGRAM
+        for method in program.methods:
+            every |= program.names(method) | {program.flag}
+    assert not every & {"num_images", "first_seed"}
+    assert {"num_train", "num_test", "num_attacked", "seed", "eps"} <= every
+
+
+def test_a_preset_that_is_the_only_one_is_no_choice_in_help(capsys):
+    module = importlib.import_module("experiments.evade")
+    assert _flags.read(module.PROGRAM, ["--model=x", "--preset=cpu"]).preset == "cpu"
+    assert _flags.call(print, module.PROGRAM, ["--help"]) == 0
+    assert "--preset" not in capsys.readouterr().out
+
+
+def test_flags_that_are_replaced_are_checked():
+    module = importlib.import_module("experiments.distill")
+    asked = module.PROGRAM.asked("full", num_images=7)
+    assert asked.replaced(num_images=9).flat()["num_train"] == 9
+    with pytest.raises(ValueError, match="is no distilled set"):
+        asked.replaced(attack=True)
 
 
 def test_two_binaries_live_in_one_process_and_leave_no_global_flag():
@@ -169,8 +231,7 @@ def test_two_binaries_live_in_one_process_and_leave_no_global_flag():
             ["--dataset=mnits"],
             "flag --dataset=mnits: unknown, did you mean mnist? Use one of digits, m",
         ),
-        (["--mode=slow"], "use one of fast, paper, exact."),
-        (["--mode=exact"], "flag --mode=exact: has flags of its own"),
+        (["--mode=slow"], "use one of fast, paper."),
         (["--download=maybe"], "flag --download=maybe"),
         (["--hidden=1,x"], "flag --hidden=1,x: expected a whole number, not 'x'."),
         (["--span=1"], "flag --span=1: expected 2 values"),

@@ -1,6 +1,7 @@
 """`--dataset` of every binary: a name, a file, a folder; and what stays honest."""
 
 import dataclasses
+import importlib
 import json
 import pathlib
 
@@ -9,9 +10,7 @@ import pytest
 
 from experiments import (
     _flags,
-    _image_sets,
     _run,
-    _task_images,
     compare,
     distill,
     evade,
@@ -23,6 +22,7 @@ from experiments._groups import Source
 from experiments._program import Asked
 from experiments._workdir import Workdir
 from ntk_privacy import data
+from ntk_privacy.data import choice
 from ntk_privacy.data.sets import SETS, Set
 
 CONFIGS = {
@@ -62,11 +62,11 @@ def test_every_binary_takes_a_file_and_knows_what_is_in_it(tmp_path, binary):
     other = _data(_config(binary, dataset=_npz(tmp_path / "b.npz", seed=1)))
     assert one.fingerprint != other.fingerprint
     assert dataclasses.replace(one, seed=1) if hasattr(one, "seed") else True
-    assert _image_sets.image_shape(one) == (4, 4, 1)
+    assert choice.image_shape(one) == (4, 4, 1)
     # The file is another now: the config is still of the images that it was.
     _npz(tmp_path / "a.npz", seed=1)
     with pytest.raises(_flags.UsageError, match="give those, or leave fingerprint"):
-        _image_sets.read(one)
+        one.read()
 
 
 @every_binary
@@ -97,14 +97,13 @@ def test_a_set_more_is_one_row_for_the_binaries(tmp_path, monkeypatch):
     raw = data.Raw(images, labels, images[:8], labels[:8], tuple("abcd"), 255)
     monkeypatch.setitem(SETS, "toy", Set(lambda _: raw, (6, 6, 1), flips=False))
     images = _data(_config("reconstruct", dataset="toy", num_images=8))
-    dataset, _ = _task_images.load(images, 0)
+    dataset, _ = images.load(0)
     assert (dataset.x_train.shape, dataset.y_train.shape) == ((8, 6, 6, 1), (8, 4))
-    found = _image_sets.part(
-        _data(_config("poison", dataset="toy")), published=False, num_train=20
-    )
+    config = _config("poison", dataset="toy", num_train=20)
+    found = _data(config).part(published=False)
     assert (found.x_train.shape, found.num_classes) == ((20, 6, 6, 1), 4)
     assert "flip" not in found.operations
-    assert _image_sets.image_shape(_data(_config("distill", dataset="toy"))) == (
+    assert choice.image_shape(_data(_config("distill", dataset="toy"))) == (
         6,
         6,
         1,
@@ -150,21 +149,21 @@ def test_a_run_is_of_its_images_wherever_they_lie(tmp_path, binary):
 
 def test_what_was_made_of_images_that_are_gone_may_be_looked_at(tmp_path):
     config = _config("kernel", dataset=_npz(tmp_path / "a.npz"))
-    ignore = _image_sets.not_results(_data(config), ())
+    ignore = _data(config).not_results(())
     with Workdir(tmp_path / "run", config.flat(), ignore=ignore):
         pass
     (tmp_path / "a.npz").unlink()
     gone = _config("kernel", dataset=_data(config).dataset)
-    ignore = _image_sets.not_results(_data(gone), ())
+    ignore = _data(gone).not_results(())
     with Workdir(tmp_path / "run", gone.flat(), ignore=ignore):
         assert _data(gone).fingerprint is None
     with pytest.raises(FileNotFoundError, match="is missing"):
-        _image_sets.read(_data(gone))
+        _data(gone).read()
 
 
 def test_folders_of_older_runs_of_named_sets_go_on():
     for config in (_data(_config(name, dataset="digits")) for name in CONFIGS):
-        ignored = _image_sets.not_results(config, ("workdir", "data_dir"))
+        ignored = config.not_results(("workdir", "data_dir"))
         assert set(ignored) == {"workdir", "data_dir", "image_size", "fingerprint"}
 
 
@@ -182,6 +181,9 @@ WHOLE = {
     "poison": {"attack": "none", "methods": ("dm",), "num_seeds": 1, "num_test": 4},
     "compare": {"methods": ("dm",), "images_per_class": 1, "width": 4},
     "evade": {"train": "plain"},
+    "distill": {"method": "full", "num_images": 4},
+    "kernel": {"num_images": 4},
+    "reconstruct": {"num_images": 4},
 }
 
 
@@ -190,7 +192,7 @@ def test_a_whole_run_is_told_when_its_images_are_gone(tmp_path, binary):
     place, folder = _npz(tmp_path / "own.npz"), tmp_path / "run"
     given = {"dataset": place, "workdir": str(folder), **WHOLE[binary]}
     asked = _config(binary, **given)
-    module = {"poison": poison, "compare": compare, "evade": evade}[binary]
+    module = importlib.import_module(f"experiments.{binary}")
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(asked.flat()))
     np.savez(folder / "arrays.npz", none=np.zeros(1))
@@ -206,6 +208,13 @@ def test_another_number_of_seeds_is_no_whole_run(tmp_path):
     asked = poison.PROGRAM.asked(num_seeds=2, workdir=str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps(asked.flat()))
     (tmp_path / "results.json").write_text("{}")
-    assert _run.told(poison.PROGRAM, asked, poison.LATER) == {}
+
+    def run(asked):
+        return _run.resumed(
+            asked, lambda _: 3, lambda *_: {"made": 1}, later=poison.LATER
+        )
+
+    assert run(asked) == {}
     more = poison.PROGRAM.asked(num_seeds=3, workdir=str(tmp_path))
-    assert _run.told(poison.PROGRAM, more, poison.LATER) is None
+    assert run(more)["made"] == 1
+    assert json.loads((tmp_path / "config.json").read_text())["num_seeds"] == 3

@@ -208,7 +208,7 @@ def test_other_kernels(tmp_path, changes, request):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num_images=0"], "num_images=0 must be at least 1"),
+        (["--num_images=0"], "num_train=0 must be at least 1"),
         (["--kernel=magic"], "unknown: use one of infinite_mlp"),
         (["--kernel=infinite_mpl"], "did you mean infinite_mlp?"),
         (["--weight_std=-1"], "weight_std=-1.0 must be at least 0"),
@@ -221,7 +221,7 @@ def test_other_kernels(tmp_path, changes, request):
         (["--width=9"], "--width has no effect with --parametrization=ntk"),
         (["--notrain"], "--notrain has no effect with --kernel=infinite_mlp"),
         (["--widht=8"], "Unknown command line flag 'widht'"),
-        (["--num_images=5"], "num_images=5 does not split evenly"),
+        (["--num_images=5"], "num_train=5 does not split evenly"),
         (["--kernel=empirical_mlp", "--stream"], "add --notrain"),
         (
             ["--kernel=empirical_mlp", "--bias_std=0.1"],

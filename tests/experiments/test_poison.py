@@ -12,7 +12,7 @@ from experiments import _flags, poison
 from ntk_privacy import checkpoint, data
 from ntk_privacy.data import sets
 from ntk_privacy.distillation import METHODS
-from ntk_privacy.evaluation import students
+from ntk_privacy.evaluation import poisoned_means, students
 from ntk_privacy.poisoning import METHODS as ATTACKS
 
 TOY = {
@@ -229,3 +229,17 @@ def test_presets_fill_in_what_is_not_given():
     cpu = poison.PROGRAM.asked(width=7, attack="gradient").flat()
     names = ("width", "num_runs", "num_networks", "attack_steps", "num_clean")
     assert [cpu[name] for name in names] == [7, 1, 3, 150, 4]
+
+
+def _again(*_, **__):
+    pytest.fail("measured again")
+
+
+def test_what_poison_does_to_a_mean_is_measured_once(tmp_path, monkeypatch):
+    changes = {"methods": ("dm",), "num_steps": 1, "num_epochs": 1, "control": False}
+    results = _run(tmp_path, **changes)
+    (tmp_path / "results.json").unlink()
+    monkeypatch.setattr(
+        poisoned_means, "deviation", lambda *_, **__: pytest.fail("again")
+    )
+    assert _run(tmp_path, **changes)["runs"] == results["runs"]

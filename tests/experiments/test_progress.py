@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from experiments._progress import Progress
 from ntk_privacy import _loop
+from ntk_privacy.reports.progress import Progress
 
 
 def _step(state, step, data):

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 
-from experiments import _flags, _warned, reconstruct
+from experiments import _flags, reconstruct
 from experiments import _run as _run_folder
 from ntk_privacy import checkpoint
 from ntk_privacy.reconstruction import algebraic, judging, kkt
@@ -224,7 +224,7 @@ def test_killed_in_training_and_in_the_attack_it_goes_on_to_the_same_bytes(tmp_p
     ("flag", "message"),
     [
         ("--width=0", "width=0 must be at least 1"),
-        ("--num_images=0", "num_images=0 must be at least 1"),
+        ("--num_images=0", "num_train=0 must be at least 1"),
         ("--depth=0", "depth=0 must be at least 1"),
         ("--num_steps=0", "num_steps=0 must be at least 1"),
         ("--num_candidates=-1", "num_candidates=-1 must be at least 1"),
@@ -241,7 +241,7 @@ def test_killed_in_training_and_in_the_attack_it_goes_on_to_the_same_bytes(tmp_p
         ("--dataset=imagenet", "use one of digits, mnist, cifar10"),
         ("--method=magic", "use one of"),
         ("--widht=3", "Unknown command line flag 'widht'"),
-        ("--num_images=5", "num_images=5 does not split evenly into the 2 classes"),
+        ("--num_images=5", "num_train=5 does not split evenly into the 2 classes"),
         ("--num_images=20000", "use at most "),
         ("--task=animal_vehicle", "task='animal_vehicle' does not exist for digits"),
     ],
@@ -294,7 +294,7 @@ def test_missing_and_broken_files_are_one_line_exit_1_and_leave_nothing(
         f"--data_dir={tmp_path / 'few'}",
     )
     assert code == 2
-    assert "num_images=12 needs 6 images of" in told
+    assert "num_train=12 needs 6 images of" in told
     assert "use at most 10" in told
     assert not folder.exists()
 
@@ -302,7 +302,7 @@ def test_missing_and_broken_files_are_one_line_exit_1_and_leave_nothing(
 def test_a_folder_that_failed_for_its_flags_takes_the_corrected_ones(tmp_path, capsys):
     folder = tmp_path / "new"
     assert _call(capsys, *_arguments(folder, num_images=5))[0] == 2
-    with _run_folder.opened(reconstruct.PROGRAM, _asked(folder)):
+    with _run_folder.opened(_asked(folder)):
         pass
 
 
@@ -379,7 +379,7 @@ def test_two_images_are_decoded(tmp_path, method, known):
 
 def test_warnings_are_kept_and_go_on():
     def warned():
-        with _warned.recorded() as told:
+        with _run_folder.recorded() as told:
             for _ in range(2):
                 warnings.warn("odd   weights", UserWarning, stacklevel=1)
         return told

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from experiments import (
-    _image_sets,
+    _flags,
     _run,
     _study,
     _study_config,
@@ -19,7 +19,6 @@ from experiments import (
     poison,
     reconstruct,
 )
-from experiments._workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parents[2] / "results"
 FOLDERS = sorted(path.parent for path in ROOT.rglob("config.json"))
@@ -38,12 +37,11 @@ def _name(folder):
 def _taken(kind, stored, **changes):
     """What flags of the stored values ask for; names of today alone."""
     names = {entry.name for entry in dataclasses.fields(kind)}
-    # What is the default now, and was written as a number.
-    were = {e.name: e.metadata.get("was") for e in dataclasses.fields(kind)}
+    stored = _flags.of_today(_flags.entries(kind), stored)
     own = {
         name: _tuples(value)
         for name, value in stored.items()
-        if name in names and value is not None and value != were[name]
+        if name in names and value is not None
     }
     return kind(**{**own, **changes})
 
@@ -57,27 +55,21 @@ def _opened(folder, stored):
     changes = {"workdir": str(folder)}
     program = PROGRAMS.get(folder.name.split("__")[-1])
     if hasattr(program, "PROGRAM"):
-        known = program.PROGRAM
-        chosen = stored[known.flag]
-        names = known.names(chosen) | {known.flag, "preset"}
-        later = getattr(program, "LATER", ())
-        own = {k: _tuples(v) for k, v in stored.items() if k in names and v is not None}
-        return _run.opened(known, known.asked(**{**own, **changes}), later)
-    if program is not None:
-        config = _taken(program.Config, stored, **changes)
-        names = getattr(program, "NOT_RESULTS", ("workdir", "progress", "data_dir"))
-        return Workdir(folder, config, ignore=_image_sets.not_results(config, names))
+        asked = _asked(program.PROGRAM, stored, **changes)
+        return _run.opened(asked, getattr(program, "LATER", ()))
     if "methods" in stored and "method" not in stored:
         asked = _asked(compare.PROGRAM, stored, **changes)
-        return _run.opened(compare.PROGRAM, asked, compare.LATER)
+        return _run.opened(asked, compare.LATER)
     if stored.get("table") or stored.get("defence"):
         config = _taken(_study_config.Config, stored, **changes)
         return _study.opened(config)
-    return distill.opened(_asked(distill.PROGRAM, stored, **changes))
+    asked = _asked(distill.PROGRAM, stored, **changes)
+    return _run.opened(asked, distill.later(asked))
 
 
 def _asked(program, stored, **changes):
     """What a program is asked by flags of the stored values."""
+    stored = program.today(stored)
     names = program.names(stored[program.flag]) | {program.flag, "preset"}
     own = {k: _tuples(v) for k, v in stored.items() if k in names and v is not None}
     return program.asked(**{**own, **changes})

@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from experiments import _limits_drawn, _sweep, reconstruct
+from experiments import _sweep, reconstruct
 
 
 @pytest.mark.parametrize(("name", "count"), [("smoke", 8), ("cpu", 56), ("full", 240)])
@@ -16,10 +16,10 @@ def test_cells_go_from_cheap_to_dear_each_in_its_folder(name, count):
     most = _sweep.SWEEPS[name].most
     for cell in cells:
         if cell.dynamics == "standard":
-            assert cell.num_images <= most["standard"]
+            assert cell.num_train <= most["standard"]
         if cell.task == "all_classes":
-            assert cell.num_images <= most["all_classes"]
-    sizes = [cell.num_images * cell.width**2 for cell in cells if cell.task is None]
+            assert cell.num_train <= most["all_classes"]
+    sizes = [cell.num_train * cell.width**2 for cell in cells if cell.task is None]
     assert sizes == sorted(sizes)
 
 
@@ -47,9 +47,9 @@ def test_a_cell_where_nothing_was_found_is_a_row(tmp_path):
         }
 
     asked = reconstruct.PROGRAM.asked(sweep="smoke", workdir=str(tmp_path))
-    found = _sweep.run(reconstruct.PROGRAM, asked, run_cell)
+    found = _sweep.run(asked, run_cell)
     assert not any("error" in row for row in found["table"])
-    told = _limits_drawn.line(found["table"][0])
+    told = _sweep.line(found["table"][0])
     assert "nothing found: The rank is not clear." in told
 
 
@@ -58,20 +58,20 @@ def test_a_cell_that_cannot_run_is_a_row_and_the_study_goes_on(tmp_path, capsys)
 
     def run_cell(asked):
         cell = types.SimpleNamespace(**asked.flat())
-        ran.append((cell.num_images, cell.width, cell.dynamics))
-        if cell.num_images == 8 and cell.width == 128:
+        ran.append((cell.num_train, cell.width, cell.dynamics))
+        if cell.num_train == 8 and cell.width == 128:
             raise ValueError("too many for this width.")
         return {
-            "num_recovered": cell.num_images,
+            "num_recovered": cell.num_train,
             "num_certified": None,
             "mean_error": 0.1,
             "kernel_distance": 0.02,
-            "squared_distances": [0.01] * cell.num_images,
+            "squared_distances": [0.01] * cell.num_train,
             "verdict": {"word": "approximate", "reason": "Enough."},
         }
 
     asked = reconstruct.PROGRAM.asked(sweep="smoke", workdir=str(tmp_path))
-    found = _sweep.run(reconstruct.PROGRAM, asked, run_cell)
+    found = _sweep.run(asked, run_cell)
     assert len(ran) == len(set(ran)) == len(found["table"]) == 8
     errors = [row for row in found["table"] if "error" in row]
     assert [row["error"] for row in errors] == ["too many for this width."] * 2

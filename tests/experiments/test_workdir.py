@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from experiments._flags import UsageError
-from experiments._workdir import Workdir, versions
+from experiments._run import versions
+from experiments._workdir import Workdir
 from ntk_privacy.reports.atomic import replacing
 
 

@@ -267,7 +267,7 @@ def test_help_has_the_flags_of_the_method_in_groups(capsys):
     assert not {"replays", "settings", "points", "auxiliary", "num_starts"} & names
     titles, names, _ = flags("--method=toy", "--helpshort")
     assert titles == own
-    assert names == {"method", "preset", "num_steps", "num_candidates"}
+    assert names == {"method", "num_steps", "num_candidates"}
     assert {"replays", "auxiliary"} < flags("--help")[1]
     assert "auxiliary" in flags("--method=algebraic", "--help")[1]
     _, names, told = flags("--method=max_margin", "--help")

@@ -1,14 +1,13 @@
 """A progress bar with loss and time left, as a callback of the library's loops."""
 
-import pathlib
 import sys
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import tqdm
 
-from ntk_privacy import resume
+__all__ = ["Progress"]
 
 _FORMAT = (
     "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
@@ -27,6 +26,11 @@ class Progress:
         the count but not the speed.
       loss: the entry of `metrics` to show, its last value; left out if there is none.
       show: True or False, or None for "if stderr is a terminal".
+
+    Example:
+      >>> from ntk_privacy.reports.progress import Progress
+      >>> with Progress(10, description="attack", show=False) as progress:
+      ...     progress(5, None, {"loss": 0.1})
     """
 
     def __init__(
@@ -72,49 +76,3 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         """Draws the last state and leaves the line."""
         self.close()
-
-
-class Paced(Protocol):
-    """The flags of every binary that runs for long."""
-
-    @property
-    def progress(self) -> bool:
-        """Show a bar even if stderr is no terminal."""
-        ...
-
-    @property
-    def checkpoint_seconds(self) -> float:
-        """Time between checkpoints."""
-        ...
-
-
-def stage(
-    config: Paced,
-    folder: pathlib.Path,
-    timer: resume.Timer,
-    *,
-    description: str | None = None,
-    loss: str = "loss",
-) -> resume.Stage:
-    """Returns what runs the loops of a binary: resumable, timed, with a bar.
-
-    Args:
-      config: its flags.
-      folder: of the checkpoints.
-      timer: of these loops.
-      description: on the bar; None is the name of the loop.
-      loss: the metric that the bar shows.
-    """
-
-    def bar(name, num_steps, done):
-        return Progress(
-            num_steps,
-            description=description or name,
-            first_step=done,
-            loss=loss,
-            show=config.progress,
-        )
-
-    return resume.resumed(
-        folder, timer=timer, seconds=float(config.checkpoint_seconds), bar=bar
-    )
