@@ -1,6 +1,7 @@
 """Attacks that read training images back from weights.
 
 `METHODS` has one row each, of one contract: `run(evidence, config, *, key, stage)`.
+`closed_units` reads the first layer and needs no linearity;
 `auto` decodes, searches for the rest and polishes; `algebraic` decodes images from ReLU
 gates, `kkt` searches for images that explain the change of the weights, `max_margin`
 needs the final weights alone. `replay.replay` gives the search features along the
@@ -10,6 +11,7 @@ training that recovered images explain.
 from ntk_privacy.reconstruction import (
     algebraic,
     auto,
+    closed_units,
     evidence,
     kkt,
     max_margin,
@@ -25,6 +27,7 @@ __all__ = [
     "Reconstruction",
     "algebraic",
     "auto",
+    "closed_units",
     "evidence",
     "kkt",
     "max_margin",

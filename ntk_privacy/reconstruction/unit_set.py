@@ -1,0 +1,254 @@
+r"""A whole set of rows: its images, their joint refinement, and what it leaves.
+
+In coordinates in which the noise of every entry is alike, the change is Y = X D with
+the zeros of D known: masked least squares for D and X in turn is the most that the
+weights tell. What it leaves of Y, per degree of freedom, is the noise that moved the
+images, wherever it comes from: rounding of weights or of steps, decay, wrong zeros.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from ntk_privacy.reconstruction import unit_rows
+from ntk_privacy.reconstruction.unit_space import Space
+
+__all__ = ["Whole", "complete"]
+
+_ROUNDS = 6
+_ALTERNATIONS = 8
+_SURE = 0.7  # of the units on either side of zero
+_FEW = 5  # units that tell a leak
+_AT_ONCE = 64  # units of a masked solve
+
+
+class Whole(NamedTuple):
+    """As many images as the change has rank.
+
+    Attributes:
+      c: (n, n) rows, in the coordinates of `Space.signals`.
+      u: (n, n) images, one a row, in those of `Space.left`, to scale if there is one.
+      closed_vanish: share of the surely closed units of each that vanish.
+      open_vanish: share of the surely open ones that vanish.
+      agreement: share of all units that vanish where they close, and only there.
+      leaks: of the units that an image surely closes and another one surely opens,
+        the share that do not vanish; the largest over the others. A combination of two
+        rows leaks on all of them.
+      ratios: of each row, on the units it should vanish at, over all.
+      errors: standard deviation of each image, over its norm.
+      unexplained: share of the squared change in the images' span that is left.
+      noise: root mean square of what is left of an entry.
+    """
+
+    c: Float[np.ndarray, "n n"]
+    u: Float[np.ndarray, "n n"]
+    closed_vanish: Float[np.ndarray, " n"]
+    open_vanish: Float[np.ndarray, " n"]
+    agreement: Float[np.ndarray, " n"]
+    leaks: Float[np.ndarray, " n"]
+    ratios: Float[np.ndarray, " n"]
+    errors: Float[np.ndarray, " n"]
+    unexplained: float
+    noise: float
+
+
+class _Seen(NamedTuple):
+    u: np.ndarray
+    z: np.ndarray
+    vanish: np.ndarray
+    agreement: np.ndarray
+    seen: np.ndarray
+
+
+def _look(space: Space, c: np.ndarray) -> _Seen | None:
+    """Images of the rows, and whether their units agree; None if rows depend."""
+    if np.linalg.cond(c) > 1e9:
+        return None
+    u = np.linalg.inv(c).T
+    if space.scale is not None:
+        size = u @ space.scale
+        size = np.where(np.abs(size) < 1e-12 * np.abs(size).max(), 1e-30, size)
+        u = u / size[:, None]
+    z = unit_rows.preactivations(space, u)
+    if space.scale is None:
+        # Nothing tells the sign but which side vanishes.
+        size = np.abs(c @ space.signals)
+        flip = np.where(np.sum(size * (z > 0), 1) < np.sum(size * (z < 0), 1), -1, 1)
+        u = u * flip[:, None]
+        z = unit_rows.preactivations(space, u)
+    seen = np.zeros(len(c))
+    for i, row in enumerate(np.abs(c @ space.signals)):
+        closed = np.flatnonzero(z[i] < np.quantile(np.minimum(z[i], 0), 0.25))
+        seen[i] = 1.5 * np.median(row[closed]) if len(closed) else np.max(row)
+    vanish = unit_rows.vanishing(space, c, seen[:, None])
+    return _Seen(u, z, vanish, np.mean(vanish == (z < 0), axis=1), seen)
+
+
+def _sharpened(space: Space, c: np.ndarray, last: _Seen, weighted: bool) -> np.ndarray:
+    """Every row anew, from the units that its image closes for certain."""
+    made, least = c.copy(), len(c) + unit_rows.EXTRA
+    for i in range(len(c)):
+        if weighted:
+            closed = np.flatnonzero(last.vanish[i] & (last.z[i] < 0))
+            if len(closed) >= least:
+                made[i] = unit_rows.null_row(space, closed, weighted=True)
+            continue
+        row = unit_rows.from_surest(space, last.z[i], share=_SURE)
+        if row is not None:
+            made[i] = row[0]
+    return made
+
+
+def _sure(z: np.ndarray, sign: int) -> np.ndarray:
+    """The surest of the units on one side of zero, of every image."""
+    side = sign * z
+    sure = np.zeros(z.shape, bool)
+    for i, pre in enumerate(side):
+        below = np.flatnonzero(pre < 0)
+        order = np.argsort(pre[below])
+        sure[i, below[order[: int(_SURE * len(below))]]] = True
+    return sure
+
+
+def _sure_shares(z: np.ndarray, vanish: np.ndarray):
+    """Shares of vanishing units among the surest on either side, and leaks."""
+    closed, opened = _sure(z, 1), _sure(z, -1)
+    counts = np.maximum(closed.sum(1), 1), np.maximum(opened.sum(1), 1)
+    both = closed.astype(float) @ opened.T
+    leaks = (closed & ~vanish).astype(float) @ opened.T
+    leaks = np.where(both >= _FEW, leaks / np.maximum(both, 1), 0.0)
+    np.fill_diagonal(leaks, 0.0)
+    return (
+        np.sum(closed & vanish, axis=1) / counts[0],
+        np.sum(opened & vanish, axis=1) / counts[1],
+        np.max(leaks, axis=1, initial=0.0),
+    )
+
+
+def _masked_signals(x: np.ndarray, y: np.ndarray, is_open: np.ndarray) -> np.ndarray:
+    """Least squares for D in Y = X D, with D zero off the mask."""
+    gram, target = x.T @ x, x.T @ y
+    n, m = target.shape
+    # Columns of unit size, for a pivot of 1 where the mask closes.
+    size = np.sqrt(np.diag(gram))
+    gram, target = gram / np.outer(size, size), target / size[:, None]
+    d = np.empty((n, m))
+    for at in range(0, m, _AT_ONCE):
+        mask = is_open[:, at : at + _AT_ONCE].T.astype(float)
+        system = gram * (mask[:, :, None] * mask[:, None, :])
+        system += (1 - mask)[:, :, None] * np.eye(n)
+        right = target[:, at : at + _AT_ONCE].T * mask
+        d[:, at : at + _AT_ONCE] = np.linalg.solve(system, right[..., None])[..., 0].T
+    return d / size[:, None]
+
+
+def _jointly(space: Space, c: np.ndarray, is_open: np.ndarray):
+    """Alternates masked least squares; returns c, the rest, and its noise."""
+    y = space.values[:, None] * space.signals
+    x = np.linalg.inv(c / space.values)
+    freedom = max(y.size - np.sum(is_open) - x.size + len(x), 1)
+    best, d = None, None
+    for _ in range(_ALTERNATIONS):
+        d = _masked_signals(x, y, is_open)
+        rest = float(np.sum((y - x @ d) ** 2))
+        if best is not None and rest > 0.999 * best[1]:
+            break
+        best = x, rest
+        x = np.linalg.lstsq(d.T, y.T, rcond=None)[0].T
+    assert best is not None
+    x, rest = best
+    c = np.linalg.inv(x) * space.values
+    share = rest / float(np.sum(y**2))
+    return c, share, float(np.sqrt(rest / freedom))
+
+
+def _errors(
+    space: Space, c: np.ndarray, closed: np.ndarray, u: np.ndarray, noise: float
+) -> np.ndarray:
+    r"""Standard deviation of each image over its norm.
+
+    A null row moves by $\epsilon |c| M^{+1/2}$, M the Gram matrix of its units; images
+    are the inverse of all rows; and noise outside their span adds to every pixel.
+    """
+    y = space.values[:, None] * space.signals
+    white = c / space.values
+    x = (space.values * u).T
+    inside = np.zeros(len(c))
+    sizes = np.sum(x**2, axis=0)
+    scale = np.einsum("in,ni->i", white, x)  # C X = diag(scale)
+    for k, row in enumerate(white):
+        part = y[:, closed[k]]
+        values, vectors = np.linalg.eigh(part @ part.T)
+        # The least one is the row itself.
+        spread = (vectors[:, 1:].T @ x) ** 2 / np.maximum(values[1:, None], 1e-300)
+        weight = sizes[k] * np.sum(row**2) / scale[k] ** 2
+        inside += weight * np.sum(spread, axis=0)
+    dual = np.linalg.norm(u, axis=1) ** 2
+    outside = space.noise**2 * len(space.left) * dual
+    return np.sqrt(noise**2 * inside + outside) / np.sqrt(np.maximum(sizes, 1e-300))
+
+
+def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
+    """Refines a full set of rows and weighs it; None where its rows depend.
+
+    One false row `a c_i + b c_j` in place of c_j leaves u_j right: the row that its
+    units tell replaces it.
+
+    Args:
+      space: the coordinates.
+      c: one row an image, in those of `Space.signals`.
+    """
+    best = None
+    for k in range(_ROUNDS):
+        seen = _look(space, c)
+        if seen is None:
+            break
+        if best is not None and k > 2:
+            gain = np.sum(seen.agreement) - np.sum(best[1].agreement)
+            if gain < 1e-3:
+                if gain > 0:
+                    best = c, seen
+                break
+        if best is None or np.sum(seen.agreement) >= np.sum(best[1].agreement) - 1e-3:
+            best = c, seen
+        c = _sharpened(space, c, seen, weighted=k > 1)
+    if best is None:
+        return None
+    c, seen = best
+    is_open = ~(seen.vanish & (seen.z < 0))
+    enough = np.sum(~is_open, axis=1) >= len(c) + unit_rows.EXTRA
+    # One that closes too little is free, so that it spoils none of the others.
+    joint, unexplained, noise = _jointly(space, c, is_open | ~enough[:, None])
+    again = _look(space, joint)
+    if again is None:
+        again, joint = seen, c
+    closed_vanish, open_vanish, leaks = _sure_shares(again.z, again.vanish)
+    row = joint @ space.signals
+    closed = ~is_open
+    ratios = np.sqrt(
+        np.sum(row**2 * closed, 1)
+        / np.maximum(np.sum(closed, 1), 1)
+        / np.mean(row**2, axis=1)
+    )
+    errors = _errors(space, joint, closed, again.u, max(noise, space.noise))
+    return Whole(
+        joint, again.u, closed_vanish, open_vanish, again.agreement, leaks,
+        np.where(enough, ratios, 1.0), np.where(enough, errors, np.inf),
+        unexplained, noise,
+    )  # fmt: skip
+
+
+def share_explained(space: Space, u: Float[np.ndarray, "k n"]) -> float:
+    """Share of the squared change that images explain, with their best signals.
+
+    Args:
+      space: the coordinates.
+      u: of the images, in those of `Space.left`, any number of them.
+    """
+    if not len(u):
+        return 0.0
+    y = space.values[:, None] * space.signals
+    d = _masked_signals((space.values * u).T, y, unit_rows.preactivations(space, u) > 0)
+    rest = y - (space.values * u).T @ d
+    return float(1 - np.sum(rest**2) / np.sum(y**2))
