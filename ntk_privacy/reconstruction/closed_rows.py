@@ -11,12 +11,13 @@ from ntk_privacy.reconstruction.unit_space import Space
 
 __all__ = ["Found", "find"]
 
-_AGREEMENT = 0.8  # of a row that is kept for the moment
+_AGREEMENT = 0.75  # of a row that is kept for the moment
 _RATIO = 0.03
 _SAME = 0.995
 # Shares: surely closed units that vanish, surely open ones that do, agreement of all,
 # and leaks to any other image.
-_STRICT = (0.7, 0.25, 0.7, 0.5)
+_STRICT = (0.7, 0.25, 0.7, 0.75)
+_POWERS = 4  # of inverse iteration, while it finds many
 _PATIENCE = 3  # rounds without a find
 
 
@@ -98,7 +99,7 @@ def find(
       dtype: of the search on the device.
     """
     n, rows, whole, good = len(space.values), [], None, np.zeros(0, bool)
-    idle = 0
+    idle, powers = 0, _POWERS
     for k in range(max_rounds):
         found = np.array([row.c for row in rows]).reshape(-1, n)
         inverse = unit_space.inverse_gates(space, found)
@@ -111,11 +112,14 @@ def find(
             u = u - (u @ basis) @ basis.T
         if space.scale is not None:
             u = u * np.where(u @ space.scale < 0, -1, 1)[:, None]
-        rough, _ = unit_search.climb(space, u, inverse, key=key_shifts, dtype=dtype)
+        rough = unit_search.climb(
+            space, u, inverse, key=key_shifts, powers=powers, dtype=dtype
+        )
         if space.scale is not None:
             rough = rough * np.where(rough @ space.scale < 0, -1, 1)[:, None]
         new = _accepted(space, rough, rows, inverse)
         rows, idle = rows + new, 0 if new else idle + 1
+        powers = _POWERS if len(new) > n / 10 else 1
         if len(rows) == n:
             made = unit_set.complete(space, np.array([row.c for row in rows]))
             if made is not None:

@@ -15,15 +15,20 @@ __all__ = [
     "from_surest",
     "null_row",
     "preactivations",
+    "robust_row",
     "vanishing",
 ]
 
 _SHARES = (0.5, 0.65)  # of the closed units: the surest
+_MORE = (0.8, 0.9, 0.97)
+_CLEAR = 50.0  # of the least row: how far the next stands above it
 _NOISES = 8.0  # a unit vanishes below so many standard deviations of its noise
 _SMALL = 1e-4  # or below this share of the row
 _TRIMS = 4
 _OUTLIER = 8.0  # over the median
 _KEPT = 0.55  # of the units, whatever stands out
+_REWEIGHTINGS = 8
+_SPREAD = 1.5  # standard deviation over the median of sizes
 EXTRA = 8  # units beyond N that a row takes
 
 
@@ -55,8 +60,11 @@ def preactivations(
     return np.maximum(before, after) / np.maximum(spread, 1e-300)
 
 
-def _least(gram: np.ndarray) -> np.ndarray:
-    return scipy.linalg.eigh(gram, subset_by_index=[0, 0])[1][:, 0]
+def _least(gram: np.ndarray) -> tuple[np.ndarray, float]:
+    """Eigenvector of the least eigenvalue, and how far the next one stands above."""
+    values, vectors = scipy.linalg.eigh(gram, subset_by_index=[0, min(1, len(gram) - 1)])
+    floor = np.finfo(np.float64).eps * np.trace(gram)
+    return vectors[:, 0], float(np.sqrt(max(values[-1], floor) / max(values[0], floor)))
 
 
 def row_noise(
@@ -67,7 +75,11 @@ def row_noise(
 
 
 def vanishing(
-    space: Space, c: Float[np.ndarray, "... n"], floor: float | np.ndarray = 0.0
+    space: Space,
+    c: Float[np.ndarray, "... n"],
+    floor: float | np.ndarray = 0.0,
+    *,
+    noises: float = _NOISES,
 ) -> Bool[np.ndarray, "... m"]:
     """Units at which a row is nothing but noise.
 
@@ -75,32 +87,68 @@ def vanishing(
       space: the coordinates.
       c: of the row.
       floor: noise that was seen at its surely closed units, where it is more.
+      noises: standard deviations of it below which an entry is nothing else.
     """
     row = np.abs(c @ space.signals)
     typical = np.sqrt(np.mean(row**2, axis=-1, keepdims=True))
     # A row that vanishes nowhere is not helped by its own noise.
-    noise = np.minimum(np.maximum(row_noise(space, c), floor) * _NOISES, typical / 20)
-    return row < np.maximum(noise, _SMALL * typical)
+    noise = np.minimum(np.maximum(row_noise(space, c), floor) * noises, typical / 20)
+    return row < np.maximum(noise, _SMALL * typical * noises / _NOISES)
 
 
 def null_row(
-    space: Space, closed: np.ndarray, *, weighted: bool = False
-) -> Float[np.ndarray, " n"]:
-    """The row that is least on the closed units.
+    space: Space, closed: np.ndarray
+) -> tuple[Float[np.ndarray, " n"], float]:
+    """The row that is least on the closed units, and how much less than the next.
+
+    Every unit counts alike, so that no weak image spoils it.
 
     Args:
       space: the coordinates.
       closed: indices of units.
-      weighted: every entry of the change counts alike, as its noise is: the best
-        estimate once the units are certain; else every unit counts alike, which no
-        weak image spoils.
     """
-    if weighted:
-        inner = space.values[:, None] * space.signals[:, closed]
-        c = _least(inner @ inner.T) * space.values
-    else:
-        inner = space.rows[:, closed]
-        c = space.mix @ _least(inner @ inner.T)
+    inner = space.rows[:, closed]
+    c, clear = _least(inner @ inner.T)
+    c = space.mix @ c
+    return c / np.linalg.norm(c), clear
+
+
+def robust_row(
+    space: Space,
+    closed: np.ndarray,
+    c: Float[np.ndarray, " n"],
+    u: Float[np.ndarray, " n"],
+) -> Float[np.ndarray, " n"]:
+    """The row of an image that vanishes on most of its closed units.
+
+    Among rows with c . u = 1: those of other images, which may be far weaker and so
+    vanish nearly everywhere, have 0.
+
+    Every entry of the change counts alike, as its noise is, and less the farther it is
+    from zero (Cauchy's weights): a unit that opened for a while is no zero.
+
+    Args:
+      space: the coordinates.
+      closed: indices of units that close at either end of the training.
+      c: the row to begin from.
+      u: the image.
+    """
+    image = space.values * u
+    inner = space.values[:, None] * space.signals[:, closed]
+    white = c / space.values
+    for _ in range(_REWEIGHTINGS):
+        row = np.abs(white @ inner)
+        scale = _SPREAD * np.median(row) + 1e-300
+        weight = 1 / (1 + (row / (2 * scale)) ** 2)
+        gram = (inner * weight) @ inner.T
+        # Noise adds to every energy alike: all but a little of it is taken out.
+        values, vectors = np.linalg.eigh(gram)
+        noise = float(np.sum(weight)) * scale**2 / float(np.sum(white**2))
+        values = values - 0.9 * min(noise, max(float(values[0]), 0.0))
+        values = np.maximum(values, values[-1] * np.finfo(np.float64).eps)
+        white = vectors @ ((vectors.T @ image) / values)
+        white = white / np.linalg.norm(white)
+    c = white * space.values
     return c / np.linalg.norm(c)
 
 
@@ -117,7 +165,7 @@ def _trimmed(space: Space, closed: np.ndarray, least: int):
 
     A unit that was open for a while in between says so by standing out.
     """
-    c = null_row(space, closed)
+    c, clear = null_row(space, closed)
     least = max(least, int(_KEPT * len(closed)))
     for _ in range(_TRIMS):
         row = np.abs(c @ space.signals[:, closed])
@@ -127,8 +175,8 @@ def _trimmed(space: Space, closed: np.ndarray, least: int):
         if kept >= len(closed):
             break
         closed = closed[order[:kept]]
-        c = null_row(space, closed)
-    return c, closed
+        c, clear = null_row(space, closed)
+    return c, closed, clear
 
 
 def from_surest(
@@ -136,14 +184,27 @@ def from_surest(
 ) -> tuple[Float[np.ndarray, " n"], np.ndarray] | None:
     """The row that vanishes where an image closes, and the units that told it.
 
+    Images that nearly agree share most of their closed units, and any combination of
+    their rows vanishes there: units are added until one row stands out.
+
     Args:
       space: the coordinates.
       z: preactivations of the image.
-      share: of the closed units: the surest.
+      share: of the closed units to begin with: the surest.
     """
     least = len(space.values) + EXTRA
-    closed = _surest(z, share, least)
-    return None if closed is None else _trimmed(space, closed, least)
+    best = None
+    for more in (share, *(s for s in _MORE if s > share)):
+        closed = _surest(z, more, least)
+        if closed is None:
+            return None
+        c, closed, clear = _trimmed(space, closed, least)
+        if best is None or clear > best[2]:
+            best = c, closed, clear
+        if clear > _CLEAR:
+            break
+    assert best is not None
+    return best[:2]
 
 
 def exact(
@@ -152,7 +213,7 @@ def exact(
     inverse: Float[np.ndarray, "n n"],
     *,
     rounds: int = 3,
-    enough: float = 0.8,
+    enough: float = 0.65,
 ) -> Row | None:
     """Sharpens a rough image to an exact row; None where it has too few closed units.
 

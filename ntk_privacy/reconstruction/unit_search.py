@@ -19,9 +19,8 @@ __all__ = ["climb"]
 
 # Widths of the gate, in standard deviations of the preactivation.
 _WIDTHS = (*(0.3,) * 10, *(0.1,) * 6, *(0.03,) * 4)
-_LEAST = 4  # rounds of inverse iteration
 _MOST = 2.0  # a signal counts no more than this, in means
-_RIDGE = 1e-6
+_RIDGE = 1e-5
 _ENTRIES = 2**23  # of masked rows at once
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -31,44 +30,46 @@ def _mm(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=_HIGHEST)
 
 
-def _least(gram: Array, start: Array) -> tuple[Array, Array]:
-    """Eigenvector of the smallest eigenvalue, by inverse iteration."""
+def _least(gram: Array, u: Array, powers: Array) -> Array:
+    """The c of least energy: of those with c . u = 1 with one power, of all with many.
+
+    Rows that were found are orthogonal to u, so one power returns none of them; more
+    powers are surer of the least row there is.
+    """
     n = len(gram)
     lifted = gram + _RIDGE * jnp.trace(gram) / n * jnp.eye(n, dtype=gram.dtype)
     factor = jax.scipy.linalg.cho_factor(lifted, lower=True)
 
-    def step(c, _):
-        y = jax.scipy.linalg.cho_solve(factor, c)
-        size = jnp.linalg.norm(y)
-        return y / size, 1 / size
+    def step(_, c):
+        c = jax.scipy.linalg.cho_solve(factor, c)
+        return c / jnp.maximum(jnp.linalg.norm(c), 1e-30)
 
-    c, values = jax.lax.scan(step, start, None, length=_LEAST)
-    return c, values[-1]
+    return jax.lax.fori_loop(0, powers, step, u)
 
 
-def _one(rows: Array, gates: Array, inverse: Array, widths: Array, u, shift):
-    """Climbs from one start; returns u, c, and its least eigenvalue."""
+def _one(rows, mix, gates, inverse, widths, powers, u, shift):
+    """Climbs from one start; returns u and the energy of its row where it closes."""
 
-    def step(carry, width):
-        u, c = carry
+    def step(u, width):
         z = _mm(u, gates)
         z = z / jnp.maximum(jnp.std(z), 1e-30)
         closed = jax.nn.sigmoid(-(z + shift) / width)
         closed = closed / jnp.maximum(jnp.sum(closed), 1e-6) * len(z)
-        c, value = _least(_mm(rows * closed, rows.T), c)
+        c = _least(_mm(rows * closed, rows.T), _mm(mix, u), powers)
         size = jnp.abs(_mm(c, rows))
+        energy = jnp.mean(closed * size**2) / jnp.mean(size**2)
         size = jnp.minimum(size / jnp.mean(size), _MOST)
         u = _mm(inverse, _mm(gates, size - jnp.mean(size)))
-        return (u / jnp.maximum(jnp.linalg.norm(u), 1e-30), c), value
+        return u / jnp.maximum(jnp.linalg.norm(u), 1e-30), energy
 
-    (u, c), values = jax.lax.scan(step, (u, jnp.ones_like(u)), widths)
-    return u, c, values[-1]
+    u, energies = jax.lax.scan(step, u, widths)
+    return u, energies[-1]
 
 
 @functools.partial(jax.jit, static_argnames="at_once")
-def _climb(rows, gates, inverse, widths, starts, shifts, *, at_once):
+def _climb(rows, mix, gates, inverse, widths, powers, starts, shifts, *, at_once):
     return jax.lax.map(
-        lambda each: _one(rows, gates, inverse, widths, *each),
+        lambda each: _one(rows, mix, gates, inverse, widths, powers, *each),
         (starts, shifts),
         batch_size=at_once,
     )
@@ -80,15 +81,17 @@ def climb(
     inverse: Float[np.ndarray, "n n"],
     *,
     key: Array,
+    powers: int = 1,
     dtype=jnp.float32,
-) -> tuple[Float[np.ndarray, "s n"], Float[np.ndarray, "s n"]]:
-    """Returns rough u and c of every start, those that vanish best first.
+) -> Float[np.ndarray, "k n"]:
+    """Returns rough u of every start that came to one, those that vanish best first.
 
     Args:
       space: the coordinates.
       starts: u to begin from; the sign is theirs.
       inverse: see `unit_space.inverse_gates`.
       key: typed key of the margins that closed units have to keep.
+      powers: of inverse iteration: one where rows were found, more at first.
       dtype: of the search.
     """
     n, m = space.rows.shape
@@ -96,16 +99,17 @@ def climb(
     cast = functools.partial(jnp.asarray, dtype=dtype)
     # Of unit size: products in float32 neither overflow nor vanish.
     size = np.sqrt(np.mean(space.gates**2))
-    u, c, values = _climb(
+    u, energies = _climb(
         cast(space.rows),
+        cast(space.mix),
         cast(space.gates / size),
         cast(inverse * size**2),
         cast(_WIDTHS),
+        powers,
         cast(starts),
         shifts,
         at_once=max(1, min(len(starts), _ENTRIES // (n * m))),
     )
-    u, c, values = (np.asarray(a, np.float64) for a in (u, c, values))
-    order = np.argsort(np.where(np.isfinite(values), values, np.inf))
-    whole = order[np.all(np.isfinite(u[order]), axis=1)]
-    return u[whole], c[whole]
+    u, energies = np.asarray(u, np.float64), np.asarray(energies)
+    order = np.argsort(np.where(np.isfinite(energies), energies, np.inf))
+    return u[order[np.all(np.isfinite(u[order]), axis=1)]]

@@ -16,9 +16,15 @@ from ntk_privacy.reconstruction.unit_space import Space
 
 __all__ = ["Whole", "complete"]
 
-_ROUNDS = 6
+_ROUNDS = 5
+_LOOSE = 2  # of them, from the surest units alone
+_SLACK = 5e-3  # of the agreement
 _ALTERNATIONS = 8
 _SURE = 0.7  # of the units on either side of zero
+_ZERO = 4.0  # standard deviations of its noise within which an entry is zero
+_SPOILT = 6.0  # over the median: rest of a unit some of whose zeros are none
+_MOST_SPOILT = 0.25  # of the units
+_MOVED = 0.1  # change of a unit row that joint refinement is trusted with
 _FEW = 5  # units that tell a leak
 _AT_ONCE = 64  # units of a masked solve
 
@@ -58,7 +64,7 @@ class _Seen(NamedTuple):
     z: np.ndarray
     vanish: np.ndarray
     agreement: np.ndarray
-    seen: np.ndarray
+    zeros: np.ndarray  # of the row, for certain
 
 
 def _look(space: Space, c: np.ndarray) -> _Seen | None:
@@ -82,7 +88,8 @@ def _look(space: Space, c: np.ndarray) -> _Seen | None:
         closed = np.flatnonzero(z[i] < np.quantile(np.minimum(z[i], 0), 0.25))
         seen[i] = 1.5 * np.median(row[closed]) if len(closed) else np.max(row)
     vanish = unit_rows.vanishing(space, c, seen[:, None])
-    return _Seen(u, z, vanish, np.mean(vanish == (z < 0), axis=1), seen)
+    zeros = unit_rows.vanishing(space, c, seen[:, None], noises=_ZERO) & (z < 0)
+    return _Seen(u, z, vanish, np.mean(vanish == (z < 0), axis=1), zeros)
 
 
 def _sharpened(space: Space, c: np.ndarray, last: _Seen, weighted: bool) -> np.ndarray:
@@ -90,9 +97,9 @@ def _sharpened(space: Space, c: np.ndarray, last: _Seen, weighted: bool) -> np.n
     made, least = c.copy(), len(c) + unit_rows.EXTRA
     for i in range(len(c)):
         if weighted:
-            closed = np.flatnonzero(last.vanish[i] & (last.z[i] < 0))
+            closed = np.flatnonzero(last.z[i] < 0)
             if len(closed) >= least:
-                made[i] = unit_rows.null_row(space, closed, weighted=True)
+                made[i] = unit_rows.robust_row(space, closed, c[i], last.u[i])
             continue
         row = unit_rows.from_surest(space, last.z[i], share=_SURE)
         if row is not None:
@@ -143,24 +150,45 @@ def _masked_signals(x: np.ndarray, y: np.ndarray, is_open: np.ndarray) -> np.nda
     return d / size[:, None]
 
 
-def _jointly(space: Space, c: np.ndarray, is_open: np.ndarray):
-    """Alternates masked least squares; returns c, the rest, and its noise."""
+class _Joint(NamedTuple):
+    c: np.ndarray
+    is_open: np.ndarray
+    unexplained: float
+    noise: float
+
+
+def _jointly(space: Space, c: np.ndarray, is_open: np.ndarray) -> _Joint:
+    """Alternates masked least squares, leaving out units whose zeros are none."""
     y = space.values[:, None] * space.signals
     x = np.linalg.inv(c / space.values)
-    freedom = max(y.size - np.sum(is_open) - x.size + len(x), 1)
-    best, d = None, None
+    d, used = _masked_signals(x, y, is_open), 0.0
     for _ in range(_ALTERNATIONS):
-        d = _masked_signals(x, y, is_open)
-        rest = float(np.sum((y - x @ d) ** 2))
-        if best is not None and rest > 0.999 * best[1]:
+        rest = y - x @ d
+        free = np.maximum(len(x) - np.sum(is_open, axis=0), 1)
+        size = np.sqrt(np.sum(rest**2, axis=0) / free)
+        counted = ~np.all(is_open, axis=0)
+        middle = np.median(size[counted]) if counted.any() else 0.0
+        # An entry that was taken for zero spoils its unit alone: it says no more.
+        spoilt = counted & (size > _SPOILT * middle)
+        if 0 < spoilt.sum() and spoilt.sum() < _MOST_SPOILT * counted.sum():
+            is_open = is_open | spoilt[None]
+        elif used and np.sum(rest**2) > 0.999 * used:
             break
-        best = x, rest
+        used = float(np.sum(rest**2))
         x = np.linalg.lstsq(d.T, y.T, rcond=None)[0].T
-    assert best is not None
-    x, rest = best
-    c = np.linalg.inv(x) * space.values
-    share = rest / float(np.sum(y**2))
-    return c, share, float(np.sqrt(rest / freedom))
+        d = _masked_signals(x, y, is_open)
+    moved = np.linalg.inv(x) * space.values
+    moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+    if np.max(1 - np.abs(np.sum(moved * c, axis=1))) < _MOVED**2 / 2:
+        c = moved
+    else:
+        x = np.linalg.inv(c / space.values)
+        d = _masked_signals(x, y, is_open)
+    rest = float(np.sum((y - x @ d) ** 2))
+    freedom = max(y.size - np.sum(is_open) - x.size + len(x), 1)
+    return _Joint(
+        c, is_open, rest / float(np.sum(y**2)), float(np.sqrt(rest / freedom))
+    )
 
 
 def _errors(
@@ -179,14 +207,18 @@ def _errors(
     scale = np.einsum("in,ni->i", white, x)  # C X = diag(scale)
     for k, row in enumerate(white):
         part = y[:, closed[k]]
+        if not part.size:
+            return np.full(len(c), np.inf)
         values, vectors = np.linalg.eigh(part @ part.T)
         # The least one is the row itself.
         spread = (vectors[:, 1:].T @ x) ** 2 / np.maximum(values[1:, None], 1e-300)
-        weight = sizes[k] * np.sum(row**2) / scale[k] ** 2
+        # Of its own, where it is noisier than others.
+        own = max(noise**2, float(np.mean((row @ part) ** 2) / np.sum(row**2)))
+        weight = own * sizes[k] * np.sum(row**2) / scale[k] ** 2
         inside += weight * np.sum(spread, axis=0)
     dual = np.linalg.norm(u, axis=1) ** 2
     outside = space.noise**2 * len(space.left) * dual
-    return np.sqrt(noise**2 * inside + outside) / np.sqrt(np.maximum(sizes, 1e-300))
+    return np.sqrt(inside + outside) / np.sqrt(np.maximum(sizes, 1e-300))
 
 
 def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
@@ -204,28 +236,27 @@ def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
         seen = _look(space, c)
         if seen is None:
             break
-        if best is not None and k > 2:
-            gain = np.sum(seen.agreement) - np.sum(best[1].agreement)
-            if gain < 1e-3:
-                if gain > 0:
-                    best = c, seen
-                break
-        if best is None or np.sum(seen.agreement) >= np.sum(best[1].agreement) - 1e-3:
-            best = c, seen
-        c = _sharpened(space, c, seen, weighted=k > 1)
+        agreement = float(np.mean(seen.agreement))
+        # The robust rows are the better ones, unless they come apart.
+        if best is None or agreement > best[2] - (_SLACK if k > _LOOSE else 0.0):
+            best = c, seen, agreement
+        elif k > _LOOSE:
+            break
+        c = _sharpened(space, best[0], best[1], weighted=k >= _LOOSE)
     if best is None:
         return None
-    c, seen = best
-    is_open = ~(seen.vanish & (seen.z < 0))
+    c, seen, _ = best
+    is_open = ~seen.zeros
     enough = np.sum(~is_open, axis=1) >= len(c) + unit_rows.EXTRA
     # One that closes too little is free, so that it spoils none of the others.
-    joint, unexplained, noise = _jointly(space, c, is_open | ~enough[:, None])
+    fitted = _jointly(space, c, is_open | ~enough[:, None])
+    joint, unexplained, noise = fitted.c, fitted.unexplained, fitted.noise
     again = _look(space, joint)
     if again is None:
         again, joint = seen, c
     closed_vanish, open_vanish, leaks = _sure_shares(again.z, again.vanish)
     row = joint @ space.signals
-    closed = ~is_open
+    closed = ~fitted.is_open
     ratios = np.sqrt(
         np.sum(row**2 * closed, 1)
         / np.maximum(np.sum(closed, 1), 1)

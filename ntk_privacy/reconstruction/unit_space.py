@@ -116,3 +116,4 @@ def inverse_gates(
     gram = inner @ inner.T
     gram += 1e-10 * np.trace(gram) / max(len(gram), 1) * np.eye(len(gram))
     return basis @ np.linalg.solve(gram, basis.T)
+
