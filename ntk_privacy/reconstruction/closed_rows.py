@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ntk_privacy.reconstruction import unit_rows, unit_search, unit_set, unit_space
 from ntk_privacy.reconstruction.unit_space import Space
 
-__all__ = ["Found", "find"]
+__all__ = ["Found", "find", "passes"]
 
 _AGREEMENT = 0.75  # of a row that is kept for the moment
 _RATIO = 0.03
@@ -68,7 +68,12 @@ def _accepted(space: Space, rough: np.ndarray, rows: list, inverse) -> list:
     return new
 
 
-def _good(whole: unit_set.Whole) -> np.ndarray:
+def passes(whole: unit_set.Whole) -> Bool[np.ndarray, " n"]:
+    """Returns which rows of a set agree with what their images close, strictly.
+
+    Args:
+      whole: by `unit_set.complete`.
+    """
     closed, opened, all_of_them, leaks = _STRICT
     return (
         (whole.closed_vanish > closed)
@@ -123,7 +128,7 @@ def find(
         if len(rows) == n:
             made = unit_set.complete(space, np.array([row.c for row in rows]))
             if made is not None:
-                judged = _good(made)
+                judged = passes(made)
                 if whole is None or judged.sum() > good.sum():
                     whole, good = made, judged
                 if judged.all():

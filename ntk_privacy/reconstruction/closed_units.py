@@ -115,8 +115,17 @@ def reconstruct(
     """
     _check_numbers(image_shape, num_images, num_starts, max_rounds)
     pixels = int(np.prod(image_shape))
-    read = first_layer.read(params_0, params_t, pixels=pixels, layer=layer)
-    shown = _shown(read, num_images)
+    names = first_layer.candidates(params_0, pixels=pixels, layer=layer)
+    for name in names:
+        read = first_layer.read(params_0, params_t, pixels=pixels, name=name)
+        plain = change_factors.factorize(read.kernel_t - read.kernel_0)
+        # Another one may have as many inputs, but not the rank of images.
+        if plain.shown or len(names) == 1:
+            break
+    else:
+        read = first_layer.read(params_0, params_t, pixels=pixels, name=names[0])
+        plain = change_factors.factorize(read.kernel_t - read.kernel_0)
+    shown = _shown(read, plain, num_images)
     if isinstance(shown, Verdict):
         return _nothing(image_shape, shown)
     factors, decay = shown
@@ -164,7 +173,8 @@ def reconstruct_gradient(
     """
     _check_numbers(image_shape, num_images, num_starts, max_rounds)
     pixels = int(np.prod(image_shape))
-    read = first_layer.read(params, gradient, pixels=pixels, layer=layer)
+    name = first_layer.candidates(params, pixels=pixels, layer=layer)[0]
+    read = first_layer.read(params, gradient, pixels=pixels, name=name)
     if not np.any(read.kernel_t):
         raise ValueError(
             f"The gradient of the layer {read.name} is zero: it holds nothing of the "
@@ -197,10 +207,11 @@ def _check_numbers(image_shape, num_images, num_starts, max_rounds) -> None:
 
 
 def _shown(
-    read: first_layer.FirstLayer, num_images: int | None
+    read: first_layer.FirstLayer,
+    plain: change_factors.Factors,
+    num_images: int | None,
 ) -> tuple[change_factors.Factors, float] | Verdict:
     """Factors and the share of old weights that is left; or why there are none."""
-    plain = change_factors.factorize(read.kernel_t - read.kernel_0)
     if plain.shown:
         return plain, 1.0
     tried = plain

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from ntk_privacy import _checks
 from ntk_privacy._types import Params
 
-__all__ = ["FirstLayer", "read"]
+__all__ = ["FirstLayer", "candidates", "read"]
 
 _KERNELS = ("kernel", "weight", "w")
 _BIASES = ("bias", "b")
@@ -79,8 +79,18 @@ def _kernel(group: dict[str, jax.Array], pixels: int) -> str | None:
     return None
 
 
-def _chosen(groups: dict[str, dict[str, jax.Array]], pixels: int, layer: str | None):
-    """Name of the first layer among the groups."""
+def candidates(params: Params, *, pixels: int, layer: str | None = None) -> list[str]:
+    """Returns the names of dense layers that take so many pixels, in their order.
+
+    Args:
+      params: any pytree of kernels (in, out) or weights (out, in).
+      pixels: values of an image.
+      layer: the name of one, such as "Dense_0" or "layers.0", if it is known.
+
+    Raises:
+      ValueError: there is none.
+    """
+    groups = _groups(params)
     fitting = sorted((k for k, g in groups.items() if _kernel(g, pixels)), key=_natural)
     if layer is not None:
         if layer not in fitting:
@@ -88,7 +98,7 @@ def _chosen(groups: dict[str, dict[str, jax.Array]], pixels: int, layer: str | N
                 f"layer={layer!r} is no dense layer that takes {pixels} values: use "
                 f"one of {', '.join(fitting) or 'another image_shape'}."
             )
-        return layer
+        return [layer]
     if not fitting:
         shapes = ", ".join(
             f"{name or 'params'} {tuple(g[k].shape)}"
@@ -101,29 +111,25 @@ def _chosen(groups: dict[str, dict[str, jax.Array]], pixels: int, layer: str | N
             f"{shapes or 'no kernels'}): closed units read networks that begin with "
             "one; give the shape of the training images, or use kkt."
         )
-    return fitting[0]
+    return fitting
 
 
-def read(
-    params_0: Params, params_t: Params, *, pixels: int, layer: str | None = None
-) -> FirstLayer:
-    """Returns the first dense layer before and after training.
+def read(params_0: Params, params_t: Params, *, pixels: int, name: str) -> FirstLayer:
+    """Returns a dense layer before and after training.
 
     Args:
       params_0: any pytree of kernels (in, out) or weights (out, in), with or without
         biases.
       params_t: the same after training.
       pixels: values of an image.
-      layer: its name, such as "Dense_0" or "layers.0"; None takes the first one, by
-        name, that has as many inputs as an image has values.
+      name: of the layer, one of `candidates`.
 
     Raises:
-      ValueError: no such layer, parameters that differ in structure, are not finite,
-        or a layer that did not move.
+      ValueError: parameters that differ in structure or are not finite, or a layer
+        that did not move.
     """
     _checks.same_structure("params_0", params_0, "params_t", params_t)
     before, after = _groups(params_0), _groups(params_t)
-    name = _chosen(before, pixels, layer)
     where = f"params_0[{name}]", f"params_t[{name}]"
     kind = _kernel(before[name], pixels)
     assert kind is not None

@@ -62,7 +62,9 @@ def preactivations(
 
 def _least(gram: np.ndarray) -> tuple[np.ndarray, float]:
     """Eigenvector of the least eigenvalue, and how far the next one stands above."""
-    values, vectors = scipy.linalg.eigh(gram, subset_by_index=[0, min(1, len(gram) - 1)])
+    values, vectors = scipy.linalg.eigh(
+        gram, subset_by_index=[0, min(1, len(gram) - 1)]
+    )
     floor = np.finfo(np.float64).eps * np.trace(gram)
     return vectors[:, 0], float(np.sqrt(max(values[-1], floor) / max(values[0], floor)))
 
@@ -96,9 +98,7 @@ def vanishing(
     return row < np.maximum(noise, _SMALL * typical * noises / _NOISES)
 
 
-def null_row(
-    space: Space, closed: np.ndarray
-) -> tuple[Float[np.ndarray, " n"], float]:
+def null_row(space: Space, closed: np.ndarray) -> tuple[Float[np.ndarray, " n"], float]:
     """The row that is least on the closed units, and how much less than the next.
 
     Every unit counts alike, so that no weak image spoils it.

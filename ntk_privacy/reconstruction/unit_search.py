@@ -55,7 +55,7 @@ def _one(rows, mix, gates, inverse, widths, powers, u, shift):
         z = z / jnp.maximum(jnp.std(z), 1e-30)
         closed = jax.nn.sigmoid(-(z + shift) / width)
         closed = closed / jnp.maximum(jnp.sum(closed), 1e-6) * len(z)
-        c = _least(_mm(rows * closed, rows.T), _mm(mix, u), powers)
+        c = _least(_mm(rows * closed[None], rows.T), _mm(mix, u), powers)
         size = jnp.abs(_mm(c, rows))
         energy = jnp.mean(closed * size**2) / jnp.mean(size**2)
         size = jnp.minimum(size / jnp.mean(size), _MOST)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ntk_privacy.reconstruction import unit_rows
+from ntk_privacy.reconstruction import unit_rows, unit_space
 from ntk_privacy.reconstruction.unit_space import Space
 
 __all__ = ["Whole", "complete"]
@@ -25,6 +25,9 @@ _ZERO = 4.0  # standard deviations of its noise within which an entry is zero
 _SPOILT = 6.0  # over the median: rest of a unit some of whose zeros are none
 _MOST_SPOILT = 0.25  # of the units
 _MOVED = 0.1  # change of a unit row that joint refinement is trusted with
+_SCALE = 0.1  # of the most that a bias's misfit could do
+_WORSE = 0.01  # agreement of a row's own that a new one may lose
+_NEAR = 1e-3  # of a row's median: what vanishes for its own agreement
 _FEW = 5  # units that tell a leak
 _AT_ONCE = 64  # units of a masked solve
 
@@ -45,6 +48,8 @@ class Whole(NamedTuple):
       errors: standard deviation of each image, over its norm.
       unexplained: share of the squared change in the images' span that is left.
       noise: root mean square of what is left of an entry.
+      misfit: root mean square of the bias's change that is no sum of rows, over that
+        noise; 0 without a bias.
     """
 
     c: Float[np.ndarray, "n n"]
@@ -57,6 +62,7 @@ class Whole(NamedTuple):
     errors: Float[np.ndarray, " n"]
     unexplained: float
     noise: float
+    misfit: float
 
 
 class _Seen(NamedTuple):
@@ -92,6 +98,17 @@ def _look(space: Space, c: np.ndarray) -> _Seen | None:
     return _Seen(u, z, vanish, np.mean(vanish == (z < 0), axis=1), zeros)
 
 
+def _own_agreement(space: Space, c: np.ndarray) -> np.ndarray:
+    """How well the pattern of each row is that of any image, whatever the others."""
+    row = c @ space.signals
+    inverse = unit_space.inverse_gates(space, np.zeros((0, len(c))))
+    floor = _NEAR * np.median(np.abs(row), axis=1, keepdims=True)
+    vanish = unit_rows.vanishing(space, c, floor)
+    share = np.clip(np.mean(vanish, axis=1, keepdims=True), 1e-3, 1 - 1e-3)
+    u = np.where(vanish, -1 / share, 1 / (1 - share)) @ space.gates.T @ inverse
+    return np.mean(vanish == (unit_rows.preactivations(space, u) < 0), axis=1)
+
+
 def _sharpened(space: Space, c: np.ndarray, last: _Seen, weighted: bool) -> np.ndarray:
     """Every row anew, from the units that its image closes for certain."""
     made, least = c.copy(), len(c) + unit_rows.EXTRA
@@ -104,6 +121,11 @@ def _sharpened(space: Space, c: np.ndarray, last: _Seen, weighted: bool) -> np.n
         row = unit_rows.from_surest(space, last.z[i], share=_SURE)
         if row is not None:
             made[i] = row[0]
+    if not weighted:
+        # A false row spoils the image of another, whose own row was right: one that is
+        # the pattern of an image stays.
+        worse = _own_agreement(space, made) < _own_agreement(space, c) - _WORSE
+        made[worse] = c[worse]
     return made
 
 
@@ -170,7 +192,7 @@ def _jointly(space: Space, c: np.ndarray, is_open: np.ndarray) -> _Joint:
         middle = np.median(size[counted]) if counted.any() else 0.0
         # An entry that was taken for zero spoils its unit alone: it says no more.
         spoilt = counted & (size > _SPOILT * middle)
-        if 0 < spoilt.sum() and spoilt.sum() < _MOST_SPOILT * counted.sum():
+        if spoilt.sum() > 0 and spoilt.sum() < _MOST_SPOILT * counted.sum():
             is_open = is_open | spoilt[None]
         elif used and np.sum(rest**2) > 0.999 * used:
             break
@@ -262,11 +284,15 @@ def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
         / np.maximum(np.sum(closed, 1), 1)
         / np.mean(row**2, axis=1)
     )
-    errors = _errors(space, joint, closed, again.u, max(noise, space.noise))
+    floor = max(noise, space.noise, 1e-300)
+    errors = _errors(space, joint, closed, again.u, floor)
+    # What of the bias fits no image may have moved the scale of any.
+    rest = space.misfit * np.sqrt(len(space.alive))
+    errors = np.hypot(errors, _SCALE * rest * np.linalg.norm(again.u, axis=1))
     return Whole(
         joint, again.u, closed_vanish, open_vanish, again.agreement, leaks,
         np.where(enough, ratios, 1.0), np.where(enough, errors, np.inf),
-        unexplained, noise,
+        unexplained, noise, space.misfit / floor,
     )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ class Space(NamedTuple):
       gates_t: (n, m) A after it.
       scale: (n,) h; None without a bias, or where the bias does not fit.
       noise: root mean square of an entry of the change that is no image's.
+      misfit: the same of the bias's change.
       alive: (units,) which units move.
     """
 
@@ -46,6 +47,7 @@ class Space(NamedTuple):
     gates_t: Float[np.ndarray, "n m"]
     scale: Float[np.ndarray, " n"] | None
     noise: float
+    misfit: float
     alive: Bool[np.ndarray, " units"]
 
     @property
@@ -74,7 +76,10 @@ def make(
     dead = factors.noise * float(np.linalg.norm(1 / factors.values))
     alive = norms > max(_DEAD * middle, min(_NOISES * dead, _FAINT * middle))
     signals = factors.right[:, alive]
-    scale = None if bias_change is None else factors.right @ bias_change
+    scale, misfit = None, 0.0
+    if bias_change is not None:
+        scale = factors.right @ bias_change
+        misfit = float(np.sqrt(np.mean((bias_change - scale @ factors.right) ** 2)))
     gates = []
     for i in range(2):
         gate = left.T @ kernels[i][:, alive]
@@ -95,6 +100,7 @@ def make(
         gates_t=gates[1],
         scale=scale,
         noise=factors.noise,
+        misfit=misfit,
         alive=alive,
     )
 
@@ -116,4 +122,3 @@ def inverse_gates(
     gram = inner @ inner.T
     gram += 1e-10 * np.trace(gram) / max(len(gram), 1) * np.eye(len(gram))
     return basis @ np.linalg.solve(gram, basis.T)
-

@@ -18,6 +18,7 @@ TOLERANCE = 0.05
 # Over the standard deviation: noise of training steps is not white. Over 60 networks
 # the largest error was 7 of them.
 _MARGIN = 10.0
+_MISFIT = 100.0  # of the bias's change, over the noise
 _UNEXPLAINED = 1e-3  # of the squared change: beyond it the set explains no network
 
 
@@ -104,7 +105,8 @@ def judge(
             f"0 of {n} images certified: {why}.",
         )
     errors = np.maximum(_MARGIN * whole.errors, 4 * roundoff)
-    sound = bool(found.good.all()) and whole.unexplained < _UNEXPLAINED
+    fits = whole.misfit < _MISFIT
+    sound = bool(found.good.all()) and whole.unexplained < _UNEXPLAINED and fits
     certified = (errors <= TOLERANCE) & sound & (space.scale is not None)
     errors = np.where(certified, errors, np.inf)
     count = int(certified.sum())
@@ -127,6 +129,12 @@ def judge(
         why = f"{int(found.good.sum())} of {n} rows agree with what their images close"
     elif space.scale is None:
         why = "rows and units agree"
+    elif not fits:
+        why = (
+            f"{whole.misfit:.2g} times as much of the bias's change as its noise fits "
+            "no image, as where one image is a multiple of another, or the bias was "
+            "trained otherwise than the kernel: the scale is not certain"
+        )
     else:
         why = "noise leaves no bound on the error of any image"
     word = "approximate" if explained > 0.5 else "nothing found"
