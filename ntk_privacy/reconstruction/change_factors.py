@@ -17,6 +17,7 @@ CLEAR = 3.0
 """Least gap in the spectrum that shows a rank."""
 
 _POWERS = 2
+_STEPS, _STILL = 12, 1e-10  # of the search for a
 _FIRST = 96  # size of the first sketch
 _WHOLE = 400  # below it the whole spectrum is cheap
 
@@ -101,22 +102,27 @@ def factorize(
 
 
 def decay(
-    before: Float[np.ndarray, "d units"], after: Float[np.ndarray, "d units"]
+    before: Float[np.ndarray, "d units"],
+    after: Float[np.ndarray, "d units"],
+    *,
+    rank: int | None = None,
 ) -> float:
     """Returns the a for which `after - a before` has the least outside a low rank.
 
-    Regression of what a third of the spectrum leaves, repeated: images are in the
-    leading part, and the rest is a multiple of the kernel before training.
+    Regression of what the leading part of the spectrum leaves, repeated: images are in
+    that part, and the rest is a multiple of the kernel before training.
 
     Args:
       before: kernel before training.
       after: kernel after it.
+      rank: of that part, more than there are images; None is a third of the spectrum.
     """
+    count = min(before.shape) // 3
+    count = max(count if rank is None else min(rank, count), 1)
     a = float(np.vdot(before, after) / np.vdot(before, before))
-    for _ in range(12):
+    for _ in range(_STEPS):
         rest = after - a * before
-        left, _, right = _leading(rest, min(rest.shape) // 3)
-        count = min(rest.shape) // 3
+        left, _, right = _leading(rest, count)
         left, right = left[:, :count], right[:count]
 
         def outside(matrix, left=left, right=right):
@@ -126,6 +132,6 @@ def decay(
         base = outside(before)
         step = float(np.vdot(base, outside(rest)) / np.vdot(base, base))
         a += step
-        if abs(step) < 1e-11:
+        if abs(step) < _STILL:
             break
     return a

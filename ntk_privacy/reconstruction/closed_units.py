@@ -47,6 +47,7 @@ from ntk_privacy.resume import Stage, straight
 __all__ = ["METHOD", "Config", "from_evidence", "reconstruct", "reconstruct_gradient"]
 
 _FIT = 0.02  # share of a bias's change that may lie outside the row space
+_DECAYED = 80  # images at most, for a first try at weight decay
 _FEW = 64  # random starts at least
 
 
@@ -216,10 +217,11 @@ def _shown(
         return plain, 1.0
     tried = plain
     if np.any(read.kernel_0):
-        decay = change_factors.decay(read.kernel_0, read.kernel_t)
-        tried = change_factors.factorize(read.kernel_t - decay * read.kernel_0)
-        if tried.shown:
-            return tried, decay
+        for rank in (_DECAYED, None):
+            decay = change_factors.decay(read.kernel_0, read.kernel_t, rank=rank)
+            tried = change_factors.factorize(read.kernel_t - decay * read.kernel_0)
+            if tried.shown:
+                return tried, decay
     if num_images is None:
         return unit_verdict.hidden(max(plain.gap, tried.gap), "")
     told = change_factors.factorize(read.kernel_t - read.kernel_0, rank=num_images)

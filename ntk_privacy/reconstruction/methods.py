@@ -12,8 +12,8 @@ __all__ = ["METHODS"]
 
 METHODS = by_name(
     auto.METHOD,
-    closed_units.METHOD,
     algebraic.METHOD,
+    closed_units.METHOD,
     kkt.METHOD,
     max_margin.METHOD,
 )
