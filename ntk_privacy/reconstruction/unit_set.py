@@ -144,9 +144,16 @@ def _sure_shares(z: np.ndarray, vanish: np.ndarray):
     """Shares of vanishing units among the surest on either side, and leaks."""
     closed, opened = _sure(z, 1), _sure(z, -1)
     counts = np.maximum(closed.sum(1), 1), np.maximum(opened.sum(1), 1)
-    both = closed.astype(float) @ opened.T
-    leaks = (closed & ~vanish).astype(float) @ opened.T
-    leaks = np.where(both >= _FEW, leaks / np.maximum(both, 1), 0.0)
+
+    def leaks_of(closed, opened):
+        both = closed.astype(float) @ opened.T
+        return (closed & ~vanish).astype(float) @ opened.T / np.maximum(both, 1), both
+
+    leaks, both = leaks_of(closed, opened)
+    # Two images that open nearly the same units are told apart by the few others, sure
+    # or not.
+    near, few = leaks_of(z < 0, z > 0)
+    leaks = np.where(both >= _FEW, leaks, np.where(few >= 2, near, 0.0))
     np.fill_diagonal(leaks, 0.0)
     return (
         np.sum(closed & vanish, axis=1) / counts[0],
