@@ -87,7 +87,7 @@ def reconstruct(
       layer: name of the layer; None takes the first that has as many inputs as pixels.
       frozen_gates: units opened as they did before training, as in a network whose
         Taylor model was trained, or whose weights moved by one step.
-      num_starts: random starts a round; None is 2 N, 64 at least.
+      num_starts: random starts a round; None is N, 64 at least.
       max_rounds: rounds of starts at most.
       dtype: of the search; what follows is float64 on the host.
 
@@ -290,7 +290,7 @@ def _searched(
         )
         return _nothing(image_shape, Verdict("nothing found", reason, gap=factors.gap))
     found = closed_rows.find(
-        space, key=key, starts=given, num_starts=num_starts or max(_FEW, 2 * n),
+        space, key=key, starts=given, num_starts=num_starts or max(_FEW, n),
         max_rounds=max_rounds, dtype=dtype,
     )  # fmt: skip
     whole = found.whole
@@ -333,7 +333,7 @@ class Config:
     """How long the search goes on; attributes: see the help of each field."""
 
     num_starts: int | None = field(
-        None, "Random starts per round; none is 2 N, 64 at least."
+        None, "Random starts per round; none is N, 64 at least."
     )
     max_rounds: int = field(20, "Rounds of starts at most.")
     layer: str | None = field(

@@ -21,6 +21,7 @@ __all__ = ["climb"]
 _WIDTHS = (*(0.3,) * 10, *(0.1,) * 6, *(0.03,) * 4)
 _MOST = 2.0  # a signal counts no more than this, in means
 _RIDGE = 1e-5
+_UNITS, _UNITS_EACH = 512, 12
 _ENTRIES = 2**23  # of masked rows at once
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -95,20 +96,24 @@ def climb(
       dtype: of the search.
     """
     n, m = space.rows.shape
-    shifts = jax.random.uniform(key, (len(starts),), dtype)
+    key_shifts, key_units = jax.random.split(key)
+    shifts = jax.random.uniform(key_shifts, (len(starts),), dtype)
+    # A rough image takes no more units than this many an image.
+    count = min(m, max(_UNITS, _UNITS_EACH * n))
+    units = np.sort(np.asarray(jax.random.permutation(key_units, m))[:count])
     cast = functools.partial(jnp.asarray, dtype=dtype)
     # Of unit size: products in float32 neither overflow nor vanish.
     size = np.sqrt(np.mean(space.gates**2))
     u, energies = _climb(
-        cast(space.rows),
+        cast(space.rows[:, units]),
         cast(space.mix),
-        cast(space.gates / size),
+        cast(space.gates[:, units] / size),
         cast(inverse * size**2),
         cast(_WIDTHS),
         powers,
         cast(starts),
         shifts,
-        at_once=max(1, min(len(starts), _ENTRIES // (n * m))),
+        at_once=max(1, min(len(starts), _ENTRIES // (n * count))),
     )
     u, energies = np.asarray(u, np.float64), np.asarray(energies)
     order = np.argsort(np.where(np.isfinite(energies), energies, np.inf))
