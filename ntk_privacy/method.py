@@ -21,7 +21,8 @@ def field(default: Any, text: str, **more: Any) -> Any:
       text: one sentence, for `--help`.
       **more: further metadata: `choices`, the values allowed; `before`, what it was in
         folders that were written before the field was there, where the default changes
-        what is computed.
+        what is computed; `former`, names that it had; `means`, a function by which
+        two values are told to be the same.
     """
     return dataclasses.field(default=default, metadata={"help": text, **more})
 
