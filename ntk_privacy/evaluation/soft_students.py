@@ -99,7 +99,6 @@ class Config(Budget):
         if len(set(self.attacks)) < len(self.attacks):
             raise ValueError(f"attacks={self.attacks} names one twice: name it once.")
         _checks.positive(eps=self.threat_model.eps)
-        _checks.in_range(0, 1, eps=self.threat_model.eps)
 
 
 SMALL: dict[str, Any] = {"attacks": ("pgd100", "mim", "apgd_t")}
