@@ -1,6 +1,5 @@
 """The matching equals its definition; the figures equal hand-made ones."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
