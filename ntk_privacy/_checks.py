@@ -38,14 +38,48 @@ def concrete(*arrays: Any) -> bool:
 def typed_key(**keys: Any) -> None:
     """Raises ValueError unless every value is a key of `jax.random`, such as key(0)."""
     for name, key in keys.items():
-        dtype = getattr(key, "dtype", None)
-        # Keys of old are arrays, (2,), which JAX still takes.
-        if dtype is None or not (
-            jax.numpy.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32
-        ):
+        words = 0 if _is_key(name, key) else 1
+        if np.ndim(key) != words:
             raise ValueError(
-                f"{name}={key!r} is no key: give one such as jax.random.key(0)."
+                f"{name} has shape {np.shape(key)}: give one key, such as {name}[0]."
             )
+
+
+def key_data(**keys: Any) -> Any:
+    """Returns the numbers of keys, from which `jax.random.wrap_key_data` makes them.
+
+    Args:
+      **keys: one key or array of keys, by its name.
+
+    Raises:
+      ValueError: no key, or one of another implementation than JAX's default.
+    """
+    ((name, key),) = keys.items()
+    _is_key(name, key)
+    data = jax.random.key_data(key)
+    usual = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    if data.shape[-1:] != usual.shape:
+        raise ValueError(
+            f"{name}={key!r} is not of JAX's default implementation: give "
+            "jax.random.key(0) without impl, or set jax_default_prng_impl."
+        )
+    return data
+
+
+def _is_key(name: str, key: Any) -> bool:
+    """Returns whether a key is typed; keys of old are numbers.
+
+    Raises:
+      ValueError: it is no key.
+    """
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
+    # Keys of old are arrays, (2,), which JAX still takes.
+    if not typed and dtype != np.uint32:
+        raise ValueError(
+            f"{name}={key!r} is no key: give one such as jax.random.key(0)."
+        )
+    return typed
 
 
 def positive(**values: Number) -> None:

@@ -57,7 +57,9 @@ def norm(
     wide = a.astype(jnp.float32) if jnp.finfo(a.dtype).bits < 32 else a
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(wide), axis, keepdims=True))
     scale = jnp.where(scale == 0, 1, scale)
-    squares = jnp.sum(jnp.square(wide / scale), axis, keepdims=True)
+    # Of constants XLA would square numerator and scale first, and lose both.
+    unit = jax.lax.optimization_barrier(wide / scale)
+    squares = jnp.sum(jnp.square(unit), axis, keepdims=True)
     none = squares == 0  # NaN is some
     root = jnp.where(none, 0, jnp.sqrt(jnp.where(none, 1, squares)))
     return (scale * root).astype(a.dtype)

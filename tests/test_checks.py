@@ -100,6 +100,16 @@ def test_keys_are_keys():
     for wrong in (0, None, np.zeros(2, np.int32)):
         with pytest.raises(ValueError, match=r"key=.* is no key: .*random\.key\(0\)"):
             _checks.typed_key(key=wrong)
+        with pytest.raises(ValueError, match=r"key=.* is no key"):
+            _checks.key_data(key=wrong)
+    with pytest.raises(ValueError, match=r"key has shape \(3,\): give one key"):
+        _checks.typed_key(key=jax.random.split(jax.random.key(0), 3))
+    other = jax.random.key(0, impl="rbg")
+    _checks.typed_key(key=other)
+    with pytest.raises(ValueError, match="not of JAX's default implementation"):
+        _checks.key_data(key=other)
+    same = jax.random.wrap_key_data(_checks.key_data(key=jax.random.key(3)))
+    assert same == jax.random.key(3)
 
 
 def test_sound_trees_pass():

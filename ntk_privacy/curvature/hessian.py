@@ -32,11 +32,13 @@ __all__ = ["TopEigenvalues", "measure", "top_eigenvalues"]
 
 _ROUNDING = 64  # machine epsilons of the Hessian's norm: below it all is noise
 _SLACK = 0.1  # residuals are asked to be this much smaller than the error allowed
+_FAINT = 1e-3  # share of a loss that another image may change: in truth, none
 _KEPT = 8  # Ritz vectors that a restart keeps at least
 
 
 class TopEigenvalues(NamedTuple):
-    """values: of each image, NaN where the Hessian is not finite. errors: residuals
+    """values: of each image, NaN where the loss is, or the Hessian not finite, as where
+    a label is no class. errors: residuals
     |H v - value v| of the unit vectors v they belong to; an eigenvalue lies within.
     converged: whether the residual is below the tolerance times the value, or below
     rounding.
@@ -165,12 +167,11 @@ def _measure(loss_fn, settings, params, x, rest, key_data):
     def one(pair):
         image, row, index = pair
 
-        def gradient(image):
-            def loss(image):
-                own = tuple(part[None] for part in row)
-                return loss_fn(params, image[None], *own)[0]
+        def loss(image):
+            own = tuple(part[None] for part in row)
+            return loss_fn(params, image[None], *own)[0]
 
-            return jax.grad(loss)(image)
+        gradient = jax.grad(loss)
 
         def matvec(v):
             v = v.reshape(image.shape).astype(image.dtype)
@@ -182,10 +183,40 @@ def _measure(loss_fn, settings, params, x, rest, key_data):
             space = _top(
                 matvec, key, image.size, dtype, steps, kept, tolerance, max_matvecs
             )
-        return space.value, space.error, _is_close(space, tolerance)
+            # A loss that is no number may leave zeros: of a label that is no class.
+            value = jnp.where(jnp.isnan(loss(image)), jnp.nan, space.value)
+        return value, space.error, _is_close(space, tolerance)
 
     rows = jnp.arange(len(x), dtype=jnp.int32)
     return jax.lax.map(one, (x, rest, rows), batch_size=batch_size)
+
+
+@_programs.jit(num_static=1)
+def _per_image(loss_fn, params, x, rest):
+    return regularizer.per_image(loss_fn, params, x, rest)
+
+
+def _alone(loss_fn: LossFn, params: Any, x: Array, rest: tuple[Array, ...]) -> None:
+    """Raises ValueError if an image's loss depends on what else is in its batch.
+
+    Two batches of one shape, whose first image alone is the same: rounding is too.
+    """
+    if len(x) < 2 or not _checks.concrete(*jax.tree.leaves((params, x, rest))):
+        return
+    few = tuple(part[:2] for part in rest)
+    second = jnp.stack([x[1], -2 * x[1] - jnp.ones_like(x[1])])
+    one, two = (
+        np.asarray(_per_image(loss_fn, params, jnp.stack([x[0], other]), few)).astype(
+            np.float64
+        )
+        for other in second
+    )
+    if abs(one[0] - two[0]) > _FAINT * abs(one[0]):
+        raise ValueError(
+            "loss_fn gives an image another loss when the other images of its batch "
+            "change, as batch norm in training mode does: put the model into "
+            "evaluation mode."
+        )
 
 
 def measure(
@@ -221,7 +252,8 @@ def measure(
 
     Raises:
       ValueError: lengths differ, no images, images that are no floating-point numbers,
-        a loss that is not one number per image, or a number out of range.
+        a loss that is not one real number per image, and of it alone, or a number out
+        of range.
     """
     x = jnp.asarray(x)
     for i, part in enumerate(rest):
@@ -233,13 +265,14 @@ def measure(
     rest = tuple(jnp.asarray(part) for part in rest)
     first = (x[:1], tuple(part[:1] for part in rest))
     jax.eval_shape(functools.partial(regularizer.per_image, loss_fn, params), *first)
+    _alone(loss_fn, params, x, rest)
     size = x[0].size
     kept = max(num_matvecs // 2, _KEPT)
     # As many steps as pixels span everything: nothing to restart.
     whole = num_matvecs + kept >= size
     steps, kept = (size, 0) if whole else (num_matvecs, kept)
     settings = (steps, kept, tolerance, max_matvecs, min(batch_size, len(x)))
-    key_data = jax.random.key_data(key)
+    key_data = _checks.key_data(key=key)
     return TopEigenvalues(*_measure(loss_fn, settings, params, x, rest, key_data))
 
 

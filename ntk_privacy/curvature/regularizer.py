@@ -41,6 +41,10 @@ def per_image(loss_fn: LossFn, params: Any, x: Any, rest: tuple[Any, ...]) -> Ar
             f"loss_fn returned {told} for {len(x)} images: return one value per image, "
             f"shape {x.shape[:1]}, by leaving its mean or sum out."
         )
+    if not jnp.issubdtype(losses.dtype, jnp.floating):
+        raise ValueError(
+            f"loss_fn returned {losses.dtype}: return real floating-point losses."
+        )
     return losses
 
 
@@ -78,7 +82,11 @@ def perturbation(
       step: its norm h, in units of the images.
       offset: epsilon. 0 is equation 11. The released code takes 1e-7 with gradients of
         the batch's mean loss, so 1e-7 times the batch size here.
+
+    Raises:
+      ValueError: the gradient holds no floating-point numbers.
     """
+    _checks.floating(gradient=gradient)
     gradient = jax.lax.stop_gradient(gradient)
     axes = tuple(range(1, gradient.ndim))
     moved = gradient + jnp.asarray(offset, gradient.dtype)

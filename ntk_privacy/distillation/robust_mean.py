@@ -233,7 +233,10 @@ class _QuantumEntropy(Selection):
 
     def scores(self, features):
         # Eigenvectors of n x n have those of the d x d covariance as their other half.
-        energies, vectors = jnp.linalg.eigh(gram(_centred(features)))
+        centred = _centred(features)
+        if jnp.finfo(centred.dtype).bits < 32:  # in which nothing is decomposed
+            centred = centred.astype(jnp.float32)
+        energies, vectors = jnp.linalg.eigh(gram(centred))
         top = energies[-1]
         share = energies / jnp.where(top == 0, 1, top)
         weights = energies * jnp.exp(self.sharpness * (share - 1))

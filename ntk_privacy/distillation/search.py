@@ -332,7 +332,7 @@ def minimize(
     return descend(
         step,
         state,
-        (rows, constants, jax.random.key_data(key)),
+        (rows, constants, _checks.key_data(key=key)),
         num_steps=num_steps,
         chunk=chunk,
         callback=callback,

@@ -326,7 +326,7 @@ def recover(
     m, s = (jnp.asarray(v, dtype) for v in (mean, deviation))
     at = (None, None, None)
     data = _Data(
-        params, stats, (-m / s)[at], ((1 - m) / s)[at], jax.random.key_data(key)
+        params, stats, (-m / s)[at], ((1 - m) / s)[at], _checks.key_data(key=key)
     )
     if parallel is None:
         parallel = jax.default_backend() != "cpu"

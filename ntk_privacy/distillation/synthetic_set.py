@@ -102,7 +102,7 @@ def class_data(
         x=jnp.asarray(x_target)[np.argsort(classes, kind="stable")],
         offsets=jnp.asarray(np.cumsum(sizes) - sizes, jnp.int32),
         sizes=jnp.asarray(sizes, jnp.int32),
-        key_data=jax.random.key_data(key),
+        key_data=_checks.key_data(key=key),
     )
     return data, int(sizes.max())
 

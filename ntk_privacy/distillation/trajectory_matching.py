@@ -332,7 +332,7 @@ def match(
     return search.descend(
         step,
         begin,
-        _Data(seen, jax.random.key_data(key)),
+        _Data(seen, _checks.key_data(key=key)),
         num_steps=num_steps,
         chunk=chunk,
         callback=watched(callback, first=float(step_size)),

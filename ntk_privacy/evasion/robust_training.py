@@ -213,7 +213,7 @@ def _train(
     mean, deviation = images.normal
     deviation = np.maximum(deviation, 1e-6)
     data = _Data(
-        x, y, jnp.asarray(mean), jnp.asarray(deviation), jax.random.key_data(key_steps)
+        x, y, jnp.asarray(mean), jnp.asarray(deviation), _checks.key_data(key=key_steps)
     )
 
     def go(state: _State, done: int, callback: Callback) -> _State:

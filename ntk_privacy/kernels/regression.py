@@ -140,11 +140,18 @@ def duals(
       diag_reg: ridge relative to the mean diagonal.
 
     Raises:
-      ValueError: lengths differ, the kernel is singular or errs where images coincide
-        by more than the ridge makes up for, or the dtype of `y` is too coarse for the
-        duals.
+      ValueError: lengths differ, targets that are no finite floating-point numbers, the
+        kernel is singular or errs where images coincide by more than the ridge makes up
+        for, the dtype of `y` is too coarse or too narrow for the duals, or traced.
     """
+    if not _checks.concrete(x, y):
+        raise ValueError(
+            "duals looks at the kernel and solves on the host, so it cannot be traced: "
+            "call it outside of jit, vmap and grad."
+        )
     _checks.same_length(x=x, y=y)
+    _checks.floating(y=jnp.asarray(y))
+    _checks.finite_data(y=y)
     _checks.at_least(0, diag_reg=diag_reg)
     k = host.kernel(kernel_fn, x)
     dtype = jnp.result_type(y)
@@ -154,6 +161,11 @@ def duals(
     check_solvable("The kernel", k, diag_reg, dtype=dtype, error=error)
     found = host.solve(k, y, diag_reg=diag_reg)
     _check_coarseness(k, found, y, dtype, diag_reg)
+    if np.abs(found).max() > float(jnp.finfo(dtype).max):
+        raise ValueError(
+            f"Duals of {np.abs(found).max():.1e} leave {jnp.dtype(dtype).name}: scale "
+            "the images up, or give the targets in float64."
+        )
     return jnp.asarray(found.astype(dtype))
 
 
@@ -218,6 +230,11 @@ def predict(
     """
     _checks.same_length(x_train=x_train, duals=duals)
     _checks.at_least(1, block_size=block_size)
+    if jnp.ndim(duals) != 2:
+        raise ValueError(
+            f"duals has shape {jnp.shape(duals)}: give one row per training image and "
+            "one column per output."
+        )
     if not _checks.concrete(x_train, duals, x):
         return blockwise.product(kernel_fn, x, x_train, duals, block_size=block_size)
     out = np.zeros((len(x), duals.shape[1]))

@@ -287,7 +287,7 @@ def craft(
     state, _ = _loop.run(
         run_step,
         state,
-        _Data(clean, data, jax.random.key_data(key)),
+        _Data(clean, data, _checks.key_data(key=key)),
         num_steps=num_steps * num_restarts,
         first_step=int(state.steps),
         chunk=chunk,

@@ -104,6 +104,8 @@ def reconstruct(
         _checks.at_least(1, num_images=num_images)
     if num_starts is not None:
         _checks.at_least(2, num_starts=num_starts)
+    _checks.typed_key(key=key)
+    _checks.at_least(1, **{f"image_shape[{i}]": n for i, n in enumerate(image_shape)})
     pixels = int(np.prod(image_shape))
     layers, roundoff = mlp_layers.read(params_0, params_t, pixels=pixels)
     if len(layers.kernels[0]) != pixels:
@@ -111,8 +113,10 @@ def reconstruct(
             f"image_shape={image_shape} has {pixels} values but the first layer takes "
             f"{len(layers.kernels[0])}: give the shape of the training images."
         )
+    _check_alive(layers)
     flat = None
     if auxiliary is not None:
+        _checks.at_least(1, auxiliary_images=len(auxiliary))
         _checks.finite(auxiliary=auxiliary)
         if tuple(auxiliary.shape[1:]) != tuple(image_shape):
             raise ValueError(
@@ -148,9 +152,30 @@ def count_images(params_0: Params, params_t: Params, *, key: Array) -> int | Non
       params_t: after training.
       key: typed key.
     """
+    _checks.typed_key(key=key)
     layers, _ = mlp_layers.read(params_0, params_t, pixels=None)
+    if not np.any(layers.kernel_changes[0]):
+        return None
     change = jnp.asarray(layers.kernel_changes[0], layers.kernels[0].dtype)
     return low_rank.count_inputs(change, key=key)
+
+
+def _check_alive(layers: layer_inversion.Layers) -> None:
+    """Raises ValueError unless gradients passed through every hidden layer."""
+    for i, change in enumerate(layers.kernel_changes[:-1], 1):
+        if not np.any(change):
+            raise ValueError(
+                f"The kernel of hidden layer {i} did not move: it was frozen, or every "
+                f"image is zero, and decoding needs the change of all; "
+                f"{mlp_layers.OTHER}."
+            )
+    units = layers.kernels[-1].shape[0]
+    if not np.any(layers.kernels[-1]) or units < 2:
+        told = f"{units} unit" if units < 2 else "output weights of zero"
+        raise ValueError(
+            f"The last hidden layer has {told} before training: gates are read from "
+            f"how its units differ; {mlp_layers.OTHER}."
+        )
 
 
 def _nothing(

@@ -36,6 +36,8 @@ _ADMITTED = (0.25, 1e-2, 1e-3)
 # as likely as not, and show as one: their mean weighted by duals, of either sign, so up
 # to the edge of the region away.
 _REGION = 10.0
+# Share of the root mean square below which a unit is neither open nor closed.
+_BLURRED = 1e-3
 # Share of the change below which images are no explanation of it.
 _EXPLAINED = 0.5
 
@@ -161,6 +163,51 @@ def weigh(
     return Weighed(_MARGIN * errors, 1.0 - unexplained / total, output_rest)
 
 
+def _mixed(
+    layers: layer_inversion.Layers, inputs: Float[np.ndarray, "m d"], apart: float
+) -> Bool[np.ndarray, " m"]:
+    """Returns which images share every gate with another one that is not near.
+
+    With several outputs such images keep a direction each, but any two mixtures of
+    them explain the change as well as they do: positive multiples of one image, where
+    initial biases are zero.
+
+    Args:
+      layers: of the network, with the features that decoding used.
+      inputs: flat images.
+      apart: relative distance up to which mixtures are no matter.
+    """
+    x, alike = inputs, np.ones((len(inputs), len(inputs)), bool)
+    pairs = list(zip(layers.kernels, layers.biases, strict=True))
+    for kernel, bias in pairs[:-1]:
+        pre = x @ kernel.astype(np.float64) + bias
+        clear = np.abs(pre) > _BLURRED * np.sqrt(np.mean(pre**2, 1, keepdims=True))
+        opened, closed = clear & (pre > 0), clear & (pre <= 0)
+        both = opened.astype(np.float32) @ closed.T.astype(np.float32)
+        alike &= both + both.T == 0
+        x = np.maximum(pre, 0.0)
+    size = np.linalg.norm(inputs, axis=1)
+    for i, j in np.argwhere(np.triu(alike, 1)):
+        near = np.linalg.norm(inputs[i] - inputs[j]) <= apart * min(size[i], size[j])
+        alike[i, j] = alike[j, i] = not near
+    np.fill_diagonal(alike, val=False)
+    return np.any(alike, axis=1).reshape(-1)
+
+
+def _distinct_units(layers: layer_inversion.Layers) -> int:
+    """Returns how many hidden units no other one opens and closes together with.
+
+    Copies and positive multiples of a unit tell no more images apart than it does.
+    """
+    total = 0
+    for kernel, bias in zip(layers.kernels[:-1], layers.biases[:-1], strict=True):
+        units = np.concatenate([kernel, bias[None]]).astype(np.float64)
+        units /= np.maximum(np.linalg.norm(units, axis=0), 1e-300)
+        probe = np.random.default_rng(0).standard_normal((2, len(units)))
+        total += len(np.unique(np.round(probe @ units, 5), axis=1).T)
+    return total
+
+
 def judge(
     found: layer_inversion.Decoding, *, roundoff: float, tolerance: float
 ) -> Judgement:
@@ -196,7 +243,7 @@ def judge(
             errors, best = bounds, weighed
         if np.sum(errors <= tolerance) >= min(found.rank, kept.sum()):
             break
-    units = sum(k.shape[1] for k in found.layers.kernels[:-1])
+    units = _distinct_units(found.layers)
     floor = _REGION / units
     bounds, errors = errors, np.maximum(errors, floor)
     certified = errors <= tolerance
@@ -204,9 +251,9 @@ def judge(
     notes = []
     if floor > tolerance and np.any(bounds <= tolerance):
         notes.append(
-            f"not certified, for {units} hidden units tell no images apart that are "
-            f"within {floor:.2g} of their norm of each other; a certificate takes "
-            f"{math.ceil(_REGION / tolerance)}"
+            f"not certified, for {units} different hidden units tell no images apart "
+            f"that are within {floor:.2g} of their norm of each other; a certificate "
+            f"takes {math.ceil(_REGION / tolerance)}"
         )
     if certified.any():
         doubted, notes = label_evidence.doubts(
@@ -214,6 +261,15 @@ def judge(
         )
         where = np.flatnonzero(certified)[doubted]
         certified[where], errors[where] = False, np.inf
+        where = np.flatnonzero(certified)
+        where = where[_mixed(found.layers, found.decoded.inputs[where], floor)]
+        certified[where], errors[where] = False, np.inf
+        if len(where):
+            notes.append(
+                f"{len(where)} not certified: they share every gate with each other, "
+                "as positive multiples of one image do, so that mixtures of them "
+                "explain the change as well"
+            )
         if whole and best is not None:
             slack = np.abs(found.decoded.duals) * bounds[:, None]
             slack = 10.0 * (slack.sum(0) + roundoff * np.abs(found.layers.biases[-1]))

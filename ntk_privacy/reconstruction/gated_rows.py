@@ -281,6 +281,10 @@ def find_gated_rows(
       ValueError: too few units for the rank.
     """
     rank, columns = factors.right.shape
+    if rank == 1:
+        # One image: its row spans the row space, whatever its zeros.
+        row = np.asarray(factors.right, np.float64)
+        return GatedRows(row / np.linalg.norm(row), np.zeros(1), 0)
     norms = np.linalg.norm(np.asarray(factors.right, np.float64), axis=0)
     dead = int(np.sum(norms < tolerance * np.sqrt(rank / columns)))
     half = columns / 2 - dead

@@ -201,7 +201,7 @@ def train(
         parallel,
         regularize,
     )
-    data = _Data(x, jnp.asarray(labels, jnp.int32), jax.random.key_data(pairs[:, 1]))
+    data = _Data(x, jnp.asarray(labels, jnp.int32), _checks.key_data(keys=pairs[:, 1]))
     state, _ = _loop.run(
         step,
         state,

@@ -79,8 +79,9 @@ def decompose(
       y_train: targets.
 
     Raises:
-      ValueError: labels do not have one row per image and one column per output, or
-        the kernel is not finite (unless traced).
+      ValueError: labels do not have one row per image and one column per output, the
+        kernel not all blocks of such outputs, or something is not finite (unless
+        traced).
     """
     n, c = fx_train_0.shape
     if y_train.shape != (n, c):
@@ -88,6 +89,12 @@ def decompose(
             f"y_train has shape {y_train.shape}, the outputs have {(n, c)}: give one "
             "row per image and one column per output."
         )
+    if jnp.shape(kernel) != (n, n, c, c) or not n:
+        raise ValueError(
+            f"kernel has shape {jnp.shape(kernel)}, expected {(n, n, c, c)} of at "
+            "least one image: take it with trace_outputs=False."
+        )
+    _checks.floating(kernel=jnp.asarray(kernel))
     if not _checks.concrete(kernel, fx_train_0, y_train):
         return _traced(kernel, y_train - fx_train_0)
     dtype = kernel.dtype
@@ -97,6 +104,7 @@ def decompose(
             "kernel has NaN or infinite entries: look at the images and parameters it "
             "was made of."
         )
+    _checks.finite_data(fx_train_0=fx_train_0, y_train=y_train)
     values, vectors = np.linalg.eigh(0.5 * (square + square.T))
     scale = np.finfo(dtype).eps * np.sqrt(n * c) * np.diag(square).max()
     values[values <= _NULL * scale] = 0
@@ -126,7 +134,12 @@ def gradient_flow(time: float | Float[Array, ""]) -> Gain:
 
     Args:
       time: in units of 1 / eigenvalue; `jnp.inf` is convergence.
+
+    Raises:
+      ValueError: a time below 0, or none.
     """
+    if _checks.concrete(time) and not np.asarray(time) >= 0:
+        raise ValueError(f"time={time} must be at least 0; inf is convergence.")
 
     def gain(eigenvalues):
         t = jnp.asarray(time, eigenvalues.dtype)
@@ -160,9 +173,14 @@ def gradient_descent(
       momentum: beta, in [0, 1).
 
     Raises:
-      ValueError: a rate that is not positive, or a momentum out of range.
+      ValueError: a rate that is not positive, a momentum out of range, or steps that
+        are no whole number from 0 to 2^31 - 1.
     """
     _check_rates(learning_rate, momentum)
+    if _checks.concrete(steps):
+        count = np.asarray(steps).item()
+        _checks.at_least(0, steps=count)
+        _checks.in_range(0, 2**31 - 1, steps=count)
 
     def compose(g, f):
         """The affine map g after f: matrices less the identity, offsets."""

@@ -278,7 +278,7 @@ def train(
         flip,
     )
     state = init(x, model=model, key=key) if state is None else state
-    data = _Data(x, jnp.asarray(labels, jnp.int32), jax.random.key_data(key))
+    data = _Data(x, jnp.asarray(labels, jnp.int32), _checks.key_data(key=key))
     state, _ = _loop.run(
         step,
         state,

@@ -181,7 +181,7 @@ def record(
     recipe = {
         "model": repr(model),
         "data": _checksum(b"".join(part.tobytes() for part in data)),
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": np.asarray(_checks.key_data(key=key)).tolist(),
         "num_epochs": num_epochs,
         "learning_rate": learning_rate,
         "momentum": momentum,

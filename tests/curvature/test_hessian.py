@@ -193,3 +193,26 @@ def test_bad_input_is_named():
     # Whichever sees it first: jaxtyping, in tests, or the library.
     with pytest.raises((ValueError, jaxtyping.TypeCheckError), match=r"n=2|has 3 rows"):
         call(x, jnp.ones((3,)))
+    with pytest.raises(ValueError, match="default implementation"):
+        call(x, key=jax.random.key(0, impl="rbg"))
+    for loss, told in (
+        (lambda p, x: jnp.sum(x, axis=1).astype(int), "real floating-point losses"),
+        (
+            lambda p, x: jnp.sum((x - x.mean(0, keepdims=True)) ** 2, axis=1),
+            "evaluation mode",
+        ),
+    ):
+        with pytest.raises(ValueError, match=told):
+            curvature.top_eigenvalues(loss, None, jnp.eye(6)[:2], key=KEY)
+
+
+def test_a_label_that_is_no_class_has_no_eigenvalue():
+    def loss(weights, x, labels):
+        logits = jax.nn.log_softmax(x @ weights)
+        return -jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+
+    found = curvature.top_eigenvalues(
+        loss, jnp.eye(6, 3), jnp.eye(6)[:2], jnp.asarray([1, 7]), key=KEY
+    )
+    assert np.isfinite(found[0])
+    assert np.isnan(found[1])

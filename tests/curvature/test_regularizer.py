@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -223,6 +224,12 @@ def test_no_gradient_is_too_small_or_too_large_for_float32(scale):
     want = np.asarray(gradient, np.float64)
     want = 3 * want / np.sqrt(np.sum(want**2, axis=(1, 2, 3), keepdims=True))
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_perturbation_of_integers_is_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="gradient has dtype int"):
+        regularizer.perturbation(jnp.ones((2, 3), int), step=1.0)
 
 
 def test_a_perturbation_of_what_is_no_number_is_none():

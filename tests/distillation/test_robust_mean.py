@@ -200,6 +200,15 @@ def test_no_scale_is_too_small_or_too_large_for_float32(name, scale):
         assert not kept[-4:].any()
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_half_precision_is_near_float32(name):
+    method = METHODS[name](rate=0.1)
+    x = jnp.asarray(_features(), jnp.float32)
+    found = method(x.astype(jnp.bfloat16))
+    assert found.dtype == jnp.bfloat16
+    assert float(jnp.abs(found.astype(jnp.float32) - method(x)).max()) < 0.3
+
+
 def test_poisoned_deviation_at_any_scale():
     x, poison = _features(), jnp.arange(40) >= 36
     want = float(robust_mean.poisoned_deviation(jnp.asarray(x), poison))

@@ -209,12 +209,15 @@ def test_gradients_that_nearly_vanish_are_told(toy, two):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("kind", ["softmax", "sigmoids", "experts", "logits"])
+@pytest.mark.parametrize(
+    "kind", ["softmax", "percent", "sigmoids", "experts", "logits"]
+)
 def test_probabilities_are_told_in_every_precision(toy, dtype, kind):
     def model(images):
         z = toy.logits_fn(images.astype(jnp.float32)).astype(dtype)
         return {
             "softmax": jax.nn.softmax(z),
+            "percent": 100 * jax.nn.softmax(z),
             "sigmoids": jax.nn.sigmoid(z),
             "experts": jax.nn.softmax(z) + jax.nn.softmax(z[:, ::-1]),
             "logits": jax.nn.relu(z),

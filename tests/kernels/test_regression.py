@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -72,6 +73,22 @@ def test_duals_too_large_for_their_dtype_are_refused_with_a_remedy():
     found = regression.duals(KERNELS["relu"], half, y, diag_reg=0.1)
     assert found.dtype == jnp.float16
     assert np.isfinite(np.asarray(found)).all()
+
+
+def test_targets_and_duals_that_are_none_are_told(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    x, y = near_duplicates(0.5)
+    duals = functools.partial(regression.duals, square, x)
+    with pytest.raises(ValueError, match="y has dtype int32: convert it"):
+        duals(y.astype(jnp.int32))
+    with pytest.raises(ValueError, match="y has NaN or infinite values in 1 rows"):
+        duals(y.at[1].set(jnp.nan))
+    with pytest.raises(ValueError, match="cannot be traced"):
+        jax.jit(duals)(y)
+    with pytest.raises(ValueError, match="leave float32: scale the images up"):
+        regression.duals(lambda a, b: 1e-38 * square(a, b), x, 1e5 * y, diag_reg=1e-3)
+    with pytest.raises(ValueError, match="duals has shape"):
+        regression.predict(square, x, y[:, 0], x)
 
 
 def test_one_image_and_copies_that_agree():

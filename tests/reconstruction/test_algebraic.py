@@ -9,6 +9,7 @@ import pytest
 from ntk_privacy.models import MLP
 from ntk_privacy.reconstruction import (
     algebraic,
+    certificate,
     gates,
     layer_inversion,
     low_rank,
@@ -242,3 +243,27 @@ def test_bad_input_is_one_clear_sentence():
         algebraic.reconstruct(
             params_0, params_t, key=jax.random.key(0), image_shape=(28, 28, 1)
         )
+    frozen = replaced(params_t, "Dense_0", kernel=params_0["Dense_0"]["kernel"])
+    with pytest.raises(ValueError, match=r"hidden layer 1 did not move.*kkt"):
+        decode(params_0, frozen)
+    mute = replaced(
+        params_0, "Dense_2", kernel=jnp.zeros_like(params_0["Dense_2"]["kernel"])
+    )
+    with pytest.raises(ValueError, match=r"output weights of zero.*kkt"):
+        decode(mute, params_t)
+    with pytest.raises(ValueError, match="auxiliary_images=0"):
+        decode(params_0, params_t, auxiliary=np.zeros((0, *SHAPE), np.float32))
+
+
+def test_copies_of_units_tell_no_images_apart():
+    layers = layer_inversion.Layers(
+        [np.tile(np.eye(3, 4), 16), np.random.default_rng(0).normal(size=(64, 8))],
+        [np.zeros(64), np.zeros(8)],
+        [],
+        [],
+    )
+    # The fourth column is zero: such units are one.
+    whole = layers._replace(
+        kernels=[*layers.kernels, None], biases=[*layers.biases, None]
+    )
+    assert certificate._distinct_units(whole) == 4 + 8

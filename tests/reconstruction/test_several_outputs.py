@@ -87,12 +87,17 @@ def test_too_few_units_name_the_other_attack():
         _decode(params_0, params_t, num_images=len(x))
 
 
-def _one_step(seed, classes, width, dtype=jnp.float32):
-    """One cross-entropy step on digits of these classes, from known weights."""
+def _one_step(seed, classes, width, dtype=jnp.float32, multiple=None):
+    """One cross-entropy step on digits of these classes, from known weights.
+
+    The last digit may be a multiple of the first.
+    """
     digits = load_digits()
     rng = np.random.default_rng(seed)
     chosen = [rng.choice(np.flatnonzero(digits.target == c)) for c in classes]
     x = jnp.asarray(digits.images[chosen][..., None] / 16.0, dtype)
+    if multiple:
+        x = jnp.concatenate([x[:-1], multiple * x[:1]])
     model = MLP((width, width), 10)
     params_0 = model.init_params(jax.random.key(seed), (8, 8, 1), dtype)
 
@@ -181,3 +186,26 @@ def test_a_mixture_that_its_activations_contradict_is_replaced():
     mended, shares = gated_rows._contradicted(pool, factors, gates_of, 60, 1e-4)
     assert np.max(shares) < 1e-6
     np.testing.assert_allclose(np.abs(np.sum(mended.rows * rows, 1)), 1.0, atol=1e-9)
+
+
+def test_multiples_with_other_labels_are_not_certified():
+    """Two multiples of one image keep two directions; no weights tell their scales."""
+    params_0, params_t, x = _one_step(1, (3, 1, 4, 8), 256, multiple=1.5)
+    found = algebraic.reconstruct(
+        params_0, params_t, key=jax.random.key(3), image_shape=(8, 8, 1)
+    )
+    assert found.estimated_num_images == 4
+    assert int(found.certified.sum()) == 2
+    assert "2 not certified: they share every gate" in found.verdict.reason
+    for image in found.images[found.certified]:
+        apart = jnp.linalg.norm((x[1:3] - image[None]).reshape(2, -1), axis=1)
+        assert apart.min() < 1e-3 * jnp.linalg.norm(image)
+
+
+def test_one_image_is_read():
+    params_0, params_t, x = _one_step(0, (5,), 128)
+    found = algebraic.reconstruct(
+        params_0, params_t, key=jax.random.key(3), image_shape=(8, 8, 1)
+    )
+    assert found.verdict.word == "exact"
+    chex.assert_trees_all_close(found.images, x, atol=1e-3)

@@ -256,6 +256,14 @@ def test_a_kernel_of_zeros_trains_nothing_and_nan_is_told():
     assert linearized.time_at_loss(spectrum, 0.6) == 0
     with pytest.raises(ValueError, match="kernel has NaN or infinite entries"):
         linearized.decompose(zero.at[0, 1].set(jnp.nan), 0 * y, y)
+    with pytest.raises(ValueError, match="y_train has NaN"):
+        linearized.decompose(zero, 0 * y, y.at[1].set(jnp.nan))
+    bare = inspect.unwrap(linearized.decompose)
+    for kernel, rows in ((zero[:, :, 0, 0], y), (zero, y[:2]), (zero[:0, :0], y[:0])):
+        with pytest.raises(ValueError, match=r"kernel has shape .*trace_outputs=False"):
+            bare(kernel, 0 * rows, rows)
+    with pytest.raises(ValueError, match="kernel has dtype int"):
+        bare(zero.astype(int), 0 * y, y)
 
 
 def test_apply_linearized_is_taylor_to_first_order():
@@ -322,6 +330,13 @@ def test_bad_numbers_are_refused():
             linearized.gradient_descent(3, learning_rate=0.1, momentum=momentum)
     with pytest.raises(ValueError, match=r"learning_rate=0.0 must be above 0"):
         linearized.gradient_descent(3, learning_rate=0.0)
+    descent = inspect.unwrap(linearized.gradient_descent)
+    for steps in (-3, 2.7, 2**31):
+        with pytest.raises(ValueError, match=rf"steps={steps} must"):
+            descent(steps, learning_rate=0.1)
+    for time in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match=rf"time={time} must be at least 0"):
+            linearized.gradient_flow(time)
     with pytest.raises(ValueError, match=r"loss=0.0 must be above 0"):
         linearized.time_at_loss(spectrum, 0.0)
     with pytest.raises(ValueError, match=r"loss=-1.0 must be above 0"):
