@@ -2,14 +2,16 @@
 
 `METHODS` has one row each, of one contract: `run(evidence, config, *, key, stage)`.
 `auto` decodes, searches for the rest and polishes; `algebraic` decodes images from ReLU
-gates, `kkt` searches for images that explain the change of the weights, `max_margin`
-needs the final weights alone. `replay.replay` gives the search features along the
-training that recovered images explain.
+gates, `closed_units` reads them from the first layer alone, whatever the loss and the
+features did; `kkt` searches for images that explain the change of the weights,
+`max_margin` needs the final weights alone. `replay.replay` gives the search features
+along the training that recovered images explain.
 """
 
 from ntk_privacy.reconstruction import (
     algebraic,
     auto,
+    closed_units,
     evidence,
     kkt,
     max_margin,
@@ -25,6 +27,7 @@ __all__ = [
     "Reconstruction",
     "algebraic",
     "auto",
+    "closed_units",
     "evidence",
     "kkt",
     "max_margin",

@@ -6,8 +6,14 @@ on a network of `training.margin_victim`.
 """
 
 from ntk_privacy.method import by_name
-from ntk_privacy.reconstruction import algebraic, auto, kkt, max_margin
+from ntk_privacy.reconstruction import algebraic, auto, closed_units, kkt, max_margin
 
 __all__ = ["METHODS"]
 
-METHODS = by_name(auto.METHOD, algebraic.METHOD, kkt.METHOD, max_margin.METHOD)
+METHODS = by_name(
+    auto.METHOD,
+    algebraic.METHOD,
+    closed_units.METHOD,
+    kkt.METHOD,
+    max_margin.METHOD,
+)

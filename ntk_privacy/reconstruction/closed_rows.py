@@ -1,0 +1,146 @@
+"""All rows of a change: search, removal of what is found, and search again."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from ntk_privacy.reconstruction import unit_rows, unit_search, unit_set, unit_space
+from ntk_privacy.reconstruction.unit_space import Space
+
+__all__ = ["Found", "find", "passes"]
+
+_AGREEMENT = 0.75  # of a row that is kept for the moment
+_RATIO = 0.03
+_SAME = 0.995
+# Shares: surely closed units that vanish, surely open ones that do, agreement of all,
+# and leaks to any other image.
+_STRICT = (0.7, 0.25, 0.7, 0.75)
+_POWERS = 4  # of inverse iteration, while it finds many
+_PATIENCE = 3  # rounds without a find
+
+
+class Found(NamedTuple):
+    """What the search ended with.
+
+    Attributes:
+      rows: as were found, when some are missing.
+      whole: the set, when none is.
+      good: which of the whole pass the strict test.
+      rounds: of starts.
+    """
+
+    rows: list[unit_rows.Row]
+    whole: unit_set.Whole | None
+    good: np.ndarray
+    rounds: int
+
+
+def _correlation(z: np.ndarray, others: np.ndarray) -> float:
+    """Largest correlation of a vector with any row."""
+    if not len(others):
+        return 0.0
+    sizes = np.linalg.norm(others, axis=1) * np.linalg.norm(z)
+    return float(np.max(np.abs(others @ z) / np.maximum(sizes, 1e-300)))
+
+
+def _accepted(space: Space, rough: np.ndarray, rows: list, inverse) -> list:
+    """Rows that rough images lead to and that are not among those known."""
+    new, tried = [], np.zeros((0, space.gates.shape[1]))
+    known = np.array([row.c for row in rows]).reshape(-1, len(space.values))
+    known = known @ space.signals
+    for u in rough:
+        if len(rows) + len(new) >= len(space.values):
+            break
+        z = u @ space.gates
+        if _correlation(z, tried) > _SAME:
+            continue
+        tried = np.concatenate([tried, z[None]])
+        row = unit_rows.exact(space, u, inverse)
+        if row is None or row.agreement < _AGREEMENT or row.ratio > _RATIO:
+            continue
+        signal = row.c @ space.signals
+        if _correlation(signal, known) > _SAME:
+            continue
+        known = np.concatenate([known, signal[None]])
+        new.append(row)
+    return new
+
+
+def passes(whole: unit_set.Whole) -> Bool[np.ndarray, " n"]:
+    """Returns which rows of a set agree with what their images close, strictly.
+
+    Args:
+      whole: by `unit_set.complete`.
+    """
+    closed, opened, all_of_them, leaks = _STRICT
+    return (
+        (whole.closed_vanish > closed)
+        & (whole.open_vanish < opened)
+        & (whole.agreement > all_of_them)
+        & (whole.leaks < leaks)
+        & (whole.ratios < _RATIO)
+    )
+
+
+def find(
+    space: Space,
+    *,
+    key: Array,
+    starts: Float[np.ndarray, "k n"] | None,
+    num_starts: int,
+    max_rounds: int,
+    dtype,
+) -> Found:
+    """Searches until every row is found, or patience ends.
+
+    Args:
+      space: the coordinates.
+      key: typed key of the random starts.
+      starts: u of given images.
+      num_starts: random ones a round.
+      max_rounds: at most.
+      dtype: of the search on the device.
+    """
+    n, rows, whole, good = len(space.values), [], None, np.zeros(0, bool)
+    idle, powers = 0, _POWERS
+    for k in range(max_rounds):
+        found = np.array([row.c for row in rows]).reshape(-1, n)
+        inverse = unit_space.inverse_gates(space, found)
+        key_starts, key_shifts = jax.random.split(jax.random.fold_in(key, k))
+        u = np.asarray(jax.random.normal(key_starts, (num_starts, n)), np.float64)
+        if starts is not None and not k:
+            u = np.concatenate([starts, u])[: max(num_starts, len(starts))]
+        if len(found):
+            basis = np.linalg.qr(found.T)[0]
+            u = u - (u @ basis) @ basis.T
+        if space.scale is not None:
+            u = u * np.where(u @ space.scale < 0, -1, 1)[:, None]
+        rough = unit_search.climb(
+            space, u, inverse, key=key_shifts, powers=powers, dtype=dtype
+        )
+        if space.scale is not None:
+            rough = rough * np.where(rough @ space.scale < 0, -1, 1)[:, None]
+        new = _accepted(space, rough, rows, inverse)
+        rows, idle = rows + new, 0 if new else idle + 1
+        powers = _POWERS if len(new) > n / 10 else 1
+        if len(rows) == n:
+            made = unit_set.complete(space, np.array([row.c for row in rows]))
+            if made is not None:
+                judged = passes(made)
+                if whole is None or judged.sum() > good.sum():
+                    whole, good = made, judged
+                if judged.all():
+                    return Found(rows, whole, good, k + 1)
+                rows = [
+                    row._replace(c=c)
+                    for row, c, fine in zip(rows, made.c, judged, strict=True)
+                    if fine
+                ]
+            else:
+                # Some are combinations of others: the least sure go.
+                rows = sorted(rows, key=lambda row: -row.agreement)[: n // 2]
+        if idle >= _PATIENCE:
+            return Found(rows, whole, good, k + 1)
+    return Found(rows, whole, good, max_rounds)

@@ -1,0 +1,421 @@
+r"""Exact reconstruction by closed units: any loss, features that move, any depth.
+
+Whatever stands above it, the first dense layer of a network changes under gradient
+descent, with momentum, minibatches or changing steps, by
+
+$$\Delta W = \sum_i x_i d_i^\top, \quad \Delta b = \sum_i d_i,$$
+
+where $d_i$ sums the signals of image i, one number a unit, over all steps. It vanishes,
+exactly, on every unit that is closed for image i throughout: about half of them. So
+each $d_i$ is a vector of the row space of $\Delta W$ that is zero where its own image
+says so, and no linearization is needed.
+
+1. Singular values tell N, and the noise (`change_factors`).
+2. Random directions climb to pairs of an image and its row, in N coordinates of
+   the row space (`unit_search`), and become exact rows (`unit_rows`).
+3. What is found is removed: the others are orthogonal to it (`closed_rows`).
+4. The whole set is refined together and weighed (`unit_set`).
+
+The method is this project's own. It shares the aim of SPEAR (Dimitrov et al., NeurIPS
+2024), which reads one gradient by searching for rows that vanish on closed units.
+"""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ntk_privacy import _checks, resume
+from ntk_privacy._types import Params
+from ntk_privacy.method import Method, field
+from ntk_privacy.models.mlp import MLP
+from ntk_privacy.reconstruction import (
+    change_factors,
+    closed_rows,
+    first_layer,
+    result,
+    unit_set,
+    unit_space,
+    unit_verdict,
+)
+from ntk_privacy.reconstruction.evidence import Evidence
+from ntk_privacy.reconstruction.verdict import Verdict
+from ntk_privacy.resume import Stage, straight
+
+__all__ = ["METHOD", "Config", "from_evidence", "reconstruct", "reconstruct_gradient"]
+
+_FIT = 0.02  # share of a bias's change that may lie outside the row space
+_DECAYED = 80  # images at most, for a first try at weight decay
+_FEW = 64  # random starts at least
+
+
+def reconstruct(
+    params_0: Params,
+    params_t: Params,
+    *,
+    key: Array,
+    image_shape: tuple[int, int, int],
+    num_images: int | None = None,
+    starts: Float[Array | np.ndarray, "k h w d"] | None = None,
+    layer: str | None = None,
+    frozen_gates: bool = False,
+    num_starts: int | None = None,
+    max_rounds: int = 20,
+    dtype=jnp.float32,
+) -> result.Reconstruction:
+    r"""Reads the training images from the first dense layer before and after training.
+
+    **What a certificate means.** The layer's change is, up to noise whose size is
+    measured, a sum of images times signals, each of which vanishes on the units that
+    its image closes; that holds for every image of the set, and noise moves this one by
+    no more than `errors`. What no weights can tell apart is decoded as one: copies,
+    images that share every gate (their mean, weighted by signals), and with zero
+    initial biases positive multiples of one image. An image that closes every unit
+    leaves nothing. The bias is taken to have been trained with the kernel's step
+    sizes: other ones rescale all images alike.
+
+    Args:
+      params_0: before training: any pytree in which a dense layer takes the images.
+      params_t: after training by SGD of any kind on a network with ReLU behind that
+        layer. L2 weight decay is recognised.
+      key: typed key of the random starts.
+      image_shape: (height, width, depth) in pixels.
+      num_images: N, for where noise hides the rank; the rank says better.
+      starts: images to begin from, besides random directions, preprocessed alike.
+      layer: name of the layer; None takes the first that has as many inputs as pixels.
+      frozen_gates: units opened as they did before training, as in a network whose
+        Taylor model was trained, or whose weights moved by one step.
+      num_starts: random starts a round; None is 2 N, 64 at least.
+      max_rounds: rounds of starts at most.
+      dtype: of the search; what follows is float64 on the host.
+
+    Raises:
+      ValueError: no such layer, one that did not move, parameters that differ in
+        structure or are not finite, or a number out of range.
+
+    Example:
+      >>> import jax
+      >>> import ntk_privacy
+      >>> key = jax.random.key(0)
+      >>> digits = ntk_privacy.data.load("digits", num_train=8, key=key)
+      >>> victim = ntk_privacy.training.victim.train(
+      ...     digits.x_train,
+      ...     digits.y_train,
+      ...     width=256,
+      ...     dynamics="standard",
+      ...     stop_loss=1e-4,
+      ...     key=key,
+      ... )
+      >>> found = ntk_privacy.reconstruction.closed_units.reconstruct(
+      ...     victim.params_0, victim.params_t, key=key, image_shape=(8, 8, 1)
+      ... )
+      >>> found.verdict.word, int(found.certified.sum())
+      ('exact', 8)
+    """
+    _check_numbers(image_shape, num_images, num_starts, max_rounds)
+    pixels = int(np.prod(image_shape))
+    names = first_layer.candidates(params_0, pixels=pixels, layer=layer)
+    for name in names:
+        read = first_layer.read(params_0, params_t, pixels=pixels, name=name)
+        plain = change_factors.factorize(read.kernel_t - read.kernel_0)
+        # Another one may have as many inputs, but not the rank of images.
+        if plain.shown or len(names) == 1:
+            break
+    else:
+        read = first_layer.read(params_0, params_t, pixels=pixels, name=names[0])
+        plain = change_factors.factorize(read.kernel_t - read.kernel_0)
+    shown = _shown(read, plain, num_images)
+    if isinstance(shown, Verdict):
+        return _nothing(image_shape, shown)
+    factors, decay = shown
+    kernels = (read.kernel_0, read.kernel_0 if frozen_gates else read.kernel_t)
+    biases = change = None
+    if read.bias_0 is not None and read.bias_t is not None:
+        biases = (read.bias_0, read.bias_0 if frozen_gates else read.bias_t)
+        change = _bias_change(factors, read.bias_0, read.bias_t, decay)
+    space = unit_space.make(factors, kernels, biases, change)
+    return _searched(
+        space, factors, image_shape, starts, key=key, roundoff=read.roundoff,
+        decay=decay, num_starts=num_starts, max_rounds=max_rounds, dtype=dtype,
+    )  # fmt: skip
+
+
+def reconstruct_gradient(
+    params: Params,
+    gradient: Params,
+    *,
+    key: Array,
+    image_shape: tuple[int, int, int],
+    num_images: int | None = None,
+    starts: Float[Array | np.ndarray, "k h w d"] | None = None,
+    layer: str | None = None,
+    num_starts: int | None = None,
+    max_rounds: int = 20,
+    dtype=jnp.float32,
+) -> result.Reconstruction:
+    """Reads a batch from one gradient of its loss, such as a client shares.
+
+    Args:
+      params: at which the gradient was taken.
+      gradient: of any loss, of the structure of the parameters; a multiple will do.
+      key: see `reconstruct`, as all that follow.
+      image_shape: in pixels.
+      num_images: N.
+      starts: images to begin from.
+      layer: its name.
+      num_starts: a round.
+      max_rounds: at most.
+      dtype: of the search.
+
+    Raises:
+      ValueError: see `reconstruct`.
+    """
+    _check_numbers(image_shape, num_images, num_starts, max_rounds)
+    pixels = int(np.prod(image_shape))
+    name = first_layer.candidates(params, pixels=pixels, layer=layer)[0]
+    read = first_layer.read(params, gradient, pixels=pixels, name=name)
+    if not np.any(read.kernel_t):
+        raise ValueError(
+            f"The gradient of the layer {read.name} is zero: it holds nothing of the "
+            "images."
+        )
+    factors = change_factors.factorize(read.kernel_t)
+    if not factors.shown:
+        if num_images is None:
+            return _nothing(image_shape, unit_verdict.hidden(factors.gap, ""))
+        factors = change_factors.factorize(read.kernel_t, rank=num_images)
+    biases = change = None
+    if read.bias_0 is not None and read.bias_t is not None:
+        biases = (read.bias_0, read.bias_0)
+        change = _fitting(factors, read.bias_t)
+    space = unit_space.make(factors, (read.kernel_0, read.kernel_0), biases, change)
+    return _searched(
+        space, factors, image_shape, starts, key=key, roundoff=read.roundoff,
+        decay=1.0, num_starts=num_starts, max_rounds=max_rounds, dtype=dtype,
+    )  # fmt: skip
+
+
+def _check_numbers(image_shape, num_images, num_starts, max_rounds) -> None:
+    for size in image_shape:
+        _checks.at_least(1, image_shape=size)
+    if num_images is not None:
+        _checks.at_least(1, num_images=num_images)
+    if num_starts is not None:
+        _checks.at_least(1, num_starts=num_starts)
+    _checks.at_least(1, max_rounds=max_rounds)
+
+
+def _shown(
+    read: first_layer.FirstLayer,
+    plain: change_factors.Factors,
+    num_images: int | None,
+) -> tuple[change_factors.Factors, float] | Verdict:
+    """Factors and the share of old weights that is left; or why there are none."""
+    if plain.shown:
+        return plain, 1.0
+    tried = plain
+    if np.any(read.kernel_0):
+        for rank in (_DECAYED, None):
+            decay = change_factors.decay(read.kernel_0, read.kernel_t, rank=rank)
+            tried = change_factors.factorize(read.kernel_t - decay * read.kernel_0)
+            if tried.shown:
+                return tried, decay
+    if num_images is None:
+        return unit_verdict.hidden(max(plain.gap, tried.gap), "")
+    told = change_factors.factorize(read.kernel_t - read.kernel_0, rank=num_images)
+    if told.gap < change_factors.CLEAR / 2:
+        return unit_verdict.hidden(told.gap, f"; N of {num_images} was told")
+    return told, 1.0
+
+
+def _fitting(factors: change_factors.Factors, change: np.ndarray) -> np.ndarray | None:
+    """The bias's change, if it is a sum of the rows that the kernel's is."""
+    size = float(np.linalg.norm(change))
+    rest = change - factors.right.T @ (factors.right @ change)
+    return change if size > 0 and np.linalg.norm(rest) < _FIT * size else None
+
+
+def _bias_change(factors, before, after, decay: float) -> np.ndarray | None:
+    """The bias's change, where biases decay too or do not."""
+    for share in dict.fromkeys((decay, 1.0)):
+        change = _fitting(factors, after - share * before)
+        if change is not None:
+            return change
+    return None
+
+
+def _nothing(image_shape, verdict: Verdict) -> result.Reconstruction:
+    """No image, and why."""
+    return result.Reconstruction(
+        images=np.zeros((0, *image_shape)),
+        duals=np.zeros((1, 0, 1)),
+        losses=np.zeros(0),
+        verdict=verdict,
+        sources=(),
+        message=f"0 images: {verdict.reason}",
+        **result.uncertain(0),
+    )
+
+
+def _searched(
+    space: unit_space.Space,
+    factors: change_factors.Factors,
+    image_shape: tuple[int, int, int],
+    starts,
+    *,
+    key: Array,
+    roundoff: float,
+    decay: float,
+    num_starts: int | None,
+    max_rounds: int,
+    dtype,
+) -> result.Reconstruction:
+    n, m = space.signals.shape
+    given = None
+    if starts is not None:
+        _checks.finite(starts=starts)
+        if tuple(starts.shape[1:]) != tuple(image_shape):
+            raise ValueError(
+                f"starts have shape {starts.shape[1:]} but image_shape is "
+                f"{image_shape}: preprocess them like the training images."
+            )
+        flat = np.asarray(starts, np.float64).reshape(len(starts), -1)
+        given = flat @ (space.left / space.values**2)
+    if m < 2 * n:
+        reason = (
+            f"The change has rank {n}, and only {m} units move: half of the units of "
+            "an image must outnumber the images, so closed units cannot tell them."
+        )
+        return _nothing(image_shape, Verdict("nothing found", reason, gap=factors.gap))
+    found = closed_rows.find(
+        space, key=key, starts=given, num_starts=num_starts or max(_FEW, 2 * n),
+        max_rounds=max_rounds, dtype=dtype,
+    )  # fmt: skip
+    whole = found.whole
+    if whole is not None:
+        u, residuals = whole.u, whole.ratios
+        inside = float(np.sum(space.values**2))
+        outside = space.noise**2 * len(space.left) * len(space.alive)
+        explained = 1 - (whole.unexplained * inside + outside) / (inside + outside)
+    else:
+        rows = found.rows
+        u = np.array([row.u for row in rows]).reshape(-1, n)
+        if space.scale is not None:
+            u = u / np.where(u @ space.scale == 0, 1, u @ space.scale)[:, None]
+        residuals = np.array([row.ratio for row in rows])
+        explained = unit_set.share_explained(space, u)
+    flat = u @ space.left.T
+    if space.scale is None:
+        flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-300)
+    judged = unit_verdict.judge(
+        found, space, factors, roundoff=roundoff, explained=explained, decay=decay
+    )
+    order = np.lexsort((residuals, judged.errors, ~judged.certified))
+    images = flat[order].reshape(-1, *image_shape)
+    return result.Reconstruction(
+        images=images if roundoff < 1e-12 else images.astype(np.float32),
+        duals=np.zeros((1, len(images), 1)),
+        losses=np.zeros(0),
+        verdict=judged.verdict,
+        sources=("closed units",) * len(images),
+        certified=judged.certified[order],
+        residuals=residuals[order],
+        errors=judged.errors[order],
+        estimated_num_images=n,
+        message=judged.message,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """How long the search goes on; attributes: see the help of each field."""
+
+    num_starts: int | None = field(
+        None, "Random starts per round; none is 2 N, 64 at least."
+    )
+    max_rounds: int = field(20, "Rounds of starts at most.")
+    layer: str | None = field(
+        None, "Name of the first dense layer; none is the first that takes the images."
+    )
+
+    def __post_init__(self):
+        _checks.at_least(1, max_rounds=self.max_rounds)
+        if self.num_starts is not None:
+            _checks.at_least(1, num_starts=self.num_starts)
+
+
+_ARRAYS = ("images", "certified", "residuals", "errors")
+
+
+def from_evidence(
+    evidence: Evidence,
+    config: Config = Config(),
+    *,
+    key: Array,
+    stage: Stage = straight,
+) -> result.Reconstruction:
+    """Reads what evidence speaks of, or returns what an earlier process read.
+
+    Args:
+      evidence: weights before and after, image shape; number of images if it is told.
+      config: of the search.
+      key: typed key of the random starts.
+      stage: keeps what was found, as "closed_units"; it cannot be cut short.
+
+    Raises:
+      ValueError: the weights before training are not known, or see `reconstruct`.
+    """
+    evidence.needs("closed_units", "params_0")
+
+    def make():
+        found = reconstruct(
+            evidence.params_0,
+            evidence.params_t,
+            key=key,
+            image_shape=evidence.image_shape,
+            num_images=evidence.num_images,
+            layer=config.layer,
+            frozen_gates=evidence.dynamics == "linearized",
+            num_starts=config.num_starts,
+            max_rounds=config.max_rounds,
+        )
+        told = {
+            "verdict": found.verdict._asdict(),
+            "message": found.message,
+            "estimated_num_images": found.estimated_num_images,
+        }
+        arrays = {name: np.asarray(getattr(found, name)) for name in _ARRAYS}
+        return {"told": np.asarray(json.dumps(told)), **arrays}
+
+    arrays = resume.once(stage, "closed_units", make)
+    told = json.loads(str(arrays["told"]))
+    images = arrays["images"]
+    network = evidence.network
+    if isinstance(network, MLP) and network.parametrization == "ntk":
+        # Images enter that layer divided by the square root of their size.
+        images = images * np.sqrt(np.prod(evidence.image_shape)).astype(images.dtype)
+    m = len(images)
+    return result.Reconstruction(
+        images=images,
+        duals=np.zeros((1, m, evidence.num_outputs)),
+        losses=np.zeros(0),
+        verdict=Verdict(**told["verdict"]),
+        sources=("closed units",) * m,
+        certified=arrays["certified"],
+        residuals=arrays["residuals"],
+        errors=arrays["errors"],
+        estimated_num_images=told["estimated_num_images"],
+        message=told["message"],
+    )
+
+
+METHOD = Method(
+    name="closed_units",
+    about="Exact images from the units that each keeps closed; any loss, no search.",
+    config=Config,
+    presets={"fast": Config},
+    run=from_evidence,
+    wants=("num_images",),
+)

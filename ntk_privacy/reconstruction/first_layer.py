@@ -1,0 +1,156 @@
+"""Finds the first dense layer in parameters of any structure, before and after.
+
+What stands above it is not looked at: it may be anything.
+"""
+
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ntk_privacy import _checks
+from ntk_privacy._types import Params
+
+__all__ = ["FirstLayer", "candidates", "read"]
+
+_KERNELS = ("kernel", "weight", "w")
+_BIASES = ("bias", "b")
+
+
+class FirstLayer(NamedTuple):
+    """Weights of the first layer, in float64.
+
+    Attributes:
+      name: where it stands in the parameters.
+      kernel_0: (pixels, units) before training.
+      kernel_t: after it.
+      bias_0: before; None where the layer has none.
+      bias_t: after; None where the layer has none.
+      roundoff: unit roundoff of the stored weights.
+    """
+
+    name: str
+    kernel_0: Float[np.ndarray, "d units"]
+    kernel_t: Float[np.ndarray, "d units"]
+    bias_0: Float[np.ndarray, " units"] | None
+    bias_t: Float[np.ndarray, " units"] | None
+    roundoff: float
+
+
+def _names(path) -> list[str]:
+    """Names on the way to a leaf; PyTorch's dotted keys are taken apart."""
+    names = []
+    for entry in path:
+        for attribute in ("key", "name", "idx"):
+            if hasattr(entry, attribute):
+                names += str(getattr(entry, attribute)).split(".")
+                break
+    # NNX wraps leaves in variables.
+    return names[:-1] if len(names) > 1 and names[-1] == "value" else names
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Sorts layers_2 before layers_10."""
+    parts = re.split(r"(\d+)", name)
+    return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in parts]
+
+
+def _groups(params: Params) -> dict[str, dict[str, jax.Array]]:
+    """Leaves by layer."""
+    groups: dict[str, dict[str, jax.Array]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = _names(path)
+        if names and hasattr(leaf, "dtype") and hasattr(leaf, "ndim"):
+            groups.setdefault(".".join(names[:-1]), {})[names[-1]] = leaf
+    return groups
+
+
+def _kernel(group: dict[str, jax.Array], pixels: int) -> str | None:
+    """Name of the matrix that takes so many pixels, if the group has one."""
+    for name in _KERNELS:
+        leaf = group.get(name)
+        # PyTorch's weight is (out, in).
+        axis = 1 if name == "weight" else 0
+        if leaf is not None and leaf.ndim == 2 and leaf.shape[axis] == pixels:
+            return name
+    return None
+
+
+def candidates(params: Params, *, pixels: int, layer: str | None = None) -> list[str]:
+    """Returns the names of dense layers that take so many pixels, in their order.
+
+    Args:
+      params: any pytree of kernels (in, out) or weights (out, in).
+      pixels: values of an image.
+      layer: the name of one, such as "Dense_0" or "layers.0", if it is known.
+
+    Raises:
+      ValueError: there is none.
+    """
+    groups = _groups(params)
+    fitting = sorted((k for k, g in groups.items() if _kernel(g, pixels)), key=_natural)
+    if layer is not None:
+        if layer not in fitting:
+            raise ValueError(
+                f"layer={layer!r} is no dense layer that takes {pixels} values: use "
+                f"one of {', '.join(fitting) or 'another image_shape'}."
+            )
+        return [layer]
+    if not fitting:
+        shapes = ", ".join(
+            f"{name or 'params'} {tuple(g[k].shape)}"
+            for name, g in groups.items()
+            for k in _KERNELS
+            if k in g
+        )
+        raise ValueError(
+            f"No dense layer takes images of {pixels} values (found: "
+            f"{shapes or 'no kernels'}): closed units read networks that begin with "
+            "one; give the shape of the training images, or use kkt."
+        )
+    return fitting
+
+
+def read(params_0: Params, params_t: Params, *, pixels: int, name: str) -> FirstLayer:
+    """Returns a dense layer before and after training.
+
+    Args:
+      params_0: any pytree of kernels (in, out) or weights (out, in), with or without
+        biases.
+      params_t: the same after training.
+      pixels: values of an image.
+      name: of the layer, one of `candidates`.
+
+    Raises:
+      ValueError: parameters that differ in structure or are not finite, or a layer
+        that did not move.
+    """
+    _checks.same_structure("params_0", params_0, "params_t", params_t)
+    before, after = _groups(params_0), _groups(params_t)
+    where = f"params_0[{name}]", f"params_t[{name}]"
+    kind = _kernel(before[name], pixels)
+    assert kind is not None
+    bias = next((b for b in _BIASES if b in before[name]), None)
+    dtype = before[name][kind].dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"{where[0]} has dtype {dtype}: closed units take real floating-point "
+            "weights."
+        )
+
+    def wide(groups, leaf):
+        array = np.asarray(groups[name][leaf]).astype(np.float64)
+        return array.T if leaf == "weight" else array
+
+    kernels = wide(before, kind), wide(after, kind)
+    biases = (None, None) if bias is None else (wide(before, bias), wide(after, bias))
+    _checks.finite(**dict(zip(where, zip(kernels, biases, strict=True), strict=True)))
+    if np.array_equal(*kernels):
+        raise ValueError(
+            f"The layer {name} did not move: it holds nothing of the images; give the "
+            "weights before and after training, of a layer that was trained."
+        )
+    return FirstLayer(name, *kernels, *biases, float(jnp.finfo(dtype).eps) / 2)

@@ -1,0 +1,318 @@
+r"""A whole set of rows: its images, their joint refinement, and what it leaves.
+
+In coordinates in which the noise of every entry is alike, the change is Y = X D with
+the zeros of D known: masked least squares for D and X in turn is the most that the
+weights tell. What it leaves of Y, per degree of freedom, is the noise that moved the
+images, wherever it comes from: rounding of weights or of steps, decay, wrong zeros.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from ntk_privacy.reconstruction import unit_rows, unit_space
+from ntk_privacy.reconstruction.unit_space import Space
+
+__all__ = ["Whole", "complete"]
+
+_ROUNDS = 5
+_LOOSE = 2  # of them, from the surest units alone
+_SLACK = 5e-3  # of the agreement
+_ALTERNATIONS = 8
+_SURE = 0.7  # of the units on either side of zero
+_ZERO = 4.0  # standard deviations of its noise within which an entry is zero
+_SPOILT = 6.0  # over the median: rest of a unit some of whose zeros are none
+_MOST_SPOILT = 0.25  # of the units
+_MOVED = 0.1  # change of a unit row that joint refinement is trusted with
+_SCALE = 0.1  # of the most that a bias's misfit could do
+_WORSE = 0.01  # agreement of a row's own that a new one may lose
+_NEAR = 1e-3  # of a row's median: what vanishes for its own agreement
+_FEW = 5  # units that tell a leak
+_AT_ONCE = 64  # units of a masked solve
+
+
+class Whole(NamedTuple):
+    """As many images as the change has rank.
+
+    Attributes:
+      c: (n, n) rows, in the coordinates of `Space.signals`.
+      u: (n, n) images, one a row, in those of `Space.left`, to scale if there is one.
+      closed_vanish: share of the surely closed units of each that vanish.
+      open_vanish: share of the surely open ones that vanish.
+      agreement: share of all units that vanish where they close, and only there.
+      leaks: of the units that an image surely closes and another one surely opens,
+        the share that do not vanish; the largest over the others. A combination of two
+        rows leaks on all of them.
+      ratios: of each row, on the units it should vanish at, over all.
+      errors: standard deviation of each image, over its norm.
+      unexplained: share of the squared change in the images' span that is left.
+      noise: root mean square of what is left of an entry.
+      misfit: root mean square of the bias's change that is no sum of rows, over that
+        noise; 0 without a bias.
+    """
+
+    c: Float[np.ndarray, "n n"]
+    u: Float[np.ndarray, "n n"]
+    closed_vanish: Float[np.ndarray, " n"]
+    open_vanish: Float[np.ndarray, " n"]
+    agreement: Float[np.ndarray, " n"]
+    leaks: Float[np.ndarray, " n"]
+    ratios: Float[np.ndarray, " n"]
+    errors: Float[np.ndarray, " n"]
+    unexplained: float
+    noise: float
+    misfit: float
+
+
+class _Seen(NamedTuple):
+    u: np.ndarray
+    z: np.ndarray
+    vanish: np.ndarray
+    agreement: np.ndarray
+    zeros: np.ndarray  # of the row, for certain
+
+
+def _look(space: Space, c: np.ndarray) -> _Seen | None:
+    """Images of the rows, and whether their units agree; None if rows depend."""
+    if np.linalg.cond(c) > 1e9:
+        return None
+    u = np.linalg.inv(c).T
+    if space.scale is not None:
+        size = u @ space.scale
+        size = np.where(np.abs(size) < 1e-12 * np.abs(size).max(), 1e-30, size)
+        u = u / size[:, None]
+    z = unit_rows.preactivations(space, u)
+    if space.scale is None:
+        # Nothing tells the sign but which side vanishes.
+        size = np.abs(c @ space.signals)
+        flip = np.where(np.sum(size * (z > 0), 1) < np.sum(size * (z < 0), 1), -1, 1)
+        u = u * flip[:, None]
+        z = unit_rows.preactivations(space, u)
+    seen = np.zeros(len(c))
+    for i, row in enumerate(np.abs(c @ space.signals)):
+        closed = np.flatnonzero(z[i] < np.quantile(np.minimum(z[i], 0), 0.25))
+        seen[i] = 1.5 * np.median(row[closed]) if len(closed) else np.max(row)
+    vanish = unit_rows.vanishing(space, c, seen[:, None])
+    zeros = unit_rows.vanishing(space, c, seen[:, None], noises=_ZERO) & (z < 0)
+    return _Seen(u, z, vanish, np.mean(vanish == (z < 0), axis=1), zeros)
+
+
+def _own_agreement(space: Space, c: np.ndarray) -> np.ndarray:
+    """How well the pattern of each row is that of any image, whatever the others."""
+    row = c @ space.signals
+    inverse = unit_space.inverse_gates(space, np.zeros((0, len(c))))
+    floor = _NEAR * np.median(np.abs(row), axis=1, keepdims=True)
+    vanish = unit_rows.vanishing(space, c, floor)
+    share = np.clip(np.mean(vanish, axis=1, keepdims=True), 1e-3, 1 - 1e-3)
+    u = np.where(vanish, -1 / share, 1 / (1 - share)) @ space.gates.T @ inverse
+    return np.mean(vanish == (unit_rows.preactivations(space, u) < 0), axis=1)
+
+
+def _sharpened(space: Space, c: np.ndarray, last: _Seen, weighted: bool) -> np.ndarray:
+    """Every row anew, from the units that its image closes for certain."""
+    made, least = c.copy(), len(c) + unit_rows.EXTRA
+    for i in range(len(c)):
+        if weighted:
+            closed = np.flatnonzero(last.z[i] < 0)
+            if len(closed) >= least:
+                made[i] = unit_rows.robust_row(space, closed, c[i], last.u[i])
+            continue
+        row = unit_rows.from_surest(space, last.z[i], share=_SURE)
+        if row is not None:
+            made[i] = row[0]
+    if not weighted:
+        # A false row spoils the image of another, whose own row was right: one that is
+        # the pattern of an image stays.
+        worse = _own_agreement(space, made) < _own_agreement(space, c) - _WORSE
+        made[worse] = c[worse]
+    return made
+
+
+def _sure(z: np.ndarray, sign: int) -> np.ndarray:
+    """The surest of the units on one side of zero, of every image."""
+    side = sign * z
+    sure = np.zeros(z.shape, bool)
+    for i, pre in enumerate(side):
+        below = np.flatnonzero(pre < 0)
+        order = np.argsort(pre[below])
+        sure[i, below[order[: int(_SURE * len(below))]]] = True
+    return sure
+
+
+def _sure_shares(z: np.ndarray, vanish: np.ndarray):
+    """Shares of vanishing units among the surest on either side, and leaks."""
+    closed, opened = _sure(z, 1), _sure(z, -1)
+    counts = np.maximum(closed.sum(1), 1), np.maximum(opened.sum(1), 1)
+
+    def leaks_of(closed, opened):
+        both = closed.astype(float) @ opened.T
+        return (closed & ~vanish).astype(float) @ opened.T / np.maximum(both, 1), both
+
+    leaks, both = leaks_of(closed, opened)
+    # Two images that open nearly the same units are told apart by the few others, sure
+    # or not.
+    near, few = leaks_of(z < 0, z > 0)
+    leaks = np.where(both >= _FEW, leaks, np.where(few >= 2, near, 0.0))
+    np.fill_diagonal(leaks, 0.0)
+    return (
+        np.sum(closed & vanish, axis=1) / counts[0],
+        np.sum(opened & vanish, axis=1) / counts[1],
+        np.max(leaks, axis=1, initial=0.0),
+    )
+
+
+def _masked_signals(x: np.ndarray, y: np.ndarray, is_open: np.ndarray) -> np.ndarray:
+    """Least squares for D in Y = X D, with D zero off the mask."""
+    gram, target = x.T @ x, x.T @ y
+    n, m = target.shape
+    # Columns of unit size, for a pivot of 1 where the mask closes.
+    size = np.sqrt(np.diag(gram))
+    gram, target = gram / np.outer(size, size), target / size[:, None]
+    d = np.empty((n, m))
+    for at in range(0, m, _AT_ONCE):
+        mask = is_open[:, at : at + _AT_ONCE].T.astype(float)
+        system = gram * (mask[:, :, None] * mask[:, None, :])
+        system += (1 - mask)[:, :, None] * np.eye(n)
+        right = target[:, at : at + _AT_ONCE].T * mask
+        d[:, at : at + _AT_ONCE] = np.linalg.solve(system, right[..., None])[..., 0].T
+    return d / size[:, None]
+
+
+class _Joint(NamedTuple):
+    c: np.ndarray
+    is_open: np.ndarray
+    unexplained: float
+    noise: float
+
+
+def _jointly(space: Space, c: np.ndarray, is_open: np.ndarray) -> _Joint:
+    """Alternates masked least squares, leaving out units whose zeros are none."""
+    y = space.values[:, None] * space.signals
+    x = np.linalg.inv(c / space.values)
+    d, used = _masked_signals(x, y, is_open), 0.0
+    for _ in range(_ALTERNATIONS):
+        rest = y - x @ d
+        free = np.maximum(len(x) - np.sum(is_open, axis=0), 1)
+        size = np.sqrt(np.sum(rest**2, axis=0) / free)
+        counted = ~np.all(is_open, axis=0)
+        middle = np.median(size[counted]) if counted.any() else 0.0
+        # An entry that was taken for zero spoils its unit alone: it says no more.
+        spoilt = counted & (size > _SPOILT * middle)
+        if spoilt.sum() > 0 and spoilt.sum() < _MOST_SPOILT * counted.sum():
+            is_open = is_open | spoilt[None]
+        elif used and np.sum(rest**2) > 0.999 * used:
+            break
+        used = float(np.sum(rest**2))
+        x = np.linalg.lstsq(d.T, y.T, rcond=None)[0].T
+        d = _masked_signals(x, y, is_open)
+    moved = np.linalg.inv(x) * space.values
+    moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+    if np.max(1 - np.abs(np.sum(moved * c, axis=1))) < _MOVED**2 / 2:
+        c = moved
+    else:
+        x = np.linalg.inv(c / space.values)
+        d = _masked_signals(x, y, is_open)
+    rest = float(np.sum((y - x @ d) ** 2))
+    freedom = max(y.size - np.sum(is_open) - x.size + len(x), 1)
+    return _Joint(
+        c, is_open, rest / float(np.sum(y**2)), float(np.sqrt(rest / freedom))
+    )
+
+
+def _errors(
+    space: Space, c: np.ndarray, closed: np.ndarray, u: np.ndarray, noise: float
+) -> np.ndarray:
+    r"""Standard deviation of each image over its norm.
+
+    A null row moves by $\epsilon |c| M^{+1/2}$, M the Gram matrix of its units; images
+    are the inverse of all rows; and noise outside their span adds to every pixel.
+    """
+    y = space.values[:, None] * space.signals
+    white = c / space.values
+    x = (space.values * u).T
+    inside = np.zeros(len(c))
+    sizes = np.sum(x**2, axis=0)
+    scale = np.einsum("in,ni->i", white, x)  # C X = diag(scale)
+    for k, row in enumerate(white):
+        part = y[:, closed[k]]
+        if not part.size:
+            return np.full(len(c), np.inf)
+        values, vectors = np.linalg.eigh(part @ part.T)
+        # The least one is the row itself.
+        spread = (vectors[:, 1:].T @ x) ** 2 / np.maximum(values[1:, None], 1e-300)
+        # Of its own, where it is noisier than others.
+        own = max(noise**2, float(np.mean((row @ part) ** 2) / np.sum(row**2)))
+        weight = own * sizes[k] * np.sum(row**2) / scale[k] ** 2
+        inside += weight * np.sum(spread, axis=0)
+    dual = np.linalg.norm(u, axis=1) ** 2
+    outside = space.noise**2 * len(space.left) * dual
+    return np.sqrt(inside + outside) / np.sqrt(np.maximum(sizes, 1e-300))
+
+
+def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
+    """Refines a full set of rows and weighs it; None where its rows depend.
+
+    One false row `a c_i + b c_j` in place of c_j leaves u_j right: the row that its
+    units tell replaces it.
+
+    Args:
+      space: the coordinates.
+      c: one row an image, in those of `Space.signals`.
+    """
+    best = None
+    for k in range(_ROUNDS):
+        seen = _look(space, c)
+        if seen is None:
+            break
+        agreement = float(np.mean(seen.agreement))
+        # The robust rows are the better ones, unless they come apart.
+        if best is None or agreement > best[2] - (_SLACK if k > _LOOSE else 0.0):
+            best = c, seen, agreement
+        elif k > _LOOSE:
+            break
+        c = _sharpened(space, best[0], best[1], weighted=k >= _LOOSE)
+    if best is None:
+        return None
+    c, seen, _ = best
+    is_open = ~seen.zeros
+    enough = np.sum(~is_open, axis=1) >= len(c) + unit_rows.EXTRA
+    # One that closes too little is free, so that it spoils none of the others.
+    fitted = _jointly(space, c, is_open | ~enough[:, None])
+    joint, unexplained, noise = fitted.c, fitted.unexplained, fitted.noise
+    again = _look(space, joint)
+    if again is None:
+        again, joint = seen, c
+    closed_vanish, open_vanish, leaks = _sure_shares(again.z, again.vanish)
+    row = joint @ space.signals
+    closed = ~fitted.is_open
+    ratios = np.sqrt(
+        np.sum(row**2 * closed, 1)
+        / np.maximum(np.sum(closed, 1), 1)
+        / np.mean(row**2, axis=1)
+    )
+    floor = max(noise, space.noise, 1e-300)
+    errors = _errors(space, joint, closed, again.u, floor)
+    # What of the bias fits no image may have moved the scale of any.
+    rest = space.misfit * np.sqrt(len(space.alive))
+    errors = np.hypot(errors, _SCALE * rest * np.linalg.norm(again.u, axis=1))
+    return Whole(
+        joint, again.u, closed_vanish, open_vanish, again.agreement, leaks,
+        np.where(enough, ratios, 1.0), np.where(enough, errors, np.inf),
+        unexplained, noise, space.misfit / floor,
+    )  # fmt: skip
+
+
+def share_explained(space: Space, u: Float[np.ndarray, "k n"]) -> float:
+    """Share of the squared change that images explain, with their best signals.
+
+    Args:
+      space: the coordinates.
+      u: of the images, in those of `Space.left`, any number of them.
+    """
+    if not len(u):
+        return 0.0
+    y = space.values[:, None] * space.signals
+    d = _masked_signals((space.values * u).T, y, unit_rows.preactivations(space, u) > 0)
+    rest = y - (space.values * u).T @ d
+    return float(1 - np.sum(rest**2) / np.sum(y**2))

@@ -1,0 +1,146 @@
+"""What is said of images that closed units gave, and which of them are certified."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from ntk_privacy.reconstruction.change_factors import Factors
+from ntk_privacy.reconstruction.closed_rows import Found
+from ntk_privacy.reconstruction.unit_space import Space
+from ntk_privacy.reconstruction.verdict import Verdict
+
+__all__ = ["TOLERANCE", "Judged", "hidden", "judge"]
+
+TOLERANCE = 0.05
+"""Largest stated relative error of a certified image, as of decoded ones."""
+
+# Over the standard deviation: noise of training steps is not white, and the largest
+# error of any image on the networks of `benchmarks.bench_closed_units` is 6 of them.
+_MARGIN = 10.0
+_MISFIT = 100.0  # of the bias's change, over the noise
+_UNEXPLAINED = 1e-3  # of the squared change: beyond it the set explains no network
+
+
+class Judged(NamedTuple):
+    """errors: bounds, inf where none. certified: which. verdict, message: of all."""
+
+    errors: Float[np.ndarray, " m"]
+    certified: Bool[np.ndarray, " m"]
+    verdict: Verdict
+    message: str
+
+
+def hidden(gap: float, why: str) -> Verdict:
+    """Returns the verdict on a change whose spectrum shows no rank."""
+    return Verdict(
+        "assumptions do not hold",
+        f"The first layer's change shows no rank (widest gap {gap:.2g}), with weight "
+        "decay taken out or not: it is no sum of a few images times signals, as after "
+        "Adam, normalisation before the ReLU, augmentation, or training on more images "
+        f"than the layer has inputs or units{why}.",
+        gap=gap,
+    )
+
+
+def _missing(found: Found, space: Space) -> str:
+    n, m = space.signals.shape
+    why = (
+        f"{len(found.rows)} of {n} rows vanish on units that an image closes, after "
+        f"{found.rounds} rounds"
+    )
+    if len(found.rows) == n:
+        why = f"rows were found for all {n} images, but not all agree with their units"
+    if n > m / 4:
+        return (
+            f"{why}; about half of {m} units close for an image, too few to tell {n} "
+            "images apart with certainty"
+        )
+    if not found.rows:
+        why += (
+            ": no ReLU follows the layer, or hardly a unit stayed closed throughout "
+            "training, or the weights before training are others"
+        )
+    return why
+
+
+def judge(
+    found: Found,
+    space: Space,
+    factors: Factors,
+    *,
+    roundoff: float,
+    explained: float,
+    decay: float,
+) -> Judged:
+    """Says what a search is worth.
+
+    Args:
+      found: by `closed_rows.find`.
+      space: that it searched.
+      factors: of the change.
+      roundoff: of the stored weights.
+      explained: share of the squared change that the images account for.
+      decay: factor of the weights before training.
+    """
+    n, gap = len(space.values), factors.gap
+    whole = found.whole
+    notes = []
+    if decay != 1.0:
+        notes.append(f"weight decay left {decay:.6f} of the weights before training")
+    if space.scale is None:
+        notes.append(
+            "no bias tells the scale: images are known up to their size, and are "
+            "returned with norm 1"
+        )
+    told = f"; {'; '.join(notes)}" if notes else ""
+    if whole is None:
+        count = len(found.rows)
+        why = _missing(found, space) + told
+        word = "approximate" if count and explained > 0.5 else "nothing found"
+        return Judged(
+            np.full(count, np.inf),
+            np.zeros(count, bool),
+            Verdict(word, f"Too few to be exact: {why}.", explained, gap),
+            f"0 of {n} images certified: {why}.",
+        )
+    errors = np.maximum(_MARGIN * whole.errors, 4 * roundoff)
+    fits = whole.misfit < _MISFIT
+    sound = bool(found.good.all()) and whole.unexplained < _UNEXPLAINED and fits
+    certified = (errors <= TOLERANCE) & sound & (space.scale is not None)
+    errors = np.where(certified, errors, np.inf)
+    count = int(certified.sum())
+    share = (
+        f"{1 - explained:.1g} of the change's squared norm is left unexplained, the "
+        f"spectrum's gap is {gap:.3g}"
+    )
+    if count:
+        worst = float(errors[certified].max())
+        reason = (
+            f"{count} of {n} images are within {worst:.1g} of their norm of training "
+            f"images: each row of signals vanishes on the units that its image closes, "
+            f"{100 * whole.agreement.min():.0f}% or more agree; {share}{told}."
+        )
+        message = f"{count} of {n} images certified{told}."
+        return Judged(
+            errors, certified, Verdict("exact", reason, explained, gap, count), message
+        )
+    if not found.good.all():
+        why = f"{int(found.good.sum())} of {n} rows agree with what their images close"
+    elif space.scale is None:
+        why = "rows and units agree"
+    elif not fits:
+        why = (
+            f"{whole.misfit:.2g} times as much of the bias's change as its noise fits "
+            "no image, as where one image is a multiple of another, or the bias was "
+            "trained otherwise than the kernel: the scale is not certain"
+        )
+    else:
+        why = "noise leaves no bound on the error of any image"
+    word = "approximate" if explained > 0.5 else "nothing found"
+    return Judged(
+        errors,
+        certified,
+        Verdict(word, f"No certificate: {why}; {share}{told}.", explained, gap),
+        f"0 of {n} images certified: {why}{told}.",
+    )

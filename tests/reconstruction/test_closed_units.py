@@ -1,0 +1,371 @@
+"""Exact images from the first layer of networks trained in ordinary ways."""
+
+import functools
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ntk_privacy.reconstruction import (
+    change_factors,
+    closed_rows,
+    closed_units,
+    unit_rows,
+    unit_set,
+    unit_space,
+)
+
+SHAPE = (6, 6, 1)
+F32 = jnp.float32
+N, WIDTH = 8, 192
+
+
+def _images(n=N, seed=0):
+    """Smooth random images around zero, which have a common part as pictures have."""
+    noise = np.random.default_rng(seed).standard_normal((n + 1, *SHAPE))
+    for axis in (1, 2):
+        noise = noise + np.roll(noise, 1, axis)
+    return jnp.asarray(noise[1:] + 0.5 * noise[:1], jnp.float32)
+
+
+def _params(seed=1, width=WIDTH, depth=2):
+    sizes = [int(np.prod(SHAPE)), width, *(64,) * (depth - 1), 3]
+    keys = jax.random.split(jax.random.key(seed), len(sizes))
+    return {
+        f"layer{i}": {
+            "kernel": jax.random.normal(keys[i], (a, b), F32) * float(a**-0.5),
+            "bias": jnp.zeros(b, F32),
+        }
+        for i, (a, b) in enumerate(itertools.pairwise(sizes))
+    }
+
+
+def _outputs(params, x, act=jax.nn.relu):
+    h = x.reshape(len(x), -1)
+    for i in range(len(params)):
+        layer = params[f"layer{i}"]
+        h = h @ layer["kernel"]
+        h = h + layer["bias"][None] if "bias" in layer else h
+        h = h if i == len(params) - 1 else act(h) if i == 0 else jax.nn.relu(h)
+    return h
+
+
+def _loss(params, x, y, act=jax.nn.relu):
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        _outputs(params, x, act), y
+    )
+    return jnp.mean(losses)
+
+
+@functools.partial(jax.jit, static_argnames=("act", "adam", "batch"))
+def _train(params, x, y, decay=0.0, act=jax.nn.relu, adam=False, batch=3):
+    sgd = optax.sgd(0.03, momentum=0.9)
+    optimizer = optax.chain(optax.scale_by_rms(), optax.scale(-1e-3)) if adam else sgd
+
+    def step(carry, key):
+        params, state = carry
+        chosen = jax.random.permutation(key, len(x))[:batch]
+        grads = jax.grad(_loss)(params, x[chosen], y[chosen], act)
+        grads = jax.tree.map(lambda g, p: g + decay * p, grads, params)
+        updates, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    keys = jax.random.split(jax.random.key(5), 200)
+    return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
+
+
+def _labels(n=N):
+    return jnp.arange(n) % 3
+
+
+def _read(before, after, **given):
+    return closed_units.reconstruct(
+        before, after, key=jax.random.key(2), image_shape=SHAPE, **given
+    )
+
+
+def _relative_errors(found, x):
+    truth = np.asarray(x, np.float64).reshape(len(x), -1)
+    images = np.asarray(found.images, np.float64).reshape(len(found.images), -1)
+    distances = np.linalg.norm(truth[:, None] - images[None], axis=-1)
+    nearest = distances.argmin(0)
+    return distances.min(0) / np.linalg.norm(truth, axis=1)[nearest], nearest
+
+
+def _assert_exact(found, x, largest=1e-3):
+    assert found.verdict.word == "exact", found.verdict
+    assert found.certified.all()
+    assert found.estimated_num_images == len(x)
+    errors, nearest = _relative_errors(found, x)
+    assert sorted(nearest) == list(range(len(x)))
+    assert errors.max() < largest
+    assert np.all(errors <= found.errors)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    x, before = _images(), _params()
+    return x, before, _train(before, x, _labels())
+
+
+@pytest.fixture(scope="module")
+def space(trained):
+    """The coordinates, with the true rows and images in them."""
+    x, before, after = trained
+    kernels = [np.asarray(p["layer0"]["kernel"], np.float64) for p in trained[1:]]
+    biases = [np.asarray(p["layer0"]["bias"], np.float64) for p in (before, after)]
+    factors = change_factors.factorize(kernels[1] - kernels[0])
+    made = unit_space.make(
+        factors, (kernels[0], kernels[1]), (biases[0], biases[1]), biases[1] - biases[0]
+    )
+    flat = np.asarray(x, np.float64).reshape(N, -1)
+    u = np.linalg.lstsq(made.left, flat.T, rcond=None)[0].T
+    c = np.linalg.inv(u.T)
+    return made, c / np.linalg.norm(c, axis=1, keepdims=True), u
+
+
+def test_minibatches_momentum_and_cross_entropy_are_read_exactly(trained):
+    x, before, after = trained
+    _assert_exact(_read(before, after), x)
+
+
+def test_one_gradient_through_many_layers_is_read_exactly():
+    x, params = _images(), _params(depth=4)
+    gradient = jax.jit(jax.grad(_loss))(params, x, _labels())
+    found = closed_units.reconstruct_gradient(
+        params, gradient, key=jax.random.key(2), image_shape=SHAPE
+    )
+    _assert_exact(found, x, largest=1e-4)
+
+
+def test_weight_decay_is_one_scalar_that_the_spectrum_tells(trained):
+    x, before, _ = trained
+    found = _read(before, _train(before, x, _labels(), 3e-3))
+    _assert_exact(found, x)
+    assert "weight decay left" in found.verdict.reason
+
+
+def test_the_scalar_is_found_to_many_digits():
+    rng = np.random.default_rng(0)
+    before = rng.standard_normal((40, 90))
+    change = rng.standard_normal((40, 5)) @ rng.standard_normal((5, 90))
+    assert change_factors.decay(before, 0.83 * before + change) == pytest.approx(
+        0.83, abs=1e-10
+    )
+
+
+@pytest.mark.parametrize("rank", [1, 2, 7])
+def test_the_spectrum_tells_rank_and_noise(rank):
+    rng = np.random.default_rng(rank)
+    change = rng.standard_normal((40, rank)) @ rng.standard_normal((rank, 90))
+    factors = change_factors.factorize(change + 1e-4 * rng.standard_normal((40, 90)))
+    assert factors.shown
+    assert len(factors.values) == rank
+    assert factors.noise == pytest.approx(1e-4, rel=0.3)
+    assert not change_factors.factorize(rng.standard_normal((40, 90))).shown
+
+
+def test_a_sketch_agrees_with_the_whole_spectrum(monkeypatch):
+    rng = np.random.default_rng(0)
+    change = rng.standard_normal((300, 12)) @ rng.standard_normal((12, 250))
+    change += 1e-5 * rng.standard_normal((300, 250))
+    whole = change_factors.factorize(change)
+    monkeypatch.setattr(change_factors, "_WHOLE", 0)
+    part = change_factors.factorize(change)
+    np.testing.assert_allclose(part.values, whole.values, rtol=1e-10)
+    assert part.gap == pytest.approx(whole.gap, rel=0.1)
+
+
+def test_pairs_of_image_and_row_obey_the_algebra(trained, space):
+    x, before, _ = trained
+    made, c, u = space
+    cross = c @ u.T
+    np.testing.assert_allclose(cross, np.diag(np.diag(cross)), atol=1e-8)
+    np.testing.assert_allclose(u @ made.scale, 1.0, rtol=1e-3)
+    layer = before["layer0"]
+    z = np.asarray(x.reshape(N, -1) @ layer["kernel"] + layer["bias"][None])
+    np.testing.assert_allclose(u @ made.gates_0, z[:, made.alive], atol=2e-3)
+    vanish = unit_rows.vanishing(made, c)
+    closed = unit_rows.preactivations(made, u) < 0
+    assert np.mean(vanish == closed, axis=1).min() > 0.85
+
+
+def test_rough_images_end_at_true_rows(space):
+    made, c, u = space
+    inverse = unit_space.inverse_gates(made, np.zeros((0, N)))
+    rng = np.random.default_rng(0)
+    for i in range(N):
+        noise = rng.standard_normal(N) * np.linalg.norm(u[i]) / np.sqrt(N)
+        row = unit_rows.exact(made, u[i] + 0.2 * noise, inverse)
+        assert row is not None
+        unit = row.c / np.linalg.norm(row.c)
+        assert np.abs(c @ unit).argmax() == i
+        assert abs(c[i] @ unit) > 1 - 1e-6
+
+
+def test_regression_keeps_off_what_was_found(space):
+    made, c, _ = space
+    inverse = unit_space.inverse_gates(made, c[:3])
+    np.testing.assert_allclose(c[:3] @ inverse, 0, atol=1e-9 * np.abs(inverse).max())
+
+
+def test_one_false_row_is_repaired(space):
+    made, c, _ = space
+    false = c.copy()
+    false[2] = 0.6 * c[2] + 0.8 * c[5]
+    whole = unit_set.complete(made, false)
+    assert whole is not None
+    assert closed_rows.passes(whole).all()
+    assert np.abs(np.sum(whole.c * c, axis=1)).min() > 1 - 1e-6
+
+
+def test_a_false_row_that_is_not_repaired_is_refused(space, monkeypatch):
+    made, c, _ = space
+    monkeypatch.setattr(unit_set, "_sharpened", lambda space, c, last, weighted: c)
+    true = unit_set.complete(made, c)
+    assert true is not None
+    assert closed_rows.passes(true).all()
+    for i, j in ((2, 5), (0, 1), (6, 3)):
+        false = c.copy()
+        false[i] = 0.6 * c[i] + 0.8 * c[j]
+        whole = unit_set.complete(made, false)
+        assert whole is not None
+        assert not closed_rows.passes(whole).all()
+
+
+def test_error_bars_grow_with_noise_and_hold(trained):
+    x, before, after = trained
+    bounds = []
+    for size in (0.0, 1e-5, 1e-4):
+        keys = jax.random.split(jax.random.key(3), 2)
+        noisy = {**after, "layer0": dict(after["layer0"])}
+        for key, name in zip(keys, ("kernel", "bias"), strict=True):
+            leaf = after["layer0"][name]
+            noisy["layer0"][name] = leaf + size * jax.random.normal(
+                key, leaf.shape, F32
+            )
+        found = _read(before, noisy)
+        errors, _ = _relative_errors(found, x)
+        assert np.all(errors <= found.errors)
+        bounds.append(np.median(found.errors))
+    assert bounds[0] < bounds[1] < bounds[2]
+
+
+def test_given_images_are_starts(trained):
+    x, before, after = trained
+    found = _read(before, after, starts=x + 0.1, num_starts=1, max_rounds=1)
+    assert len(found.images) >= N // 2
+    with pytest.raises(ValueError, match=r"starts have shape \(4, 9, 1\) but image_sh"):
+        _read(before, after, starts=x.reshape(N, 4, 9, 1))
+
+
+def test_without_a_bias_images_are_known_up_to_their_size(trained):
+    x, before, _ = trained
+    before = {**before, "layer0": {"kernel": before["layer0"]["kernel"]}}
+    found = _read(before, _train(before, x, _labels()))
+    assert not found.certified.any()
+    assert found.verdict.word == "approximate"
+    assert "up to their size" in found.verdict.reason
+    flat = np.asarray(found.images).reshape(N, -1)
+    truth = np.asarray(x).reshape(N, -1)
+    truth = truth / np.linalg.norm(truth, axis=1, keepdims=True)
+    np.testing.assert_allclose((flat @ truth.T).max(1), 1.0, atol=1e-5)
+
+
+def test_a_positive_multiple_of_another_image_is_no_certificate(trained):
+    x, before, _ = trained
+    both = jnp.concatenate([x, 1.2 * x[:1]])
+    labels = jnp.append(_labels(), 0)
+    found = _read(before, _train(before, both, labels))
+    errors, _ = _relative_errors(found, both)
+    assert np.all(errors[found.certified] <= found.errors[found.certified])
+    assert found.certified.sum() < len(both)
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "told"),
+    [
+        ("adam", "assumptions do not hold", "shows no rank .* as after Adam"),
+        ("tanh", "nothing found", "no ReLU follows the layer"),
+        ("narrow", "nothing found", "only .* units move: half of the units"),
+        ("crowded", "assumptions do not hold", "more images than the layer has inputs"),
+        ("other", "assumptions do not hold", "shows no rank"),
+    ],
+)
+def test_what_breaks_an_assumption_is_told(trained, kind, word, told):
+    x, before, after = trained
+    if kind == "adam":
+        after = _train(before, x, _labels(), adam=True)
+    elif kind == "tanh":
+        after = _train(before, x, _labels(), act=jnp.tanh)
+    elif kind == "narrow":
+        before = _params(width=14)
+        after = _train(before, x, _labels())
+    elif kind == "crowded":
+        after = _train(before, _images(60), _labels(60))
+    else:
+        before = _params(seed=9)
+    found = _read(before, after)
+    assert found.verdict.word == word, found.verdict
+    np.testing.assert_array_equal(found.certified, False)
+    assert jax.numpy.isfinite(np.asarray(found.images)).all()
+    assert re.search(told, found.verdict.reason), found.verdict.reason
+
+
+def _with(params, **leaves):
+    return {**params, "layer0": {**params["layer0"], **leaves}}
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda a, b: (a, a), "The layer layer0 did not move: it holds nothing"),
+        (lambda a, b: (a, {"layer0": b["layer0"]}), "differ in structure: give the"),
+        (
+            lambda a, b: (a, _with(b, bias=b["layer0"]["bias"] * jnp.nan)),
+            "params_t.* NaN or infinite",
+        ),
+        (
+            lambda a, b: tuple({"layer1": p["layer1"]} for p in (a, b)),
+            r"No dense layer takes images of 36 values \(found: layer1 \(192, 64\)\)",
+        ),
+    ],
+)
+def test_bad_parameters_are_one_sentence(trained, make, told):
+    _, before, after = trained
+    with pytest.raises(ValueError, match=told):
+        _read(*make(before, after))
+
+
+def test_numbers_and_names_are_checked(trained):
+    _, before, after = trained
+    with pytest.raises(ValueError, match="num_starts=0 must be at least 1"):
+        _read(before, after, num_starts=0)
+    with pytest.raises(ValueError, match="max_rounds=0 must be at least 1"):
+        _read(before, after, max_rounds=0)
+    with pytest.raises(ValueError, match="layer='layer1' is no dense layer that takes"):
+        _read(before, after, layer="layer1")
+    zero = jax.tree.map(jnp.zeros_like, after)
+    with pytest.raises(ValueError, match="The gradient of the layer layer0 is zero"):
+        closed_units.reconstruct_gradient(
+            before, zero, key=jax.random.key(0), image_shape=SHAPE
+        )
+
+
+def test_pytorch_names_and_orders_are_read_alike(trained):
+    x, before, after = trained
+
+    def renamed(params):
+        return {
+            f"net.{i}.{name}": params[f"layer{i}"]["kernel"].T
+            if name == "weight"
+            else params[f"layer{i}"]["bias"]
+            for i in range(len(params))
+            for name in ("weight", "bias")
+        }
+
+    _assert_exact(_read(renamed(before), renamed(after)), x)
