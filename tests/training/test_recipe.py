@@ -134,8 +134,8 @@ def test_one_gradient_is_a_step_of_linearized_training():
         ({"optimizer": "gd", "batch_size": 2}, r"takes all images at every step; use"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"num_epochs": 0}, "num_epochs=0 must be at least 1"),
-        ({"weight_decay": -1}, "weight_decay=-1 must be at least 0"),
-        ({"learning_rate": 0}, "learning_rate=0 must be above 0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 must be at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
     ],
 )
 def test_a_recipe_checks_itself(given, told):
