@@ -32,6 +32,7 @@ def written(
 ) -> dict[str, Any]:
     """Writes arrays and pictures; returns entries of results.json."""
     images, extra = found.images, dict(found.kept)
+    told_of = victim.dynamics if victim.gradient is None else "one gradient"
     told = result.figures(found)
     if victim.centre is not None:
         told["ranking"] = _ranked(workdir, dataset, images, extra)
@@ -39,7 +40,7 @@ def written(
         images = images + victim.centre
     figures = reconstruction_curve.evaluate(dataset.x_train, images, mean=dataset.mean)
     plots.curve(
-        {f"{method}, {victim.dynamics}": figures.squared_distances},
+        {f"{method}, {told_of}": figures.squared_distances},
         workdir.path("curve.png"),
         image_shape=dataset.x_train.shape[1:],
     )
@@ -68,6 +69,7 @@ def written(
     return {
         "verdict": found.verdict,
         "dynamics": victim.dynamics,
+        "evidence": "weights" if victim.gradient is None else "gradient",
         "train_loss": victim.loss,
         "train_steps": victim.steps,
         "converged": victim.reached,

@@ -1,4 +1,8 @@
-r"""Decodes, searches for what is missing, and polishes where features move.
+r"""Reads closed units; else decodes, searches for the rest, and polishes.
+
+Of a network that was trained itself, or of one gradient, the units that each image
+closes tell the images exactly, however far features moved (`closed_units`). If all are
+certified, that is all; if not, those found are where the others begin.
 
 Of a network whose training stayed linear, decoding returns images exactly
 (`algebraic`); those that it misses are searched for with the decoded ones held (`kkt`).
@@ -18,7 +22,14 @@ from jaxtyping import Array
 
 from ntk_privacy import _checks
 from ntk_privacy.method import Method, field
-from ntk_privacy.reconstruction import algebraic, judging, kkt, polishing
+from ntk_privacy.reconstruction import (
+    algebraic,
+    closed_units,
+    first_layer,
+    judging,
+    kkt,
+    polishing,
+)
 from ntk_privacy.reconstruction.candidates import distinct
 from ntk_privacy.reconstruction.evidence import Evidence
 from ntk_privacy.reconstruction.result import Reconstruction, uncertain
@@ -78,6 +89,14 @@ class _Attack:
     config: Config
     key: Array
     stage: Stage
+    units: Reconstruction | None = None
+
+    @property
+    def starts(self) -> np.ndarray | None:
+        """Images that closed units gave, certified or not; None if there are none."""
+        if self.units is None or self.units.verdict.word == "nothing found":
+            return None
+        return self.units.images if len(self.units.images) else None
 
     @property
     def is_standard(self) -> bool:
@@ -85,6 +104,8 @@ class _Attack:
 
     def polished(self, images, duals, *, replays: bool) -> polishing.Polished:
         _, points = kkt.plan(self.config.search(), self.evidence.dynamics)
+        # They train on squares: another loss takes another path.
+        replays = replays and self.evidence.objective == "mse"
         if self.is_standard and self.config.points is None:
             # Near the truth a finer quadrature pays.
             points = kkt.parse_points("three")
@@ -113,8 +134,8 @@ def reconstruct(
         the number of images is read from the weights where it is not told.
       config: of search and polish.
       key: typed key; fixes the random starts and the noise that a search begins from.
-      stage: runs the loops "decoded", "fill", "attack", "polish", "replay_1" and so on,
-        those of them that there are.
+      stage: runs the loops "closed_units", "decoded", "fill", "attack", "polish",
+        "replay_1" and so on, those of them that there are.
 
     Returns:
       images (m, h, w, d), m the number of training images where it is known and
@@ -142,9 +163,65 @@ def reconstruct(
     """
     evidence.needs("auto", "params_0", "bounds")
     evidence.mlp("auto")
-    attack = _Attack(evidence, config, key, stage)
     # Before anything is decoded: points may be wrong.
     kkt.plan(config.search(), evidence.dynamics)
+    units = None
+    if _has_closed_units(evidence):
+        units = closed_units.from_evidence(evidence, key=key, stage=stage)
+        if len(units.images) and units.certified.all():
+            return units
+    found = _others(_Attack(evidence, config, key, stage, units))
+    return found if units is None else _with_certified(units, found)
+
+
+def _has_closed_units(evidence: Evidence) -> bool:
+    """Whether closed units come first: not where decoding is as sure.
+
+    Without a bias they tell images up to their size, which is no start for the others.
+    """
+    if evidence.dynamics == "linearized" and not evidence.is_gradient:
+        return False
+    pixels = int(np.prod(evidence.image_shape))
+    weights = evidence.params_0, evidence.params_t
+    try:
+        name = first_layer.candidates(evidence.params_0, pixels=pixels)[0]
+        read = first_layer.read(*weights, pixels=pixels, name=name)
+    except ValueError:
+        return False
+    return read.bias_t is not None
+
+
+def _with_certified(units: Reconstruction, found: Reconstruction) -> Reconstruction:
+    """Puts images that closed units certify in the place of the nearest found."""
+    told = f"{found.message.rstrip('.')}; closed units: {units.message}"
+    found = found._replace(message=told)
+    sure = np.flatnonzero(units.certified)
+    if not len(sure) or not len(found.images):
+        return found
+    flat = [np.asarray(a).reshape(len(a), -1) for a in (units.images, found.images)]
+    fields = ("images", "certified", "residuals", "errors")
+    changed = {name: np.array(getattr(found, name)) for name in fields}
+    sources, free = list(found.sources), np.ones(len(found.images), bool)
+    for i in sure[: len(free)]:
+        squared = np.sum((flat[1] - flat[0][i]) ** 2, axis=1)
+        place = int(np.argmin(np.where(free, squared, np.inf)))
+        free[place] = False
+        sources[place] = units.sources[i]
+        for name, values in changed.items():
+            values[place] = getattr(units, name)[i]
+    verdict = judging.completed(units.verdict, found.verdict)
+    return found._replace(sources=tuple(sources), verdict=verdict, **changed)
+
+
+def _others(attack: _Attack) -> Reconstruction:
+    """Decodes, searches and polishes."""
+    evidence, key, stage = attack.evidence, attack.key, attack.stage
+    if attack.starts is not None:
+        known = evidence.auxiliary
+        given = (
+            attack.starts if known is None else np.concatenate([attack.starts, known])
+        )
+        evidence = dataclasses.replace(evidence, auxiliary=given)
     try:
         decoded = algebraic.decode(evidence, key=key, stage=stage)
     except algebraic.UndecodableError as error:
@@ -265,8 +342,9 @@ def _from_noise(attack: _Attack, count: int | None, message: str) -> Reconstruct
     evidence = attack.evidence
     if count is not None:
         evidence = dataclasses.replace(evidence, num_images=count)
+    given = {} if attack.starts is None else {"starts": attack.starts}
     found = kkt.from_evidence(
-        evidence, attack.config.search(), key=attack.key, stage=attack.stage
+        evidence, attack.config.search(), key=attack.key, stage=attack.stage, **given
     )
     if count is not None and attack.is_standard and not found.nonfinite:
         found = _best_polished(attack, found, count)
@@ -311,8 +389,9 @@ def _paper(**given: Any) -> Config:
 
 METHOD = Method(
     name="auto",
-    about="Decodes, then searches for the rest (Loo et al., ICLR 2024, "
-    "arXiv:2302.01428) and polishes along the training that the images explain.",
+    about="Closed units of what was trained itself, exact; else decodes, then searches "
+    "for the rest (Loo et al., ICLR 2024, arXiv:2302.01428) and polishes along the "
+    "training that the images explain.",
     config=Config,
     presets={"fast": Config, "paper": _paper},
     run=reconstruct,

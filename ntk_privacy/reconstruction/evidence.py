@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _tree
 from ntk_privacy._types import ApplyFn, Params
 from ntk_privacy.data.dataset import Dataset
 from ntk_privacy.models.mlp import MLP
+from ntk_privacy.training.recipe import LOSSES, Loss
 from ntk_privacy.training.victim import Victim
 
-__all__ = ["NUM_AUXILIARY", "Dynamics", "Evidence", "of", "told"]
+__all__ = ["NUM_AUXILIARY", "Dynamics", "Evidence", "of", "of_gradient", "told"]
 
 NUM_AUXILIARY = 2000
 """Test images that an attacker is told of, at most."""
@@ -48,6 +49,9 @@ class Evidence:
       auxiliary: (a, height, width, depth), images of the same domain, preprocessed
         alike.
       num_outputs: c, of an `apply_fn`; an `MLP` knows its own.
+      objective: the loss of the training.
+      is_gradient: params_t are one step against a gradient at params_0: see
+        `of_gradient`.
 
     Raises:
       ValueError: a number out of range, or shapes that do not fit.
@@ -63,6 +67,8 @@ class Evidence:
     labels: Float[Array | np.ndarray, "k c"] | None = None
     auxiliary: Float[Array | np.ndarray, "a h w d"] | None = None
     num_outputs: int = 1
+    objective: Loss = "mse"
+    is_gradient: bool = False
 
     def __post_init__(self):
         for size in self.image_shape:
@@ -71,6 +77,7 @@ class Evidence:
         if isinstance(self.network, MLP):
             object.__setattr__(self, "num_outputs", self.network.num_outputs)
         _checks.at_least(1, num_outputs=self.num_outputs)
+        _checks.one_of(LOSSES, objective=self.objective)
         if self.num_images is not None:
             _checks.at_least(1, num_images=self.num_images)
         if self.labels is not None and self.labels.shape[1:] != (self.num_outputs,):
@@ -149,15 +156,62 @@ def of(victim: Victim, **told: Any) -> Evidence:
       >>> evidence.image_shape, evidence.dynamics
       ((8, 8, 1), 'linearized')
     """
+    told = {
+        "image_shape": victim.image_shape,
+        "objective": victim.objective,
+        **told,
+    }
+    if victim.gradient is not None:
+        return of_gradient(victim.model, victim.params_0, victim.gradient, **told)
     return Evidence(
         network=victim.model,
         params_0=victim.params_0,
         params_t=victim.params_t,
-        **{
-            "dynamics": victim.dynamics,
-            "image_shape": victim.image_shape,
-            **told,
-        },
+        **{"dynamics": victim.dynamics, **told},
+    )
+
+
+def of_gradient(
+    network: MLP | ApplyFn, params: Params, gradient: Params, **told: Any
+) -> Evidence:
+    """Returns the evidence of one gradient, such as a client shares.
+
+    It is that of weights after one step of linearized training. The step is a power of
+    two that makes it as large as the weights, so that they hardly round it.
+
+    Args:
+      network: the architecture.
+      params: at which the gradient was taken.
+      gradient: of any mean or sum of losses, of the structure of the parameters.
+      **told: further fields of `Evidence`: `image_shape`, `bounds` and so on.
+
+    Raises:
+      ValueError: structures differ, or the gradient is zero or not finite.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy.models import MLP
+      >>> from ntk_privacy.reconstruction import evidence
+      >>> net, key = MLP((4,)), jax.random.key(0)
+      >>> params = net.init_params(key, (2, 2, 1))
+      >>> gradient = jax.tree.map(lambda leaf: 1e-3 * leaf + 1e-6, params)
+      >>> known = evidence.of_gradient(net, params, gradient, image_shape=(2, 2, 1))
+      >>> known.dynamics, known.is_gradient
+      ('linearized', True)
+    """
+    _checks.same_structure("params", params, "gradient", gradient)
+    _checks.finite(gradient=gradient)
+    if not float(_tree.largest(gradient)):
+        raise ValueError("The gradient is zero: it holds nothing of the images.")
+    ratio = float(_tree.largest(params)) / float(_tree.largest(gradient))
+    step = 2.0 ** round(float(np.log2(ratio))) if ratio else 1.0
+    return Evidence(
+        network=network,
+        params_0=params,
+        params_t=_tree.axpy(-step, gradient, params),
+        dynamics="linearized",
+        is_gradient=True,
+        **told,
     )
 
 

@@ -331,6 +331,7 @@ def from_evidence(
     config: Config = Config(),
     *,
     key: Array,
+    starts: Float[np.ndarray, "k h w d"] | None = None,
     stage: Stage = straight,
 ) -> result.Reconstruction:
     """Searches for the images that evidence speaks of, from noise.
@@ -340,6 +341,7 @@ def from_evidence(
         images unless `config.num_candidates` is given.
       config: of the search.
       key: typed key; fixes the initial images and duals.
+      starts: images that the first candidates begin from, in place of noise.
       stage: runs the loop "attack".
 
     Raises:
@@ -347,16 +349,21 @@ def from_evidence(
     """
     evidence.needs("kkt", "params_0", "bounds")
     settings, points = plan(config, evidence.dynamics)
-    attack = prepare(
-        evidence.network,
-        evidence.params_0,
-        evidence.params_t,
-        num_images=config.num_candidates or evidence.num_candidates(),
-        num_outputs=evidence.num_outputs,
-        points=points,
-        settings=settings,
+    network = (evidence.network, evidence.params_0, evidence.params_t)
+    given: dict[str, Any] = {
+        "num_images": config.num_candidates or evidence.num_candidates(),
+        "num_outputs": evidence.num_outputs,
+        "points": points,
+        "settings": settings,
         **evidence.common(key),
-    )
+    }
+    attack = prepare(*network, **given)
+    if starts is not None and len(starts):
+        noise = attack.step.pixels(attack.state.latents, attack.problem)
+        images = np.array(noise).reshape(-1, *evidence.image_shape)
+        some = starts[: len(images)]
+        images[: len(some)] = some
+        attack = prepare(*network, initial_images=images, **given)
     found = run_staged(attack, stage=stage)
     m = len(found.images)
     return result.Reconstruction(

@@ -1,4 +1,4 @@
-"""Training: in closed form for linearized networks, full batch for the others."""
+"""Training: in closed form for linearized networks, step by step for the others."""
 
 from ntk_privacy.training import (
     adversarial,
@@ -6,6 +6,7 @@ from ntk_privacy.training import (
     linearized,
     logistic,
     margin_victim,
+    recipe,
     soft_labels,
     squeeze,
     subspace,
@@ -20,6 +21,7 @@ __all__ = [
     "linearized",
     "logistic",
     "margin_victim",
+    "recipe",
     "soft_labels",
     "squeeze",
     "subspace",

@@ -14,15 +14,25 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, resume
 from ntk_privacy._types import Params
 from ntk_privacy.kernels import structured
 from ntk_privacy.models.mlp import MLP, Parametrization
 from ntk_privacy.resume import Stage, straight
 from ntk_privacy.training import linearized, subspace
+from ntk_privacy.training import recipe as recipes
 from ntk_privacy.training import train as full_batch_training
+from ntk_privacy.training.recipe import Loss, Recipe
 
-__all__ = ["Dynamics", "Schedule", "Victim", "fit", "outputs", "train"]
+__all__ = [
+    "Dynamics",
+    "Schedule",
+    "Victim",
+    "fit",
+    "one_gradient",
+    "outputs",
+    "train",
+]
 
 Dynamics = Literal["linearized", "standard"]
 Schedule = Literal["flow", "paper"]
@@ -40,14 +50,18 @@ class Victim(NamedTuple):
       image_shape: (height, width, depth) in pixels.
       dynamics: "linearized" where the first-order Taylor model was trained.
       duals: multipliers of the training images, (n, c), known for a linearized model.
-      loss: mean of (f - y)^2 / 2 at params_t, of outputs computed anew; or the mean
-        logistic loss.
+      loss: mean of (f - y)^2 / 2 at params_t, of outputs computed anew; or of the loss
+        that it was trained on.
       steps: of the optimizer; None for the closed form.
-      reached: whether the loss is what was asked for; None where nothing was.
+      reached: whether the loss is what was asked for; None where nothing was, or where
+        the epochs asked for ended the training before.
       centre: mean image that images are less of where they enter the network; None
         where it takes them as they are loaded.
       is_logistic: trained on the logistic loss from a vanishing first layer, whose
         kernel is no reference.
+      objective: the loss that it was trained on.
+      gradient: of the mean loss at params_0, where that is all that was shared;
+        params_t are params_0 then, and steps 0.
     """
 
     model: MLP
@@ -61,6 +75,8 @@ class Victim(NamedTuple):
     reached: bool | None = None
     centre: Float[np.ndarray, "h w d"] | None = None
     is_logistic: bool = False
+    objective: Loss = "mse"
+    gradient: Params | None = None
 
 
 def train(
@@ -75,6 +91,7 @@ def train(
     schedule: Schedule = "flow",
     stop_loss: float = 1e-10,
     max_steps: int = 1_000_000,
+    recipe: Recipe | None = None,
     dtype: Any = None,
     stage: Stage = straight,
 ) -> Victim:
@@ -93,12 +110,14 @@ def train(
       stop_loss: mean of (f - y)^2 / 2 at which training ends; a greater one is an early
         stop.
       max_steps: limit of iterative training.
+      recipe: loss, batches and optimizer of training in practice, in place of the
+        schedule, under standard dynamics; None follows the schedule.
       dtype: of everything; None is that of the images.
-      stage: runs the training, as "victim" or "train_coordinates".
+      stage: runs the training, as "victim", "train_coordinates" or "train".
 
     Raises:
       ValueError: lengths differ, a number is out of range, images or targets hold a
-        NaN, or the loss becomes one.
+        NaN, the loss becomes one, or a recipe does not fit.
 
     Example:
       >>> import jax
@@ -115,9 +134,19 @@ def train(
     _checks.at_least(1, num_images=len(x_train), width=width, depth=depth)
     x, y = jnp.asarray(x_train, dtype), jnp.asarray(y_train, dtype)
     model = MLP((width,) * depth, y.shape[1], parametrization=parametrization)
+    params_0 = model.init_params(key, x.shape[1:], x.dtype)
+    if recipe is not None:
+        _checks.one_of(("linearized", "standard"), dynamics=dynamics)
+        if dynamics == "linearized":
+            raise ValueError(
+                "dynamics=linearized: a recipe trains the network itself, step by "
+                "step; use dynamics=standard."
+            )
+        given = {"stop_loss": stop_loss, "max_steps": max_steps, "stage": stage}
+        return _by_recipe(model, params_0, x, y, recipe, key, **given)
     return fit(
         model,
-        model.init_params(key, x.shape[1:], x.dtype),
+        params_0,
         x,
         y,
         dynamics=dynamics,
@@ -199,6 +228,116 @@ def fit(
         # However the weights were found.
         reached=full_batch_training.reached(float(loss), stop_loss, y_train),
     )
+
+
+def _by_recipe(
+    model, params_0, x, y, recipe, key, *, stop_loss, max_steps, stage
+) -> Victim:
+    """Trains by a recipe, whose order of images has a key of its own."""
+    _, height, width, channels = x.shape
+    recipes.takes(recipe.loss, y.shape[1])
+    order = jax.random.fold_in(key, 1)
+
+    def go(state, done, callback):
+        del done  # the state knows
+        given = {"stop_loss": stop_loss, "max_steps": max_steps}
+        return recipes.train(
+            *(model, params_0, x, y, recipe),
+            key=order,
+            state=state,
+            callback=callback,
+            **given,
+        )
+
+    start = recipes.init(model, params_0, x, y, recipe)
+    state = stage("train", start, go, max_steps).result
+    loss = float(recipes.mean_loss(model, state.params, x, y, loss=recipe.loss))
+    return Victim(
+        model=model,
+        params_0=params_0,
+        params_t=state.params,
+        image_shape=(height, width, channels),
+        dynamics="standard",
+        duals=None,
+        loss=loss,
+        steps=int(state.steps),
+        reached=True if loss < stop_loss else None,
+        objective=recipe.loss,
+    )
+
+
+def one_gradient(
+    x_train: Float[Array | np.ndarray, "n h w d"],
+    y_train: Float[Array | np.ndarray, "n c"],
+    *,
+    key: Array,
+    width: int = 4096,
+    depth: int = 2,
+    parametrization: Parametrization = "standard",
+    loss: Loss = "mse",
+    dtype: Any = None,
+    stage: Stage = straight,
+) -> Victim:
+    """Returns an untrained MLP and the gradient of its loss, as a client shares it.
+
+    Args:
+      x_train: images: the batch.
+      y_train: targets, one column per output.
+      key: see `train`, as width, depth, parametrization and dtype.
+      width: of every hidden layer.
+      depth: hidden layers.
+      parametrization: of the network.
+      loss: mean over the images, see `training.recipe`.
+      dtype: of everything.
+      stage: counts the time; nothing is stored.
+
+    Raises:
+      ValueError: see `train`.
+
+    Example:
+      >>> import jax
+      >>> import ntk_privacy
+      >>> key = jax.random.key(0)
+      >>> digits = ntk_privacy.data.load("digits", num_train=4, key=key)
+      >>> victim = ntk_privacy.training.victim.one_gradient(
+      ...     digits.x_train, digits.y_train, width=64, key=key
+      ... )
+      >>> victim.steps, victim.gradient["Dense_0"]["kernel"].shape
+      (0, (64, 64))
+    """
+    _checks.same_length(x_train=x_train, y_train=y_train)
+    _checks.at_least(1, num_images=len(x_train), width=width, depth=depth)
+    _checks.finite_data(x_train=x_train, y_train=y_train)
+    x, y = jnp.asarray(x_train, dtype), jnp.asarray(y_train, dtype)
+    recipes.takes(loss, y.shape[1])
+    model = MLP((width,) * depth, y.shape[1], parametrization=parametrization)
+    _, *shape = x.shape
+    params = model.init_params(key, shape, x.dtype)
+
+    def make():
+        return _loss_and_gradient(model, loss, params, x, y)
+
+    value, gradient = resume.timed(stage, "gradient", make)
+    return Victim(
+        model=model,
+        params_0=params,
+        params_t=params,
+        image_shape=(shape[0], shape[1], shape[2]),
+        dynamics="linearized",
+        duals=None,
+        loss=float(value),
+        steps=0,
+        objective=loss,
+        gradient=gradient,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _loss_and_gradient(model, loss, params, x, y):
+    def mean(params):
+        return recipes.mean_loss(model, params, x, y, loss=loss)
+
+    return jax.value_and_grad(mean)(params)
 
 
 @functools.partial(jax.jit, static_argnums=0)

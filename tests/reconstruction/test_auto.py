@@ -3,11 +3,19 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ntk_privacy.models import MLP
-from ntk_privacy.reconstruction import algebraic, auto, evidence, kkt, polishing
+from ntk_privacy.reconstruction import (
+    algebraic,
+    auto,
+    closed_units,
+    evidence,
+    kkt,
+    polishing,
+)
 from ntk_privacy.reconstruction.result import Reconstruction, uncertain
 from ntk_privacy.reconstruction.verdict import Verdict
 
@@ -17,7 +25,7 @@ WORD = Verdict("nothing found", "Too little to tell from a fit.")
 @pytest.fixture
 def known():
     """Evidence whose weights nothing here looks at."""
-    weights = {"Dense_0": np.zeros((3, 3), np.float32)}
+    weights = {"Dense_0": jnp.zeros((3, 3))}
     return evidence.Evidence(
         network=MLP((3,)),
         params_0=weights,
@@ -111,3 +119,95 @@ def test_another_network_is_sent_to_the_search(known):
     other = dataclasses.replace(known, network=lambda params, x: x)
     with pytest.raises(ValueError, match="auto takes an MLP: for other networks use"):
         auto.reconstruct(other, key=jax.random.key(0))
+
+
+def _read(certified, word):
+    """What closed units give: two images, of which these are certified."""
+    images = np.asarray([[[[7.0], [0], [0]]], [[[0.0], [5], [0]]]])
+    return Reconstruction(
+        images=images,
+        duals=np.zeros((1, 2, 1)),
+        losses=np.zeros(0),
+        verdict=Verdict(word, "Closed.", num_certified=sum(certified)),
+        sources=("closed units",) * 2,
+        certified=np.asarray(certified),
+        residuals=np.zeros(2),
+        errors=np.where(certified, 1e-3, np.inf),
+        estimated_num_images=2,
+        message="closed told.",
+    )
+
+
+@pytest.fixture
+def units(monkeypatch, known, parts):
+    """Evidence with a first layer, and what gives its closed units."""
+    kernels = [jnp.zeros((3, 3)), jnp.ones((3, 3))]
+    weights = [{"Dense_0": {"kernel": k, "bias": k[0]}} for k in kernels]
+    known = dataclasses.replace(known, params_0=weights[0], params_t=weights[1])
+    searched = kkt.from_evidence
+
+    def search(known, config, *, key, starts=None, stage):
+        parts["starts"], parts["auxiliary"] = starts, known.auxiliary
+        return searched(known, config, key=key, stage=stage)
+
+    monkeypatch.setattr(kkt, "from_evidence", search)
+
+    def give(*certified, word="exact"):
+        def read(known, *, key, stage):
+            parts["read"] = known.dynamics
+            return _read(certified, word)
+
+        monkeypatch.setattr(closed_units, "from_evidence", read)
+
+    return known, give
+
+
+def test_images_that_closed_units_certify_are_all_there_is_to_do(units, parts):
+    known, give = units
+    give(True, True)
+    found = auto.reconstruct(known, key=jax.random.key(0))
+    assert parts == {"read": "standard"}
+    assert found.sources == ("closed units",) * 2
+    assert found.certified.all()
+
+
+@pytest.mark.parametrize("word", ["approximate", "nothing found"])
+def test_images_that_they_do_not_certify_are_starts(units, parts, word):
+    known, give = units
+    give(False, False, word=word)
+    found = auto.reconstruct(known, key=jax.random.key(0))
+    if word == "nothing found":
+        assert parts["starts"] is None
+    else:
+        np.testing.assert_array_equal(parts["starts"], _read((0, 0), word).images)
+    assert not found.certified.any()
+    assert found.message.endswith("; closed units: closed told.")
+
+
+def test_a_certified_image_stays_as_it_was_read(units, parts):
+    known, give = units
+    give(True, False)
+    found = auto.reconstruct(known, key=jax.random.key(0))
+    assert "polished" in parts
+    where = found.sources.index("closed units")
+    np.testing.assert_array_equal(found.images[where], _read((1, 0), "").images[0])
+    assert found.certified.tolist() == [i == where for i in range(len(found.images))]
+    assert (found.errors[where], found.verdict.word) == (1e-3, "exact")
+
+
+def test_a_linearized_network_is_decoded_first_and_one_gradient_is_not(units, parts):
+    known, give = units
+    give(True, True)
+    straight = dataclasses.replace(known, dynamics="linearized")
+    auto.reconstruct(straight, key=jax.random.key(0))
+    assert "read" not in parts
+    auto.reconstruct(
+        dataclasses.replace(straight, is_gradient=True), key=jax.random.key(0)
+    )
+    assert parts["read"] == "linearized"
+
+
+def test_a_training_is_replayed_on_squares_alone(known, parts):
+    other = dataclasses.replace(known, objective="logistic")
+    auto.reconstruct(other, key=jax.random.key(0))
+    assert parts["replays"] == 0
