@@ -140,6 +140,7 @@ def reconstruct(
       >>> found.images.shape, found.verdict.word
       ((2, 8, 8, 1), 'exact')
     """
+    _checks.typed_key(key=key)
     evidence.needs("auto", "params_0", "bounds")
     evidence.mlp("auto")
     attack = _Attack(evidence, config, key, stage)
