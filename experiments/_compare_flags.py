@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from experiments import _flags
+from experiments._groups import Run
 from experiments._program import Asked
 from ntk_privacy import _checks
 from ntk_privacy.distillation import timed
@@ -32,6 +34,9 @@ class Budget:
     def __post_init__(self):
         if not self.methods:
             raise ValueError("methods is empty: name one at least.")
+        for name in self.methods:
+            if self.methods.count(name) > 1:
+                raise ValueError(f"methods names {name} twice: name it once.")
         _checks.positive(seconds=self.seconds)
         _checks.at_least(
             1, images_per_class=self.images_per_class, num_targets=self.num_targets
@@ -57,6 +62,9 @@ def check_names(asked: Asked[Any]) -> None:
         known += tuple(name + SUFFIX for name in known)
     for name in asked.group(Budget).methods:
         _checks.one_of(known, methods=name)
+    if asked.method.name == "attacks":
+        count = asked.group(Poison).num_seeds
+        _flags.check_seeds(asked.group(Run).seed, num_seeds=count)
 
 
 def passed_over(asked: Asked[Any]) -> dict[str, str]:

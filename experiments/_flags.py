@@ -22,6 +22,8 @@ from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from absl import flags
 
+from ntk_privacy import _checks
+
 Config = TypeVar("Config")
 Asked = TypeVar("Asked", covariant=True)
 
@@ -221,6 +223,17 @@ def help_text(about: str, entries: Sequence[Entry], more: Sequence[str] = ()) ->
             text.strip(), 78, initial_indent=indent, subsequent_indent=indent
         )
     return "\n".join([*lines, *more])
+
+
+def check_seeds(first: int, **counts: int) -> None:
+    """Raises ValueError unless every count is at least 1 and its seeds have 32 bits."""
+    _checks.at_least(1, **counts)
+    for name, count in counts.items():
+        if first + count - 1 > _LARGEST_SEED:
+            raise ValueError(
+                f"seed={first} and {name}={count} go on beyond {_LARGEST_SEED}, where "
+                "seeds begin at 0 again: use a smaller seed."
+            )
 
 
 def _check_size(name: str, value: Any) -> None:

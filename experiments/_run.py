@@ -21,6 +21,7 @@ from experiments._groups import NOT_RESULTS, Run, Source
 from experiments._program import Asked
 from experiments._workdir import Workdir
 from ntk_privacy import resume
+from ntk_privacy.reports import files
 from ntk_privacy.reports.progress import Progress
 
 Loaded = TypeVar("Loaded")
@@ -82,6 +83,27 @@ def _of_today(asked: Asked[Any], stored: Mapping[str, Any]) -> dict[str, Any]:
     return absent | kept
 
 
+class Stored(dict[str, Any]):
+    """What results.json held: an entry that it lacks is a fault of the file."""
+
+    path = pathlib.Path("results.json")
+
+    @classmethod
+    def of(cls, path: pathlib.Path) -> "Stored":
+        """Reads a file; raises ValueError if it is damaged or holds no entries."""
+        found = files.read_json(path)
+        if not isinstance(found, dict):
+            told = f"{path} holds no results: delete it to make it again."
+            raise ValueError(told)  # noqa: TRY004  # the file is at fault
+        stored = cls(found)
+        stored.path = path
+        return stored
+
+    def __missing__(self, name: str) -> Any:
+        """Raises ValueError."""
+        raise ValueError(f"{self.path} lacks {name!r}: delete it to make it again.")
+
+
 def resumed(
     asked: Asked[Any],
     load: Callable[[Asked[Any]], Loaded],
@@ -121,7 +143,7 @@ def resumed(
         if is_there and asks_no_more(asked, workdir):
             if look:
                 look(asked, workdir)
-            return workdir.read_json("results.json")
+            return Stored.of(workdir.path("results.json"))
         results = work(asked, workdir, load(asked) if loaded is None else loaded)
         told = versions()
         results |= {"device": told.pop("device"), "versions": told}

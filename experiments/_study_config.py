@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from experiments import _flags
 from experiments._groups import Run
 from experiments._network_flags import Images, Networks
 from experiments._program import Asked, Program
@@ -39,6 +40,7 @@ class Config(Images, Run, Networks, kernel_methods.Config):
     def __post_init__(self):
         for part in (Images, Run, Networks, kernel_methods.Config):
             part.__post_init__(self)
+        _flags.check_seeds(self.seed, num_runs=self.num_runs)
         if self.table == self.defence:
             raise ValueError(
                 "table and defence are two studies: ask for one."

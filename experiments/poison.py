@@ -19,7 +19,7 @@ from experiments._groups import Run, Tested, dataset_field
 from experiments._pieces import Pieces
 from experiments._program import Asked, Program
 from experiments._workdir import Workdir
-from ntk_privacy import _checks, distillation, poisoning
+from ntk_privacy import distillation, poisoning
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.evaluation import poisoned_sets, poisoned_table, students
 from ntk_privacy.method import Method, field
@@ -71,7 +71,7 @@ class Seeds(Run):
 
     def __post_init__(self):
         super().__post_init__()
-        _checks.at_least(1, num_seeds=self.num_seeds)
+        _flags.check_seeds(self.seed, num_seeds=self.num_seeds)
 
 
 def _passed_over(asked: Asked[Any]) -> dict[str, str]:

@@ -45,6 +45,17 @@ def typed_key(**keys: Any) -> None:
             )
 
 
+def key_array(**keys: Any) -> None:
+    """Raises ValueError unless every value is an array of keys, (k,), one at least."""
+    for name, key in keys.items():
+        shape = np.shape(key) if _is_key(name, key) else np.shape(key)[:-1]
+        if len(shape) != 1 or not shape[0]:
+            raise ValueError(
+                f"{name} has shape {np.shape(key)}: give one key per network in an "
+                "array, such as jax.random.split(jax.random.key(0), 1)."
+            )
+
+
 def key_data(**keys: Any) -> Any:
     """Returns the numbers of keys, from which `jax.random.wrap_key_data` makes them.
 
@@ -97,7 +108,8 @@ def at_least(minimum: Number, **values: Number) -> None:
     """
     for name, value in values.items():
         number(**{name: value})
-        whole = np.asarray(value).dtype.kind in "iub"
+        # True is a flag that stands in a count's place.
+        whole = np.asarray(value).dtype.kind in "iu"
         if _COUNTED.fullmatch(name) and not whole:
             raise ValueError(
                 f"{name}={value} must be a whole number, at least {minimum}."
@@ -172,6 +184,16 @@ def floating(**arrays: Any) -> None:
         if not jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
             raise ValueError(
                 f"{name} has dtype {array.dtype}: convert it to float32 or float64."
+            )
+
+
+def solvable_dtype(**arrays: Any) -> None:
+    """Raises ValueError if an array has too few bits for linear systems."""
+    for name, array in arrays.items():
+        if array.dtype.itemsize < 4:
+            raise ValueError(
+                f"{name} has dtype {array.dtype}, in which no kernel can be solved: "
+                "convert it to float32 or float64."
             )
 
 

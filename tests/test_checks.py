@@ -8,10 +8,12 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from ntk_privacy import _checks
-from ntk_privacy.models import MLP
+from ntk_privacy import _checks, kip
+from ntk_privacy.distillation import distribution_matching, gradient_matching
+from ntk_privacy.models import MLP, ConvNet, ResNet18
 from ntk_privacy.reconstruction import kkt, max_margin
 from ntk_privacy.reconstruction.max_margin_settings import RELEASED
+from ntk_privacy.training import classification, squeeze, victim
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,11 @@ def test_what_is_no_number_is_told_by_every_check(thing, monkeypatch):
             check(eps=thing)
 
 
+def test_a_flag_is_no_count():
+    with pytest.raises(ValueError, match="num_images=True must be a whole number"):
+        _checks.at_least(1, num_images=True)
+
+
 def test_keys_are_keys():
     _checks.typed_key(key=jax.random.key(0), old=jax.random.PRNGKey(0))
     for wrong in (0, None, np.zeros(2, np.int32)):
@@ -110,6 +117,51 @@ def test_keys_are_keys():
         _checks.key_data(key=other)
     same = jax.random.wrap_key_data(_checks.key_data(key=jax.random.key(3)))
     assert same == jax.random.key(3)
+
+
+def _takers_of_keys():
+    """Entry points that split a key before anything else can tell."""
+    x, y = np.zeros((4, 8, 8, 1), np.float32), np.arange(4) % 2
+    net, mlp = ConvNet(width=2, depth=1, num_outputs=2), MLP((4,), 1)
+    params = mlp.init_params(jax.random.key(0), (8, 8, 1), jnp.float32)
+    resnet = ResNet18(width=2, num_outputs=2)
+    some, shaped = {"num_images": 2}, {"image_shape": (8, 8, 1)}
+    return {
+        "kip": lambda key: kip.distill(
+            x, x[:, 0, :2, 0], kernel_fn=jnp.dot, key=key, images_per_class=1
+        ),
+        "dm": lambda key: distribution_matching.distill(x, y, model=net, key=key),
+        "dc": lambda key: gradient_matching.distill(x, y, model=net, key=key),
+        "staggered": lambda key: classification.staggered(x, y, model=net, key=key),
+        "squeeze": lambda key: squeeze.train(x, y, model=resnet, key=key),
+        "victim": lambda key: victim.train(x, x[:, 0, 0], key=key),
+        "kkt": lambda key: kkt.prepare(
+            mlp, params, params, key=key, bounds=(0.0, 1.0), **some, **shaped
+        ),
+        "init_params": lambda key: resnet.init_params(key, (8, 8, 1)),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(_takers_of_keys()))
+def test_every_taker_of_a_key_tells_what_is_none(name, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    take = _takers_of_keys()[name]
+    with pytest.raises(ValueError, match="key=0 is no key"):
+        take(0)
+    with pytest.raises(ValueError, match=r"key has shape \(3,\): give one key"):
+        take(jax.random.split(jax.random.key(0), 3))
+
+
+def test_networks_take_an_array_of_keys(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    x, y = np.zeros((4, 8, 8, 1), np.float32), np.arange(4) % 2
+    model, one = ConvNet(width=2, depth=1, num_outputs=2), jax.random.key(0)
+    for wrong in (one, one[None, None], one[None][:0], jax.random.PRNGKey(0)):
+        with pytest.raises(ValueError, match=r"keys has shape .* one key per network"):
+            classification.train(x, y, model=model, keys=wrong, num_epochs=1)
+    with pytest.raises(ValueError, match="keys=0 is no key"):
+        classification.train(x, y, model=model, keys=0, num_epochs=1)
+    _checks.key_array(keys=jax.random.split(one, 2), old=np.zeros((3, 2), np.uint32))
 
 
 def test_sound_trees_pass():

@@ -255,6 +255,7 @@ def measure(
         a loss that is not one real number per image, and of it alone, or a number out
         of range.
     """
+    _checks.typed_key(key=key)
     x = jnp.asarray(x)
     for i, part in enumerate(rest):
         _checks.same_length(**{"x": x, f"rest_{i}": part})
@@ -291,6 +292,7 @@ def top_eigenvalues(
 
     Arguments and faults are those of `measure`.
     """
+    _checks.typed_key(key=key)
     found = measure(
         loss_fn,
         params,

@@ -127,6 +127,7 @@ def init(
     Raises:
       ValueError: a class without images, or too few of them for `initial="real"`.
     """
+    _checks.typed_key(key=key)
     return synthetic_set.init(
         x_target,
         class_target,
@@ -190,6 +191,7 @@ def distill(
       ...     x, classes, model=ConvNet(), key=jax.random.key(0)
       ... )
     """
+    _checks.typed_key(key=key)
     _checks.at_least(1, batch_size=batch_size)
     augmentation.check(operations)
     _class_checks.labelled(

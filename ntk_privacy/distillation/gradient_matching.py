@@ -305,6 +305,7 @@ def init(
     Raises:
       ValueError: a class without images, or too few of them for `initial="real"`.
     """
+    _checks.typed_key(key=key)
     return synthetic_set.init(
         x_target,
         class_target,
@@ -383,6 +384,7 @@ def distill(
       ...     x, classes, model=ConvNet(), key=jax.random.key(0), images_per_class=1
       ... )
     """
+    _checks.typed_key(key=key)
     _checks.at_least(1, batch_size=batch_size, inner_batch_size=inner_batch_size)
     _checks.positive(inner_learning_rate=inner_learning_rate)
     _checks.one_of(METRICS, metric=metric)

@@ -61,10 +61,16 @@ def loss(
       diag_reg: ridge relative to the mean diagonal (dimensionless).
 
     Raises:
-      ValueError: lengths or widths differ.
+      ValueError: lengths or widths differ, or what is given is no finite
+        floating-point numbers.
     """
     _checks.same_length(images=images, labels=labels)
     _checks.same_length(x_target=x_target, y_target=y_target)
+    pairs = (
+        {"images": images, "x_target": x_target},
+        {"labels": labels, "y_target": y_target},
+    )
+    regression.check_data(*pairs, diag_reg=diag_reg)
     _checks.same_width(labels=labels, y_target=y_target)
     if _checks.concrete(images, labels, x_target, y_target):
         k_ss = host.kernel(kernel_fn, images)
@@ -98,6 +104,8 @@ def label_solve(
       ValueError: lengths differ, or the kernel of `images` is singular.
     """
     _checks.same_length(x_target=x_target, y_target=y_target)
+    every = {"images": images, "x_target": x_target}
+    regression.check_data(every, {"y_target": y_target}, diag_reg=diag_reg)
     k_ss = host.kernel(kernel_fn, images)
     dtype = jnp.result_type(y_target)
     regression.check_solvable("The kernel of images", k_ss, diag_reg, dtype=dtype)

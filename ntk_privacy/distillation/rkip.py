@@ -127,9 +127,14 @@ def _hosted(kernel_fn, images, labels, x_target, y_target, diag_reg) -> _Hosted:
     return _Hosted(k_ss, k_ts, k_tt, a_s, a_t, *energies)
 
 
-def _check(images, labels, x_target, y_target) -> None:
+def _check(images, labels, x_target, y_target, diag_reg) -> None:
     _checks.same_length(images=images, labels=labels)
     _checks.same_length(x_target=x_target, y_target=y_target)
+    pairs = (
+        {"images": images, "x_target": x_target},
+        {"labels": labels, "y_target": y_target},
+    )
+    regression.check_data(*pairs, diag_reg=diag_reg)
     _checks.same_width(labels=labels, y_target=y_target)
 
 
@@ -161,9 +166,10 @@ def loss(
       diag_reg: ridge relative to the mean diagonal (dimensionless).
 
     Raises:
-      ValueError: lengths or widths differ.
+      ValueError: lengths or widths differ, or what is given is no finite
+        floating-point numbers.
     """
-    _check(images, labels, x_target, y_target)
+    _check(images, labels, x_target, y_target, diag_reg)
     if _checks.concrete(images, labels, x_target, y_target):
         h = _hosted(kernel_fn, images, labels, x_target, y_target, diag_reg)
         across = np.sum(h.a_t * (h.k_ts @ h.a_s))
@@ -206,9 +212,10 @@ def terms(
       diag_reg: ridge relative to the mean diagonal (dimensionless).
 
     Raises:
-      ValueError: lengths or widths differ.
+      ValueError: lengths or widths differ, or what is given is no finite
+        floating-point numbers.
     """
-    _check(images, labels, x_target, y_target)
+    _check(images, labels, x_target, y_target, diag_reg)
     if not _checks.concrete(images, labels, x_target, y_target):
         return _traced_terms(kernel_fn, images, labels, x_target, y_target, diag_reg)
     h = _hosted(kernel_fn, images, labels, x_target, y_target, diag_reg)
@@ -266,6 +273,8 @@ def label_solve(
       ValueError: lengths differ, or a kernel is singular.
     """
     _checks.same_length(x_target=x_target, y_target=y_target)
+    every = {"images": images, "x_target": x_target}
+    regression.check_data(every, {"y_target": y_target}, diag_reg=diag_reg)
     k_ss = host.kernel(kernel_fn, images)
     # The projection is that of the kernel itself: the ridge is no remedy here.
     dtype = jnp.result_type(images)

@@ -170,6 +170,7 @@ def init(
     Raises:
       ValueError: sizes do not fit, or a number is out of range.
     """
+    _checks.typed_key(key=key)
     if y_target.ndim != 2:
         raise ValueError(
             f"y_target has shape {y_target.shape}: give one row per image and one "
@@ -177,6 +178,7 @@ def init(
         )
     _checks.same_length(x_target=x_target, y_target=y_target)
     _checks.floating(x_target=x_target, y_target=y_target)
+    _checks.solvable_dtype(x_target=x_target, y_target=y_target)
     _checks.finite_data(x_target=x_target, y_target=y_target)
     _checks.in_range(0, 1, noise_ratio=noise_ratio)
     n, c = y_target.shape

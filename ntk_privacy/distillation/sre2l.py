@@ -217,6 +217,7 @@ def init(
     Raises:
       ValueError: a number is out of range.
     """
+    _checks.typed_key(key=key)
     _checks.at_least(
         1, num_classes=num_classes, images_per_class=images_per_class, steps=num_steps
     )
@@ -294,6 +295,7 @@ def recover(
         the parameters are not finite, of another network or of other images, a number
         is out of range, or `state` has other shapes.
     """
+    _checks.typed_key(key=key)
     check_model(model)
     _checks.at_least(0, bn_weight=bn_weight, jitter=jitter)
     if not len(mean) == len(deviation) == image_shape[-1]:

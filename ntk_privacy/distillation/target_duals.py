@@ -74,8 +74,7 @@ def target_duals(
     """
     x, y = jnp.asarray(x_target), jnp.asarray(y_target)
     _checks.same_length(x_target=x, y_target=y)
-    _checks.finite_data(x_target=x, y_target=y)
-    _checks.at_least(0, diag_reg=diag_reg)
+    regression.check_data({"x_target": x}, {"y_target": y}, diag_reg=diag_reg)
     _checks.at_least(1, block_size=block_size)
     eps = float(jnp.finfo(y.dtype).eps)
     # Rounding tells duplicates apart, and conjugate gradients would take its word:

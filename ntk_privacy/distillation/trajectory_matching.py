@@ -226,6 +226,7 @@ def init(
     Raises:
       ValueError: a class without images, or too few of them for `initial="real"`.
     """
+    _checks.typed_key(key=key)
     _checks.positive(step_size=step_size)
     optimizer = optimizer or _sgd(100.0)
     first = synthetic_set.init(
@@ -280,6 +281,7 @@ def match(
     callback: Callback | None,
 ) -> Distilled:
     """What MTT and TESLA share: `tesla.distill` with any `Slope`."""
+    _checks.typed_key(key=key)
     _checks.at_least(
         1,
         student_steps=student_steps,

@@ -52,6 +52,7 @@ def init(
       key: typed key.
       num_networks: trained from scratch.
     """
+    _checks.typed_key(key=key)
     keys = jax.random.split(key, num_networks)
     return classification.init(images, model=model, keys=keys)
 
@@ -105,6 +106,7 @@ def evaluate(
       ValueError: images or classes are none, a class has no output, lengths or sizes
         differ, or a number is out of range.
     """
+    _checks.typed_key(key=key)
     _class_checks.labelled(model, images, labels, names=("images", "labels"))
     _class_checks.labelled(model, x_test, class_test, names=("x_test", "class_test"))
     if targets is not None and len(targets):

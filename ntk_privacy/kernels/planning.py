@@ -102,6 +102,8 @@ def choose(
 ) -> Plan:
     """Returns the method of fewest FLOPs within the budget; see `empirical.plan`."""
     _checks.one_of(("auto", *METHODS), method=method)
+    # By type: text that says no would count as true.
+    _checks.one_of((True, False), trace_outputs=trace_outputs)
     budget = DEFAULT_BUDGET if memory_budget is None else memory_budget
     _checks.at_least(1, memory_budget=budget)
     image = jax.ShapeDtypeStruct(x1.shape[1:], x1.dtype)

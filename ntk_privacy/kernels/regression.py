@@ -9,6 +9,9 @@ sqrt(sum_j (K_ij a_j)^2) eps/2 or so in a prediction. `duals` refuses what would
 than a tenth of the targets.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +22,7 @@ from ntk_privacy._types import KernelFn
 from ntk_privacy.kernels import blockwise, host
 
 __all__ = [
+    "check_data",
     "check_kernel_fn",
     "check_solvable",
     "coinciding",
@@ -31,6 +35,34 @@ __all__ = [
 
 # What an arccos of a correlation rounded to float32 may be off by: sqrt(eps).
 _BLUNT = float(jnp.finfo(jnp.float32).eps) ** 0.5
+
+
+def check_data(
+    images: Mapping[str, Any], targets: Mapping[str, Any], *, diag_reg: float
+) -> None:
+    """Raises ValueError unless a regression can be made of images and targets.
+
+    Floating-point numbers, all of them finite where they can be looked at; targets with
+    a column per output; a ridge of at least 0.
+
+    Args:
+      images: by name.
+      targets: by name, likewise traced or not.
+      diag_reg: ridge relative to the mean diagonal.
+    """
+    for name, rows in targets.items():
+        if jnp.ndim(rows) != 2:
+            raise ValueError(
+                f"{name} has shape {jnp.shape(rows)}: give one row per image and one "
+                f"column per output, such as {name}[:, None]."
+            )
+    for name, rows in {**images, **targets}.items():
+        # Integers would round what is returned in their own dtype.
+        _checks.floating(**{name: jnp.asarray(rows)})
+        if _checks.concrete(rows):
+            _checks.finite_data(**{name: rows})
+    if _checks.concrete(diag_reg):
+        _checks.at_least(0, diag_reg=diag_reg)
 
 
 def check_kernel_fn(kernel_fn: KernelFn, x: Float[Array, "n ..."]) -> None:

@@ -211,6 +211,7 @@ class ConvNet(nn.Module):
           image_shape: (height, width, depth) in pixels.
           dtype: float32 unless given.
         """
+        _checks.typed_key(key=key)
         dtype = jnp.dtype(dtype or jnp.float32)
         shape = tuple(image_shape)
         shapes = _shapes(self, shape, dtype)  # pyright: ignore[reportArgumentType]  # flax's dataclass is hashable

@@ -147,6 +147,7 @@ class MLP(nn.Module):
           image_shape: (height, width, depth) in pixels.
           dtype: float32 unless given.
         """
+        _checks.typed_key(key=key)
         x = jnp.zeros((1, *image_shape), dtype or jnp.float32)
         return self.init(key, x)["params"]
 

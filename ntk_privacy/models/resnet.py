@@ -184,6 +184,7 @@ class ResNet18:
           image_shape: (height, width, depth) in pixels.
           dtype: float32 unless given.
         """
+        _checks.typed_key(key=key)
         dtype = jnp.dtype(dtype or jnp.float32)
         key_kernels, key_linear = jax.random.split(key)
         shapes = self._kernels(image_shape[-1])

@@ -153,6 +153,7 @@ def poison(
       ValueError: a batch of targets, a target out of [0, 1] or of another shape; see
         `perturbation.craft` for the rest.
     """
+    _checks.typed_key(key=key)
     target = checked(target)
     check_images(images, target)
     objective = MeanFeature(model, operations)

@@ -179,6 +179,7 @@ def poison(
       ValueError: the ensemble or the images do not fit the network; see
         `perturbation.craft`.
     """
+    _checks.typed_key(key=key)
     _class_checks.images(images=images)
     first = jax.tree.map(lambda leaf: leaf[0], ensemble.params)
     _check_fit(model, first, images.shape[1:], "ensemble.params")

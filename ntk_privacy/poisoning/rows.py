@@ -33,6 +33,7 @@ def choose(
       ValueError: classes that are none, the target already has the adversarial label,
         or the class has too few images.
     """
+    _checks.typed_key(key=key)
     _class_checks.numbers(classes=classes)
     most = int(np.max(np.asarray(classes)))
     _checks.in_range(0, most, adversarial_class=adversarial_class)

@@ -49,7 +49,8 @@ class AlgebraicReconstruction(NamedTuple):
       tolerance: `TOLERANCE`.
       estimated_num_images: N, from the rank; None where noise hides it.
       rank_gap: last kept over first dropped singular value: 1 is no evidence for N,
-        above 20 is certainty.
+        above 20 a clear rank, of images that are not tiny against the bias:
+        those at 1e-6 of it all look like one, and read as N = 1 with a great gap.
       num_rounds: rounds of random starts that were used.
       message: what was and what was not decoded, in a sentence.
       verdict: what the evidence says of the whole.

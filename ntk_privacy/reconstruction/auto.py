@@ -161,6 +161,7 @@ def reconstruct(
       >>> found.images.shape, found.verdict.word
       ((2, 8, 8, 1), 'exact')
     """
+    _checks.typed_key(key=key)
     evidence.needs("auto", "params_0", "bounds")
     evidence.mlp("auto")
     # Before anything is decoded: points may be wrong.

@@ -114,6 +114,7 @@ def reconstruct(
       >>> found.verdict.word, int(found.certified.sum())
       ('exact', 8)
     """
+    _checks.typed_key(key=key)
     _check_numbers(image_shape, num_images, num_starts, max_rounds)
     pixels = int(np.prod(image_shape))
     names = first_layer.candidates(params_0, pixels=pixels, layer=layer)
@@ -172,6 +173,7 @@ def reconstruct_gradient(
     Raises:
       ValueError: see `reconstruct`.
     """
+    _checks.typed_key(key=key)
     _check_numbers(image_shape, num_images, num_starts, max_rounds)
     pixels = int(np.prod(image_shape))
     name = first_layer.candidates(params, pixels=pixels, layer=layer)[0]

@@ -61,6 +61,7 @@ def prepare(
 
     Args and Raises: see `kkt.reconstruct`.
     """
+    _checks.typed_key(key=key)
     _checks.at_least(1, num_images=num_images)
     points = parse_points(points)
     is_mlp = isinstance(network, MLP)

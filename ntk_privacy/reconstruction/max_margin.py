@@ -172,6 +172,7 @@ def prepare(
 
     Args and Raises: see `reconstruct`.
     """
+    _checks.typed_key(key=key)
     logistic.single_output(model)
     params = fitting.mlp_params(model, params, image_shape=image_shape)
     _checks.finite(params=params)

@@ -216,9 +216,38 @@ def read(
         [b.kernel - a.kernel for a, b in pairs],
         [b.bias - a.bias for a, b in pairs],
     )
+    _check_range(layers, dtype)
+    hidden = (*layers.kernel_changes[:-1], *layers.bias_changes[:-1])
+    if not any(np.any(change) for change in hidden):
+        raise ValueError(
+            f"Only {before[-1].name} moved: the other layers were not trained, or no "
+            "unit was active, as on images that are all zero; nothing of the images is "
+            "left to read."
+        )
     if not np.any(layers.bias_changes[-2]):
         raise ValueError(
             f"The bias of {before[-2].name} did not move: the network was trained "
             f"without it, so an image is known only up to its scale; {OTHER}."
         )
     return layers, roundoff
+
+
+def _check_range(layers: layer_inversion.Layers, dtype: np.dtype) -> None:
+    """Raises ValueError where squares of the parameters or their change leave `dtype`.
+
+    Decoding works with squares; those that are 0 or infinite have no eigenvalues.
+    """
+    told = np.finfo(dtype)
+    low, high = 1e3 * float(told.tiny) ** 0.5, 1e-3 * float(told.max) ** 0.5
+    both = {
+        "parameters": (*layers.kernels, *layers.biases),
+        "change of the parameters": (*layers.kernel_changes, *layers.bias_changes),
+    }
+    for name, arrays in both.items():
+        largest = max(float(np.abs(array).max(initial=0)) for array in arrays)
+        if not low < largest < high:
+            raise ValueError(
+                f"The largest of the {name} is {largest:.1e}, whose square leaves "
+                f"{dtype.name}: use the scale that the network was trained at, or "
+                "give both in float64."
+            )

@@ -176,6 +176,7 @@ def train(
       ValueError: images or labels are none, a label has no output, lengths differ or a
         number is out of range.
     """
+    _checks.key_array(keys=keys)
     _class_checks.labelled(model, x_train, labels, names=("x_train", "labels"))
     _checks.at_least(1, batch_size=batch_size)
     _checks.at_least(0, num_epochs=num_epochs, weight_decay=weight_decay)
@@ -236,6 +237,7 @@ def staggered(
     Raises:
       ValueError: see `train`.
     """
+    _checks.typed_key(key=key)
     _checks.at_least(1, num_networks=num_networks)
     steps_per_epoch = -(-len(x_train) // options.get("batch_size", 256))
     networks = []

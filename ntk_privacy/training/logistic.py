@@ -58,6 +58,7 @@ def init_params(
     Raises:
       ValueError: init_scale is not above 0.
     """
+    _checks.typed_key(key=key)
     _checks.positive(init_scale=init_scale)
     shapes = jax.eval_shape(lambda k: model.init_params(k, image_shape, dtype), key)
     params = {}

@@ -59,6 +59,7 @@ def train(
       >>> victim.steps
       50
     """
+    _checks.typed_key(key=key)
     _checks.at_least(1, width=width, max_steps=max_steps)
     x, centre = logistic.preprocess(x_train)
     model = logistic.network(width)

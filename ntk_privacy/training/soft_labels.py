@@ -240,6 +240,7 @@ def relabel(
         images are bytes or not finite, a number is out of range, or its logits are too
         large for half precision.
     """
+    _checks.typed_key(key=key)
     check_model(model)
     _class_checks.images(images=images)
     _check_outputs(model, images, num_outputs, "num_outputs")
@@ -322,6 +323,7 @@ def init_student(
     Raises:
       ValueError: the student has no running statistics.
     """
+    _checks.typed_key(key=key)
     check_model(model)
     params = model.init_params(key, images.shape[1:], images.dtype)
     return StudentState(
@@ -367,6 +369,7 @@ def post_train(
       ValueError: the labels are not whole, not of so many epochs or of another number
         of classes than the student has outputs, or a number is out of range.
     """
+    _checks.typed_key(key=key)
     _checks.at_least(1, num_epochs=num_epochs)
     _checks.at_least(0, weight_decay=weight_decay)
     _checks.positive(learning_rate=learning_rate, temperature=temperature)

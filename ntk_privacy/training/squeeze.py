@@ -199,6 +199,7 @@ def init(x_train: Float[Array, "n h w d"], *, model: Any, key: Array) -> Squeeze
     Raises:
       ValueError: the network has no running statistics.
     """
+    _checks.typed_key(key=key)
     check_model(model)
     key = jax.random.fold_in(key, 2**31 - 1)
     params = model.init_params(key, x_train.shape[1:], x_train.dtype)
@@ -253,6 +254,7 @@ def train(
       ValueError: images or labels are none, a label has no output, lengths differ, a
         number is out of range, or the network has no running statistics.
     """
+    _checks.typed_key(key=key)
     check_model(model)
     _class_checks.labelled(model, x_train, labels, names=("x_train", "labels"))
     _checks.at_least(1, batch_size=batch_size, num_epochs=num_epochs)

@@ -161,6 +161,7 @@ def record(
       ValueError: the folder has experts of another recipe or a damaged manifest, a
         label has no output, a number is out of range, or parameters are not finite.
     """
+    _checks.typed_key(key=key)
     _checks.at_least(
         1,
         num_experts=num_experts,

@@ -130,6 +130,7 @@ def train(
       >>> victim.loss < 1e-9
       True
     """
+    _checks.typed_key(key=key)
     _checks.same_length(x_train=x_train, y_train=y_train)
     _checks.at_least(1, num_images=len(x_train), width=width, depth=depth)
     x, y = jnp.asarray(x_train, dtype), jnp.asarray(y_train, dtype)

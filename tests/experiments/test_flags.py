@@ -342,3 +342,29 @@ def test_run_works_as_a_module(tmp_path):
 
 
 _ROOT = _flags.__file__.rsplit("/", 2)[0]
+
+
+@pytest.mark.parametrize(
+    ("program", "flags", "told"),
+    [
+        ("poison", "--seed=4294967290 --num_seeds=7", "num_seeds=7 go on beyond"),
+        (
+            "compare",
+            "--judge=attacks --methods=dc --seed=4294967295 --num_seeds=2",
+            "num_seeds=2 go on beyond",
+        ),
+        (
+            "distill",
+            "--table --seed=4294967295 --num_runs=2",
+            "num_runs=2 go on beyond",
+        ),
+        ("compare", "--methods=dc,dm,dc", "methods names dc twice: name it once"),
+    ],
+)
+def test_seeds_that_wrap_and_names_that_repeat_are_told(program, flags, told):
+    """Seed 2**32 is seed 0 again: a second run of it would pass for another."""
+    known = _flags_of(importlib.import_module(f"experiments.{program}"))
+    with pytest.raises(_flags.UsageError, match=told):
+        _flags.read(known, flags.split())
+    fits = flags.replace("429496729", "42949672").replace(",dc", "")
+    assert _flags.read(known, fits.split())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments._flags import UsageError
-from experiments._run import versions
+from experiments._run import Stored, versions
 from experiments._workdir import Workdir
 from ntk_privacy.reports.atomic import replacing
 
@@ -187,3 +187,20 @@ def test_a_checkout_that_is_not_installed_says_so(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "version", of_others)
     assert versions()["ntk_privacy"] == "not installed"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[1]", "holds no results: delete it"),
+        ("{", "is damaged"),
+        ('{"a": 1}', "lacks 'b': delete it to make it again"),
+    ],
+)
+def test_results_that_hold_something_else_are_one_sentence(tmp_path, text, told):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"results.json {told}"):
+        Stored.of(path)["b"]
+    path.write_text('{"b": 2}')
+    assert Stored.of(path) == {"b": 2}

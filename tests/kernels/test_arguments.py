@@ -250,3 +250,11 @@ def test_real_networks_are_left_as_they_are():
     apply_fn, params, _ = mlp(1)
     assert arguments.real_apply_fn(apply_fn, params) is apply_fn
     chex.assert_trees_all_equal(arguments.real(params), params)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_text_is_no_answer_to_whether_outputs_are_traced():
+    params = {"w": WEIGHTS}
+    for fn in (empirical.ntk, empirical.plan, empirical.diagonal):
+        with pytest.raises(ValueError, match="trace_outputs='no' is unknown"):
+            fn(network, params, X, trace_outputs="no")

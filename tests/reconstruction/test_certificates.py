@@ -452,7 +452,7 @@ def test_a_narrow_network_says_why_nothing_is_certified():
     found = algebraic.reconstruct(*_linearized(3, x, y, width=96), **given)
     assert not bool(found.certified.any())
     assert found.verdict.word == "approximate"
-    assert "192 hidden units" in found.verdict.reason
+    assert "192 different hidden units" in found.verdict.reason
     assert "takes 200" in found.verdict.reason
     assert "too little" not in found.verdict.reason
     np.testing.assert_allclose(found.errors[0], 10 / 192, rtol=1e-6)

@@ -109,3 +109,21 @@ def test_what_is_no_mlp_is_one_sentence():
     wavy = [jax.tree.map(lambda a: a.astype(jnp.complex64), p) for p in (before, after)]
     with pytest.raises(ValueError, match=r"complex64.*real"):
         mlp_layers.read(*wavy, pixels=6)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_numbers_whose_squares_are_none_are_told(scale):
+    """Their decompositions have no eigenvalues, or none that converge."""
+    pair = [jax.tree.map(lambda a: a * scale, _network(seed)) for seed in (0, 1)]
+    with pytest.raises(ValueError, match="whose square leaves float32"):
+        mlp_layers.read(*pair, pixels=6)
+    near = jax.tree.map(lambda a: a * (1 + 1e-3), _network(0))
+    mlp_layers.read(_network(0), near, pixels=6)
+
+
+def test_a_last_layer_that_moves_alone_is_no_network_without_biases():
+    """So it is where every image is zero: no gate is open."""
+    before = _network(0)
+    after = before | {"Dense_3": _network(1)["Dense_3"]}
+    with pytest.raises(ValueError, match=r"Only Dense_3 moved: .* all zero"):
+        mlp_layers.read(before, after, pixels=6)
