@@ -19,6 +19,7 @@ _SAME = 0.995
 _STRICT = (0.7, 0.25, 0.7, 0.75)
 _POWERS = 4  # of inverse iteration, while it finds many
 _PATIENCE = 3  # rounds without a find
+_HOPELESS = 64  # rough images that led to no row, before the first one that does
 
 
 class Found(NamedTuple):
@@ -52,6 +53,8 @@ def _accepted(space: Space, rough: np.ndarray, rows: list, inverse) -> list:
     known = known @ space.signals
     for u in rough:
         if len(rows) + len(new) >= len(space.values):
+            break
+        if len(tried) >= _HOPELESS and not rows and not new:
             break
         z = u @ space.gates
         if _correlation(z, tried) > _SAME:

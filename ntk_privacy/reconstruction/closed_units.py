@@ -47,6 +47,7 @@ from ntk_privacy.resume import Stage, straight
 __all__ = ["METHOD", "Config", "from_evidence", "reconstruct", "reconstruct_gradient"]
 
 _FIT = 0.02  # share of a bias's change that may lie outside the row space
+_CLEAN = 1e4  # gap behind which no weight decay hides
 _DECAYED = 80  # images at most, for a first try at weight decay
 _FEW = 64  # random starts at least
 
@@ -215,15 +216,17 @@ def _shown(
     num_images: int | None,
 ) -> tuple[change_factors.Factors, float] | Verdict:
     """Factors and the share of old weights that is left; or why there are none."""
-    if plain.shown:
+    if plain.shown and plain.gap > _CLEAN:
         return plain, 1.0
     tried = plain
     if np.any(read.kernel_0):
         for rank in (_DECAYED, None):
             decay = change_factors.decay(read.kernel_0, read.kernel_t, rank=rank)
             tried = change_factors.factorize(read.kernel_t - decay * read.kernel_0)
-            if tried.shown:
+            if tried.shown and (not plain.shown or tried.gap > 3 * plain.gap):
                 return tried, decay
+    if plain.shown:
+        return plain, 1.0
     if num_images is None:
         return unit_verdict.hidden(max(plain.gap, tried.gap), "")
     told = change_factors.factorize(read.kernel_t - read.kernel_0, rank=num_images)
@@ -285,10 +288,11 @@ def _searched(
             )
         flat = np.asarray(starts, np.float64).reshape(len(starts), -1)
         given = flat @ (space.left / space.values**2)
-    if m < 2 * n:
+    if m < 3 * n:
         reason = (
-            f"The change has rank {n}, and only {m} units move: half of the units of "
-            "an image must outnumber the images, so closed units cannot tell them."
+            f"The change has rank {n}, and only {m} units move: about half of them "
+            "close for an image, too few to tell so many images; or it is no sum of "
+            "images, as after Adam."
         )
         return _nothing(image_shape, Verdict("nothing found", reason, gap=factors.gap))
     found = closed_rows.find(

@@ -142,9 +142,11 @@ def test_one_gradient_through_many_layers_is_read_exactly():
     _assert_exact(found, x, largest=1e-4)
 
 
-def test_weight_decay_is_one_scalar_that_the_spectrum_tells(trained):
+@pytest.mark.parametrize("decay", [3e-3, 1e-4])
+def test_weight_decay_is_one_scalar_that_the_spectrum_tells(trained, decay):
+    # The smaller one leaves a gap without being taken out.
     x, before, _ = trained
-    found = _read(before, _train(before, x, _labels(), 3e-3))
+    found = _read(before, _train(before, x, _labels(), decay))
     _assert_exact(found, x)
     assert "weight decay left" in found.verdict.reason
 
@@ -291,7 +293,7 @@ def test_a_positive_multiple_of_another_image_is_no_certificate(trained):
     [
         ("adam", "assumptions do not hold", "shows no rank .* as after Adam"),
         ("tanh", "nothing found", "no ReLU follows the layer"),
-        ("narrow", "nothing found", "only .* units move: half of the units"),
+        ("narrow", "nothing found", "only .* units move: about half of them"),
         ("crowded", "assumptions do not hold", "more images than the layer has inputs"),
         ("other", "assumptions do not hold", "shows no rank"),
     ],
