@@ -34,7 +34,9 @@ class Space(NamedTuple):
       gates_t: (n, m) A after it.
       scale: (n,) h; None without a bias, or where the bias does not fit.
       noise: root mean square of an entry of the change that is no image's.
-      misfit: the same of the bias's change.
+      misfit: the same of the bias's change, which is rounded more coarsely where biases
+        are larger than kernels:
+      coarse: so many times.
       alive: (units,) which units move.
     """
 
@@ -48,6 +50,7 @@ class Space(NamedTuple):
     scale: Float[np.ndarray, " n"] | None
     noise: float
     misfit: float
+    coarse: float
     alive: Bool[np.ndarray, " units"]
 
     @property
@@ -80,11 +83,13 @@ def make(
     if bias_change is not None:
         scale = factors.right @ bias_change
         misfit = float(np.sqrt(np.mean((bias_change - scale @ factors.right) ** 2)))
-    gates = []
+    coarse, gates = 1.0, []
     for i in range(2):
         gate = left.T @ kernels[i][:, alive]
         if scale is not None and biases is not None:
             gate = gate + scale[:, None] * biases[i][alive]
+            size = np.linalg.norm(kernels[i]) / np.sqrt(len(kernels[i]))
+            coarse = max(coarse, float(np.linalg.norm(biases[i]) / max(size, 1e-300)))
         gates.append(gate)
     unit = signals / np.maximum(norms[alive], _FAINT * middle)
     squares, vectors = np.linalg.eigh(unit @ unit.T)
@@ -101,6 +106,7 @@ def make(
         scale=scale,
         noise=factors.noise,
         misfit=misfit,
+        coarse=coarse,
         alive=alive,
     )
 

@@ -23,7 +23,8 @@ Train = Callable[[int, np.ndarray, np.ndarray], tuple[dict, dict]]
 class Victim(NamedTuple):
     """Parameters before and after training on images; what an attack is told.
 
-    With `gradient`, params_t is one gradient; `frozen`: training was linearized.
+    With `gradient`, params_t is one gradient; `frozen`: training was linearized;
+    `spread`: how far from an image, over its norm, the forms of it that were shown lie.
     """
 
     params_0: dict
@@ -32,6 +33,7 @@ class Victim(NamedTuple):
     num_images: int | None = SIZE
     frozen: bool = False
     gradient: bool = False
+    spread: float = 0.0
 
 
 @functools.cache
@@ -96,11 +98,11 @@ def shuffled(train: Train, count: int) -> Iterator[Victim]:
         x, y = digits(seed)
         params_0, params_t = train(seed, x, y)
         rng = np.random.default_rng(seed)
-        width = params_t["Dense_0"]["kernel"].shape[1]
+        name = f"Dense_{min(seed % 3, 1)}"
+        width = params_t[name]["kernel"].shape[1]
         few = rng.permutation(width)[: int(rng.choice([2, 4, 16, width]))]
         order = np.arange(width)
         order[np.sort(few)] = few
-        name = f"Dense_{min(seed % 3, 1)}"
         leaf = "bias" if seed % 3 == 2 else "kernel"
         changed = {**params_t[name], leaf: params_t[name][leaf][..., order]}
         yield Victim(params_0, {**params_t, name: changed}, x)

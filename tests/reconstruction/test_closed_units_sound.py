@@ -32,7 +32,7 @@ from ntk_privacy.reconstruction import closed_units
 
 F32 = jnp.float32
 WIDTH = 192
-_MERGED = 3e-3  # relative distance of copies that may be read as one
+_SHARED = 3  # gates that near copies which are read as one may differ in
 
 
 class Kind(NamedTuple):
@@ -63,6 +63,9 @@ class Recipe(NamedTuple):
     shift: int = 0  # pixels that an image moves, each step anew
     jitter: float = 0.0  # of pixels, each step anew
     wrong: float = 0.0  # deviation of label noise, each step anew
+
+
+_RELU, _PLAIN = Kind(), Recipe()
 
 
 def _init(seed, depth=2, width=WIDTH, outputs=1, bias=0.0) -> dict:
@@ -196,7 +199,7 @@ def _targets(kind: Kind, y: np.ndarray):
     return jax.nn.one_hot(jnp.arange(len(y)) % kind.outputs, kind.outputs, dtype=F32)
 
 
-def _trainer(recipe=Recipe(), kind=Kind(), **init) -> Train:
+def _trainer(recipe=_PLAIN, kind=_RELU, **init) -> Train:
     def train(seed, x, y):
         before = _init(seed, outputs=kind.outputs, **init)
         after = _train(
@@ -215,7 +218,7 @@ def _finite(params: dict) -> bool:
 def _trained(
     count: int,
     *,
-    kind: Kind = Kind(),
+    kind: Kind = _RELU,
     size: int = SIZE,
     told: bool = True,
     seed: int = 0,
@@ -234,9 +237,11 @@ def _trained(
         }
         x, y = digits(k, size)
         made = {n: v[k % len(v)] for n, v in (init or {}).items()}
-        pair = _trainer(Recipe()._replace(**drawn), kind, **made)(k, x, y)
+        pair = _trainer(_PLAIN._replace(**drawn), kind, **made)(k, x, y)
+        sizes = np.linalg.norm(x.reshape(size, -1), axis=1)
+        spread = drawn.get("jitter", 0.0) * np.sqrt(np.prod(SHAPE)) / sizes.max()
         if _finite(pair[1]):
-            yield Victim(*pair, x, size if told else None)
+            yield Victim(*pair, x, size if told else None, spread=float(spread))
 
 
 def _gradients(count: int, *, size: int = SIZE, outputs=1, **ranges):
@@ -247,7 +252,7 @@ def _gradients(count: int, *, size: int = SIZE, outputs=1, **ranges):
         x, y = digits(k, size)
         params = _init(k, depth=2 + k % 2, outputs=outputs)
         gradient = _gradient(
-            kind, _numbers(Recipe()._replace(**drawn)), params, jnp.asarray(x),
+            kind, _numbers(_PLAIN._replace(**drawn)), params, jnp.asarray(x),
             _targets(kind, y), jax.random.key(k),
         )  # fmt: skip
         yield Victim(params, gradient, x, None, gradient=True)
@@ -362,14 +367,20 @@ class Census(NamedTuple):
     tightest: float = np.inf
 
 
-def _merged(image: np.ndarray, truth: np.ndarray) -> float:
-    """Relative distance to the line through two near copies; inf without any."""
+def _merged(victim: Victim, image: np.ndarray, truth: np.ndarray) -> float:
+    """Relative distance to the line through two images that share every gate."""
     best = np.inf
-    for a, b in itertools.combinations(truth, 2):
-        size, step = np.linalg.norm(a), b - a
-        if 0 < np.linalg.norm(step) < _MERGED * size:
-            share = np.clip((image - a) @ step / (step @ step), -3, 4)
-            best = min(best, float(np.linalg.norm(image - a - share * step) / size))
+    for i, j in itertools.combinations(range(len(truth)), 2):
+        size, step = np.linalg.norm(truth[i]), truth[j] - truth[i]
+        differ = 0
+        for params in (victim.params_0, victim.params_t):
+            layer = jax.tree.map(lambda p: np.asarray(p, np.float64), params["Dense_0"])
+            gates = truth[[i, j]] @ layer["kernel"] + layer["bias"] > 0
+            differ = max(differ, int(np.sum(gates[0] != gates[1])))
+        if differ <= _SHARED and np.linalg.norm(step) > 0:
+            share = np.clip((image - truth[i]) @ step / (step @ step), -3, 4)
+            far = np.linalg.norm(image - truth[i] - share * step)
+            best = min(best, float(far / size))
     return best
 
 
@@ -404,8 +415,9 @@ def weigh(victim: Victim, seed: int = 0) -> Census:
     far = np.linalg.norm(flat[:, None] - truth[None], axis=2) / sizes[None]
     far = far.min(1)
     beyond = far > stated
-    merged = np.array([_merged(image, truth) for image in flat[beyond]])
-    excepted = int(np.sum(merged <= stated[beyond]))
+    merged = np.array([_merged(victim, image, truth) for image in flat[beyond]])
+    shown = far[beyond] <= stated[beyond] + victim.spread
+    excepted = int(np.sum((merged <= stated[beyond]) | shown))
     ratios = (stated / np.maximum(far, 1e-12))[~beyond]
     return Census(
         1, images, int(sure.sum()), int(beyond.sum()) - excepted, excepted,
@@ -423,6 +435,27 @@ def census(name: str, count: int | None = None) -> Census:
             min(total.tightest, one.tightest),
         )
     return total
+
+
+_FAST = ("noise", "decay of the kernel", "wrong initial weights", "copies", "gelu")
+
+
+@pytest.mark.parametrize("name", _FAST)
+def test_no_certificate_is_false(name):
+    found = census(name, 3)
+    assert found.networks == 3
+    assert found.false == 0, found
+    assert found.certified < found.images
+
+
+def test_a_kernel_that_alone_decayed_leaves_the_scale_open():
+    x, y = digits(0)
+    for decay, word in ((0.0, "exact"), (0.01, "exact"), (0.05, "approximate")):
+        pair = _trainer(Recipe(kernel_decay=decay / 5))(0, x, y)
+        victim = Victim(*pair, x, None)
+        found = read(victim)
+        assert found.verdict.word == word, (decay, found.verdict)
+        assert weigh(victim).false == 0
 
 
 @pytest.mark.slow
