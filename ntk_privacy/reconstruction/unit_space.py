@@ -64,6 +64,8 @@ def make(
     kernels: tuple[np.ndarray, np.ndarray],
     biases: tuple[np.ndarray, np.ndarray] | None,
     bias_change: Float[np.ndarray, " units"] | None,
+    *,
+    coarse: float = 1.0,
 ) -> Space:
     """Returns the coordinates.
 
@@ -72,6 +74,7 @@ def make(
       kernels: before and after training, (d, units) each.
       biases: before and after; None without.
       bias_change: that belongs to the kernel's change; None leaves the scale open.
+      coarse: see `Space`.
     """
     left = factors.left * factors.values
     norms = np.linalg.norm(factors.right, axis=0)
@@ -83,13 +86,11 @@ def make(
     if bias_change is not None:
         scale = factors.right @ bias_change
         misfit = float(np.sqrt(np.mean((bias_change - scale @ factors.right) ** 2)))
-    coarse, gates = 1.0, []
+    gates = []
     for i in range(2):
         gate = left.T @ kernels[i][:, alive]
         if scale is not None and biases is not None:
             gate = gate + scale[:, None] * biases[i][alive]
-            size = np.linalg.norm(kernels[i]) / np.sqrt(len(kernels[i]))
-            coarse = max(coarse, float(np.linalg.norm(biases[i]) / max(size, 1e-300)))
         gates.append(gate)
     unit = signals / np.maximum(norms[alive], _FAINT * middle)
     squares, vectors = np.linalg.eigh(unit @ unit.T)

@@ -23,17 +23,20 @@ Train = Callable[[int, np.ndarray, np.ndarray], tuple[dict, dict]]
 class Victim(NamedTuple):
     """Parameters before and after training on images; what an attack is told.
 
-    With `gradient`, params_t is one gradient; `frozen`: training was linearized;
-    `spread`: how far from an image, over its norm, the forms of it that were shown lie.
+    forms: what may be read besides images: augmented ones. gradient: params_t is one.
+    frozen: training was linearized. spread: how far from an image, over its norm, the
+    forms of it that were shown lie. scale: of the bias's rate over the kernel's.
     """
 
     params_0: dict
     params_t: dict
     images: np.ndarray
     num_images: int | None = SIZE
+    forms: np.ndarray | None = None
     frozen: bool = False
     gradient: bool = False
     spread: float = 0.0
+    scale: float = 1.0
 
 
 @functools.cache

@@ -16,7 +16,6 @@ import pytest
 from broken_victims import (
     SHAPE,
     SIZE,
-    Train,
     Victim,
     copies,
     damaged_layer,
@@ -27,188 +26,26 @@ from broken_victims import (
     told_wrong,
     wrong_initial,
 )
+from odd_training import (
+    PLAIN,
+    RELU,
+    Kind,
+    Recipe,
+    first_weights,
+    numbers,
+    one_gradient,
+    targets,
+    trainer,
+)
 
 from ntk_privacy.reconstruction import closed_units
 
-F32 = jnp.float32
-WIDTH = 192
 _SHARED = 3  # gates that near copies which are read as one may differ in
 
 
-class Kind(NamedTuple):
-    """What compiles a program of its own."""
-
-    optimizer: str = "sgd"  # adam, rmsprop
-    act: str = "relu"  # tanh, leaky, gelu
-    norm: str = ""  # before, after the first activation
-    outputs: int = 1  # more: cross-entropy
-
-
-class Recipe(NamedTuple):
-    """How a network is trained; numbers, so that one program serves them all."""
-
-    rate: float = 0.05
-    steps: int = 200
-    batch: int = 1000
-    momentum: float = 0.0
-    decay: float = 0.0  # L2, in the gradient
-    kernel_decay: float = 0.0  # of the first kernel alone
-    decoupled: float = 0.0
-    bias_rate: float = 1.0  # over the rate of the rest
-    clip: float = np.inf  # norm of a gradient
-    cut: float = np.inf  # of each of its entries, over their root mean square
-    steps_of: float = 0.0  # quantum of a gradient, over that
-    blur: float = 0.0  # noise of a gradient, over that
-    drop: float = 0.0  # of units of the first layer
-    shift: int = 0  # pixels that an image moves, each step anew
-    jitter: float = 0.0  # of pixels, each step anew
-    wrong: float = 0.0  # deviation of label noise, each step anew
-
-
-_RELU, _PLAIN = Kind(), Recipe()
-
-
-def _init(seed, depth=2, width=WIDTH, outputs=1, bias=0.0) -> dict:
-    rng = np.random.default_rng(seed)
-    sizes = [int(np.prod(SHAPE)), width, *(64,) * (depth - 1), outputs]
-    return {
-        f"Dense_{i}": {
-            "kernel": jnp.asarray(rng.normal(0, np.sqrt(2 / a), (a, b)), F32),
-            "bias": jnp.asarray(bias * rng.standard_normal(b), F32),
-        }
-        for i, (a, b) in enumerate(itertools.pairwise(sizes))
-    }
-
-
-_ACTS: dict[str, Callable] = {
-    "relu": jax.nn.relu,
-    "tanh": jnp.tanh,
-    "leaky": jax.nn.leaky_relu,
-    "gelu": jax.nn.gelu,
-}
-
-
-def _normalised(h):
-    h = h - jnp.mean(h, axis=1, keepdims=True)
-    return h / jnp.sqrt(jnp.mean(h**2, axis=1, keepdims=True) + 1e-5)
-
-
-def _outputs(kind: Kind, params: dict, x, kept=None):
-    h = x.reshape(len(x), -1)
-    for i in range(len(params)):
-        layer = params[f"Dense_{i}"]
-        h = h @ layer["kernel"] + layer["bias"][None]
-        if i == 0:
-            h = _normalised(h) if kind.norm == "before" else h
-            h = _ACTS[kind.act](h)
-            h = _normalised(h) if kind.norm == "after" else h
-            h = h if kept is None else h * kept
-        elif i < len(params) - 1:
-            h = jax.nn.relu(h)
-    return h
-
-
-def _loss(kind: Kind, params: dict, x, y, weights, kept=None):
-    out = _outputs(kind, params, x, kept)
-    if kind.outputs == 1:
-        losses = 0.5 * jnp.sum((out - y) ** 2, axis=1)
-    else:
-        losses = -jnp.sum(jax.nn.log_softmax(out) * y, axis=1)
-    return jnp.sum(losses * weights) / jnp.sum(weights)
-
-
-def _spoilt(grads: dict, recipe: Recipe, key) -> dict:
-    """Gradients as clients send them: cut, noised, rounded, and of bounded norm."""
-    leaves, tree = jax.tree.flatten(grads)
-    keys = jax.random.split(key, len(leaves))
-
-    def one(g, k):
-        size = jnp.sqrt(jnp.mean(g**2)) + F32(1e-30)
-        g = jnp.clip(g, -recipe.cut * size, recipe.cut * size)
-        g = g + recipe.blur * size * jax.random.normal(k, g.shape, F32)
-        quantum = jnp.maximum(recipe.steps_of * size, F32(1e-30))
-        return jnp.where(recipe.steps_of > 0, jnp.round(g / quantum) * quantum, g)
-
-    made = [one(g, k) for g, k in zip(leaves, keys, strict=True)]
-    norm = jnp.sqrt(sum((jnp.sum(g**2) for g in made), F32(0)))
-    share = jnp.minimum(F32(1), recipe.clip / jnp.maximum(norm, F32(1e-30)))
-    return jax.tree.unflatten(tree, [g * share for g in made])
-
-
-def _augmented(x, recipe: Recipe, key):
-    by, pixels = jax.random.split(key)
-    moves = jax.random.randint(by, (len(x), 2), -recipe.shift, recipe.shift + 1)
-    x = jax.vmap(lambda image, move: jnp.roll(image, move, (0, 1)))(x, moves)
-    return x + recipe.jitter * jax.random.normal(pixels, x.shape, F32)
-
-
-@functools.partial(jax.jit, static_argnames="kind")
-def _train(kind: Kind, recipe: Recipe, params: dict, x, y, key):
-    def step(t, carry):
-        p, v, s = carry
-        keys = jax.random.split(jax.random.fold_in(key, t), 5)
-        order = jax.random.permutation(keys[0], len(x))
-        weights = (order < recipe.batch).astype(F32)
-        width = p["Dense_0"]["bias"].shape[0]
-        kept = jax.random.bernoulli(keys[1], 1 - recipe.drop, (len(x), width))
-        kept = kept.astype(F32) / (1 - recipe.drop)
-        labels = y + recipe.wrong * jax.random.normal(keys[2], y.shape, F32)
-        images = _augmented(x, recipe, keys[3])
-        g = jax.grad(_loss, 1)(kind, p, images, labels, weights, kept)
-        g = _spoilt(g, recipe, keys[4])
-        g = jax.tree.map(lambda a, b: a + recipe.decay * b, g, p)
-        first = {**g["Dense_0"]}
-        first["kernel"] = first["kernel"] + recipe.kernel_decay * p["Dense_0"]["kernel"]
-        first["bias"] = first["bias"] * recipe.bias_rate
-        g = {**g, "Dense_0": first}
-        rate = recipe.rate
-        if kind.optimizer == "sgd":
-            v = jax.tree.map(lambda a, b: recipe.momentum * a + b, v, g)
-            moves = v
-        else:
-            rate, u = 0.1 * rate, F32(0.99)
-            s = jax.tree.map(lambda a, b: u * a + (1 - u) * b**2, s, g)
-            since = 1 - u ** (t + 1).astype(F32)
-            v = g if kind.optimizer == "rmsprop" else jax.tree.map(
-                lambda a, b: F32(0.9) * a + F32(0.1) * b, v, g
-            )  # fmt: skip
-            moves = jax.tree.map(
-                lambda a, b: a / (jnp.sqrt(b / since) + F32(1e-8)), v, s
-            )
-        share = 1 - rate * recipe.decoupled
-        p = jax.tree.map(lambda a, b: share * a - rate * b, p, moves)
-        return p, v, s
-
-    zero = jax.tree.map(jnp.zeros_like, params)
-    return jax.lax.fori_loop(0, recipe.steps, step, (params, zero, zero))[0]
-
-
-@functools.partial(jax.jit, static_argnames="kind")
-def _gradient(kind: Kind, recipe: Recipe, params: dict, x, y, key):
-    ones = jnp.ones(len(x), F32)
-    return _spoilt(jax.grad(_loss, 1)(kind, params, x, y, ones), recipe, key)
-
-
-def _numbers(recipe: Recipe) -> Recipe:
-    return Recipe(*(F32(v) if isinstance(v, float) else jnp.asarray(v) for v in recipe))
-
-
-def _targets(kind: Kind, y: np.ndarray):
-    if kind.outputs == 1:
-        return jnp.asarray(y, F32)
-    return jax.nn.one_hot(jnp.arange(len(y)) % kind.outputs, kind.outputs, dtype=F32)
-
-
-def _trainer(recipe=_PLAIN, kind=_RELU, **init) -> Train:
-    def train(seed, x, y):
-        before = _init(seed, outputs=kind.outputs, **init)
-        after = _train(
-            kind, _numbers(recipe), before, jnp.asarray(x, F32), _targets(kind, y),
-            jax.random.key(seed),
-        )  # fmt: skip
-        return before, after
-
-    return train
+def _shifted(x: np.ndarray, far: int) -> np.ndarray:
+    moves = itertools.product(range(-far, far + 1), repeat=2)
+    return np.concatenate([np.roll(x, move, (1, 2)) for move in moves])
 
 
 def _finite(params: dict) -> bool:
@@ -218,7 +55,7 @@ def _finite(params: dict) -> bool:
 def _trained(
     count: int,
     *,
-    kind: Kind = _RELU,
+    kind: Kind = RELU,
     size: int = SIZE,
     told: bool = True,
     seed: int = 0,
@@ -237,11 +74,15 @@ def _trained(
         }
         x, y = digits(k, size)
         made = {n: v[k % len(v)] for n, v in (init or {}).items()}
-        pair = _trainer(_PLAIN._replace(**drawn), kind, **made)(k, x, y)
+        pair = trainer(PLAIN._replace(**drawn), kind, **made)(k, x, y)
         sizes = np.linalg.norm(x.reshape(size, -1), axis=1)
         spread = drawn.get("jitter", 0.0) * np.sqrt(np.prod(SHAPE)) / sizes.max()
         if _finite(pair[1]):
-            yield Victim(*pair, x, size if told else None, spread=float(spread))
+            yield Victim(
+                *pair, x, size if told else None, spread=float(spread),
+                scale=drawn.get("bias_rate", 1.0),
+                forms=_shifted(x, drawn.get("shift", 0)),
+            )  # fmt: skip
 
 
 def _gradients(count: int, *, size: int = SIZE, outputs=1, **ranges):
@@ -250,10 +91,10 @@ def _gradients(count: int, *, size: int = SIZE, outputs=1, **ranges):
     for k in range(count):
         drawn = {n: float(10 ** rng.uniform(*r)) for n, r in ranges.items()}
         x, y = digits(k, size)
-        params = _init(k, depth=2 + k % 2, outputs=outputs)
-        gradient = _gradient(
-            kind, _numbers(_PLAIN._replace(**drawn)), params, jnp.asarray(x),
-            _targets(kind, y), jax.random.key(k),
+        params = first_weights(k, depth=2 + k % 2, outputs=outputs)
+        gradient = one_gradient(
+            kind, numbers(PLAIN._replace(**drawn)), params, jnp.asarray(x),
+            targets(kind, y), jax.random.key(k),
         )  # fmt: skip
         yield Victim(params, gradient, x, None, gradient=True)
 
@@ -262,7 +103,7 @@ def _zero_image(count: int) -> Iterator[Victim]:
     for seed in range(count):
         x, y = digits(seed)
         x[seed % SIZE] = 0.0
-        train = _trainer(bias=(0.0, 0.1)[seed % 2])
+        train = trainer(bias=(0.0, 0.1)[seed % 2])
         yield Victim(*train(seed, x, y), x, None)
 
 
@@ -271,7 +112,7 @@ def _frozen(count: int) -> Iterator[Victim]:
     rates = 10.0 ** np.linspace(-4, -1, count)
     for seed, rate in enumerate(rates):
         x, y = digits(seed)
-        train = _trainer(Recipe(rate=float(rate)))
+        train = trainer(Recipe(rate=float(rate)))
         yield Victim(*train(seed, x, y), x, None, frozen=True)
 
 
@@ -288,7 +129,7 @@ def _family(count: int, *, intact: bool = False, **options) -> Family:
 
 
 def _broken(count: int, make: Callable, **options) -> Family:
-    return Family(count, functools.partial(make, _trainer(**options)))
+    return Family(count, functools.partial(make, trainer(**options)))
 
 
 _RATES = {"rate": (-4, -0.7), "steps": [1, 5, 50, 200, 400]}
@@ -389,7 +230,7 @@ def read(victim: Victim, seed: int = 0):
     if victim.num_images is not None:
         given["num_images"] = victim.num_images
     if victim.gradient:
-        return closed_units.reconstruct_gradient(
+        return closed_units.reconstructone_gradient(
             victim.params_0, victim.params_t, **given
         )
     return closed_units.reconstruct(
@@ -409,15 +250,17 @@ def weigh(victim: Victim, seed: int = 0) -> Census:
     assert found.verdict.num_certified == sure.sum()
     assert (found.verdict.word == "exact") == bool(sure.any())
     flat = np.asarray(found.images, np.float64).reshape(len(sure), 64)[sure]
+    flat = flat * victim.scale  # other rates of biases rescale all images alike
     stated = np.asarray(found.errors, np.float64)[sure]
-    truth = victim.images.reshape(images, -1).astype(np.float64)
+    shown = victim.images if victim.forms is None else victim.forms
+    truth = shown.reshape(len(shown), -1).astype(np.float64)
     sizes = np.maximum(np.linalg.norm(truth, axis=1), 1e-9)
     far = np.linalg.norm(flat[:, None] - truth[None], axis=2) / sizes[None]
     far = far.min(1)
     beyond = far > stated
     merged = np.array([_merged(victim, image, truth) for image in flat[beyond]])
-    shown = far[beyond] <= stated[beyond] + victim.spread
-    excepted = int(np.sum((merged <= stated[beyond]) | shown))
+    spread = far[beyond] <= stated[beyond] + victim.spread
+    excepted = int(np.sum((merged <= stated[beyond]) | spread))
     ratios = (stated / np.maximum(far, 1e-12))[~beyond]
     return Census(
         1, images, int(sure.sum()), int(beyond.sum()) - excepted, excepted,
@@ -437,10 +280,7 @@ def census(name: str, count: int | None = None) -> Census:
     return total
 
 
-_FAST = ("noise", "decay of the kernel", "wrong initial weights", "copies", "gelu")
-
-
-@pytest.mark.parametrize("name", _FAST)
+@pytest.mark.parametrize("name", ["noise", "copies"])
 def test_no_certificate_is_false(name):
     found = census(name, 3)
     assert found.networks == 3
@@ -448,14 +288,18 @@ def test_no_certificate_is_false(name):
     assert found.certified < found.images
 
 
-def test_a_kernel_that_alone_decayed_leaves_the_scale_open():
+def test_one_gradient_is_rounded_as_coarsely_as_it_is_large():
+    found = census("gradients", 2)
+    assert found.certified == found.images
+    assert found.false == 0
+
+
+@pytest.mark.parametrize(("decay", "word"), [(0.0, "exact"), (0.01, "approximate")])
+def test_a_kernel_that_alone_decayed_leaves_the_scale_open(decay, word):
     x, y = digits(0)
-    for decay, word in ((0.0, "exact"), (0.01, "exact"), (0.05, "approximate")):
-        pair = _trainer(Recipe(kernel_decay=decay / 5))(0, x, y)
-        victim = Victim(*pair, x, None)
-        found = read(victim)
-        assert found.verdict.word == word, (decay, found.verdict)
-        assert weigh(victim).false == 0
+    victim = Victim(*trainer(Recipe(kernel_decay=decay))(0, x, y), x, None)
+    assert read(victim).verdict.word == word
+    assert weigh(victim).false == 0
 
 
 @pytest.mark.slow
