@@ -230,7 +230,7 @@ def read(victim: Victim, seed: int = 0):
     if victim.num_images is not None:
         given["num_images"] = victim.num_images
     if victim.gradient:
-        return closed_units.reconstructone_gradient(
+        return closed_units.reconstruct_gradient(
             victim.params_0, victim.params_t, **given
         )
     return closed_units.reconstruct(
