@@ -72,10 +72,12 @@ def reconstruct(
     measured, a sum of images times signals, each of which vanishes on the units that
     its image closes; that holds for every image of the set, and noise moves this one by
     no more than `errors`. What no weights can tell apart is decoded as one: copies,
-    images that share every gate (their mean, weighted by signals), and with zero
-    initial biases positive multiples of one image. An image that closes every unit
-    leaves nothing. The bias is taken to have been trained with the kernel's step
-    sizes: other ones rescale all images alike.
+    images that share every gate, or all but a few (their mean, weighted by signals), as
+    the forms of an augmented image may, and with zero initial biases positive multiples
+    of one image. An image that closes every unit leaves nothing. The bias is taken to
+    have been trained with the kernel's step sizes: other ones rescale all images alike.
+    Where the weights decayed, the bias is taken to have decayed as they did, if its
+    change is a sum of the same signals to within its noise.
 
     Args:
       params_0: before training: any pytree in which a dense layer takes the images.
@@ -134,10 +136,14 @@ def reconstruct(
     factors, decay = shown
     kernels = (read.kernel_0, read.kernel_0 if frozen_gates else read.kernel_t)
     biases = change = None
+    coarse = 1.0
     if read.bias_0 is not None and read.bias_t is not None:
+        coarse = max(
+            _coarse(read.bias_0, read.kernel_0), _coarse(read.bias_t, read.kernel_t)
+        )
         biases = (read.bias_0, read.bias_0 if frozen_gates else read.bias_t)
         change = _bias_change(factors, read.bias_0, read.bias_t, decay)
-    space = unit_space.make(factors, kernels, biases, change)
+    space = unit_space.make(factors, kernels, biases, change, coarse=coarse)
     return _searched(
         space, factors, image_shape, starts, key=key, roundoff=read.roundoff,
         decay=decay, num_starts=num_starts, max_rounds=max_rounds, dtype=dtype,
@@ -190,14 +196,23 @@ def reconstruct_gradient(
             return _nothing(image_shape, unit_verdict.hidden(factors.gap, ""))
         factors = change_factors.factorize(read.kernel_t, rank=num_images)
     biases = change = None
+    coarse = 1.0
     if read.bias_0 is not None and read.bias_t is not None:
+        coarse = _coarse(read.bias_t, read.kernel_t)
         biases = (read.bias_0, read.bias_0)
         change = _fitting(factors, read.bias_t)
-    space = unit_space.make(factors, (read.kernel_0, read.kernel_0), biases, change)
+    kernels = (read.kernel_0, read.kernel_0)
+    space = unit_space.make(factors, kernels, biases, change, coarse=coarse)
     return _searched(
         space, factors, image_shape, starts, key=key, roundoff=read.roundoff,
         decay=1.0, num_starts=num_starts, max_rounds=max_rounds, dtype=dtype,
     )  # fmt: skip
+
+
+def _coarse(bias: np.ndarray, kernel: np.ndarray) -> float:
+    """How much more coarsely a bias is rounded than the kernel."""
+    sizes = [np.sqrt(np.mean(leaf**2)) for leaf in (bias, kernel)]
+    return max(1.0, float(sizes[0] / max(sizes[1], 1e-300)))
 
 
 def _check_numbers(image_shape, num_images, num_starts, max_rounds) -> None:

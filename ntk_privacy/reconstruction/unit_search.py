@@ -22,6 +22,7 @@ _WIDTHS = (*(0.3,) * 10, *(0.1,) * 6, *(0.03,) * 4)
 _MOST = 2.0  # a signal counts no more than this, in means
 _RIDGE = 1e-5
 _UNITS, _UNITS_EACH = 512, 12
+_ROUND = 16
 _ENTRIES = 2**23  # of masked rows at once
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -100,7 +101,10 @@ def climb(
     shifts = jax.random.uniform(key_shifts, (len(starts),), dtype)
     # A rough image takes no more units than this many an image.
     count = min(m, max(_UNITS, _UNITS_EACH * n))
-    units = np.sort(np.asarray(jax.random.permutation(key_units, m))[:count])
+    # Nor an odd few, so that changes of nearly as many units share a program.
+    count -= count % _ROUND if count >= _ROUND**2 // 2 else 0
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key_units)))
+    units = np.sort(rng.permutation(m)[:count])
     cast = functools.partial(jnp.asarray, dtype=dtype)
     # Of unit size: products in float32 neither overflow nor vanish.
     size = np.sqrt(np.mean(space.gates**2))

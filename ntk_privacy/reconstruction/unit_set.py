@@ -48,8 +48,8 @@ class Whole(NamedTuple):
       errors: standard deviation of each image, over its norm.
       unexplained: share of the squared change in the images' span that is left.
       noise: root mean square of what is left of an entry.
-      misfit: root mean square of the bias's change that is no sum of rows, over that
-        noise; 0 without a bias.
+      misfit: root mean square of the bias's change that is no sum of rows, over the
+        noise that belongs there; 0 without a bias.
     """
 
     c: Float[np.ndarray, "n n"]
@@ -169,6 +169,8 @@ def _masked_signals(x: np.ndarray, y: np.ndarray, is_open: np.ndarray) -> np.nda
     # Columns of unit size, for a pivot of 1 where the mask closes.
     size = np.sqrt(np.diag(gram))
     gram, target = gram / np.outer(size, size), target / size[:, None]
+    # Images that depend leave a pivot of rounding: never quite 0.
+    gram = gram + n * np.finfo(np.float64).eps * np.eye(n)
     d = np.empty((n, m))
     for at in range(0, m, _AT_ONCE):
         mask = is_open[:, at : at + _AT_ONCE].T.astype(float)
@@ -206,9 +208,14 @@ def _jointly(space: Space, c: np.ndarray, is_open: np.ndarray) -> _Joint:
         used = float(np.sum(rest**2))
         x = np.linalg.lstsq(d.T, y.T, rcond=None)[0].T
         d = _masked_signals(x, y, is_open)
-    moved = np.linalg.inv(x) * space.values
-    moved /= np.linalg.norm(moved, axis=1, keepdims=True)
-    if np.max(1 - np.abs(np.sum(moved * c, axis=1))) < _MOVED**2 / 2:
+    moved = None
+    if np.linalg.cond(x) < 1 / np.finfo(np.float64).eps:
+        moved = np.linalg.inv(x) * space.values
+        moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+    if (
+        moved is not None
+        and np.max(1 - np.abs(np.sum(moved * c, axis=1))) < _MOVED**2 / 2
+    ):
         c = moved
     else:
         x = np.linalg.inv(c / space.values)
@@ -299,7 +306,7 @@ def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
     return Whole(
         joint, again.u, closed_vanish, open_vanish, again.agreement, leaks,
         np.where(enough, ratios, 1.0), np.where(enough, errors, np.inf),
-        unexplained, noise, space.misfit / floor,
+        unexplained, noise, space.misfit / (floor * space.coarse),
     )  # fmt: skip
 
 

@@ -34,7 +34,9 @@ class Space(NamedTuple):
       gates_t: (n, m) A after it.
       scale: (n,) h; None without a bias, or where the bias does not fit.
       noise: root mean square of an entry of the change that is no image's.
-      misfit: the same of the bias's change.
+      misfit: the same of the bias's change, which is rounded more coarsely where biases
+        are larger than kernels:
+      coarse: so many times.
       alive: (units,) which units move.
     """
 
@@ -48,6 +50,7 @@ class Space(NamedTuple):
     scale: Float[np.ndarray, " n"] | None
     noise: float
     misfit: float
+    coarse: float
     alive: Bool[np.ndarray, " units"]
 
     @property
@@ -61,6 +64,8 @@ def make(
     kernels: tuple[np.ndarray, np.ndarray],
     biases: tuple[np.ndarray, np.ndarray] | None,
     bias_change: Float[np.ndarray, " units"] | None,
+    *,
+    coarse: float = 1.0,
 ) -> Space:
     """Returns the coordinates.
 
@@ -69,6 +74,7 @@ def make(
       kernels: before and after training, (d, units) each.
       biases: before and after; None without.
       bias_change: that belongs to the kernel's change; None leaves the scale open.
+      coarse: see `Space`.
     """
     left = factors.left * factors.values
     norms = np.linalg.norm(factors.right, axis=0)
@@ -101,6 +107,7 @@ def make(
         scale=scale,
         noise=factors.noise,
         misfit=misfit,
+        coarse=coarse,
         alive=alive,
     )
 

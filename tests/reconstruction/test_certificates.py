@@ -13,37 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from broken_victims import (
+    SHAPE,
+    SIZE,
+    Victim,
+    copies,
+    damaged_layer,
+    digits,
+    noise,
+    perturbed,
+    rounded,
+    shuffled,
+    strengths,
+    told_wrong,
+    wrong_initial,
+)
 
-from ntk_privacy import data
 from ntk_privacy.models import MLP
 from ntk_privacy.reconstruction import algebraic
 
-SHAPE = (8, 8, 1)
-WIDTH, SIZE = 128, 6
-
-
-class Victim(NamedTuple):
-    """Parameters before and after training on images; what decoding is told."""
-
-    params_0: dict
-    params_t: dict
-    images: np.ndarray
-    num_images: int | None = SIZE
-
-
-@functools.cache
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    loaded = data.load("digits", num_train=1000, key=jax.random.key(0))
-    return np.asarray(loaded.x_train), np.asarray(loaded.y_train)
-
-
-def _images(seed: int, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """Digits, half of each label."""
-    x, y = _digits()
-    rng = np.random.default_rng(seed)
-    of_label = [np.flatnonzero(y[:, 0] * sign > 0) for sign in (-1, 1)]
-    rows = np.concatenate([rng.permutation(rows)[: size // 2] for rows in of_label])
-    return x[rows].astype(np.float32), np.sign(y[rows]).astype(np.float32)
+WIDTH = 128
 
 
 def _init(seed: int, depth: int = 2, width: int = WIDTH, outputs: int = 1):
@@ -129,7 +118,7 @@ def _trained(
     rng = np.random.default_rng(1)
     rates = 10.0 ** rng.uniform(-5, -1, count)
     steps = rng.integers(1, 300, count)
-    sets = [_images(int(s)) for s in seeds]
+    sets = [digits(int(s)) for s in seeds]
     before = [_init(int(s), depth)[1] for s in seeds]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *before)
     after = _trainer(optimizer, batch, depth)(
@@ -146,89 +135,14 @@ def _trained(
             yield Victim(before[i], params_t, sets[i][0])
 
 
-def _perturbed(params: dict, seed: int, scale: float) -> dict:
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda p: p + jnp.asarray(scale * rng.standard_normal(p.shape), p.dtype), params
-    )
-
-
-def _cast(params: dict, dtype: jnp.dtype) -> dict:
-    return jax.tree.map(lambda p: p.astype(dtype), params)
-
-
-def _strengths(count: int, low: float, high: float) -> np.ndarray:
-    return 10.0 ** np.linspace(low, high, count)
-
-
-def _noise(count: int) -> Iterator[Victim]:
-    for seed, scale in enumerate(_strengths(count, -8, -2)):
-        x, y = _images(seed)
-        params_0, params_t = _linearized(seed, x, y)
-        yield Victim(params_0, _perturbed(params_t, seed, scale), x)
-
-
-def _damaged_layer(count: int) -> Iterator[Victim]:
-    for seed, scale in enumerate(_strengths(count, -7, -1)):
-        x, y = _images(seed)
-        params_0, params_t = _linearized(seed, x, y)
-        layer = f"Dense_{seed % 3}"
-        params_t = {**params_t, layer: _perturbed(params_t[layer], seed, scale)}
-        yield Victim(params_0, params_t, x)
-
-
-def _wrong_initial(count: int) -> Iterator[Victim]:
-    for seed, scale in enumerate(_strengths(count, -7, 0)):
-        x, y = _images(seed)
-        params_0, params_t = _linearized(seed, x, y)
-        if seed % 4:
-            params_0 = _perturbed(params_0, seed, scale)
-        else:
-            params_0 = _init(seed + 1000)[1]
-        yield Victim(params_0, params_t, x)
-
-
-def _shuffled(count: int) -> Iterator[Victim]:
-    for seed in range(count):
-        x, y = _images(seed)
-        params_0, params_t = _linearized(seed, x, y)
-        rng = np.random.default_rng(seed)
-        few = rng.permutation(WIDTH)[: int(rng.choice([2, 4, 16, WIDTH]))]
-        order = np.arange(WIDTH)
-        order[np.sort(few)] = few
-        name = f"Dense_{min(seed % 3, 1)}"
-        leaf = "bias" if seed % 3 == 2 else "kernel"
-        changed = {**params_t[name], leaf: params_t[name][leaf][..., order]}
-        yield Victim(params_0, {**params_t, name: changed}, x)
-
-
-def _rounded(count: int) -> Iterator[Victim]:
-    for seed in range(count):
-        x, y = _images(seed)
-        networks = _linearized(seed, x, y)
-        dtype = (jnp.bfloat16, jnp.float16)[seed % 2]
-        keep = seed % 4 > 1  # the initial weights are known in full
-        pair = [_cast(params, dtype) for params in networks]
-        if keep:
-            pair = [networks[0], _cast(pair[1], jnp.float32)]
-        yield Victim(*pair, x)
-
-
-def _told_wrong(count: int) -> Iterator[Victim]:
-    for seed in range(count):
-        x, y = _images(seed)
-        told = (SIZE - 1, SIZE + 1, SIZE - 2, SIZE + 3)[seed % 4]
-        yield Victim(*_linearized(seed, x, y), x, told)
-
-
 def _deep(count: int) -> Iterator[Victim]:
     for seed in range(count):
         depth = 3 + seed % 2
-        x, y = _images(seed)
+        x, y = digits(seed)
         params_0, params_t = _linearized(seed, x, y, depth=depth)
         if seed % 4 > 1:
-            scale = float(_strengths(count, -7, -3)[seed])
-            params_t = _perturbed(params_t, seed, scale)
+            scale = float(strengths(count, -7, -3)[seed])
+            params_t = perturbed(params_t, seed, scale)
         yield Victim(params_0, params_t, x)
 
 
@@ -246,7 +160,7 @@ def _one_gradient(count: int) -> Iterator[Victim]:
 
     for seed in range(count):
         depth = 2 + seed % 2
-        x, _ = _images(seed, 10)
+        x, _ = digits(seed, 10)
         y = jax.nn.one_hot(jnp.arange(10), 10)
         params_0 = _init(seed, depth, outputs=10)[1]
         step = gradient(depth)(params_0, x, y)
@@ -255,31 +169,10 @@ def _one_gradient(count: int) -> Iterator[Victim]:
         yield Victim(params_0, params_t, x, 10)
 
 
-def _copies(count: int) -> Iterator[Victim]:
-    """A copy, a near copy of the same or the other label, or a positive multiple."""
-    for seed in range(count):
-        x, y = _images(seed)
-        rng = np.random.default_rng(seed)
-        kind = seed % 5
-        other = SIZE - 1 if seed % 2 else 1  # of the other label, or of the same
-        if kind == 0:
-            x[other] = x[0]
-        elif kind in (1, 2):
-            far = 10.0 ** rng.uniform(-4, -1)
-            step = rng.standard_normal(SHAPE)
-            step *= far * np.linalg.norm(x[0]) / np.linalg.norm(step)
-            x[other] = x[0] + step
-        elif kind == 3:
-            x[other] = (0.5, 0.9, 1.01, 1.1, 1.5, 2.0)[seed // 5 % 6] * x[0]
-        else:
-            x[0], x[other] = 0.2, (0.0, -0.1, 0.3, 0.7)[seed // 5 % 4]
-        yield Victim(*_linearized(seed, x, y), x, None)
-
-
 def _sound(count: int) -> Iterator[Victim]:
     """Nothing is broken; N is not told."""
     for seed in range(count):
-        x, y = _images(seed)
+        x, y = digits(seed)
         yield Victim(*_linearized(seed, x, y, loss=10.0 ** -(seed % 8 + 1)), x, None)
 
 
@@ -291,15 +184,15 @@ FAMILIES: dict[str, tuple[int, Callable[[int], Iterator[Victim]]]] = {
     "rmsprop": (50, functools.partial(_trained, "rmsprop")),
     "weight decay": (75, functools.partial(_trained, "decay")),
     "sgd, three layers": (50, functools.partial(_trained, "sgd", depth=3)),
-    "noise": (100, _noise),
-    "a damaged layer": (60, _damaged_layer),
-    "wrong initial weights": (75, _wrong_initial),
-    "shuffled rows": (60, _shuffled),
-    "half precision": (40, _rounded),
-    "another number of images": (40, _told_wrong),
+    "noise": (100, functools.partial(noise, _linearized)),
+    "a damaged layer": (60, functools.partial(damaged_layer, _linearized)),
+    "wrong initial weights": (75, functools.partial(wrong_initial, _linearized)),
+    "shuffled rows": (60, functools.partial(shuffled, _linearized)),
+    "half precision": (40, functools.partial(rounded, _linearized)),
+    "another number of images": (40, functools.partial(told_wrong, _linearized)),
     "three and four layers": (50, _deep),
     "one gradient, ten classes": (50, _one_gradient),
-    "copies": (100, _copies),
+    "copies": (100, functools.partial(copies, _linearized)),
     "sound": (50, _sound),
 }
 
@@ -392,7 +285,7 @@ def _far(found, x) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_one_or_two_images_are_found_untold(size):
-    x, y = _images(0)
+    x, y = digits(0)
     x, y = x[[0, -1][:size]], y[[0, -1][:size]]
     found = _decoded(x, y)
     assert found.estimated_num_images == size
@@ -405,7 +298,7 @@ def test_one_or_two_images_are_found_untold(size):
 
 @pytest.mark.parametrize("far", [1e-2, 1e-3, 1e-4])
 def test_a_pair_of_near_copies_takes_nothing_from_the_others(far):
-    x, y = _images(5, 8)
+    x, y = digits(5, 8)
     step = np.random.default_rng(1).standard_normal(SHAPE)
     x[1] = x[0] + far * np.linalg.norm(x[0]) * step / np.linalg.norm(step)
     found = _decoded(x, y)
@@ -420,7 +313,7 @@ def test_a_pair_of_near_copies_takes_nothing_from_the_others(far):
 
 @pytest.mark.parametrize("other", [1, 7], ids=["same-label", "other-label"])
 def test_multiples_of_one_image_are_not_certified_as_one(other):
-    x, y = _images(2, 8)
+    x, y = digits(2, 8)
     x[other] = 1.5 * x[0]
     found = _decoded(x, y)
     assert found.estimated_num_images == 7
@@ -434,7 +327,7 @@ def test_multiples_of_one_image_are_not_certified_as_one(other):
 
 
 def test_a_blank_image_is_told_though_it_does_not_show():
-    x, y = _images(4, 8)
+    x, y = digits(4, 8)
     found = _decoded(x, y)
     assert "output bias" not in found.verdict.reason
     x[3] = 0.0
@@ -447,7 +340,7 @@ def test_a_blank_image_is_told_though_it_does_not_show():
 
 
 def test_a_narrow_network_says_why_nothing_is_certified():
-    x, y = _images(0)
+    x, y = digits(0)
     given = {"key": jax.random.key(1), "image_shape": SHAPE}
     found = algebraic.reconstruct(*_linearized(3, x, y, width=96), **given)
     assert not bool(found.certified.any())
@@ -462,9 +355,9 @@ def test_a_narrow_network_says_why_nothing_is_certified():
 
 
 def test_verdicts_say_what_the_evidence_says():
-    x, y = _images(0)
+    x, y = digits(0)
     params_0, params_t = _linearized(0, x, y)
-    unrelated = _perturbed(_init(17)[1], 1, 1e-2)
+    unrelated = perturbed(_init(17)[1], 1, 1e-2)
     given = {"key": jax.random.key(0), "image_shape": SHAPE}
     nothing = algebraic.reconstruct(params_0, unrelated, **given)
     assert nothing.verdict.word == "assumptions do not hold"
@@ -473,7 +366,7 @@ def test_verdicts_say_what_the_evidence_says():
     told = algebraic.reconstruct(params_0, unrelated, num_images=SIZE, **given)
     assert told.verdict.word in ("assumptions do not hold", "nothing found")
     assert not bool(told.certified.any())
-    faint = _perturbed(params_t, 0, 3e-4)
+    faint = perturbed(params_t, 0, 3e-4)
     near = algebraic.reconstruct(params_0, faint, num_images=SIZE, **given)
     assert near.verdict.word != "exact"
     assert near.verdict.gap == near.rank_gap
@@ -482,7 +375,7 @@ def test_verdicts_say_what_the_evidence_says():
 
 def test_wrong_rows_at_a_clear_rank_do_not_contradict_the_assumptions(monkeypatch):
     """The change is a sum of gradients; what was read of it is not its images."""
-    x, y = _images(0)
+    x, y = digits(0)
     decode = algebraic.one_output.decode
 
     def wrongly(*arguments, **options):

@@ -239,6 +239,14 @@ def test_a_false_row_that_is_not_repaired_is_refused(space, monkeypatch):
         assert not closed_rows.passes(whole).all()
 
 
+def test_images_that_depend_are_no_error():
+    rest = np.random.default_rng(0).standard_normal((4, 3))
+    signals = unit_set._masked_signals(
+        np.full((4, 2), 2.0), rest, np.ones((2, 3), bool)
+    )
+    assert np.isfinite(signals).all()
+
+
 def test_error_bars_grow_with_noise_and_hold(trained):
     x, before, after = trained
     bounds = []
