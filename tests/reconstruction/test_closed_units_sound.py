@@ -143,7 +143,7 @@ FAMILIES: dict[str, Family] = {
         batch=[1, 2, 3],
         rate=(-4, -0.7),
         steps=[50, 200, 400, 400],
-    ),  # fmt: skip
+    ),
     "momentum": _family(40, told=False, momentum=[0.5, 0.9, 0.99], rate=(-4, -1)),
     "random biases": _family(
         30, intact=True, told=False, init={"bias": [0.1, 0.5]}, **_RATES
