@@ -17,10 +17,11 @@ TOLERANCE = 0.05
 
 # Over the standard deviation: noise of training steps is not white, and the largest
 # error of a certified image is 7.1 of them on the networks of
-# `tests/reconstruction/test_closed_units_sound.py`, means of several images left out.
+# `tests/reconstruction/test_closed_units_sound.py`, means of several images
+# and kernels that alone decayed left out.
 _MARGIN = 10.0
-# Of the bias's change, over its noise: below 2 on every network that was trained as is
-# assumed, 4 and more where the kernel alone decayed by 0.3%.
+# Of the bias's change, over its noise: 0.3 to 1.7 on the intact networks looked at, 4.4
+# where the kernel alone decayed by 0.3%. Chosen on these.
 _MISFIT = 5.0
 # Largest relative change of a scale, over the misfit's share of the bias's change, if
 # the kernel alone decayed: signals that hardly turn hide it.

@@ -136,7 +136,14 @@ _RATES = {"rate": (-4, -0.7), "steps": [1, 5, 50, 200, 400]}
 
 FAMILIES: dict[str, Family] = {
     "sgd": _family(70, intact=True, told=False, **_RATES),
-    "minibatches": _family(50, intact=True, told=False, batch=[1, 2, 3], **_RATES),
+    "minibatches": _family(  # long enough to show every image
+        50,
+        intact=True,
+        told=False,
+        batch=[1, 2, 3],
+        rate=(-4, -0.7),
+        steps=[50, 200, 400, 400],
+    ),
     "momentum": _family(40, told=False, momentum=[0.5, 0.9, 0.99], rate=(-4, -1)),
     "random biases": _family(
         30, intact=True, told=False, init={"bias": [0.1, 0.5]}, **_RATES
