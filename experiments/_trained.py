@@ -47,7 +47,9 @@ class Trained(InPractice, Network):
         "standard", "Of the network: Flax's default, or the NTK parametrisation."
     )
     dynamics: Literal["linearized", "standard"] = field(
-        "linearized", "Training of the first-order Taylor model, or of the network."
+        "linearized",
+        "Training of the first-order Taylor model, or of the network; a gradient is of "
+        "neither.",
     )
     schedule: Literal["flow", "paper"] = field(
         "flow",

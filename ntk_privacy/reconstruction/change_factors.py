@@ -93,6 +93,8 @@ def factorize(
     if kept:
         behind = values[kept] if kept < len(values) else 0.0
         gap = float(values[kept - 1] / behind) if behind else float("inf")
+        if rank is not None and kept == limit:
+            gap = 1.0  # nothing is left that would show the noise
     left, right = left[:, :kept], right[:kept]
     rest = change - (left * values[:kept]) @ right
     noise = np.linalg.norm(rest) / np.sqrt(max(rest.size, 1))

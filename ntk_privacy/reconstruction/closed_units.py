@@ -88,6 +88,8 @@ def reconstruct(
       num_images: N, for where noise hides the rank; the rank says better.
       starts: images to begin from, besides random directions, preprocessed alike.
       layer: name of the layer; None takes the first that has as many inputs as pixels.
+        Where the gates are frozen a hidden layer of as many inputs gives its
+        activations: name the first one if its name sorts behind that.
       frozen_gates: units opened as they did before training, as in a network whose
         Taylor model was trained, or whose weights moved by one step.
       num_starts: random starts a round; None is N, 64 at least.
@@ -172,7 +174,8 @@ def reconstruct_gradient(
       image_shape: in pixels.
       num_images: N.
       starts: images to begin from.
-      layer: its name.
+      layer: its name; None takes the first by name that has as many inputs as pixels.
+        A hidden layer of as many inputs would give its activations: name it then.
       num_starts: a round.
       max_rounds: at most.
       dtype: of the search.
@@ -195,6 +198,9 @@ def reconstruct_gradient(
         if num_images is None:
             return _nothing(image_shape, unit_verdict.hidden(factors.gap, ""))
         factors = change_factors.factorize(read.kernel_t, rank=num_images)
+        if factors.gap < change_factors.CLEAR / 2:
+            told = f"; N of {num_images} was told"
+            return _nothing(image_shape, unit_verdict.hidden(factors.gap, told))
     biases = change = None
     coarse = 1.0
     if read.bias_0 is not None and read.bias_t is not None:
@@ -216,6 +222,11 @@ def _coarse(bias: np.ndarray, kernel: np.ndarray) -> float:
 
 
 def _check_numbers(image_shape, num_images, num_starts, max_rounds) -> None:
+    if len(image_shape) != 3:
+        raise ValueError(
+            f"image_shape={tuple(image_shape)} has {len(image_shape)} numbers: give "
+            "(height, width, depth) in pixels."
+        )
     for size in image_shape:
         _checks.at_least(1, image_shape=size)
     if num_images is not None:
@@ -279,6 +290,32 @@ def _nothing(image_shape, verdict: Verdict) -> result.Reconstruction:
     )
 
 
+def _single(space: unit_space.Space, factors, image_shape) -> result.Reconstruction:
+    """The one image of a change of rank 1: its direction, which needs no search."""
+    scale = 1.0 if space.scale is None else float(space.scale[0])
+    image = space.left[:, 0] / (scale or 1.0)
+    size = "" if space.scale is not None else "; its size is not known, nor its sign"
+    if size:
+        image = image / np.linalg.norm(image)
+    reason = (
+        "The change has rank 1: it is one image, or several that all but share their "
+        f"signals, and closed units have nothing to tell it from{size}."
+    )
+    total = float(np.sum(factors.values**2))
+    rest = space.noise**2 * len(space.left) * len(space.alive)
+    verdict = Verdict("approximate", reason, total / (total + rest), factors.gap)
+    return result.Reconstruction(
+        images=image.reshape(1, *image_shape).astype(np.float32),
+        duals=np.zeros((1, 1, 1)),
+        losses=np.zeros(0),
+        verdict=verdict,
+        sources=("closed units",),
+        estimated_num_images=1,
+        message=f"0 of 1 images certified: {reason}",
+        **result.uncertain(1),
+    )
+
+
 def _searched(
     space: unit_space.Space,
     factors: change_factors.Factors,
@@ -303,6 +340,8 @@ def _searched(
             )
         flat = np.asarray(starts, np.float64).reshape(len(starts), -1)
         given = flat @ (space.left / space.values**2)
+    if n == 1:
+        return _single(space, factors, image_shape)
     if m < 3 * n:
         reason = (
             f"The change has rank {n}, and only {m} units move: about half of them "

@@ -134,12 +134,14 @@ def read(params_0: Params, params_t: Params, *, pixels: int, name: str) -> First
     kind = _kernel(before[name], pixels)
     assert kind is not None
     bias = next((b for b in _BIASES if b in before[name]), None)
-    dtype = before[name][kind].dtype
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"{where[0]} has dtype {dtype}: closed units take real floating-point "
-            "weights."
-        )
+    dtypes = [np.asarray(groups[name][kind]).dtype for groups in (before, after)]
+    for place, dtype in zip(where, dtypes, strict=True):
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"{place} has dtype {dtype}: closed units take real floating-point "
+                "weights."
+            )
+    roundoff = max(float(jnp.finfo(dtype).eps) for dtype in dtypes) / 2
 
     def wide(groups, leaf):
         array = np.asarray(groups[name][leaf]).astype(np.float64)
@@ -153,4 +155,4 @@ def read(params_0: Params, params_t: Params, *, pixels: int, name: str) -> First
             f"The layer {name} did not move: it holds nothing of the images; give the "
             "weights before and after training, of a layer that was trained."
         )
-    return FirstLayer(name, *kernels, *biases, float(jnp.finfo(dtype).eps) / 2)
+    return FirstLayer(name, *kernels, *biases, roundoff)

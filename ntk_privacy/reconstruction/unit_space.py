@@ -78,7 +78,8 @@ def make(
     """
     left = factors.left * factors.values
     norms = np.linalg.norm(factors.right, axis=0)
-    middle = float(np.median(norms))
+    # Most units may move for no image.
+    middle = float(np.median(norms[norms > _DEAD * norms.max()]))
     dead = factors.noise * float(np.linalg.norm(1 / factors.values))
     alive = norms > max(_DEAD * middle, min(_NOISES * dead, _FAINT * middle))
     signals = factors.right[:, alive]

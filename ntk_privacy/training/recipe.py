@@ -25,6 +25,7 @@ __all__ = [
     "TrainState",
     "init",
     "mean_loss",
+    "steps_per_epoch",
     "takes",
     "train",
 ]
@@ -173,7 +174,7 @@ class _Step:
         return data.x[chosen], data.y[chosen], real.astype(data.x.dtype)
 
     def __call__(self, state: TrainState, step, data: _Data):
-        loss, per_epoch = self.recipe.loss, _steps(self.recipe, len(data.x))
+        loss, per_epoch = self.recipe.loss, steps_per_epoch(self.recipe, len(data.x))
 
         def advance(state: TrainState) -> TrainState:
             x, y, weights = self.batch(step, data)
@@ -203,8 +204,8 @@ class _Step:
         return state, {"loss": state.loss}
 
 
-def _steps(recipe: Recipe, n: int) -> int:
-    """Steps of an epoch."""
+def steps_per_epoch(recipe: Recipe, n: int) -> int:
+    """Returns the steps that an epoch of n images has."""
     return -(-n // min(recipe.batch_size or n, n))
 
 
@@ -293,7 +294,7 @@ def train(
         _Step(model, recipe),
         state,
         data,
-        num_steps=min(recipe.num_epochs * _steps(recipe, len(x)), max_steps),
+        num_steps=min(recipe.num_epochs * steps_per_epoch(recipe, len(x)), max_steps),
         first_step=int(state.steps),
         chunk=chunk,
         callback=after_chunk,

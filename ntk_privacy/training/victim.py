@@ -251,7 +251,8 @@ def _by_recipe(
         )
 
     start = recipes.init(model, params_0, x, y, recipe)
-    state = stage("train", start, go, max_steps).result
+    steps = min(recipe.num_epochs * recipes.steps_per_epoch(recipe, len(x)), max_steps)
+    state = stage("train", start, go, steps).result
     loss = float(recipes.mean_loss(model, state.params, x, y, loss=recipe.loss))
     return Victim(
         model=model,
@@ -306,6 +307,7 @@ def one_gradient(
       >>> victim.steps, victim.gradient["Dense_0"]["kernel"].shape
       (0, (64, 64))
     """
+    _checks.typed_key(key=key)
     _checks.same_length(x_train=x_train, y_train=y_train)
     _checks.at_least(1, num_images=len(x_train), width=width, depth=depth)
     _checks.finite_data(x_train=x_train, y_train=y_train)

@@ -379,3 +379,36 @@ def test_pytorch_names_and_orders_are_read_alike(trained):
         }
 
     _assert_exact(_read(renamed(before), renamed(after)), x)
+
+
+@pytest.mark.parametrize(("count", "shift"), [(2, 0.0), (N, 1.0)])
+def test_few_images_and_units_that_are_mostly_dead_are_read(count, shift):
+    x, params = _images()[:count], _params(width=512)
+    bias = params["layer0"]["bias"] - shift
+    params = {**params, "layer0": {**params["layer0"], "bias": bias}}
+    gradient = jax.jit(jax.grad(_loss))(params, x, _labels(count))
+    found = closed_units.reconstruct_gradient(
+        params, gradient, key=jax.random.key(2), image_shape=SHAPE
+    )
+    _assert_exact(found, x)
+
+
+def test_one_image_is_read_and_not_certified():
+    x, params = _images()[:1], _params()
+    gradient = jax.jit(jax.grad(_loss))(params, x, _labels(1))
+    found = closed_units.reconstruct_gradient(
+        params, gradient, key=jax.random.key(2), image_shape=SHAPE
+    )
+    assert found.verdict.word == "approximate"
+    assert not found.certified.any()
+    np.testing.assert_allclose(found.images, x, atol=1e-4)
+
+
+def test_a_told_number_that_leaves_nothing_to_show_the_noise_is_refused():
+    params = _params()
+    keys = iter(jax.random.split(jax.random.key(3), 6))
+    noise = jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape, F32), params)
+    found = closed_units.reconstruct_gradient(
+        params, noise, key=jax.random.key(2), image_shape=SHAPE, num_images=36
+    )
+    assert found.verdict.word == "assumptions do not hold"
