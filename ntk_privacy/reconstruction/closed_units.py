@@ -134,7 +134,7 @@ def reconstruct(
         plain = change_factors.factorize(read.kernel_t - read.kernel_0)
     shown = _shown(read, plain, num_images)
     if isinstance(shown, Verdict):
-        return _nothing(image_shape, shown)
+        return unit_verdict.nothing(image_shape, shown)
     factors, decay = shown
     kernels = (read.kernel_0, read.kernel_0 if frozen_gates else read.kernel_t)
     biases = change = None
@@ -196,11 +196,15 @@ def reconstruct_gradient(
     factors = change_factors.factorize(read.kernel_t)
     if not factors.shown:
         if num_images is None:
-            return _nothing(image_shape, unit_verdict.hidden(factors.gap, ""))
+            return unit_verdict.nothing(
+                image_shape, unit_verdict.hidden(factors.gap, "")
+            )
         factors = change_factors.factorize(read.kernel_t, rank=num_images)
         if factors.gap < change_factors.CLEAR / 2:
             told = f"; N of {num_images} was told"
-            return _nothing(image_shape, unit_verdict.hidden(factors.gap, told))
+            return unit_verdict.nothing(
+                image_shape, unit_verdict.hidden(factors.gap, told)
+            )
     biases = change = None
     coarse = 1.0
     if read.bias_0 is not None and read.bias_t is not None:
@@ -277,45 +281,6 @@ def _bias_change(factors, before, after, decay: float) -> np.ndarray | None:
     return None
 
 
-def _nothing(image_shape, verdict: Verdict) -> result.Reconstruction:
-    """No image, and why."""
-    return result.Reconstruction(
-        images=np.zeros((0, *image_shape)),
-        duals=np.zeros((1, 0, 1)),
-        losses=np.zeros(0),
-        verdict=verdict,
-        sources=(),
-        message=f"0 images: {verdict.reason}",
-        **result.uncertain(0),
-    )
-
-
-def _single(space: unit_space.Space, factors, image_shape) -> result.Reconstruction:
-    """The one image of a change of rank 1: its direction, which needs no search."""
-    scale = 1.0 if space.scale is None else float(space.scale[0])
-    image = space.left[:, 0] / (scale or 1.0)
-    size = "" if space.scale is not None else "; its size is not known, nor its sign"
-    if size:
-        image = image / np.linalg.norm(image)
-    reason = (
-        "The change has rank 1: it is one image, or several that all but share their "
-        f"signals, and closed units have nothing to tell it from{size}."
-    )
-    total = float(np.sum(factors.values**2))
-    rest = space.noise**2 * len(space.left) * len(space.alive)
-    verdict = Verdict("approximate", reason, total / (total + rest), factors.gap)
-    return result.Reconstruction(
-        images=image.reshape(1, *image_shape).astype(np.float32),
-        duals=np.zeros((1, 1, 1)),
-        losses=np.zeros(0),
-        verdict=verdict,
-        sources=("closed units",),
-        estimated_num_images=1,
-        message=f"0 of 1 images certified: {reason}",
-        **result.uncertain(1),
-    )
-
-
 def _searched(
     space: unit_space.Space,
     factors: change_factors.Factors,
@@ -341,14 +306,16 @@ def _searched(
         flat = np.asarray(starts, np.float64).reshape(len(starts), -1)
         given = flat @ (space.left / space.values**2)
     if n == 1:
-        return _single(space, factors, image_shape)
+        return unit_verdict.single(space, factors, image_shape)
     if m < 3 * n:
         reason = (
             f"The change has rank {n}, and only {m} units move: about half of them "
             "close for an image, too few to tell so many images; or it is no sum of "
             "images, as after Adam."
         )
-        return _nothing(image_shape, Verdict("nothing found", reason, gap=factors.gap))
+        return unit_verdict.nothing(
+            image_shape, Verdict("nothing found", reason, gap=factors.gap)
+        )
     found = closed_rows.find(
         space, key=key, starts=given, num_starts=num_starts or max(_FEW, n),
         max_rounds=max_rounds, dtype=dtype,

@@ -5,12 +5,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ntk_privacy.reconstruction import result
 from ntk_privacy.reconstruction.change_factors import Factors
 from ntk_privacy.reconstruction.closed_rows import Found
 from ntk_privacy.reconstruction.unit_space import Space
 from ntk_privacy.reconstruction.verdict import Verdict
 
-__all__ = ["TOLERANCE", "Judged", "hidden", "judge"]
+__all__ = ["TOLERANCE", "Judged", "hidden", "judge", "nothing", "single"]
 
 TOLERANCE = 0.05
 """Largest stated relative error of a certified image, as of decoded ones."""
@@ -153,4 +154,58 @@ def judge(
         certified,
         Verdict(word, f"No certificate: {why}; {share}{told}.", explained, gap),
         f"0 of {n} images certified: {why}{told}.",
+    )
+
+
+def nothing(
+    image_shape: tuple[int, int, int], verdict: Verdict
+) -> result.Reconstruction:
+    """Returns no image, and why.
+
+    Args:
+      image_shape: in pixels.
+      verdict: the reason.
+    """
+    return result.Reconstruction(
+        images=np.zeros((0, *image_shape)),
+        duals=np.zeros((1, 0, 1)),
+        losses=np.zeros(0),
+        verdict=verdict,
+        sources=(),
+        message=f"0 images: {verdict.reason}",
+        **result.uncertain(0),
+    )
+
+
+def single(
+    space: Space, factors: Factors, image_shape: tuple[int, int, int]
+) -> result.Reconstruction:
+    """Returns the one image of a change of rank 1: its direction, without a search.
+
+    Args:
+      space: the coordinates.
+      factors: of the change.
+      image_shape: in pixels.
+    """
+    scale = 1.0 if space.scale is None else float(space.scale[0])
+    image = space.left[:, 0] / (scale or 1.0)
+    size = "" if space.scale is not None else "; its size is not known, nor its sign"
+    if size:
+        image = image / np.linalg.norm(image)
+    reason = (
+        "The change has rank 1: it is one image, or several that all but share their "
+        f"signals, and closed units have nothing to tell it from{size}."
+    )
+    total = float(np.sum(factors.values**2))
+    rest = space.noise**2 * len(space.left) * len(space.alive)
+    verdict = Verdict("approximate", reason, total / (total + rest), factors.gap)
+    return result.Reconstruction(
+        images=image.reshape(1, *image_shape).astype(np.float32),
+        duals=np.zeros((1, 1, 1)),
+        losses=np.zeros(0),
+        verdict=verdict,
+        sources=("closed units",),
+        estimated_num_images=1,
+        message=f"0 of 1 images certified: {reason}",
+        **result.uncertain(1),
     )
