@@ -46,8 +46,6 @@ _STEPS, _QUERIES = 100, 5000
 _SUSPECT_SHARE = 0.002
 _NEARLY = 0.1
 _SUM, _EXPERTS = 0.01, 20
-# Of one sum: by chance with odds of one in a million.
-_IMAGES = 4
 
 
 def stages(
@@ -128,19 +126,16 @@ def _like_probabilities(logits: np.ndarray) -> bool:
     """Returns whether outputs are none below 0, and none above 1 or of one sum.
 
     The sum of a distribution is 1, of k experts' k, of percentages 100; sigmoids have
-    none. A few images may have one sum by chance, unless it is a number of experts.
+    none. Logits that were shifted may have one sum, but none of them is near 0.
     """
     if logits.min() < 0:
         return False
     sums = logits.sum(1)
-    usual = np.median(sums)
-    if len(sums) < _IMAGES:
-        usual = np.round(sums[0])
-        if usual > _EXPERTS:
-            return bool(logits.max() <= 1 + _SUM)
+    experts = np.round(sums[0])
     # Half precision adds up to no better.
-    alike = np.all(np.abs(sums - usual) < _SUM * usual)
-    return bool(logits.max() <= 1 + _SUM or alike)
+    alike = np.all(np.abs(sums - experts) < _SUM * experts)
+    percent = np.all(np.abs(sums - 100) < 1) and logits.min() < 1
+    return bool(logits.max() <= 1 + _SUM or (alike and experts <= _EXPERTS) or percent)
 
 
 def warn_of_the_model(

@@ -210,7 +210,7 @@ def test_gradients_that_nearly_vanish_are_told(toy, two):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize(
-    "kind", ["softmax", "percent", "sigmoids", "experts", "logits"]
+    "kind", ["softmax", "percent", "sigmoids", "experts", "logits", "shifted"]
 )
 def test_probabilities_are_told_in_every_precision(toy, dtype, kind):
     def model(images):
@@ -221,6 +221,7 @@ def test_probabilities_are_told_in_every_precision(toy, dtype, kind):
             "sigmoids": jax.nn.sigmoid(z),
             "experts": jax.nn.softmax(z) + jax.nn.softmax(z[:, ::-1]),
             "logits": jax.nn.relu(z),
+            "shifted": z - z.mean(1, keepdims=True) + 100,
         }[kind]
 
     for images in (toy.x, toy.x.astype(jnp.bfloat16)):
@@ -230,7 +231,9 @@ def test_probabilities_are_told_in_every_precision(toy, dtype, kind):
             warnings.simplefilter("always")
             autoattack.warn_of_the_model(model, task, KEY, "standard")
         said = " ".join(str(w.message) for w in caught)
-        assert ("look like probabilities" in said) == (kind != "logits")
+        assert ("look like probabilities" in said) == (
+            kind not in ("logits", "shifted")
+        )
 
 
 def test_bad_settings_are_refused(toy):
