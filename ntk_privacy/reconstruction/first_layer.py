@@ -3,7 +3,6 @@
 What stands above it is not looked at: it may be anything.
 """
 
-import re
 from typing import NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from jaxtyping import Float
 
 from ntk_privacy import _checks
 from ntk_privacy._types import Params
+from ntk_privacy.reconstruction import leaf_names
 
 __all__ = ["FirstLayer", "candidates", "read"]
 
@@ -40,29 +40,11 @@ class FirstLayer(NamedTuple):
     roundoff: float
 
 
-def _names(path) -> list[str]:
-    """Names on the way to a leaf; PyTorch's dotted keys are taken apart."""
-    names = []
-    for entry in path:
-        for attribute in ("key", "name", "idx"):
-            if hasattr(entry, attribute):
-                names += str(getattr(entry, attribute)).split(".")
-                break
-    # NNX wraps leaves in variables.
-    return names[:-1] if len(names) > 1 and names[-1] == "value" else names
-
-
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """Sorts layers_2 before layers_10."""
-    parts = re.split(r"(\d+)", name)
-    return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in parts]
-
-
 def _groups(params: Params) -> dict[str, dict[str, jax.Array]]:
     """Leaves by layer."""
     groups: dict[str, dict[str, jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        names = _names(path)
+        names = leaf_names.names(path)
         if names and hasattr(leaf, "dtype") and hasattr(leaf, "ndim"):
             groups.setdefault(".".join(names[:-1]), {})[names[-1]] = leaf
     return groups
@@ -91,7 +73,9 @@ def candidates(params: Params, *, pixels: int, layer: str | None = None) -> list
       ValueError: there is none.
     """
     groups = _groups(params)
-    fitting = sorted((k for k, g in groups.items() if _kernel(g, pixels)), key=_natural)
+    fitting = sorted(
+        (k for k, g in groups.items() if _kernel(g, pixels)), key=leaf_names.natural
+    )
     if layer is not None:
         if layer not in fitting:
             raise ValueError(

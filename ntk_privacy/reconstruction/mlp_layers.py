@@ -5,7 +5,6 @@ differently, and checkpoints come nested and in half precision.
 """
 
 import itertools
-import re
 from typing import NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 
 from ntk_privacy import _checks
 from ntk_privacy._types import Params
-from ntk_privacy.reconstruction import layer_inversion
+from ntk_privacy.reconstruction import layer_inversion, leaf_names
 
 __all__ = ["OTHER", "read"]
 
@@ -36,24 +35,6 @@ class _Layer(NamedTuple):
     bias: np.ndarray
 
 
-def _names(path) -> list[str]:
-    """Returns the names on the way to a leaf; PyTorch's dotted keys are taken apart."""
-    names = []
-    for entry in path:
-        for attribute in ("key", "name", "idx"):
-            if hasattr(entry, attribute):
-                names += str(getattr(entry, attribute)).split(".")
-                break
-    # NNX wraps leaves in variables.
-    return names[:-1] if len(names) > 1 and names[-1] == "value" else names
-
-
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """Sorts layers_2 before layers_10."""
-    parts = re.split(r"(\d+)", name)
-    return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in parts]
-
-
 def _grouped(name: str, params: Params) -> dict[str, dict[str, np.ndarray]]:
     """Groups floating-point leaves by layer, in the order in which they are stored."""
     leaves = []
@@ -65,7 +46,9 @@ def _grouped(name: str, params: Params) -> dict[str, dict[str, np.ndarray]]:
                 walk(value, [*path, *str(key).split(".")])
             return
         for more, leaf in jax.tree_util.tree_leaves_with_path(node):
-            leaves.append((_names([*map(jax.tree_util.DictKey, path), *more]), leaf))
+            leaves.append(
+                (leaf_names.names([*map(jax.tree_util.DictKey, path), *more]), leaf)
+            )
 
     walk(params, [])
     groups: dict[str, dict[str, np.ndarray]] = {}
@@ -155,7 +138,7 @@ def _ordered(
             f"{OTHER}."
         )
     names = [layer.name for layer in layers]
-    natural = sorted(layers, key=lambda layer: _natural(layer.name))
+    natural = sorted(layers, key=lambda layer: leaf_names.natural(layer.name))
     # Stored in the order of the alphabet, as JAX leaves dicts, says nothing.
     tried = [natural] if names == sorted(names) else [layers, natural]
     for order in tried:
