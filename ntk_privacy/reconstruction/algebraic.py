@@ -237,11 +237,9 @@ def _result(
 def _message(found: layer_inversion.Decoding, count: int) -> str:
     """What was and what was not decoded."""
     message = f"{count} of {found.rank} images certified"
-    decoded = len(found.residuals) - found.guessed
+    decoded = len(found.residuals)
     if decoded < found.rank:
         message += f", {found.rank - decoded} not found in {found.rounds} rounds"
-        if found.guessed:
-            message += f" ({found.guessed} guessed as starts for an optimiser)"
     if count < decoded:
         message += f", {decoded - count} decoded but not certified"
     if found.gap < 20.0:

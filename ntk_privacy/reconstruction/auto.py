@@ -6,9 +6,9 @@ certified, that is all; if not, those found are where the others begin.
 
 Of a network whose training stayed linear, decoding returns images exactly
 (`algebraic`); those that it misses are searched for with the decoded ones held (`kkt`).
-Where features moved, what was decoded or found is polished: along the line from
-$\theta_0$ to $\theta_T$ first, then along the training that the images explain
-(`replay`).
+Where features moved and closed units do not read all, what a search from noise found is
+polished: along the line from $\theta_0$ to $\theta_T$ first, then along the training
+that the images explain (`replay`).
 
 Source: the search is that of Loo et al., ICLR 2024 (arXiv:2302.01428); the rest is this
 package's.
@@ -227,14 +227,13 @@ def _others(attack: _Attack) -> Reconstruction:
         decoded = algebraic.decode(evidence, key=key, stage=stage)
     except algebraic.UndecodableError as error:
         return _from_noise(attack, _count(attack), f"not decoded ({error})")
-    linear = decoded.rank_gap > _LINEAR_GAP
-    count = decoded.estimated_num_images
-    if count is None or (not linear and 2 * np.sum(decoded.accepted) < count):
-        # What moving features made of most rows is worse than noise to start from.
-        told = f"searched from noise: of the decoding, {decoded.message}"
-        return _from_noise(attack, count, told)
-    found = _filled(attack, decoded, keep_all=not linear)
-    return found if linear else _with_polish(attack, found)
+    count, clear = decoded.estimated_num_images, decoded.rank_gap > _LINEAR_GAP
+    most = count is not None and 2 * np.sum(decoded.accepted) >= count
+    if clear or (most and not attack.is_standard):
+        return _filled(attack, decoded)
+    # What moving features made of the rows is worse than noise to start from.
+    told = f"searched from noise: of the decoding, {decoded.message}"
+    return _from_noise(attack, count, told)
 
 
 def _count(attack: _Attack) -> int | None:
@@ -252,13 +251,13 @@ def _count(attack: _Attack) -> int | None:
 
 
 def _filled(
-    attack: _Attack, decoded: algebraic.AlgebraicReconstruction, *, keep_all: bool
+    attack: _Attack, decoded: algebraic.AlgebraicReconstruction
 ) -> Reconstruction:
     """Keeps what was decoded, and searches for the images that are missing."""
     evidence, stage = attack.evidence, attack.stage
     settings, points = kkt.plan(attack.config.search(), evidence.dynamics)
     # Images that contradict themselves may be anything: the search replaces them.
-    keep = np.ones(len(decoded.images), bool) if keep_all else decoded.accepted
+    keep = decoded.accepted
     images, duals = np.asarray(decoded.images[keep]), decoded.duals[keep]
     duals = np.repeat(duals[None] / len(points), len(points), axis=0)
     held, count = len(images), decoded.estimated_num_images or 0
@@ -317,25 +316,6 @@ def _filled(
 
 def _with(values: np.ndarray, extra: int, value: Any) -> np.ndarray:
     return np.concatenate([values, np.full(extra, value, values.dtype)])
-
-
-def _with_polish(attack: _Attack, found: Reconstruction) -> Reconstruction:
-    """Polishes what was decoded and filled, where features moved."""
-    # More candidates than images would be another training.
-    whole = len(found.images) == found.estimated_num_images
-    result, misses = attack.polished(found.images, found.duals, replays=whole)
-    return found._replace(
-        images=np.asarray(result.images),
-        duals=np.asarray(result.duals),
-        losses=np.asarray(result.losses),
-        verdict=result.verdict._replace(gap=found.verdict.gap),
-        sources=tuple(f"{source}, polished" for source in found.sources),
-        contributions=result.contributions,
-        nonfinite=result.nonfinite,
-        replay_misses=misses,
-        # The certificates were of the images before they moved.
-        **uncertain(len(found.images)),
-    )
 
 
 def _from_noise(attack: _Attack, count: int | None, message: str) -> Reconstruction:

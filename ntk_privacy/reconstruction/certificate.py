@@ -223,7 +223,6 @@ def judge(
     used: set[bytes] = set()
     for admitted in _ADMITTED:
         kept = found.residuals < admitted
-        kept[count - found.guessed :] = False
         if not kept.any() or kept.tobytes() in used:
             continue
         used.add(kept.tobytes())
@@ -293,7 +292,7 @@ def _verdict(
 ) -> Verdict:
     """One word for all of it, and the figures that decided."""
     number = int(certified.sum())
-    decoded = len(errors) - found.guessed
+    decoded = len(errors)
     least = float(np.min(errors, initial=np.inf))
     share = f"{explained:.6f}" if explained > 0.99 else f"{explained:.2f}"
     why = f"the images explain {share} of the change's squared norm"

@@ -17,8 +17,9 @@ _SAME = 0.995
 # Shares: surely closed units that vanish, surely open ones that do, agreement of all,
 # and leaks to any other image.
 _STRICT = (0.7, 0.25, 0.7, 0.75)
-_POWERS = 4  # of inverse iteration, while it finds many
-_PATIENCE = 3  # rounds without a find
+_PATIENCE = 3  # rounds without a find, before starts grow more
+_MOST_STARTS = 8  # times those of a round
+_DOUBT = 1000.0  # over the least ratio: rows that bar the way to others
 _HOPELESS = 64  # rough images that led to no row, before the first one that does
 
 
@@ -46,7 +47,9 @@ def _correlation(z: np.ndarray, others: np.ndarray) -> float:
     return float(np.max(np.abs(others @ z) / np.maximum(sizes, 1e-300)))
 
 
-def _accepted(space: Space, rough: np.ndarray, rows: list, inverse) -> list:
+def _accepted(
+    space: Space, rough: np.ndarray, rows: list, inverse, limit: float = _RATIO
+) -> list:
     """Rows that rough images lead to and that are not among those known."""
     new, tried = [], np.zeros((0, space.gates.shape[1]))
     known = np.array([row.c for row in rows]).reshape(-1, len(space.values))
@@ -61,7 +64,7 @@ def _accepted(space: Space, rough: np.ndarray, rows: list, inverse) -> list:
             continue
         tried = np.concatenate([tried, z[None]])
         row = unit_rows.exact(space, u, inverse)
-        if row is None or row.agreement < _AGREEMENT or row.ratio > _RATIO:
+        if row is None or row.agreement < _AGREEMENT or row.ratio > limit:
             continue
         signal = row.c @ space.signals
         if _correlation(signal, known) > _SAME:
@@ -69,6 +72,12 @@ def _accepted(space: Space, rough: np.ndarray, rows: list, inverse) -> list:
         known = np.concatenate([known, signal[None]])
         new.append(row)
     return new
+
+
+def _sure(rows: list[unit_rows.Row], limit: float) -> tuple[list, float]:
+    """Rows of a ratio near the least, and the limit for those to come."""
+    limit = min(limit, _DOUBT * min(row.ratio for row in rows))
+    return [row for row in rows if row.ratio <= limit], limit
 
 
 def passes(whole: unit_set.Whole) -> Bool[np.ndarray, " n"]:
@@ -107,28 +116,26 @@ def find(
       dtype: of the search on the device.
     """
     n, rows, whole, good = len(space.values), [], None, np.zeros(0, bool)
-    idle, powers = 0, _POWERS
+    idle, limit, count = 0, _RATIO, num_starts
     for k in range(max_rounds):
         found = np.array([row.c for row in rows]).reshape(-1, n)
         inverse = unit_space.inverse_gates(space, found)
         key_starts, key_shifts = jax.random.split(jax.random.fold_in(key, k))
-        u = np.asarray(jax.random.normal(key_starts, (num_starts, n)), np.float64)
+        u = np.asarray(jax.random.normal(key_starts, (count, n)), np.float64)
         if starts is not None and not k:
-            u = np.concatenate([starts, u])[: max(num_starts, len(starts))]
+            u = np.concatenate([starts, u])[: max(count, len(starts))]
         if len(found):
             basis = np.linalg.qr(found.T)[0]
             u = u - (u @ basis) @ basis.T
         if space.scale is not None:
             u = u * np.where(u @ space.scale < 0, -1, 1)[:, None]
-        rough = unit_search.climb(
-            space, u, inverse, key=key_shifts, powers=powers, dtype=dtype
-        )
+        rough = unit_search.climb(space, u, inverse, key=key_shifts, dtype=dtype)
         if space.scale is not None:
             rough = rough * np.where(rough @ space.scale < 0, -1, 1)[:, None]
-        new = _accepted(space, rough, rows, inverse)
+        new = _accepted(space, rough, rows, inverse, limit)
         rows, idle = rows + new, 0 if new else idle + 1
-        powers = _POWERS if len(new) > n / 10 else 1
         if len(rows) == n:
+            judged = np.zeros(n, bool)
             made = unit_set.complete(space, np.array([row.c for row in rows]))
             if made is not None:
                 judged = passes(made)
@@ -136,6 +143,10 @@ def find(
                     whole, good = made, judged
                 if judged.all():
                     return Found(rows, whole, good, k + 1)
+            sure, limit = _sure(rows, limit)
+            if len(sure) < n:
+                rows = sure
+            elif made is not None:
                 rows = [
                     row._replace(c=c)
                     for row, c, fine in zip(rows, made.c, judged, strict=True)
@@ -145,5 +156,10 @@ def find(
                 # Some are combinations of others: the least sure go.
                 rows = sorted(rows, key=lambda row: -row.agreement)[: n // 2]
         if idle >= _PATIENCE:
-            return Found(rows, whole, good, k + 1)
+            if not rows:
+                return Found(rows, whole, good, k + 1)
+            sure, limit = _sure(rows, limit)
+            if len(sure) < len(rows):
+                rows, idle = sure, 0
+            count = min(2 * count, _MOST_STARTS * num_starts)
     return Found(rows, whole, good, max_rounds)

@@ -21,7 +21,6 @@ from ntk_privacy.reconstruction.low_rank import Factors
 __all__ = [
     "GateRows",
     "find_gate_rows",
-    "leftover",
 ]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -244,35 +243,6 @@ def _independent(
             rest /= np.linalg.norm(rest)
             basis = np.concatenate([basis, rest[:, None]], axis=1)
     return kept
-
-
-def leftover(
-    factors: Factors, found: Float[np.ndarray, "f columns"], *, key: Array
-) -> tuple[Float[np.ndarray, "m units"], Float[np.ndarray, " m"]]:
-    """Guesses columns of what was not found, from the column space it leaves.
-
-    Exact for a single missing row, else the distinct ends of climbs in what is left.
-
-    Returns:
-      Activations of positive sum up to their scale, and the bias coordinates.
-    """
-    missing = factors.right.shape[0] - len(found)
-    left = np.asarray(factors.left, np.float64) @ _deflated(factors, found)
-    guesses = left[:, :1].T
-    if missing > 1:
-        space = _column_space(factors, found)
-        mix = jax.random.normal(key, (64, len(space.white)), space.white.dtype)
-        climb = jnp.asarray(8, jnp.int32)
-        units, lasts = _climb(_mm(mix, space.white), space, climb)
-        guesses = np.concatenate([np.asarray(units), np.asarray(lasts)[:, None]], 1)
-        guesses = guesses.astype(np.float64)
-    guesses = guesses * np.where(guesses[:, :-1].sum(1) < 0, -1.0, 1.0)[:, None]
-    guesses /= np.linalg.norm(guesses, axis=1, keepdims=True)
-    kept: list[int] = []
-    for i, guess in enumerate(guesses):
-        if len(kept) < missing and np.all(guesses[kept] @ guess < 0.95):
-            kept.append(i)
-    return guesses[kept, :-1], guesses[kept, -1]
 
 
 def find_gate_rows(

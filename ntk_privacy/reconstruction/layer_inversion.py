@@ -18,7 +18,6 @@ __all__ = [
     "Decoding",
     "Layers",
     "activations_of",
-    "extend",
     "gates_of",
     "invert",
     "peel",
@@ -67,12 +66,11 @@ class Decoding(NamedTuple):
 
     Attributes:
       layers: with the features that were used.
-      decoded: images and what they were decoded from, guesses last.
+      decoded: images and what they were decoded from.
       residuals: one per image.
       tolerance: on the residuals: below it an image is consistent with itself.
       rank, gap: of the decoded layer.
       rounds: of starts.
-      guessed: how many of the images are guesses.
     """
 
     layers: Layers
@@ -82,7 +80,6 @@ class Decoding(NamedTuple):
     rank: int
     gap: float
     rounds: int
-    guessed: int = 0
 
 
 @jax.jit
@@ -265,49 +262,3 @@ def peel(
         size = np.maximum(np.linalg.norm(x, axis=1), 1e-300)
         outside = np.linalg.norm(x - (x @ span) @ span.T, axis=1) / size
     return Decoded(x, duals[:, None], a, gates, residual, outside)
-
-
-def extend(
-    layers: Layers,
-    decoded: Decoded,
-    guesses: Float[np.ndarray, "k units"],
-    *,
-    span: Float[np.ndarray, "d r"] | None,
-) -> Decoded:
-    """Appends images guessed from activations of unknown scale, duals unknown (zero).
-
-    Two hidden layers, biases near zero. The scale is the one at which the trained
-    network outputs +-1.
-    """
-    kernel = layers.kernels[0].astype(np.float64)
-    basis = np.eye(len(kernel)) if span is None else span
-    images = []
-    for guess in guesses:
-        active, x = guess > 0, np.zeros(len(kernel))
-        for _ in range(4):
-            reduced = basis.T @ kernel[:, active]
-            x = basis @ np.linalg.lstsq(reduced.T, guess[active], rcond=1e-9)[0]
-            agreed = (guess > 0) & (x @ kernel > 0)
-            active = agreed if agreed.sum() > basis.shape[1] else active
-        images.append(x)
-    x = np.array(images)
-    trained = [
-        k + 0.5 * d for k, d in zip(layers.kernels, layers.kernel_changes, strict=True)
-    ]
-    out = x
-    for k, weights in enumerate(trained):
-        out = out @ weights
-        out = np.maximum(out, 0.0) if k < len(trained) - 1 else out
-    x = x / np.maximum(np.abs(out[:, :1]), 1e-12)
-    a = _forward(layers, x, 1)[0]
-    worthless = np.ones(len(x))
-    added = Decoded(
-        x,
-        np.zeros((len(x), decoded.duals.shape[1])),
-        a,
-        a @ layers.kernels[1] + layers.biases[1] > 0,
-        worthless,
-        worthless,
-    )
-    pairs = zip(decoded, added, strict=True)
-    return Decoded(*(np.concatenate(pair) for pair in pairs))

@@ -10,20 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ntk_privacy.reconstruction import gates as gates_lib
 from ntk_privacy.reconstruction import layer_inversion, low_rank, mlp_layers
 
-__all__ = ["decode", "midpoint"]
-
-
-def midpoint(layers: layer_inversion.Layers) -> layer_inversion.Layers:
-    """Moves the features from params_0 to the middle of the way to params_t."""
-
-    def move(values, changes):
-        pairs = zip(values, changes, strict=True)
-        return [(v + 0.5 * change).astype(v.dtype) for v, change in pairs]
-
-    return layers._replace(
-        kernels=move(layers.kernels, layers.kernel_changes),
-        biases=move(layers.biases, layers.bias_changes),
-    )
+__all__ = ["decode"]
 
 
 def _usable(out: Float[np.ndarray, " units"], num_images: int | None) -> np.ndarray:
@@ -86,11 +73,10 @@ def _peeled(
     columns: Int[np.ndarray, " columns"],
     span: Float[np.ndarray, "d r"] | None,
     tolerance: float,
-) -> tuple[gates_lib.GateRows, Float[np.ndarray, "m columns"], layer_inversion.Decoded]:
-    """Decodes images from gate rows; returns the rows, mended, and as they count.
+) -> tuple[gates_lib.GateRows, layer_inversion.Decoded]:
+    """Decodes images from gate rows; returns the rows too, mended.
 
-    What moved during training left the binary rows: their projections are the gates
-    averaged over the path. Without movement nothing changes.
+    Rows of two images that show as one are not binary: their projections count.
     """
     right = np.asarray(factors.right, np.float64)
     out = layers.kernels[-1][columns, 0].astype(np.float64)
@@ -98,21 +84,17 @@ def _peeled(
 
     def peel(rows):
         soft = rows.rows.astype(np.float64)
-        moved = (factors.gap < low_rank.CLEAR_GAP) | (rows.residuals > tolerance)
-        soft = np.where(moved[:, None], (soft @ right.T) @ right, soft)
-        signals = soft * out
-        return soft, layer_inversion.peel(
-            layers, signals, columns, span=span, dtype=dtype
-        )
+        merged = rows.residuals > tolerance
+        soft = np.where(merged[:, None], (soft @ right.T) @ right, soft)
+        return layer_inversion.peel(layers, soft * out, columns, span=span, dtype=dtype)
 
-    soft, decoded = peel(rows)
+    decoded = peel(rows)
     for _ in range(2):
         better = _corrected(rows, decoded.gates[:, columns], right)
         if better is rows:
             break
-        rows = better
-        soft, decoded = peel(rows)
-    return rows, soft, decoded
+        rows, decoded = better, peel(better)
+    return rows, decoded
 
 
 def decode(
@@ -126,9 +108,6 @@ def decode(
 ) -> layer_inversion.Decoding:
     """Decodes a network with one output; see `algebraic.reconstruct`.
 
-    Images whose gate rows were not found are guessed from the column space that is
-    left, with residual 1: starts for an optimiser, never certified.
-
     Raises:
       RankHiddenError: the rank cannot be told from noise.
       ValueError: fewer usable units than images.
@@ -139,13 +118,6 @@ def decode(
     columns = _usable(layers.kernels[-1][:, 0], num_images)
     given = {"key": key_rank, "num_images": num_images}
     factors = low_rank.factorize(_divided(layers, columns), **given)
-    if factors.gap <= low_rank.CLEAR_GAP:
-        # Where features moved, those in the middle of the way explain more.
-        halfway = midpoint(layers)
-        others = _usable(halfway.kernels[-1][:, 0], num_images)
-        tried = low_rank.factorize(_divided(halfway, others), **given)
-        if tried.gap > factors.gap:
-            layers, columns, factors = halfway, others, tried
     out = layers.kernels[-1][:, 0].astype(np.float64)
     first_change = jnp.asarray(layers.kernel_changes[0], dtype)
     if num_images is None and factors.gap <= low_rank.CLEAR_GAP:
@@ -203,7 +175,7 @@ def decode(
     if 2 * rank < len(first_change):
         left = low_rank.factorize(first_change, key=key_span, num_images=rank).left
         span = np.asarray(left, np.float64)
-    rows, soft, decoded = _peeled(layers, factors, rows, columns, span, gate_tolerance)
+    rows, decoded = _peeled(layers, factors, rows, columns, span, gate_tolerance)
     contradicted = 2.0 * np.mean(decoded.gates[:, columns] != rows.rows, axis=1)
     residuals = np.max(
         [
@@ -216,12 +188,6 @@ def decode(
         initial=0.0,
     )
     residuals = np.where(np.isfinite(residuals), residuals, np.inf)
-    guessed = 0
-    if last == 1 and 0 < len(soft) < rank:
-        guesses, _ = gates_lib.leftover(factors, soft, key=key_span)
-        decoded = layer_inversion.extend(layers, decoded, guesses, span=span)
-        guessed = len(guesses)
-        residuals = np.concatenate([residuals, np.ones(guessed)])
     return layer_inversion.Decoding(
-        layers, decoded, residuals, tolerance, rank, factors.gap, rows.rounds, guessed
+        layers, decoded, residuals, tolerance, rank, factors.gap, rows.rounds
     )

@@ -22,6 +22,7 @@ _WIDTHS = (*(0.3,) * 10, *(0.1,) * 6, *(0.03,) * 4)
 _MOST = 2.0  # a signal counts no more than this, in means
 _RIDGE = 1e-5
 _UNITS, _UNITS_EACH = 512, 12
+_POWERS = (4, 1)  # of inverse iteration
 _ROUND = 16
 _ENTRIES = 2**23  # of masked rows at once
 
@@ -49,7 +50,7 @@ def _least(gram: Array, u: Array, powers: Array) -> Array:
     return jax.lax.fori_loop(0, powers, step, u)
 
 
-def _one(rows, mix, gates, inverse, widths, powers, u, shift):
+def _one(rows, mix, gates, inverse, widths, u, shift, powers):
     """Climbs from one start; returns u and the energy of its row where it closes."""
 
     def step(u, width):
@@ -69,10 +70,10 @@ def _one(rows, mix, gates, inverse, widths, powers, u, shift):
 
 
 @functools.partial(jax.jit, static_argnames="at_once")
-def _climb(rows, mix, gates, inverse, widths, powers, starts, shifts, *, at_once):
+def _climb(rows, mix, gates, inverse, widths, starts, shifts, powers, *, at_once):
     return jax.lax.map(
-        lambda each: _one(rows, mix, gates, inverse, widths, powers, *each),
-        (starts, shifts),
+        lambda each: _one(rows, mix, gates, inverse, widths, *each),
+        (starts, shifts, powers),
         batch_size=at_once,
     )
 
@@ -83,7 +84,6 @@ def climb(
     inverse: Float[np.ndarray, "n n"],
     *,
     key: Array,
-    powers: int = 1,
     dtype=jnp.float32,
 ) -> Float[np.ndarray, "k n"]:
     """Returns rough u of every start that came to one, those that vanish best first.
@@ -93,7 +93,6 @@ def climb(
       starts: u to begin from; the sign is theirs.
       inverse: see `unit_space.inverse_gates`.
       key: typed key of the margins that closed units have to keep.
-      powers: of inverse iteration: one where rows were found, more at first.
       dtype: of the search.
     """
     n, m = space.rows.shape
@@ -114,9 +113,10 @@ def climb(
         cast(space.gates[:, units] / size),
         cast(inverse * size**2),
         cast(_WIDTHS),
-        powers,
         cast(starts),
         shifts,
+        # Half of the starts each: many images are left to the one, few to the other.
+        jnp.asarray(np.resize(_POWERS, len(starts)), jnp.int32),
         at_once=max(1, min(len(starts), _ENTRIES // (n * count))),
     )
     u, energies = np.asarray(u, np.float64), np.asarray(energies)

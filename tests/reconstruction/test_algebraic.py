@@ -10,10 +10,8 @@ from ntk_privacy.models import MLP
 from ntk_privacy.reconstruction import (
     algebraic,
     certificate,
-    gates,
     layer_inversion,
     low_rank,
-    mlp_layers,
 )
 
 SHAPE = (8, 8, 1)
@@ -183,30 +181,6 @@ def test_a_failed_search_says_what_is_missing():
     out = decode(params_0, params_t, num_starts=2, max_rounds=1)
     assert "not found in 1 rounds" in out.message
     assert not bool(out.certified[-1])
-
-
-def test_the_last_missing_image_is_read_from_the_column_space_that_is_left():
-    x, _, params_0, params_t = problem("float64")
-    columns = np.arange(256)
-    out = np.asarray(params_0["Dense_2"]["kernel"])[:, 0]
-    layers = mlp_layers.read(params_0, params_t, pixels=64)[0]
-    change = np.concatenate([layers.kernel_changes[1], layers.bias_changes[1][None]])
-    factors = low_rank.factorize(jnp.asarray(change / out), key=jax.random.key(0))
-    hidden = jnp.maximum(x.reshape(8, -1) @ params_0["Dense_0"]["kernel"], 0.0)
-    rows = np.asarray(hidden @ params_0["Dense_1"]["kernel"] > 0)
-    guesses, lasts = gates.leftover(
-        factors, rows[:-1].astype(np.float64), key=jax.random.key(1)
-    )
-    assert len(guesses) == 1
-    truth = np.asarray(hidden[-1])
-    np.testing.assert_allclose(guesses[0] / lasts[0], truth, atol=1e-6)
-    found = layer_inversion.peel(
-        layers, rows[:-1] * out, columns, span=None, dtype=np.dtype("float64")
-    )
-    more = layer_inversion.extend(layers, found, guesses, span=None)
-    guess, flat = more.inputs[-1], np.asarray(x[-1]).ravel()
-    cosine = guess @ flat / np.linalg.norm(guess) / np.linalg.norm(flat)
-    assert cosine > 1 - 1e-6
 
 
 def replaced(params, name, **leaves):

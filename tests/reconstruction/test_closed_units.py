@@ -225,6 +225,40 @@ def test_one_false_row_is_repaired(space):
     assert np.abs(np.sum(whole.c * c, axis=1)).min() > 1 - 1e-6
 
 
+def test_false_rows_do_not_bar_the_way_to_the_others_for_good(space, monkeypatch):
+    made, c, _ = space
+    accepted, rounds = closed_rows._accepted, []
+
+    def first_false(space, rough, rows, inverse, limit):
+        rounds.append(limit)
+        if len(rounds) > 1:
+            return accepted(space, rough, rows, inverse, limit)
+        return [
+            row._replace(c=c[i] + c[i + 1], ratio=0.02) if i < 3 else row
+            for i, row in enumerate(accepted(space, rough, rows, inverse, limit)[:6])
+        ]
+
+    monkeypatch.setattr(closed_rows, "_accepted", first_false)
+    found = closed_rows.find(
+        made, key=jax.random.key(0), starts=None, num_starts=64, max_rounds=20,
+        dtype=jnp.float32,
+    )  # fmt: skip
+    assert found.good.all()
+    assert found.whole is not None
+    assert min(rounds) < 0.02
+
+
+def test_many_images_for_the_units_are_read():
+    """The search ended with a part of them, for want of patience."""
+    x = _images(24, seed=1)
+    params = _params(seed=2, width=128)
+    gradient = jax.grad(_loss)(params, x, jnp.arange(24) % 3)
+    found = closed_units.reconstruct_gradient(
+        params, gradient, key=jax.random.key(2), image_shape=SHAPE
+    )
+    _assert_exact(found, x, largest=1e-4)
+
+
 def test_a_false_row_that_is_not_repaired_is_refused(space, monkeypatch):
     made, c, _ = space
     monkeypatch.setattr(unit_set, "_sharpened", lambda space, c, last, weighted: c)
