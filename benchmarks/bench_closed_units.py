@@ -30,7 +30,7 @@ _LOGISTIC = {**_BATCHES, "kind": "logistic", "rate": 0.05}
 _CLASSES = {**_BATCHES, "kind": "classes", "rate": 0.05}
 _DECAY = {**_BATCHES, "kind": "mse", "rate": 0.01, "steps": 2000, "decay": 5e-4}
 _DEEP = {**_BATCHES, "kind": "mse", "rate": 0.01, "depth": 4}
-_SPEAR = {"kind": "gradient", "dataset": "cifar10", "width": 200, "depth": 6}
+SPEAR = {"kind": "gradient", "dataset": "cifar10", "width": 200, "depth": 6}
 
 ROWS = {
     "mnist_20": {**_FLOW, "n": 20},
@@ -52,9 +52,9 @@ ROWS = {
     "deep_50": {**_DEEP, "n": 50},
     "classes_20": {**_CLASSES, "n": 20},
     "classes_50": {**_CLASSES, "n": 50},
-    "spear_20": {**_SPEAR, "n": 20},
-    "gradient_50_1000": {**_SPEAR, "n": 50, "width": 1000},
-    "gradient_100_1000": {**_SPEAR, "n": 100, "width": 1000},
+    "spear_20": {**SPEAR, "n": 20},
+    "gradient_50_1000": {**SPEAR, "n": 50, "width": 1000},
+    "gradient_100_1000": {**SPEAR, "n": 100, "width": 1000},
 }
 _DEFAULT = (
     "mnist_20,mnist_50,mnist_20_256,cifar_50,batches_20,batches_50,logistic_20,"

@@ -246,7 +246,9 @@ def _shown(
     num_images: int | None,
 ) -> tuple[change_factors.Factors, float] | Verdict:
     """Factors and the share of old weights that is left; or why there are none."""
-    if plain.shown and plain.gap > _CLEAN:
+    change = read.kernel_t - read.kernel_0
+    seen = plain.gap <= _CLEAN and change_factors.decays(read.kernel_0, change, plain)
+    if plain.shown and not seen:
         return plain, 1.0
     tried = plain
     if np.any(read.kernel_0):
@@ -259,7 +261,7 @@ def _shown(
         return plain, 1.0
     if num_images is None:
         return unit_verdict.hidden(max(plain.gap, tried.gap), "")
-    told = change_factors.factorize(read.kernel_t - read.kernel_0, rank=num_images)
+    told = change_factors.factorize(change, rank=num_images)
     if told.gap < change_factors.CLEAR / 2:
         return unit_verdict.hidden(told.gap, f"; N of {num_images} was told")
     return told, 1.0
