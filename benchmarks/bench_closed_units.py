@@ -151,7 +151,7 @@ def figures(found, x):
     truth = np.asarray(x, np.float64).reshape(len(x), -1)
     images = np.asarray(found.images, np.float64).reshape(-1, truth.shape[1])
     if not len(images):
-        return {"found": 0, "certified": 0, "false": 0, "largest": float("nan")}
+        return {"found": 0, "certified": 0, "false": 0, "largest": None}
     squared = ((truth[:, None] - images[None]) ** 2).sum(-1)
     nearest = squared.min(0)
     relative = np.sqrt(nearest) / np.linalg.norm(truth, axis=1)[squared.argmin(0)]

@@ -4,7 +4,8 @@
 
 Needs NTK_PRIVACY_DATA. 20 images of MNIST and a first layer of width 1024; every row
 changes one thing about the network, its training or how the weights are stored. The
-last rows break the form: their verdicts count. Columns as in `bench_closed_units`.
+last rows break the form: their verdicts count. Columns as in `bench_closed_units`;
+the kernel distance is that of one output, the loss that of the images read.
 """
 
 import functools
@@ -45,11 +46,12 @@ ROWS = {
     "nesterov": {**_PLAIN, "optimizer": "nesterov"},
     "clipping": {**_PLAIN, "optimizer": "clipping"},
     "dropout": {**_PLAIN, "net": "dropout"},
-    "label_noise": {**_PLAIN, "noise": True},
+    "label_noise": {**_PLAIN, "odd": "noise"},
     "residual": {**_PLAIN, "net": "residual", "rate": 2e-4},
     "layer_norm_after": {**_PLAIN, "net": "layer_norm_after"},
     "attention": {**_PLAIN, "net": "attention", "rate": 2e-4},
     "convolution": {**_PLAIN, "net": "convolution"},
+    "flips": {**_PLAIN, "odd": "flips"},
     "six_layers": {**_CLASSES, "net": "six"},
     "fine_tuning": {**_CLASSES, "start": "trained"},
     "features": {**_CLASSES, "start": "features"},
@@ -69,7 +71,7 @@ ROWS = {
     "adamw": {**_ADAM, "optimizer": "adamw"},
     "batch_norm_before": {**_PLAIN, "net": "batch_norm_before"},
     "layer_norm_before": {**_PLAIN, "net": "layer_norm_before"},
-    "augmentation": {**_PLAIN, "shift": True},
+    "augmentation": {**_PLAIN, "odd": "shifts"},
 }
 
 
@@ -95,17 +97,33 @@ def _losses(kind: str, outputs, y):
     return optax.softmax_cross_entropy(outputs, y)
 
 
+def _pictures(x):
+    side = round(x.shape[1] ** 0.5)
+    return x.reshape(-1, side, side)
+
+
+def _mirrored(x):
+    return _pictures(x)[:, :, ::-1].reshape(x.shape)
+
+
+def _flipped(x, key):
+    """Every image mirrored or not."""
+    return jnp.where(jax.random.bernoulli(key, 0.5, (len(x), 1)), _mirrored(x), x)
+
+
 def _shifted(x, key):
     """Every image moved by up to two pixels, with edges carried round."""
-    side = round(x.shape[1] ** 0.5)
     moves = jax.random.randint(key, (len(x), 2), -_SHIFT, _SHIFT + 1)
-    images = x.reshape(-1, side, side)
+    images = _pictures(x)
     moved = jax.vmap(lambda image, by: jnp.roll(image, by, (0, 1)))(images, moves)
     return moved.reshape(x.shape)
 
 
+_FORMS = {"flips": _flipped, "shifts": _shifted}
+
+
 @functools.cache
-def _trainer(net, optimizer, rate, loss, steps, batch=_BATCH, noise=False, shift=False):
+def _trainer(net, optimizer, rate, loss, steps, batch=_BATCH, odd=""):
     """One compiled program that trains: (params, x, y, key) -> params."""
     apply = networks.NETWORKS[net].apply
     rule = _optimizer(optimizer, rate, steps)
@@ -123,8 +141,12 @@ def _trainer(net, optimizer, rate, loss, steps, batch=_BATCH, noise=False, shift
             order = jax.random.permutation(orders, len(x))
             chosen = jax.lax.dynamic_slice(order, (t % each * batch,), (batch,))
             drop, move = jax.random.split(jax.random.fold_in(epoch, t))
-            labels = y + noise * _NOISE * jax.random.normal(wrong, y.shape)
-            images = _shifted(x[chosen], move) if shift else x[chosen]
+            labels = y
+            if odd == "noise":
+                labels = y + _NOISE * jax.random.normal(wrong, y.shape)
+            images = x[chosen]
+            if odd in _FORMS:
+                images = _FORMS[odd](images, move)
             grads = jax.grad(mean)(params, images, labels[chosen], drop)
             updates, state = rule.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), None
@@ -184,10 +206,8 @@ def victim_of(row: dict, seed: int):
     if not row["steps"]:
         after = _gradient(row["net"], row["loss"])(params, x[:_N], y[:_N])
     else:
-        odd = {k: row[k] for k in ("noise", "shift") if k in row}
-        train = _trainer(
-            row["net"], row["optimizer"], row["rate"], row["loss"], row["steps"], **odd
-        )
+        told = (row[k] for k in ("net", "optimizer", "rate", "loss", "steps"))
+        train = _trainer(*told, odd=row.get("odd", ""))
         after = train(params, x[:_N], y[:_N], keys[3])
     if "stored" in row:
         # The network goes on from weights as they are stored; a gradient is sent so.
@@ -195,26 +215,39 @@ def victim_of(row: dict, seed: int):
         after = jax.tree.map(lambda leaf: leaf.astype(dtype), after)
         if row["steps"]:
             params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    return params, after, x[:_N], y[:_N]
+    x, y = x[:_N], y[:_N]
+    if row.get("odd") == "flips":
+        # Every form is an image of its own.
+        x, y = jnp.concatenate([x, _mirrored(x)]), jnp.concatenate([y, y])
+    return params, after, x, y
 
 
-def _moved(row: dict, before, after, x, y) -> tuple[float, float]:
-    """Kernel distance of one output, and the mean loss at the end."""
-    apply = networks.outputs(networks.NETWORKS[row["net"]])
+@functools.cache
+def _kernel(net: str):
+    """The tangent kernel of the first output: (params, x) -> (n, n)."""
+    apply = networks.outputs(networks.NETWORKS[net])
 
-    @jax.jit
-    def kernel(params):
-        rows = jax.vmap(
-            lambda image: jax.grad(lambda p: apply(p, image[None])[0, 0])(params)
-        )(x)
+    def one(params, image):
+        return jax.grad(lambda p: apply(p, image[None])[0, 0])(params)
+
+    def kernel(params, x):
+        rows = jax.vmap(lambda image: one(params, image))(x)
         flat = [leaf.reshape(len(x), -1) for leaf in jax.tree.leaves(rows)]
         return sum(leaf @ leaf.T for leaf in flat)
 
+    return jax.jit(kernel)
+
+
+def _moved(row: dict, before, after, x, y) -> tuple[float, float]:
+    """Kernel distance, and the mean loss at the end."""
     wide = [
-        jax.tree.map(lambda leaf: leaf.astype(jnp.float32), p) for p in (before, after)
+        jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+        for params in (before, after)
     ]
+    kernels = [_kernel(row["net"])(params, x) for params in wide]
+    apply = networks.outputs(networks.NETWORKS[row["net"]])
     loss = jnp.mean(_losses(row["loss"], apply(wide[1], x), y))
-    return float(kernel_distance(*(kernel(p) for p in wide))), float(loss)
+    return float(kernel_distance(*kernels)), float(loss)
 
 
 def read(row: dict, before, after, shape):
@@ -235,7 +268,7 @@ def main() -> None:
             start = time.perf_counter()
             before, after, x, y = jax.block_until_ready(victim_of(row, seed))
             trained = time.perf_counter() - start
-            moved, loss = 0.0, float("nan")
+            moved, loss = 0.0, None
             if row["steps"] and row["net"] != "batch_norm_before":
                 moved, loss = _moved(row, before, after, x, y)
             shape = (28, 28, 1) if x.shape[1] == 784 else (1, 1, x.shape[1])
@@ -244,6 +277,7 @@ def main() -> None:
                 {
                     "case": name,
                     "seed": seed,
+                    "N": len(x),
                     **figures(found, x),
                     "word": found.verdict.word,
                     "gap": float(found.verdict.gap or 0.0),
@@ -254,7 +288,7 @@ def main() -> None:
                 }
             )
             _measure.report("closed_units_general", rows[-1:], None)
-            print("   ", found.verdict.reason[:300], flush=True)
+            print("   ", found.verdict.reason, flush=True)
     _measure.report("closed_units_general", rows, options.out)
 
 

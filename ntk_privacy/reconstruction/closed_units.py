@@ -312,8 +312,8 @@ def _searched(
     if m < 3 * n:
         reason = (
             f"The change has rank {n}, and only {m} units move: about half of them "
-            "close for an image, too few to tell so many images; or it is no sum of "
-            "images, as after Adam."
+            "close for an image, too few to tell so many images, or forms of augmented "
+            "ones; or it is no sum of images, as after Adam."
         )
         return unit_verdict.nothing(
             image_shape, Verdict("nothing found", reason, gap=factors.gap)

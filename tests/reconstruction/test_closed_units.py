@@ -56,6 +56,11 @@ def _outputs(params, x, act=jax.nn.relu):
     return h
 
 
+def _normalised(z):
+    z = z - jnp.mean(z, axis=1, keepdims=True)
+    return jax.nn.relu(z / jnp.std(z, axis=1, keepdims=True))
+
+
 def _loss(params, x, y, act=jax.nn.relu):
     losses = optax.softmax_cross_entropy_with_integer_labels(
         _outputs(params, x, act), y
@@ -324,6 +329,7 @@ def test_a_positive_multiple_of_another_image_is_no_certificate(trained):
     [
         ("adam", "assumptions do not hold", "shows no rank .* as after Adam"),
         ("tanh", "nothing found", "no ReLU follows the layer"),
+        ("normalised", "nothing found", "of 8 rows .* normalisation stands between"),
         ("narrow", "nothing found", "only .* units move: about half of them"),
         ("crowded", "assumptions do not hold", "more images than the layer has inputs"),
         ("other", "assumptions do not hold", "shows no rank"),
@@ -335,6 +341,8 @@ def test_what_breaks_an_assumption_is_told(trained, kind, word, told):
         after = _train(before, x, _labels(), adam=True)
     elif kind == "tanh":
         after = _train(before, x, _labels(), act=jnp.tanh)
+    elif kind == "normalised":
+        after = _train(before, x, _labels(), act=_normalised)
     elif kind == "narrow":
         before = _params(width=14)
         after = _train(before, x, _labels())
