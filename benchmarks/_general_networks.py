@@ -176,6 +176,8 @@ NETWORKS = {
     "silu": perceptron(act=jax.nn.silu),
     "gelu_10": perceptron(act=steep(jax.nn.gelu, 10.0)),
     "silu_10": perceptron(act=steep(jax.nn.silu, 10.0)),
+    "gelu_30": perceptron(act=steep(jax.nn.gelu, 30.0)),
+    "silu_30": perceptron(act=steep(jax.nn.silu, 30.0)),
     "gelu_100": perceptron(act=steep(jax.nn.gelu, 100.0)),
     "silu_100": perceptron(act=steep(jax.nn.silu, 100.0)),
     "batch_norm_before": perceptron(before=functools.partial(_normalised, axis=0)),
