@@ -30,7 +30,7 @@ _LOGISTIC = {**_BATCHES, "kind": "logistic", "rate": 0.05}
 _CLASSES = {**_BATCHES, "kind": "classes", "rate": 0.05}
 _DECAY = {**_BATCHES, "kind": "mse", "rate": 0.01, "steps": 2000, "decay": 5e-4}
 _DEEP = {**_BATCHES, "kind": "mse", "rate": 0.01, "depth": 4}
-_SPEAR = {"kind": "gradient", "dataset": "cifar10", "width": 200, "depth": 6}
+SPEAR = {"kind": "gradient", "dataset": "cifar10", "width": 200, "depth": 6}
 
 ROWS = {
     "mnist_20": {**_FLOW, "n": 20},
@@ -52,9 +52,9 @@ ROWS = {
     "deep_50": {**_DEEP, "n": 50},
     "classes_20": {**_CLASSES, "n": 20},
     "classes_50": {**_CLASSES, "n": 50},
-    "spear_20": {**_SPEAR, "n": 20},
-    "gradient_50_1000": {**_SPEAR, "n": 50, "width": 1000},
-    "gradient_100_1000": {**_SPEAR, "n": 100, "width": 1000},
+    "spear_20": {**SPEAR, "n": 20},
+    "gradient_50_1000": {**SPEAR, "n": 50, "width": 1000},
+    "gradient_100_1000": {**SPEAR, "n": 100, "width": 1000},
 }
 _DEFAULT = (
     "mnist_20,mnist_50,mnist_20_256,cifar_50,batches_20,batches_50,logistic_20,"
@@ -151,7 +151,7 @@ def figures(found, x):
     truth = np.asarray(x, np.float64).reshape(len(x), -1)
     images = np.asarray(found.images, np.float64).reshape(-1, truth.shape[1])
     if not len(images):
-        return {"found": 0, "certified": 0, "false": 0, "largest": float("nan")}
+        return {"found": 0, "certified": 0, "false": 0, "largest": None}
     squared = ((truth[:, None] - images[None]) ** 2).sum(-1)
     nearest = squared.min(0)
     relative = np.sqrt(nearest) / np.linalg.norm(truth, axis=1)[squared.argmin(0)]

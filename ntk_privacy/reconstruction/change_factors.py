@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["Factors", "decay", "factorize"]
+__all__ = ["Factors", "decay", "decays", "factorize"]
 
 CLEAR = 3.0
 """Least gap in the spectrum that shows a rank."""
@@ -20,6 +20,7 @@ _POWERS = 2
 _STEPS, _STILL = 12, 1e-10  # of the search for a
 _FIRST = 96  # size of the first sketch
 _WHOLE = 400  # below it the whole spectrum is cheap
+_SEEN = 1e-2  # of what no image is: the share that old weights explain, if any decayed
 
 
 class Factors(NamedTuple):
@@ -103,6 +104,31 @@ def factorize(
     )
 
 
+def _outside(matrix: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    matrix = matrix - left @ (left.T @ matrix)
+    return matrix - (matrix @ right.T) @ right
+
+
+def decays(
+    before: Float[np.ndarray, "d units"],
+    change: Float[np.ndarray, "d units"],
+    factors: Factors,
+) -> bool:
+    """Whether a multiple of the old weights is seen in what no image is.
+
+    Of noise alone it explains one part in as many as there are entries.
+
+    Args:
+      before: kernel before training.
+      change: of the kernel.
+      factors: of the change.
+    """
+    base = _outside(before, factors.left, factors.right)
+    rest = _outside(change, factors.left, factors.right)
+    squares = float(np.vdot(base, base)) * float(np.vdot(rest, rest))
+    return float(np.vdot(base, rest)) ** 2 > _SEEN * squares
+
+
 def decay(
     before: Float[np.ndarray, "d units"],
     after: Float[np.ndarray, "d units"],
@@ -126,13 +152,8 @@ def decay(
         rest = after - a * before
         left, _, right = _leading(rest, count)
         left, right = left[:, :count], right[:count]
-
-        def outside(matrix, left=left, right=right):
-            matrix = matrix - left @ (left.T @ matrix)
-            return matrix - (matrix @ right.T) @ right
-
-        base = outside(before)
-        step = float(np.vdot(base, outside(rest)) / np.vdot(base, base))
+        base = _outside(before, left, right)
+        step = float(np.vdot(base, _outside(rest, left, right)) / np.vdot(base, base))
         a += step
         if abs(step) < _STILL:
             break

@@ -246,7 +246,9 @@ def _shown(
     num_images: int | None,
 ) -> tuple[change_factors.Factors, float] | Verdict:
     """Factors and the share of old weights that is left; or why there are none."""
-    if plain.shown and plain.gap > _CLEAN:
+    change = read.kernel_t - read.kernel_0
+    seen = plain.gap <= _CLEAN and change_factors.decays(read.kernel_0, change, plain)
+    if plain.shown and not seen:
         return plain, 1.0
     tried = plain
     if np.any(read.kernel_0):
@@ -259,7 +261,7 @@ def _shown(
         return plain, 1.0
     if num_images is None:
         return unit_verdict.hidden(max(plain.gap, tried.gap), "")
-    told = change_factors.factorize(read.kernel_t - read.kernel_0, rank=num_images)
+    told = change_factors.factorize(change, rank=num_images)
     if told.gap < change_factors.CLEAR / 2:
         return unit_verdict.hidden(told.gap, f"; N of {num_images} was told")
     return told, 1.0
@@ -310,8 +312,8 @@ def _searched(
     if m < 3 * n:
         reason = (
             f"The change has rank {n}, and only {m} units move: about half of them "
-            "close for an image, too few to tell so many images; or it is no sum of "
-            "images, as after Adam."
+            "close for an image, too few to tell so many images, or forms of augmented "
+            "ones; or it is no sum of images, as after Adam."
         )
         return unit_verdict.nothing(
             image_shape, Verdict("nothing found", reason, gap=factors.gap)

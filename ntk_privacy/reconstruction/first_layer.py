@@ -3,7 +3,7 @@
 What stands above it is not looked at: it may be anything.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +40,9 @@ class FirstLayer(NamedTuple):
     roundoff: float
 
 
-def _groups(params: Params) -> dict[str, dict[str, jax.Array]]:
+def _groups(params: Params) -> dict[str, dict[str, Any]]:
     """Leaves by layer."""
-    groups: dict[str, dict[str, jax.Array]] = {}
+    groups: dict[str, dict[str, Any]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = leaf_names.names(path)
         if names and hasattr(leaf, "dtype") and hasattr(leaf, "ndim"):
@@ -50,7 +50,16 @@ def _groups(params: Params) -> dict[str, dict[str, jax.Array]]:
     return groups
 
 
-def _kernel(group: dict[str, jax.Array], pixels: int) -> str | None:
+def _array(leaf) -> np.ndarray:
+    """A leaf on the host; PyTorch's may have gradients or be bfloat16, NumPy's not."""
+    if hasattr(leaf, "detach"):
+        leaf = leaf.detach().cpu()
+        if str(leaf.dtype) == "torch.bfloat16":
+            return np.asarray(leaf.float()).astype(jnp.bfloat16)
+    return np.asarray(leaf)
+
+
+def _kernel(group: dict[str, Any], pixels: int) -> str | None:
     """Name of the matrix that takes so many pixels, if the group has one."""
     for name in _KERNELS:
         leaf = group.get(name)
@@ -103,7 +112,7 @@ def read(params_0: Params, params_t: Params, *, pixels: int, name: str) -> First
 
     Args:
       params_0: any pytree of kernels (in, out) or weights (out, in), with or without
-        biases.
+        biases, of JAX, NumPy or PyTorch, such as a state_dict().
       params_t: the same after training.
       pixels: values of an image.
       name: of the layer, one of `candidates`.
@@ -118,7 +127,7 @@ def read(params_0: Params, params_t: Params, *, pixels: int, name: str) -> First
     kind = _kernel(before[name], pixels)
     assert kind is not None
     bias = next((b for b in _BIASES if b in before[name]), None)
-    dtypes = [np.asarray(groups[name][kind]).dtype for groups in (before, after)]
+    dtypes = [_array(groups[name][kind]).dtype for groups in (before, after)]
     for place, dtype in zip(where, dtypes, strict=True):
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
@@ -128,7 +137,7 @@ def read(params_0: Params, params_t: Params, *, pixels: int, name: str) -> First
     roundoff = max(float(jnp.finfo(dtype).eps) for dtype in dtypes) / 2
 
     def wide(groups, leaf):
-        array = np.asarray(groups[name][leaf]).astype(np.float64)
+        array = _array(groups[name][leaf]).astype(np.float64)
         return array.T if leaf == "weight" else array
 
     kernels = wide(before, kind), wide(after, kind)

@@ -64,10 +64,11 @@ def _missing(found: Found, space: Space) -> str:
             f"{why}; about half of {m} units close for an image, too few to tell {n} "
             "images apart with certainty"
         )
-    if not found.rows:
+    if len(found.rows) < n / 2:
         why += (
-            ": no ReLU follows the layer, or hardly a unit stayed closed throughout "
-            "training, or the weights before training are others"
+            ": no ReLU follows the layer, or normalisation stands between, or hardly a "
+            "unit stayed closed throughout training, or the weights before training "
+            "are others"
         )
     return why
 

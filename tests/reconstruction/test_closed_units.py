@@ -1,5 +1,6 @@
 """Exact images from the first layer of networks trained in ordinary ways."""
 
+import collections
 import functools
 import itertools
 import re
@@ -14,6 +15,7 @@ from ntk_privacy.reconstruction import (
     change_factors,
     closed_rows,
     closed_units,
+    first_layer,
     unit_rows,
     unit_set,
     unit_space,
@@ -52,6 +54,11 @@ def _outputs(params, x, act=jax.nn.relu):
         h = h + layer["bias"][None] if "bias" in layer else h
         h = h if i == len(params) - 1 else act(h) if i == 0 else jax.nn.relu(h)
     return h
+
+
+def _normalised(z):
+    z = z - jnp.mean(z, axis=1, keepdims=True)
+    return jax.nn.relu(z / jnp.std(z, axis=1, keepdims=True))
 
 
 def _loss(params, x, y, act=jax.nn.relu):
@@ -149,6 +156,27 @@ def test_weight_decay_is_one_scalar_that_the_spectrum_tells(trained, decay):
     found = _read(before, _train(before, x, _labels(), decay))
     _assert_exact(found, x)
     assert "weight decay left" in found.verdict.reason
+
+
+@pytest.mark.parametrize("share", [1.0, 0.9999])
+def test_decay_is_searched_for_where_noise_holds_some_of_the_old_weights(
+    share, monkeypatch
+):
+    rng = np.random.default_rng(0)
+    before, noise = rng.standard_normal((2, 40, 90))
+    change = rng.standard_normal((40, 5)) @ rng.standard_normal((5, 90)) + 1e-3 * noise
+    read = first_layer.FirstLayer(
+        "Dense_0", before, share * before + change, None, None, 1e-7
+    )
+    searched = []
+    monkeypatch.setattr(
+        change_factors, "decay", lambda *_, **__: searched.append(1) or share
+    )
+    plain = change_factors.factorize(read.kernel_t - before)
+    assert plain.shown
+    assert plain.gap < closed_units._CLEAN
+    closed_units._shown(read, plain, None)
+    assert bool(searched) == (share < 1)
 
 
 def test_the_scalar_is_found_to_many_digits():
@@ -335,6 +363,7 @@ def test_a_positive_multiple_of_another_image_is_no_certificate(trained):
     [
         ("adam", "assumptions do not hold", "shows no rank .* as after Adam"),
         ("tanh", "nothing found", "no ReLU follows the layer"),
+        ("normalised", "nothing found", "of 8 rows .* normalisation stands between"),
         ("narrow", "nothing found", "only .* units move: about half of them"),
         ("crowded", "assumptions do not hold", "more images than the layer has inputs"),
         ("other", "assumptions do not hold", "shows no rank"),
@@ -346,6 +375,8 @@ def test_what_breaks_an_assumption_is_told(trained, kind, word, told):
         after = _train(before, x, _labels(), adam=True)
     elif kind == "tanh":
         after = _train(before, x, _labels(), act=jnp.tanh)
+    elif kind == "normalised":
+        after = _train(before, x, _labels(), act=_normalised)
     elif kind == "narrow":
         before = _params(width=14)
         after = _train(before, x, _labels())
@@ -400,19 +431,63 @@ def test_numbers_and_names_are_checked(trained):
         )
 
 
-def test_pytorch_names_and_orders_are_read_alike(trained):
-    x, before, after = trained
+class _Tensor:
+    """What of a PyTorch tensor differs from an array."""
 
-    def renamed(params):
-        return {
-            f"net.{i}.{name}": params[f"layer{i}"]["kernel"].T
-            if name == "weight"
-            else params[f"layer{i}"]["bias"]
-            for i in range(len(params))
-            for name in ("weight", "bias")
-        }
+    def __init__(self, values, dtype="torch.float32", requires_grad=True):
+        self.values = np.asarray(values)
+        self.dtype, self.requires_grad = dtype, requires_grad
+        self.shape, self.ndim = self.values.shape, self.values.ndim
 
-    _assert_exact(_read(renamed(before), renamed(after)), x)
+    def __array__(self, dtype=None, copy=None):
+        if self.requires_grad:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+        if self.dtype == "torch.bfloat16":
+            raise TypeError("Got unsupported ScalarType BFloat16")
+        return self.values
+
+    def detach(self):
+        return _Tensor(self.values, self.dtype, requires_grad=False)
+
+    def cpu(self):
+        return self
+
+    def float(self):
+        values = self.values.astype(np.float32)
+        return _Tensor(values, requires_grad=self.requires_grad)
+
+
+def _stand_in(values):
+    return _Tensor(values, f"torch.{values.dtype}")
+
+
+def _of_torch(values):
+    torch = pytest.importorskip("torch")
+    wide = torch.tensor(np.asarray(values, np.float32))
+    return torch.nn.Parameter(wide.to(getattr(torch, str(values.dtype))))
+
+
+def _state_dict(params, tensor):
+    """Keys and order of axes of `torch.nn.Sequential` with ReLU in between."""
+    return collections.OrderedDict(
+        (f"{2 * i}.{name}", tensor(leaf))
+        for i, layer in enumerate(params.values())
+        for name, leaf in (("weight", layer["kernel"].T), ("bias", layer["bias"]))
+    )
+
+
+@pytest.mark.parametrize("tensor", [_stand_in, _of_torch])
+def test_state_dicts_of_pytorch_are_read_alike(trained, tensor):
+    x, *both = trained
+    _assert_exact(_read(*(_state_dict(p, tensor) for p in both)), x)
+    halves = [jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), p) for p in both]
+    plain = first_layer.read(*halves, pixels=36, name="layer0")
+    dicts = [_state_dict(p, tensor) for p in halves]
+    for a, b in zip(
+        plain[1:], first_layer.read(*dicts, pixels=36, name="0")[1:], strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert plain.roundoff == 2.0**-8
 
 
 @pytest.mark.parametrize(("count", "shift"), [(2, 0.0), (N, 3.0)])
