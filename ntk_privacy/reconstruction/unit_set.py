@@ -20,6 +20,9 @@ _ROUNDS = 5
 _LOOSE = 2  # of them, from the surest units alone
 _SLACK = 5e-3  # of the agreement
 _ALTERNATIONS = 8
+_ROUGHLY = 1e-3  # of what is left of the change, in an alternation
+_CONVERGED = 1e-5  # in a leap
+_LEAPS = 12
 _SURE = 0.7  # of the units on either side of zero
 _ZERO = 4.0  # standard deviations of its noise within which an entry is zero
 _SPOILT = 6.0  # over the median: rest of a unit some of whose zeros are none
@@ -181,6 +184,34 @@ def _masked_signals(x: np.ndarray, y: np.ndarray, is_open: np.ndarray) -> np.nda
     return d / size[:, None]
 
 
+def _converged(x: np.ndarray, y: np.ndarray, is_open: np.ndarray) -> np.ndarray:
+    """Alternates to the least squares in leaps, which save hundreds of alternations.
+
+    Two alternations tell how fast the error falls, and where it would end: SQUAREM
+    (Varadhan and Roland, 2008).
+    """
+
+    def alternated(x):
+        d = _masked_signals(x, y, is_open)
+        rest = float(np.sum((y - x @ d) ** 2))
+        after = np.linalg.lstsq(d.T, y.T, rcond=None)[0].T
+        return after / np.linalg.norm(after, axis=0), rest
+
+    x, last = x / np.linalg.norm(x, axis=0), np.inf
+    for _ in range(_LEAPS):
+        once, rest = alternated(x)
+        if not rest < (1 - _CONVERGED) * last:
+            break
+        last = rest
+        twice, less = alternated(once)
+        step, bend = once - x, twice - 2 * once + x
+        length = np.linalg.norm(step) / max(np.linalg.norm(bend), 1e-300)
+        leap, most = alternated(x + 2 * length * step + length**2 * bend)
+        # Back where it leapt too far.
+        x = leap if most < less else twice
+    return x
+
+
 class _Joint(NamedTuple):
     c: np.ndarray
     is_open: np.ndarray
@@ -203,11 +234,13 @@ def _jointly(space: Space, c: np.ndarray, is_open: np.ndarray) -> _Joint:
         spoilt = counted & (size > _SPOILT * middle)
         if spoilt.sum() > 0 and spoilt.sum() < _MOST_SPOILT * counted.sum():
             is_open = is_open | spoilt[None]
-        elif used and np.sum(rest**2) > 0.999 * used:
+        elif used and np.sum(rest**2) > (1 - _ROUGHLY) * used:
             break
         used = float(np.sum(rest**2))
         x = np.linalg.lstsq(d.T, y.T, rcond=None)[0].T
         d = _masked_signals(x, y, is_open)
+    x = _converged(x, y, is_open)
+    d = _masked_signals(x, y, is_open)
     moved = None
     if np.linalg.cond(x) < 1 / np.finfo(np.float64).eps:
         moved = np.linalg.inv(x) * space.values
