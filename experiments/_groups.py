@@ -12,21 +12,16 @@ from ntk_privacy.data import Foretold, ImageSet, choice
 from ntk_privacy.method import field
 
 
-def dataset_field(default: str) -> Any:
-    """Returns the field of a config that names the image set."""
-    return field(
-        default,
-        "Image set: " + ", ".join(data.SETS) + " (digits is embedded, the others are "
-        "read from files); or the path of an .npz file with images and labels, or of "
-        "a folder with train/CLASS/* and val/CLASS/* (or test), or CLASS/*.",
-    )
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
     """Images."""
 
-    dataset: str = dataset_field("digits")
+    dataset: str = field(
+        "digits",
+        "Image set: " + ", ".join(data.SETS) + " (digits is embedded, the others are "
+        "read from files); or the path of an .npz file with images and labels, or of "
+        "a folder with train/CLASS/* and val/CLASS/* (or test), or CLASS/*.",
+    )
     image_size: int | None = field(
         None,
         "Pixels a side that pictures of a folder are cropped and resized to; none is "
@@ -81,7 +76,10 @@ class Data(Source):
     """Images."""
 
     num_train: int | None = field(
-        None, "Training images; none is all.", former=("num_images",)
+        None,
+        "Training images, balanced over the classes of a task if there is one; none is "
+        "all.",
+        former=("num_images",),
     )
 
     def __post_init__(self):

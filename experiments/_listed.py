@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiments import _flags
-from ntk_privacy.method import Method
+from ntk_privacy.method import Method, field
 
 if TYPE_CHECKING:
     from experiments._program import Program
@@ -13,38 +13,73 @@ if TYPE_CHECKING:
 
 def entries(program: "Program", method: Method[Any]) -> list[_flags.Entry]:
     """Returns the flags of a method, with their types, texts and defaults."""
-    presets = tuple(method.presets)
-    made = {name: method.configured(name) for name in presets}
+    presets, kind = tuple(method.presets), program.kind(method)
     told = "One of the values below; each has flags of its own."
-    was = {"former": (program.former,), "former_values": program.former_names}
     names, preset = Literal[*program.methods], "What flags are unless given."
     choice = dataclasses.make_dataclass(
         "Choice",
         [
-            (program.flag, names, _choice(program.default, told, **was)),
-            ("preset", Literal[*presets], _choice(presets[0], preset)),
+            (program.flag, names, field(program.default, told)),
+            ("preset", Literal[*presets], field(presets[0], preset)),
         ],
     )
-    found = _flags.entries(choice, program.flag)
+    found = _flags.entries(choice, program.flag, {"": choice()})
+    made = {name: method.configured(name) for name in presets}
     found += _flags.entries(method.config, f"flags of {method.name}", made)
-    for kind in program.groups(method):
+    for group in kind.groups:
         known = {entry.name for entry in found}
-        title = (kind.__doc__ or kind.__name__).split("\n")[0].rstrip(".")
-        sized = {name: kind(**sizes(kind, name, method)) for name in presets}
-        more = _flags.entries(kind, title, sized)
+        own = {entry.name for entry in dataclasses.fields(group)}
+        title = (group.__doc__ or group.__name__).split("\n")[0].rstrip(".")
+        usual = {name: kind.defaults(method, name) for name in presets}
+        made = {
+            name: group(**{k: v for k, v in values.items() if k in own})
+            for name, values in usual.items()
+        }
+        more = _flags.entries(group, title, made)
         found += [entry for entry in more if entry.name not in known]
     return found
 
 
+def of_today(program: "Program", arguments: Sequence[str]) -> list[str]:
+    """Returns arguments that name the method as it is named today."""
+    valued = {f"--{flag}" for flag, value in program.former if value is not True}
+    names = {
+        f"--{flag}" if value is True else f"--{flag}={value}": method
+        for (flag, value), method in program.former.items()
+    }
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in valued:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    today = [f"--{program.flag}={names[a]}" if a in names else a for a in joined]
+    if today != joined:
+        with _flags.usage():
+            the_one(program, _named(program, today))
+    return today
+
+
+def _named(program: "Program", arguments: Sequence[str]) -> list[str]:
+    return [
+        value or "".join(arguments[place + 1 : place + 2])
+        for place, argument in enumerate(arguments)
+        for flag, _, value in [argument.partition("=")]
+        if flag.startswith("-") and flag.lstrip("-") == program.flag
+    ]
+
+
 def named(program: "Program", arguments: Sequence[str]) -> str:
-    """Returns the method that a command line names, known or not."""
-    found, names = program.default, {program.flag, program.former or program.flag}
-    for place, argument in enumerate(arguments):
-        flag, _, value = argument.partition("=")
-        if flag.startswith("-") and flag.lstrip("-") in names:
-            found = value or "".join(arguments[place + 1 : place + 2])
-            break
-    return program.former_names.get(found, found)
+    """Returns the method that a command line names, known or not: the last."""
+    return (_named(program, arguments) or [program.default])[-1]
+
+
+def the_one(program: "Program", methods: Sequence[str]) -> str | None:
+    """Returns the method that is named, if any; raises ValueError for two."""
+    if len(set(methods)) > 1:
+        told = f"{' and '.join(methods)} are two values of --{program.flag}"
+        raise ValueError(f"{told}: ask for one.")
+    return methods[0] if methods else None
 
 
 def text(
@@ -57,8 +92,6 @@ def text(
     short = (program.flag, f"flags of {method.name}")
     entries = [e for e in entries if not is_short or e.group in short]
     rows = [f"  {name}: {other.about}" for name, other in program.methods.items()]
-    if program.beside:
-        rows.append(f"  with flags of their own: {', '.join(program.beside)}")
     about = f"{program.about}\n--{program.flag}={method.name}: {method.about}"
     more = ["", f"values of --{program.flag}:", *rows]
     return _flags.help_text(about, entries, more)
@@ -77,12 +110,3 @@ def foreign(program: "Program", method: Method[Any], name: str) -> str | None:
         f"--{name} has no effect with --{program.flag}={method.name}: leave it out "
         f"(it is a flag of {', '.join(holders)})."
     )
-
-
-def sizes(kind: type, preset: str, method: Method[Any]) -> dict[str, Any]:
-    """Returns what a preset says of a group, which may have a method `sizes`."""
-    return kind.sizes(preset, method) if hasattr(kind, "sizes") else {}  # pyright: ignore
-
-
-def _choice(default: str, text: str, **more: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text, **more})

@@ -29,12 +29,6 @@ class Logistic(Network):
         super().__post_init__()
         _checks.at_least(0, early_stop_loss=self.early_stop_loss)
 
-    @staticmethod
-    def sizes(preset: str, method: Method[Any]) -> dict[str, float]:
-        """Returns what a preset says: the published run goes on for all its epochs."""
-        del method
-        return {"early_stop_loss": 0.0} if preset == "paper" else {}
-
     def before(self, dataset: data.Dataset) -> Evidence:
         """Returns what is known of the network before it is trained."""
         outputs = dataset.y_train.shape[1]

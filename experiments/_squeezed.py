@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments import _run
-from experiments._groups import Data, Run
+from experiments import _made
+from experiments._job import Job
 from experiments._program import Asked
 from experiments._workdir import Workdir
 from ntk_privacy.data import ImageSet
@@ -15,8 +15,6 @@ from ntk_privacy.distillation.squeezed import Config
 from ntk_privacy.evaluation import soft_students
 from ntk_privacy.evaluation.soft_students import Network
 from ntk_privacy.models import ResNet18, saved
-from ntk_privacy.reports import plots
-from ntk_privacy.resume import Ran, Timer
 
 LOOPS = ("squeeze", "recover", "relabel", "post_train")
 # Where experiments.evade looks for a model, and where the other network lies.
@@ -46,26 +44,19 @@ def kept(asked: Asked[Config], workdir: Workdir, images: ImageSet) -> Made | Non
     return Made(arrays["images"], arrays["labels"], model, **networks)
 
 
-def make(
-    asked: Asked[Config], workdir: Workdir, images: ImageSet, timers: dict[str, Timer]
-) -> Made:
+def make(job: Job, images: ImageSet) -> Made:
     """Distils and trains the student; keeps both networks and the set.
 
     Args:
-      asked: the method and its config.
-      workdir: of the run.
+      job: the run.
       images: to distil.
-      timers: of `LOOPS`.
 
     Raises:
       ValueError: a loss is not finite.
     """
-    config, run, folder = asked.config, asked.group(Run), workdir.checkpoint_folder
-
-    def stage(name, start, go, num_steps) -> Ran:
-        return _run.stage(run, folder, timers[name])(name, start, go, num_steps)
-
-    key, normal = jax.random.key(run.seed), images.normal._asdict()
+    asked, workdir, stage = job.asked, job.workdir, job.by_loop()
+    config = asked.config
+    key, normal = jax.random.key(job.seed), images.normal._asdict()
     found = asked.method.run(images, config, key=key, stage=stage)
     model = squeezed.network(images, config)
     student = soft_students.train(
@@ -98,19 +89,6 @@ def make(
             image_shape=images.image_shape,
             **normal,
         )
-    _draw(asked, workdir, images, made)
+    told = f"{asked.method.name}, regularizer {config.regularizer}"
+    _made.draw(job, images, found, told)
     return made
-
-
-def _draw(asked: Asked[Config], workdir: Workdir, images: ImageSet, made: Made) -> None:
-    each, dataset = asked.config.images_per_class, asked.group(Data).dataset
-    mean, deviation = images.normal
-    plots.pictures(
-        made.images * deviation,
-        workdir.path("distilled.png"),
-        mean=mean,
-        notes=[f"class {label}" for label in made.labels],
-        columns=min(each, 10) if each > 1 else 5,
-        title=f"{asked.method.name}, regularizer {asked.config.regularizer}: "
-        f"{len(images.x_train)} images of {dataset} condensed to {each} of each class",
-    )

@@ -116,6 +116,10 @@ class Workdir:
         """True once results.json is there: write it last."""
         return self.path("results.json").exists()
 
+    def earlier(self) -> dict[str, Any]:
+        """Returns what results.json held when less was asked for; nothing without."""
+        return self.read_json("results.json") if self.is_done() else {}
+
     def write_json(self, name: str, value: Any) -> None:
         """Writes strict JSON; NaN and infinities become "nan", "inf" and "-inf"."""
         files.write_json(self.path(name), value)
@@ -146,5 +150,5 @@ class Workdir:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Lets another process take the folder."""
+        """See `close`."""
         self.close()
