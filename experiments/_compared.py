@@ -42,8 +42,7 @@ class Comparison:
             for name in self._names()
         }
         table = tables.of_architectures(names, rows)
-        told = {"architectures": names, "rows": rows, "markdown": table}
-        return self._about() | told
+        return self._about({"architectures": names, "rows": rows, "markdown": table})
 
     def _row(
         self, name: str, key: jax.Array, networks: jax.Array, random: jax.Array
@@ -77,7 +76,7 @@ class Comparison:
             name: set_attacks.row([cell for cell in cells if cell["method"] == name])
             for name in self._names()
         }
-        return self._about() | {
+        told = {
             "eps": config.threat_model.eps,
             "rate": self.job.asked.group(Poison).rate,
             "num_attacked": min(config.num_attacked, len(self.images.x_test)),
@@ -86,6 +85,7 @@ class Comparison:
             "runs": cells,
             "markdown": tables.of_attacks(rows, set_attacks.names(config)),
         }
+        return self._about(told)
 
     def _cell(self, name: str, seed: int, scene: Scene) -> Results:
         """Judges a method with one seed."""
@@ -94,8 +94,7 @@ class Comparison:
         # Of flat and curved the set is one, where the method does not regularise.
         base = name if matches_curvature(name) else name.removesuffix(SUFFIX)
         both = {"clean": self.images, "poisoned": scene.poisoned(poison)}
-        made = {}
-        key, random = jax.random.split(jax.random.key(seed))
+        made, (key, random) = {}, jax.random.split(jax.random.key(seed))
         for told, images in both.items():
             stored = f"set_{seed}_{base}_{told}"
             is_new = not self.job.workdir.path(f"{stored}.npz").exists()
@@ -141,9 +140,9 @@ class Comparison:
     def _training(self, folder: str) -> Stage:
         return self.job.stage("train", folder, description="train")
 
-    def _about(self) -> Results:
-        names = ("dataset", "images_per_class", "seconds")
-        return {name: self.job.asked.flat()[name] for name in names}
+    def _about(self, told: Results) -> Results:
+        flat, names = self.job.asked.flat(), ("dataset", "images_per_class", "seconds")
+        return {name: flat[name] for name in names} | told
 
     def _draw(self, one: TimedSet, file: str, told: str) -> None:
         count, dataset = len(self.images.x_train), self.job.asked.group(Data).dataset

@@ -11,7 +11,6 @@ line on stderr.
 
 import contextlib
 import dataclasses
-import difflib
 import math
 import os
 import sys
@@ -76,13 +75,6 @@ def _parse_scalar(kind: type, text: str) -> Any:
     return value
 
 
-def unknown(name: str, known: Sequence[str]) -> str:
-    """Returns what to say of a value that is none of those that there are."""
-    near = difflib.get_close_matches(name, known, n=1)
-    told = f", did you mean {near[0]}? Use" if near else ": use"
-    return f"unknown{told} one of {', '.join(known)}."
-
-
 class _Parser(flags.ArgumentParser):
     """Parses int, float, str, Literal, their optionals, and tuples of them."""
 
@@ -106,7 +98,7 @@ class _Parser(flags.ArgumentParser):
         if not self.is_tuple:
             value = _parse_scalar(self.kind, argument)
             if self.choices is not None and value not in self.choices:
-                raise ValueError(unknown(argument, [*map(str, self.choices)]))
+                raise ValueError(_checks.unknown(argument, self.choices))
             return value
         parts = [part.strip() for part in argument.split(",")] if argument else []
         if self.length is not None and len(parts) != self.length:

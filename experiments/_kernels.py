@@ -30,11 +30,6 @@ class Loaded(NamedTuple):
     kernel: named.Kernel
 
 
-def is_trained(asked: Asked[Any]) -> bool:
-    """Whether there is a network, and it is trained."""
-    return "training" in asked.method.wants and asked.flat()["train"]
-
-
 def load(asked: Asked[Any]) -> Loaded:
     """Returns images and kernel, before anything is written."""
     dataset, key = asked.group(TaskImages).load(asked.group(Run).seed)
@@ -72,7 +67,7 @@ def work(job: Job, loaded: Loaded) -> dict[str, Any]:
     arrays["eigenvalues"] = spectrum.eigenvalues(part)
     first = "initialisation" if made.network else asked.method.name
     spectra, told = {first: arrays["eigenvalues"]}, {}
-    if made.network is not None and is_trained(asked):
+    if made.network is not None and flags["train"]:
         moved = kernel_movement.follow(
             made.network,
             x,

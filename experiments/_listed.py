@@ -1,7 +1,7 @@
 """What a command line may say of a method, and what `--help` says of it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiments import _flags
@@ -9,6 +9,12 @@ from ntk_privacy.method import Method, field
 
 if TYPE_CHECKING:
     from experiments._program import Program
+
+
+def own(kind: type, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that are fields of a dataclass."""
+    names = {entry.name for entry in dataclasses.fields(kind)}
+    return {name: value for name, value in flat.items() if name in names}
 
 
 def entries(program: "Program", method: Method[Any]) -> list[_flags.Entry]:
@@ -26,18 +32,14 @@ def entries(program: "Program", method: Method[Any]) -> list[_flags.Entry]:
     found = _flags.entries(choice, program.flag, {"": choice()})
     made = {name: method.configured(name) for name in presets}
     found += _flags.entries(method.config, f"flags of {method.name}", made)
+    usual = {name: kind.defaults(method, name) for name in presets}
     for group in kind.groups:
-        known = {entry.name for entry in found}
-        own = {entry.name for entry in dataclasses.fields(group)}
         title = (group.__doc__ or group.__name__).split("\n")[0].rstrip(".")
-        usual = {name: kind.defaults(method, name) for name in presets}
-        made = {
-            name: group(**{k: v for k, v in values.items() if k in own})
-            for name, values in usual.items()
-        }
-        more = _flags.entries(group, title, made)
-        found += [entry for entry in more if entry.name not in known]
-    return found
+        made = {name: group(**own(group, flat)) for name, flat in usual.items()}
+        found += _flags.entries(group, title, made)
+    # A flag that several parts have is one flag, told where it stands first.
+    first = {entry.name: entry for entry in reversed(found)}
+    return [entry for entry in found if first[entry.name] is entry]
 
 
 def of_today(program: "Program", arguments: Sequence[str]) -> list[str]:
@@ -53,25 +55,21 @@ def of_today(program: "Program", arguments: Sequence[str]) -> list[str]:
             joined[-1] += f"={argument}"
         else:
             joined.append(argument)
-    today = [f"--{program.flag}={names[a]}" if a in names else a for a in joined]
-    if today != joined:
+    chosen = {a.partition("=")[0]: names[a] for a in joined if a in names}
+    if chosen:
         with _flags.usage():
-            the_one(program, _named(program, today))
-    return today
+            the_one(program, [*chosen.values(), *named(program, joined)[-1:]])
+    return [f"--{program.flag}={names[a]}" if a in names else a for a in joined]
 
 
-def _named(program: "Program", arguments: Sequence[str]) -> list[str]:
+def named(program: "Program", arguments: Sequence[str]) -> list[str]:
+    """Returns the methods that a command line names, known or not: the last counts."""
     return [
         value or "".join(arguments[place + 1 : place + 2])
         for place, argument in enumerate(arguments)
         for flag, _, value in [argument.partition("=")]
         if flag.startswith("-") and flag.lstrip("-") == program.flag
     ]
-
-
-def named(program: "Program", arguments: Sequence[str]) -> str:
-    """Returns the method that a command line names, known or not: the last."""
-    return (_named(program, arguments) or [program.default])[-1]
 
 
 def the_one(program: "Program", methods: Sequence[str]) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from experiments import _flags, _listed
 from experiments._kinds import Kind
+from ntk_privacy import _checks
 from ntk_privacy.method import Method
 
 Config = TypeVar("Config")
@@ -44,9 +45,10 @@ class Asked(Generic[Config]):
     def replaced(self, **flat: Any) -> "Asked[Config]":
         """Returns the same with other values of some flags, checked likewise."""
         flat = _flags.of_today(_listed.entries(self.program, self.method), flat)
-        config, *groups = (
-            dataclasses.replace(part, **_own(type(part), flat)) for part in self.parts()
-        )
+        config, *groups = [
+            dataclasses.replace(part, **_listed.own(type(part), flat))
+            for part in self.parts()
+        ]
         new = dataclasses.replace(self, config=config, groups=tuple(groups))
         self.kind.check(new)
         return new
@@ -93,12 +95,12 @@ class Program:
         usual = kind.defaults(chosen, named)
 
         def made(group: type, given: Mapping[str, Any]) -> Any:
-            return group(**_own(group, {**usual, **given}))
+            return group(**_listed.own(group, {**usual, **given}))
 
         # What is known of the problem tells more of the config.
         early = {g: made(g, flat) for g in kind.groups if hasattr(g, "foretold")}
         known = next((group.foretold() for group in early.values()), None)
-        config = chosen.configured(preset, known, **_own(chosen.config, flat))
+        config = chosen.configured(preset, known, **_listed.own(chosen.config, flat))
         # A flag that several parts have is one flag.
         shared = flat | vars(config)
         groups = tuple(early.get(g) or made(g, shared) for g in kind.groups)
@@ -118,8 +120,8 @@ class Program:
     def parse(self, arguments: Sequence[str]) -> Asked[Any]:
         """Returns what a command line asks for, or raises UsageError."""
         arguments = _listed.of_today(self, arguments)
-        name = _listed.named(self, arguments)
-        chosen = self.methods[name if name in self.methods else self.default]
+        name = [self.default, *_listed.named(self, arguments)][-1]
+        chosen = self.methods.get(name, self.methods[self.default])
         entries = _listed.entries(self, chosen)
         text = functools.partial(_listed.text, self, chosen, entries)
         foreign = functools.partial(_listed.foreign, self, chosen)
@@ -136,19 +138,11 @@ class Program:
         return asked
 
     def _method(self, name: str) -> Method[Any]:
-        if name in self.methods:
-            return self.methods[name]
-        raise ValueError(
-            f"{self.flag}={name!r} is {_flags.unknown(name, [*self.methods])}"
-        )
+        _checks.one_of(tuple(self.methods), **{self.flag: name})
+        return self.methods[name]
 
     def names(self, method: Method[Any] | str) -> set[str]:
         """Returns the flags of a method, given by its name or itself."""
         chosen = self._method(method) if isinstance(method, str) else method
         kinds = (chosen.config, *self.kind(chosen).groups)
         return {entry.name for kind in kinds for entry in dataclasses.fields(kind)}
-
-
-def _own(kind: type, flat: Mapping[str, Any]) -> dict[str, Any]:
-    names = {entry.name for entry in dataclasses.fields(kind)}
-    return {name: value for name, value in flat.items() if name in names}

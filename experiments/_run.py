@@ -77,24 +77,22 @@ def _of_today(asked: Asked[Any], stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Stored(dict[str, Any]):
-    """What results.json held: an entry that it lacks is a fault of the file."""
+    """What results.json holds: an entry that it lacks is a fault of the file.
 
-    path = pathlib.Path("results.json")
+    Raises:
+      ValueError: it is damaged, or lacks what is looked up.
+    """
 
-    @classmethod
-    def of(cls, path: pathlib.Path) -> "Stored":
-        """Reads a file; raises ValueError if it is damaged or holds no entries."""
-        found = files.read_json(path)
+    def __init__(self, path: pathlib.Path) -> None:
+        found, self._path = files.read_json(path), path
         if not isinstance(found, dict):
             told = f"{path} holds no results: delete it to make it again."
             raise ValueError(told)  # noqa: TRY004  # the file is at fault
-        stored = cls(found)
-        stored.path = path
-        return stored
+        super().__init__(found)
 
     def __missing__(self, name: str) -> Any:
         """Raises ValueError."""
-        raise ValueError(f"{self.path} lacks {name!r}: delete it to make it again.")
+        raise ValueError(f"{self._path} lacks {name!r}: delete it to make it again.")
 
 
 def run(asked: Asked[Any]) -> Results:
@@ -122,7 +120,7 @@ def _resumed(asked: Asked[Any]) -> Results:
     with opened(asked) as workdir:
         if workdir.is_done():
             stored = workdir.read_json("config.json")
-            earlier = Stored.of(workdir.path("results.json"))
+            earlier = Stored(workdir.path("results.json"))
             is_there = all(workdir.path(name).exists() for name in names)
             if is_there and kind.is_whole(asked, stored, earlier):
                 kind.look(asked, workdir)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import _eigenvalues, _made, _squeezed
+from experiments import _made, _squeezed
 from experiments._groups import Run
 from experiments._job import Job
 from experiments._kinds import Kind, Results
@@ -32,7 +32,7 @@ class Loaded(NamedTuple):
 def _load(asked: Asked[Config]) -> Loaded:
     """Returns what flags name; raises UsageError, OSError or ValueError."""
     # First: hours later it might be gone.
-    beside = _eigenvalues.baseline(asked.group(Students).baseline)
+    beside = _squeezed.baseline(asked.group(Students).baseline)
     data, published = asked.group(Images), asked.preset == "paper"
     return Loaded(data.part(published=published, judged_on=data.judged_on), beside)
 
@@ -52,10 +52,10 @@ def _covers(asked: Asked[Config], stored: Results, results: Results) -> bool:
 
 def _again(asked: Asked[Config], workdir: Workdir) -> None:
     """Draws the eigenvalues beside a baseline's."""
-    beside = _eigenvalues.baseline(asked.group(Students).baseline)
+    beside = _squeezed.baseline(asked.group(Students).baseline)
     known = workdir.read_json("results.json")
     if "accuracy" in known and beside is not None:
-        _eigenvalues.draw(workdir, beside, known)
+        _squeezed.draw(workdir, beside, known)
         stored = workdir.read_json("config.json")
         stored["baseline"] = asked.group(Students).baseline
         workdir.write_json("config.json", stored)
@@ -90,15 +90,14 @@ def _work(job: Job, loaded: Loaded) -> Results:
             key=key,
             stage=job.stage("evaluate"),
         )
-        networks = {"squeezed": made.squeezed, "student": made.student}
         with job.timer("evaluate")():
-            values = _eigenvalues.measured(workdir, images, model, networks, key)
+            values = _squeezed.eigenvalues(workdir, images, made, key)
         results |= {
             "accuracy": found.accuracy,
             "autoattack_left": found.left,
             "top_hessian_eigenvalue": {k: float(np.mean(v)) for k, v in values.items()},
         }
-        _eigenvalues.draw(workdir, beside, results)
+        _squeezed.draw(workdir, beside, results)
     spent = job.seconds()
     spent["compile"] += seconds.get("compile", 0.0)
     # The largest of the checkpoints, made again in a moment.

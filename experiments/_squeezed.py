@@ -1,11 +1,14 @@
-"""The set and the networks of a run of sre2l or cda: made once, then read back."""
+"""The set, networks and eigenvalues of a run of sre2l or cda: made once, then kept."""
 
-from typing import NamedTuple
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments import _made
+from experiments._flags import UsageError
 from experiments._job import Job
 from experiments._program import Asked
 from experiments._workdir import Workdir
@@ -15,8 +18,10 @@ from ntk_privacy.distillation.squeezed import Config
 from ntk_privacy.evaluation import soft_students
 from ntk_privacy.evaluation.soft_students import Network
 from ntk_privacy.models import ResNet18, saved
+from ntk_privacy.reports import curvature_plots, files
 
 LOOPS = ("squeeze", "recover", "relabel", "post_train")
+_FILE = "eigenvalues.npz"
 # Where experiments.evade looks for a model, and where the other network lies.
 _FOLDERS = {"student": "", "squeezed": "squeezed"}
 
@@ -92,3 +97,47 @@ def make(job: Job, images: ImageSet) -> Made:
     told = f"{asked.method.name}, regularizer {config.regularizer}"
     _made.draw(job, images, found, told)
     return made
+
+
+def baseline(folder: str | None) -> np.ndarray | None:
+    """Returns eigenvalues of another run's student, or raises UsageError."""
+    if folder is None:
+        return None
+    try:
+        return files.read_arrays(pathlib.Path(folder) / _FILE)["student"]
+    except FileNotFoundError:
+        told = f"has no {_FILE}"
+    except (OSError, KeyError, ValueError):
+        told = f"has an {_FILE} that cannot be read"
+    raise UsageError(
+        f"baseline={folder} {told}: give the folder of a run that was evaluated."
+    )
+
+
+def eigenvalues(
+    workdir: Workdir, images: ImageSet, made: Made, key: jax.Array
+) -> dict[str, np.ndarray]:
+    """Returns the top ones of each network, by name; what is there is kept."""
+    if not workdir.path(_FILE).exists():
+        found = {
+            name: soft_students.eigenvalues(
+                images, made.model, getattr(made, name), key=key
+            )
+            for name in ("squeezed", "student")
+        }
+        workdir.write_arrays(_FILE, **found)
+    return workdir.read_arrays(_FILE)
+
+
+def draw(
+    workdir: Workdir, beside: np.ndarray | None, results: Mapping[str, Any]
+) -> None:
+    """Draws the student's eigenvalues, and a baseline's or the squeezed network's."""
+    found, told = workdir.read_arrays(_FILE), results["regularizer"]
+    shown = {f"{name} network": values for name, values in found.items()}
+    of = f"{results['num_images']} images of {results['dataset']}"
+    title = f"Squeezed from {of}, and its student"
+    if beside is not None:
+        shown = {"baseline": beside, f"regularizer {told}": found["student"]}
+        title = f"Students, distilled from {of}"
+    curvature_plots.eigenvalues(shown, workdir.path("eigenvalues.png"), title=title)

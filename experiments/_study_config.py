@@ -32,10 +32,10 @@ class Config(kernel_methods.Config):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.methods:
+            _checks.named(methods=self.methods)
         for name in self.methods:
             _checks.one_of(_OF["table"], methods=name)
-            if self.methods.count(name) > 1:
-                raise ValueError(f"methods names {name} twice: name it once.")
         noisy = not self.methods or "rkip_noise" in self.methods
         if self.noise_ratio is not None and not noisy:
             raise ValueError(

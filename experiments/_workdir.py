@@ -14,8 +14,8 @@ from ntk_privacy.reports import files
 from ntk_privacy.reports.atomic import replacing
 
 
-class Workdir:
-    """One run's folder, held by one process at a time; a context manager.
+class Workdir(contextlib.AbstractContextManager["Workdir"]):
+    """One run's folder, held by one process at a time; see `close`.
 
     The first start writes config.json; later starts with the same config go on, and
     another is refused. Every file appears whole or not at all.
@@ -144,10 +144,6 @@ class Workdir:
     def close(self) -> None:
         """Lets another process take the folder."""
         self._lock.close()
-
-    def __enter__(self) -> "Workdir":
-        """Returns itself; it is held already."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """See `close`."""

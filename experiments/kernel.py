@@ -68,7 +68,7 @@ def _passed_over(asked: Asked[Any]) -> dict[str, str]:
 
 
 def _check(asked: Asked[Any]) -> None:
-    if asked.group(Blocks).stream and _kernels.is_trained(asked):
+    if asked.group(Blocks).stream and asked.flat().get("train"):
         raise ValueError(
             "stream=true keeps no kernel in memory to compare with: add --notrain."
         )

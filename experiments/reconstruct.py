@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import jax
 
-from experiments import _attacked, _flags, _network, _run, _sweep
+from experiments import _attacked, _flags, _run, _sweep
 from experiments._groups import Run, TaskImages
 from experiments._job import Job
 from experiments._kinds import Kind, Results
@@ -57,14 +57,14 @@ def _passed_over(asked: Asked[Any]) -> dict[str, str]:
 def _load(asked: Asked[Any]) -> tuple[data.Dataset, jax.Array]:
     dataset, key = asked.group(TaskImages).load(asked.group(Run).seed)
     with _flags.usage():
-        known = asked.group(_network.of(asked.method)).before(dataset)
+        known = asked.group(_attacked.network(asked.method)).before(dataset)
         asked.method.check(known, asked.config)
     return dataset, key
 
 
 def _work(job: Job, loaded: tuple[data.Dataset, jax.Array]) -> Results:
     (dataset, key), asked = loaded, job.asked
-    network = asked.group(_network.of(asked.method))
+    network = asked.group(_attacked.network(asked.method))
     victim = network.train(dataset, key, job.stage("train", description="train"))
     with _run.recorded() as told:
         found = _attacked.attack(asked, dataset, victim, job.stage("attack"))
@@ -91,7 +91,7 @@ def _told(asked: Asked[Any], results: Results) -> str:
 def _kind(method: Method[Any]) -> Kind:
     return Kind(
         groups=(
-            *(TaskImages, _network.of(method), _attacked.told(method)),
+            *(TaskImages, _attacked.network(method), _attacked.told(method)),
             ReconstructRun,
         ),
         defaults=_defaults,

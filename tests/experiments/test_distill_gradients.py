@@ -288,7 +288,7 @@ def test_a_learnt_step_size_and_its_fault_are_results(
     monkeypatch.setattr(_made, "make", lambda *_, **__: made)
     trained = []
 
-    def accuracies(config, workdir, images, made, *rest):
+    def accuracies(job, images, made, *rest):
         trained.append(made.step_size)
         return [0.5]
 

@@ -69,7 +69,7 @@ def test_a_kernel_more_is_one_row(tmp_path, capsys, monkeypatch):
     helped = _call(capsys, tmp_path, "--kernel=toy", "--help")[1].out
     assert "flags of toy:\n  --scale=FLOAT" in helped
     assert "toy: Products." in helped
-    for title in ("Images:", "Blocks of the kernel:", "The run:"):
+    for title in ("Images:", "The kernel in memory:", "The run:"):
         assert f"\n{title}\n" in helped
     for name in ("depth", "train", "head", "width"):
         assert f"--{name}=" not in helped
