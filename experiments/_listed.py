@@ -46,8 +46,10 @@ def of_today(program: "Program", arguments: Sequence[str]) -> list[str]:
     """Returns arguments that name the method as it is named today."""
     valued = {f"--{flag}" for flag, value in program.former if value is not True}
     names = {
-        f"--{flag}" if value is True else f"--{flag}={value}": method
+        spelt: method
         for (flag, value), method in program.former.items()
+        for spelt in (f"--{flag}={value}".lower(), f"--{flag}")
+        if spelt not in valued
     }
     joined: list[str] = []
     for argument in arguments:

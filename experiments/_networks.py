@@ -13,7 +13,6 @@ from experiments._made import Loaded
 from experiments._network_flags import Networks, fits, passed_over
 from experiments._program import Asked
 from experiments._workdir import Workdir
-from ntk_privacy.data import ArgumentError
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import kernel_methods
 from ntk_privacy.distillation.search import Kept
@@ -27,8 +26,7 @@ def load(asked: Asked[Any]) -> Loaded:
     key = jax.random.fold_in(jax.random.key(0), asked.group(Run).seed)
     key_data, key_init = jax.random.split(key)
     images, count = asked.group(Data).read(), asked.group(Data).num_train
-    with _flags.usage(ArgumentError):
-        images = images.balanced(asked.config.task, num_train=count, key=key_data)
+    images = images.balanced(asked.config.task, num_train=count, key=key_data)
     check(asked, images)
     return Loaded(images, jax.random.split(key_init, 3))
 

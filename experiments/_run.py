@@ -22,6 +22,7 @@ from experiments._job import Job
 from experiments._kinds import Results
 from experiments._program import Asked
 from experiments._workdir import Workdir
+from ntk_privacy import data
 from ntk_privacy.reports import files
 
 
@@ -104,11 +105,12 @@ def run(asked: Asked[Any]) -> Results:
       OSError: a file is missing.
       ValueError: a file is damaged, a loss is not finite, or the work cannot go on.
     """
-    cells = asked.kind.grid(asked, run)
-    if cells is not None:
-        return cells
-    with precision(asked.flat().get("precision")):
-        return _resumed(asked)
+    with _flags.usage(data.ArgumentError):
+        cells = asked.kind.grid(asked, run)
+        if cells is not None:
+            return cells
+        with precision(asked.flat().get("precision")):
+            return _resumed(asked)
 
 
 def _resumed(asked: Asked[Any]) -> Results:

@@ -16,7 +16,6 @@ from experiments._kinds import Kind, Results
 from experiments._network_flags import Networks
 from experiments._program import Asked
 from experiments._study_config import cells
-from ntk_privacy.data import choice
 from ntk_privacy.reports import studies, study_plots
 
 _OPTIONS = ("num_runs", "num_finite_runs", "methods", "evaluate")
@@ -91,7 +90,7 @@ def _run_cells(asked: Asked[Any], run_cell: Callable[[Asked[Any]], Results]) -> 
             workdir.write_json(f"{name}.json", rows)
             workdir.write_text(f"{name}.md", text)
             if name == "defence":
-                shape = choice.image_shape(asked.group(Data))
+                shape = asked.group(Data).image_shape()
                 study_plots.defences(found, workdir.folder, image_shape=shape)
         if not any(studies.sound(runs) for runs in found.values()):
             raise ValueError(

@@ -23,7 +23,6 @@ from experiments._job import Job
 from experiments._kinds import Kind, Results
 from experiments._program import Asked, Program
 from experiments._workdir import Workdir
-from ntk_privacy import _checks
 from ntk_privacy.data import ArgumentError
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.evaluation import attacked_model, attacked_set
@@ -41,11 +40,6 @@ class Images(Source):
         500, "Test images to attack, at most; none is all.", former=("num_images",)
     )
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.num_attacked is not None:
-            _checks.at_least(1, num_attacked=self.num_attacked)
-
 
 def _check(asked: Asked[Any]) -> None:
     try:
@@ -62,10 +56,9 @@ def _load(asked: Asked[Any]) -> tuple[ImageSet, Model | None]:
 
     there = (train, whole.class_train), (data.num_attacked, whole.class_test)
     train, test = (None if n is None else min(n, len(has)) for n, has in there)
-    with _flags.usage(ArgumentError):
-        images = whole.subset(num_train=train, num_test=test, every_class=trains)
-        model = None if trains else asked.method.run(images, asked.config)
-        classes = attacked_model.check(model, images, config.batch_size)
+    images = whole.subset(num_train=train, num_test=test, every_class=trains)
+    model = None if trains else asked.method.run(images, asked.config)
+    classes = attacked_model.check(model, images, config.batch_size)
     with _flags.usage():
         config.stages(classes)
     return images, model

@@ -170,6 +170,8 @@ def test_flags_that_have_an_effect_are_taken(program, flags):
         ("poison", "--first_seed=3", "--seed=3"),
         ("compare", "--num_images=30 --attacks=none", "--num_train=30"),
         ("compare", "--attacks=all", "--judge=attacks"),
+        ("distill", "--table --num_runs=2", "--method=table --num_runs=2"),
+        ("distill", "--defence=true", "--method=defence"),
         (
             "compare",
             "--attacks all --num_attacked=3",

@@ -22,7 +22,6 @@ from experiments._groups import Source
 from experiments._program import Asked
 from experiments._workdir import Workdir
 from ntk_privacy import data
-from ntk_privacy.data import choice
 from ntk_privacy.data.sets import SETS, Set
 
 CONFIGS = {
@@ -62,10 +61,10 @@ def test_every_binary_takes_a_file_and_knows_what_is_in_it(tmp_path, binary):
     other = _data(_config(binary, dataset=_npz(tmp_path / "b.npz", seed=1)))
     assert one.fingerprint != other.fingerprint
     assert dataclasses.replace(one, seed=1) if hasattr(one, "seed") else True
-    assert choice.image_shape(one) == (4, 4, 1)
+    assert one.image_shape() == (4, 4, 1)
     # The file is another now: the config is still of the images that it was.
     _npz(tmp_path / "a.npz", seed=1)
-    with pytest.raises(_flags.UsageError, match="give those, or leave fingerprint"):
+    with pytest.raises(data.ArgumentError, match="give those, or leave fingerprint"):
         one.read()
 
 
@@ -103,7 +102,7 @@ def test_a_set_more_is_one_row_for_the_binaries(tmp_path, monkeypatch):
     found = _data(config).part(published=False)
     assert (found.x_train.shape, found.num_classes) == ((20, 6, 6, 1), 4)
     assert "flip" not in found.operations
-    assert choice.image_shape(_data(_config("distill", dataset="toy"))) == (
+    assert _data(_config("distill", dataset="toy")).image_shape() == (
         6,
         6,
         1,
