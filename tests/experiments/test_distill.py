@@ -13,6 +13,7 @@ from experiments import _flags, _networks, _study_config, distill
 from experiments._groups import Run
 from experiments._workdir import Workdir
 from ntk_privacy import checkpoint, data, kip, rkip
+from ntk_privacy.data import choice
 from ntk_privacy.distillation import kernel_methods, regressed, search
 from ntk_privacy.kernels import conjugate_gradients
 
@@ -263,7 +264,7 @@ def _all_alike(monkeypatch):
         first = np.repeat(found.images_train[:1], len(found.class_train), axis=0)
         return dataclasses.replace(found, images_train=first)
 
-    monkeypatch.setattr(data, "load_set", same)
+    monkeypatch.setattr(choice, "load_set", same)
 
 
 def test_many_targets_that_cannot_be_solved_name_flags(tmp_path, capsys, monkeypatch):
@@ -384,7 +385,7 @@ def test_damaged_files_end_a_study_before_it_starts(tmp_path, capsys, monkeypatc
     def damaged(*_, **__):
         raise ValueError("train-images is truncated: fetch it again.")
 
-    monkeypatch.setattr(data, "load_set", damaged)
+    monkeypatch.setattr(choice, "load_set", damaged)
     folder = tmp_path / "new"
     code, told = _call(capsys, *_arguments(folder, "--table"))
     assert code == 1
