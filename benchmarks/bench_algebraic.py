@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _measure
-from experiments import _groups, _network, reconstruct
+from experiments import _groups, _trained, reconstruct
 from ntk_privacy import _loop, resume
 from ntk_privacy.evaluation import reconstruction_curve
 from ntk_privacy.reconstruction import algebraic, kkt
@@ -46,7 +46,7 @@ def victim_of(row, seed):
     """Trains the row's network as `experiments.reconstruct` does; its images too."""
     asked = reconstruct.PROGRAM.asked(**row, seed=seed)
     dataset, key = asked.group(_groups.TaskImages).load(seed)
-    network = asked.group(_network.Regression)
+    network = asked.group(_trained.Trained)
     return network.train(dataset, key, resume.straight), dataset
 
 

@@ -32,11 +32,7 @@ class Budget:
     )
 
     def __post_init__(self):
-        if not self.methods:
-            raise ValueError("methods is empty: name one at least.")
-        for name in self.methods:
-            if self.methods.count(name) > 1:
-                raise ValueError(f"methods names {name} twice: name it once.")
+        _checks.named(methods=self.methods)
         _checks.positive(seconds=self.seconds)
         _checks.at_least(
             1, images_per_class=self.images_per_class, num_targets=self.num_targets

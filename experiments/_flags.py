@@ -1,8 +1,9 @@
 """Flags from frozen dataclasses: one field, one flag, no global state.
 
-A `Program` has groups of flags and a table of methods: a command line has the flags of
-the method that it names, and of no other. Flags live on a private `FlagValues` made
-inside `run`, so that any number of binaries can be imported by one process.
+Field metadata: `help`, a sentence; `choices`, the values allowed; `former`, names that
+the flag had, still understood. Types are bool, int, float, str, Literal, optionals of
+these, and tuples of numbers or texts (between commas on the command line). Flags live
+on a private `FlagValues`, so that one process can import any number of binaries.
 
 Exit codes: 0 done, 1 a file or its contents, 2 a flag, 130 interrupted. Errors are one
 line on stderr.
@@ -10,22 +11,18 @@ line on stderr.
 
 import contextlib
 import dataclasses
-import difflib
 import math
 import os
 import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 from absl import flags
 
 from ntk_privacy import _checks
-
-Config = TypeVar("Config")
-Asked = TypeVar("Asked", covariant=True)
 
 # Seeds and counters are 32 bits wide on devices.
 _LARGEST_SEED, _LARGEST = 2**32 - 1, 10**9
@@ -78,13 +75,6 @@ def _parse_scalar(kind: type, text: str) -> Any:
     return value
 
 
-def unknown(name: str, known: Sequence[str]) -> str:
-    """Returns what to say of a value that is none of those that there are."""
-    near = difflib.get_close_matches(name, known, n=1)
-    told = f", did you mean {near[0]}? Use" if near else ": use"
-    return f"unknown{told} one of {', '.join(known)}."
-
-
 class _Parser(flags.ArgumentParser):
     """Parses int, float, str, Literal, their optionals, and tuples of them."""
 
@@ -92,7 +82,6 @@ class _Parser(flags.ArgumentParser):
         super().__init__()
         self.hint, self.optional = _split_optional(hint)
         self.choices = metadata.get("choices")
-        self.former = metadata.get("former_values", {})
         if typing.get_origin(self.hint) is typing.Literal:
             self.choices = self.choices or typing.get_args(self.hint)
             self.hint = type(self.choices[0])
@@ -107,9 +96,9 @@ class _Parser(flags.ArgumentParser):
         if self.optional and argument.lower() == "none":
             return None
         if not self.is_tuple:
-            value = _parse_scalar(self.kind, self.former.get(argument, argument))
+            value = _parse_scalar(self.kind, argument)
             if self.choices is not None and value not in self.choices:
-                raise ValueError(unknown(argument, [*map(str, self.choices)]))
+                raise ValueError(_checks.unknown(argument, self.choices))
             return value
         parts = [part.strip() for part in argument.split(",")] if argument else []
         if self.length is not None and len(parts) != self.length:
@@ -137,46 +126,35 @@ def _shown(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A flag: its field, type and group; the defaults of presets where they differ."""
+    """A flag: its field, type and group, and its defaults by preset."""
 
     field: dataclasses.Field
     hint: Any
-    group: str = ""
-    presets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    group: str
+    presets: Mapping[str, Any]
 
     @property
     def name(self) -> str:
         """Of the flag and of its field."""
         return self.field.name
 
-    @property
-    def default(self) -> Any:
-        """Of the field; MISSING where the flag is required."""
-        if self.field.default_factory is not dataclasses.MISSING:
-            return self.field.default_factory()
-        return self.field.default
-
     def told_default(self) -> str:
         """Returns what `--help` says of it."""
         shown = {name: _shown(value) for name, value in self.presets.items()}
         if len(set(shown.values())) > 1:
             return ", ".join(f"{name}: {value}" for name, value in shown.items())
-        if self.default is dataclasses.MISSING and not shown:
-            return "required"
-        return f"default: {next(iter(shown.values()), _shown(self.default))}"
+        return f"default: {next(iter(shown.values()))}"
 
 
-def entries(
-    config_class: type, group: str = "", presets: Mapping[str, Any] | None = None
-) -> list[Entry]:
+def entries(config_class: type, group: str, presets: Mapping[str, Any]) -> list[Entry]:
     """Returns the flags of a config, given what presets make of it, by name."""
-    hints, made = typing.get_type_hints(config_class), presets or {}
+    hints = typing.get_type_hints(config_class)
     return [
         Entry(
             field,
             hints[field.name],
             group,
-            {name: getattr(config, field.name) for name, config in made.items()},
+            {name: getattr(config, field.name) for name, config in presets.items()},
         )
         for field in dataclasses.fields(config_class)
     ]
@@ -246,16 +224,12 @@ def _check_size(name: str, value: Any) -> None:
 def _defined(entries: Sequence[Entry]) -> flags.FlagValues:
     values = flags.FlagValues()
     for entry in entries:
-        given = None if entry.default is dataclasses.MISSING else entry.default
         if entry.hint is bool:
-            flags.DEFINE_boolean(entry.name, given, "", flag_values=values)
+            flags.DEFINE_boolean(entry.name, None, "", flag_values=values)
             continue
         parser = _Parser(entry.hint, entry.field.metadata)
-        flag = flags.Flag(parser, flags.ArgumentSerializer(), entry.name, None, "")
-        # Set past the parser: defaults are values already, tuples among them.
-        flag.default = flag.value = given
-        flag.using_default_value = True
-        values[entry.name] = flag
+        serializer = flags.ArgumentSerializer()
+        values[entry.name] = flags.Flag(parser, serializer, entry.name, None, "")
     for name, short in (("help", "h"), ("helpshort", None)):
         flags.DEFINE_boolean(name, False, "", flag_values=values, short_name=short)
     return values
@@ -265,7 +239,7 @@ def given(
     entries: Sequence[Entry],
     arguments: Sequence[str],
     text: Callable[[bool], str],
-    foreign: Callable[[str], str | None] = lambda _: None,
+    foreign: Callable[[str], str | None],
 ) -> dict[str, Any]:
     """Returns the values of the flags that stand on a command line.
 
@@ -276,7 +250,7 @@ def given(
       foreign: what to say of a flag that is none of these, if anything.
 
     Raises:
-      UsageError: an unknown flag, a wrong type, a required flag that is missing.
+      UsageError: an unknown flag, or a value of a wrong type.
     """
     values, former = _defined(entries), _former(entries)
     try:
@@ -297,9 +271,6 @@ def given(
     found = {e.name: values[e.name].value for e in entries if values[e.name].present}
     for name, value in found.items():
         _check_size(name, value)
-    for entry in entries:
-        if entry.name not in found and entry.default is dataclasses.MISSING:
-            raise UsageError(f"--{entry.name} is required (--help lists the flags)")
     return found
 
 
@@ -310,73 +281,19 @@ def _renamed(argument: str, former: Mapping[str, str]) -> str:
     return f"--{former[name]}{equals}{value}" if known else argument
 
 
-def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
-    """Returns the config that command line arguments ask for.
-
-    Args:
-      config_class: a frozen dataclass; fields are bool, int, float, str, Literal,
-        optionals of these, or tuples of numbers (between commas on the command line).
-        Field metadata: `help`, a sentence; `choices`, the values allowed; `former`,
-        names that the flag had, still understood; `former_values`, likewise. A method
-        `passed_over` names the flags that would have no effect.
-      arguments: without the program's name.
-
-    Raises:
-      UsageError: an unknown flag, a wrong type, a value that the config refuses, or a
-        flag that would have no effect.
-    """
-    about = " ".join((config_class.__doc__ or "").split("\n\n")[0].split())
-    found = entries(config_class)
-    values = given(found, arguments, lambda _: help_text(about, found))
-    with usage():
-        config = config_class(**values)
-    refuse_passed_over(values, (config,), {})
-    return config
-
-
-def refuse_passed_over(
-    given: Collection[str], parts: Sequence[Any], reasons: Mapping[str, str]
-) -> None:
-    """Refuses flags that were given and would have no effect, whatever their values.
-
-    Args:
-      given: the flags that stand on the command line.
-      parts: configs; one may have a method `passed_over`, which returns reasons.
-      reasons: flags that are not read, each with the choice that makes it so.
-    """
-    told = dict(reasons)
-    for part in parts:
-        told |= part.passed_over() if hasattr(part, "passed_over") else {}
-    for name in given:
-        if name in told:
-            raise UsageError(f"--{name} has no effect with {told[name]}: leave it out.")
-
-
-@runtime_checkable
-class Parser(Protocol[Asked]):
-    """What makes of a command line what a binary's `main` takes, or a UsageError."""
-
-    def parse(self, arguments: Sequence[str]) -> Asked: ...
-
-
-def read(kind: type[Config] | Parser[Config], arguments: Sequence[str]) -> Config:
-    """Returns what a command line asks for: see `parse`."""
-    return parse(kind, arguments) if isinstance(kind, type) else kind.parse(arguments)
-
-
 def call(
-    main: Callable[[Config], Any],
-    config_class: type[Config] | Parser[Config],
+    main: Callable[[Any], Any],
+    parse: Callable[[Sequence[str]], Any],
     arguments: Sequence[str],
 ) -> int:
-    """Parses, calls `main(config)` and returns the exit code; errors go to stderr.
+    """Calls `main(parse(arguments))`, returns the exit code; errors go to stderr.
 
     From `main`, a UsageError means 2; OSError and any other ValueError, which is what
     loaders raise for a broken file, mean 1. Other exceptions are faults of the program
     and keep their traceback.
     """
     try:
-        main(read(config_class, arguments))
+        main(parse(arguments))
     except _HelpAsked as asked:
         with contextlib.suppress(BrokenPipeError):  # `--help | head`
             print(asked, flush=True)
@@ -398,8 +315,6 @@ def _fail(error: Exception | str, code: int) -> int:
     return code
 
 
-def run(
-    main: Callable[[Config], Any], config_class: type[Config] | Parser[Config]
-) -> NoReturn:
+def run(main: Callable[[Any], Any], parse: Callable[[Sequence[str]], Any]) -> NoReturn:
     """Runs a binary from the command line; call it under `__main__` only."""
-    sys.exit(call(main, config_class, sys.argv[1:]))
+    sys.exit(call(main, parse, sys.argv[1:]))

@@ -1,48 +1,23 @@
 """Groups of flags that binaries share: images, and the run."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
 
-from experiments import _flags
 from ntk_privacy import _checks, data
-from ntk_privacy.data import Foretold, ImageSet, choice
+from ntk_privacy.data import ImageSet, choice
 from ntk_privacy.method import field
 
 
-def dataset_field(default: str) -> Any:
-    """Returns the field of a config that names the image set."""
-    return field(
-        default,
-        "Image set: " + ", ".join(data.SETS) + " (digits is embedded, the others are "
-        "read from files); or the path of an .npz file with images and labels, or of "
-        "a folder with train/CLASS/* and val/CLASS/* (or test), or CLASS/*.",
-    )
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
+class Source(choice.Choice):
     """Images."""
 
-    dataset: str = dataset_field("digits")
-    image_size: int | None = field(
-        None,
-        "Pixels a side that pictures of a folder are cropped and resized to; none is "
-        "their own, if they are squares of one size up to 64, else 64.",
-    )
-    data_dir: str | None = field(
-        None, "Folder of the image sets; none: NTK_PRIVACY_DATA, else the cache."
-    )
-    download: bool = field(False, "Fetch the image set if it is not there.")
-    fingerprint: str | None = field(
-        None, "Of one's own images, which must be these; none: it is filled in."
-    )
-
     def __post_init__(self):
-        for name, value in choice.filled_in(self).items():
-            object.__setattr__(self, name, value)
+        super().__post_init__()
+        counts = {k: n for k, n in vars(self).items() if k.startswith("num_")}
+        _checks.at_least(1, **{k: n for k, n in counts.items() if n is not None})
 
     def not_results(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Returns flags that may differ when a run goes on in its folder.
@@ -60,34 +35,17 @@ class Source:
         gone = self.fingerprint is None
         return (*names, "fingerprint" if gone else "dataset")
 
-    def foretold(self) -> Foretold:
-        """Returns what is known of the images before they are read."""
-        named = self.dataset != choice.FOLDER
-        place = self.dataset if named else pathlib.Path(self.data_dir or "")
-        return data.foretold(place, size=self.image_size)
-
-    def source(self) -> dict[str, Any]:
-        """Returns the place, or raises UsageError if other images lie there now."""
-        with _flags.usage(data.ArgumentError):
-            return choice.source(self)
-
-    def read(self) -> ImageSet:
-        """Returns the whole image set."""
-        return data.load_set(**self.source())
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data(Source):
     """Images."""
 
     num_train: int | None = field(
-        None, "Training images; none is all.", former=("num_images",)
+        None,
+        "Training images, balanced over the classes of a task if there is one; none is "
+        "all.",
+        former=("num_images",),
     )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.num_train is not None:
-            _checks.at_least(1, num_train=self.num_train)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,16 +54,10 @@ class Tested(Data):
 
     num_test: int | None = field(None, "Test images; none is all of them.")
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.num_test is not None:
-            _checks.at_least(1, num_test=self.num_test)
-
     def part(self, *, published: bool, **chosen: Any) -> ImageSet:
         """Returns a random part of the images that is the same for every seed."""
         whole, chosen["num_train"] = self.read(), self.num_train
-        with _flags.usage(data.ArgumentError):
-            images = whole.subset(num_test=self.num_test, **chosen)
+        images = whole.subset(num_test=self.num_test, **chosen)
         return images.by_published() if published else images
 
 
@@ -127,8 +79,7 @@ class TaskImages(Data):
         key = jax.random.fold_in(jax.random.key(0), seed)
         key_data, key_init = jax.random.split(key)
         place, sizes = self.source(), {"num_train": self.num_train, "task": self.task}
-        with _flags.usage(data.ArgumentError):
-            return data.load(**place, **sizes, key=key_data), key_init
+        return data.load(**place, **sizes, key=key_data), key_init
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _run
 from experiments._flags import usage
 from experiments._groups import Run, TaskImages
+from experiments._job import Job
 from experiments._program import Asked
 from experiments._workdir import Workdir
 from ntk_privacy import data, sharding
 from ntk_privacy.evaluation import kernel_movement, spectrum
 from ntk_privacy.kernels import blockwise, named
 from ntk_privacy.reports import kernel_plots
-from ntk_privacy.resume import Stage, Timer
+from ntk_privacy.resume import Stage
 
 MAX_SHOWN = 2000
 """Images of which a streamed kernel is drawn and its spectrum taken."""
@@ -28,11 +28,6 @@ class Loaded(NamedTuple):
     x: jax.Array
     y: jax.Array
     kernel: named.Kernel
-
-
-def is_trained(asked: Asked[Any]) -> bool:
-    """Whether there is a network, and it is trained."""
-    return "training" in asked.method.wants and asked.flat()["train"]
 
 
 def load(asked: Asked[Any]) -> Loaded:
@@ -52,20 +47,19 @@ def load(asked: Asked[Any]) -> Loaded:
     return Loaded(dataset, x, y, kernel)
 
 
-def work(asked: Asked[Any], workdir: Workdir, loaded: Loaded) -> dict[str, Any]:
+def work(job: Job, loaded: Loaded) -> dict[str, Any]:
     """Computes, draws and writes; returns entries of results.json."""
     dataset, x, y, made = loaded
-    flags, run, folder = asked.flat(), asked.group(Run), workdir.checkpoint_folder
-    computing, following = Timer(), Timer()
+    asked, workdir, flags = job.asked, job.workdir, job.asked.flat()
     # Images of one class stand together in the picture.
     order = np.argsort(dataset.class_train, kind="stable")
     x, y = x[order], y[order]
     arrays = {"labels": y, "classes": dataset.class_train[order]}
     if flags["stream"]:
-        stage = _run.stage(run, folder, computing)
-        kernel = _streamed(workdir, made, x, named.bytes_of(flags["budget"]), stage)
+        budget = named.bytes_of(flags["budget"])
+        kernel = _streamed(workdir, made, x, budget, job.stage("kernel"))
     else:
-        with computing():
+        with job.timer("kernel")():
             kernel = np.asarray(jax.jit(made.fn)(x))
         arrays["kernel"] = kernel
     shown = np.linspace(0, len(x) - 1, min(len(x), MAX_SHOWN)).round().astype(int)
@@ -73,7 +67,7 @@ def work(asked: Asked[Any], workdir: Workdir, loaded: Loaded) -> dict[str, Any]:
     arrays["eigenvalues"] = spectrum.eigenvalues(part)
     first = "initialisation" if made.network else asked.method.name
     spectra, told = {first: arrays["eigenvalues"]}, {}
-    if made.network is not None and is_trained(asked):
+    if made.network is not None and flags["train"]:
         moved = kernel_movement.follow(
             made.network,
             x,
@@ -81,7 +75,7 @@ def work(asked: Asked[Any], workdir: Workdir, loaded: Loaded) -> dict[str, Any]:
             kernel_0=jnp.asarray(kernel),
             stop_loss=flags["stop_loss"],
             max_steps=flags["max_train_steps"],
-            stage=_run.stage(run, folder, following),
+            stage=job.stage("train"),
         )
         after = spectrum.eigenvalues(moved.kernel_t)
         spectra[f"after {moved.steps[-1]} steps"] = after
@@ -104,15 +98,11 @@ def work(asked: Asked[Any], workdir: Workdir, loaded: Loaded) -> dict[str, Any]:
         "kernel": asked.method.name,
         "dataset": flags["dataset"],
         "num_images": len(x),
-        "seed": run.seed,
+        "seed": job.seed,
         "spectrum_images": len(shown),
         **spectrum.figures(part, np.asarray(y)[shown]),
         **told,
-        "seconds": {
-            "compile": computing.compile + following.compile,
-            "kernel": computing.run,
-            "train": following.run,
-        },
+        "seconds": job.seconds(),
     }
 
 

@@ -1,97 +1,87 @@
-"""What `experiments.distill` does with the sets of a kind of methods: one record each.
-
-Methods that match classes make sets to train ConvNets on (`_students`), methods of a
-task make sets to regress on (`_networks`), sre2l and cda sets with soft labels
-(`_soft_students`).
-"""
+"""What a binary does with the methods of a kind, and which flags it has for them."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
-import jax
-
-from experiments._groups import Data, Run
-from experiments._program import Asked
 from experiments._workdir import Workdir
-from ntk_privacy.data.image_set import ImageSet
-from ntk_privacy.distillation.search import Distilled
+from ntk_privacy.method import Method
+from ntk_privacy.reports import files
+
+if TYPE_CHECKING:
+    from experiments._job import Job
+    from experiments._program import Asked
+
+Results = dict[str, Any]
+Run = Callable[["Asked[Any]"], Results]
 
 
-class Loaded(NamedTuple):
-    """Images; keys of the method, of networks, and of what they are set against."""
-
-    images: ImageSet
-    keys: jax.Array
+def _as_asked(asked: "Asked[Any]", stored: Results, results: Results) -> bool:
+    """Whether the flags that may differ are as they were."""
+    del results
+    flat, kind = files.plain(asked.flat()), asked.kind
+    asked_for = (n for n in kind.later(asked) if n in flat and n not in kind.stages)
+    return all(stored.get(name) == flat[name] for name in asked_for)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What is done with a set.
+    """What is done with methods of a kind: see `_run.run`.
 
     Attributes:
-      groups: of flags, besides the method's and the run's.
-      stages: flags that may be asked for later, each with the entry of results.json
-        that tells that it is there.
-      sizes: other flags that may differ when a run goes on.
-      load: returns the images, or raises UsageError where a flag does not fit them.
-      judged: `(asked, workdir, loaded, earlier)`: makes the set and judges it; returns
-        what results.json holds, given what it held.
-      rows: of a short table for the terminal, given the results.
+      groups: classes of flags, besides the method's.
+      defaults: `(method, preset)` returns values of these flags unless given, where
+        they are not those of the classes.
       passed_over: flags that are not read, each with the choice that makes it so.
-      covers: whether the results of a stage are all that is asked of it.
-      extended: the flags of a stage that is there, given config.json.
-      again: what a start of a run that is whole still does, such as a picture.
+      check: raises ValueError where values do not go together.
+      load: returns what the work is done on, or raises UsageError where a flag does not
+        fit it: before the folder is touched, so that images that cannot be had leave
+        nothing behind.
+      work: `(job, loaded)` returns what results.json will hold.
+      timers: of its seconds, told whether or not there is such a loop.
+      grid: `(asked, run)` runs many cells instead; None where one run is asked for.
+      told: `(asked, results)` returns a text for the terminal.
+      later: flags that may differ when a run goes on in its folder.
+      stages: those of them that ask for more, each with the entry of results.json that
+        tells that it is there.
+      covers: `(asked, config.json, results.json)`: whether a whole run holds all that
+        is asked of these stages.
+      extended: `(asked, config.json, results.json)`: the flags, with those that stages
+        which are there were made with.
+      files: without which a run is not whole.
+      look: what a start of a whole run still does, such as a check of its model.
+      tidy: whether to remove the checkpoints of a whole run.
     """
 
     groups: tuple[type, ...]
-    stages: Mapping[str, str]
-    load: Callable[[Asked[Any]], Any]
-    judged: Callable[[Asked[Any], Workdir, Any, dict[str, Any]], dict[str, Any]]
-    rows: Callable[[dict[str, Any]], list[tuple[str, str]]]
-    sizes: tuple[str, ...] = ()
-    passed_over: Callable[[Asked[Any]], dict[str, str]] = lambda _: {}
-    covers: Callable[[Asked[Any], Mapping[str, Any]], bool] = lambda *_: True
-    extended: Callable[[Asked[Any], Mapping[str, Any]], Asked[Any]] = lambda asked, _: (
-        asked
+    load: Callable[["Asked[Any]"], Any] = lambda _: None
+    work: Callable[["Job", Any], Results] = lambda *_: {}
+    timers: tuple[str, ...] = ()
+    told: Callable[["Asked[Any]", Results], str]
+    defaults: Callable[[Method[Any], str], Mapping[str, Any]] = lambda *_: {}
+    passed_over: Callable[["Asked[Any]"], Mapping[str, str]] = lambda _: {}
+    check: Callable[["Asked[Any]"], None] = lambda _: None
+    grid: Callable[["Asked[Any]", Run], Results | None] = lambda *_: None
+    later: Callable[["Asked[Any]"], Collection[str]] = lambda _: ()
+    stages: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    covers: Callable[["Asked[Any]", Results, Results], bool] = _as_asked
+    extended: Callable[["Asked[Any]", Results, Results], "Asked[Any]"] = (
+        lambda asked, *_: asked
     )
-    again: Callable[[Asked[Any], Workdir], None] = lambda *_: None
+    files: tuple[str, ...] = ()
+    look: Callable[["Asked[Any]", Workdir], None] = lambda *_: None
+    tidy: bool = False
 
-    def is_done(self, asked: Asked[Any], workdir: Workdir) -> bool:
-        """Whether a folder holds all that is asked for."""
-        flags, results = asked.flat(), workdir.read_json("results.json")
+    def is_whole(self, asked: "Asked[Any]", stored: Results, results: Results) -> bool:
+        """Whether a folder's results are all that is asked for."""
+        flags = asked.flat()
         there = [e in results for stage, e in self.stages.items() if flags[stage]]
-        return all(there) and self.covers(asked, results)
+        return all(there) and self.covers(asked, stored, results)
 
-    def work(self, asked: Asked[Any], workdir: Workdir, loaded: Any) -> dict[str, Any]:
-        """Returns the results, those of the stages of earlier starts among them."""
-        earlier = workdir.read_json("results.json") if workdir.is_done() else {}
-        if earlier:
-            flags, stored = asked.flat(), workdir.read_json("config.json")
-            there = {s: flags[s] or e in earlier for s, e in self.stages.items()}
-            if "accuracy" in earlier:
-                asked = self.extended(asked, stored)
-            asked = asked.replaced(**there)
-        workdir.write_json("config.json", asked.flat())
-        return self.judged(asked, workdir, loaded, earlier)
-
-
-def figures(
-    asked: Asked[Any], made: Distilled, nearest: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Returns what results.json says of every set; nearest: of the judge of copies."""
-    return {
-        "method": asked.method.name,
-        "dataset": asked.group(Data).dataset,
-        "num_distilled": len(made.images),
-        "width": asked.flat()["width"],
-        "seed": asked.group(Run).seed,
-        "nonfinite": False,
-        "nearest": nearest,
-    }
-
-
-def told_of_copies(results: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns the line of a short table for the terminal."""
-    count = f"{results['nearest']['num_copies']} of {results['num_distilled']}"
-    return "copies of training images (PSNR >= 25 dB)", count
+    def with_earlier(
+        self, asked: "Asked[Any]", stored: Results, earlier: Results
+    ) -> "Asked[Any]":
+        """Returns the flags, with the stages that are there already."""
+        flags = asked.flat()
+        there = {s: flags[s] or e in earlier for s, e in self.stages.items()}
+        return self.extended(asked, stored, earlier).replaced(**there)

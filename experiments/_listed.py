@@ -1,50 +1,85 @@
 """What a command line may say of a method, and what `--help` says of it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiments import _flags
-from ntk_privacy.method import Method
+from ntk_privacy.method import Method, field
 
 if TYPE_CHECKING:
     from experiments._program import Program
 
 
+def own(kind: type, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that are fields of a dataclass."""
+    names = {entry.name for entry in dataclasses.fields(kind)}
+    return {name: value for name, value in flat.items() if name in names}
+
+
 def entries(program: "Program", method: Method[Any]) -> list[_flags.Entry]:
     """Returns the flags of a method, with their types, texts and defaults."""
-    presets = tuple(method.presets)
-    made = {name: method.configured(name) for name in presets}
+    presets, kind = tuple(method.presets), program.kind(method)
     told = "One of the values below; each has flags of its own."
-    was = {"former": (program.former,), "former_values": program.former_names}
     names, preset = Literal[*program.methods], "What flags are unless given."
     choice = dataclasses.make_dataclass(
         "Choice",
         [
-            (program.flag, names, _choice(program.default, told, **was)),
-            ("preset", Literal[*presets], _choice(presets[0], preset)),
+            (program.flag, names, field(program.default, told)),
+            ("preset", Literal[*presets], field(presets[0], preset)),
         ],
     )
-    found = _flags.entries(choice, program.flag)
+    found = _flags.entries(choice, program.flag, {"": choice()})
+    made = {name: method.configured(name) for name in presets}
     found += _flags.entries(method.config, f"flags of {method.name}", made)
-    for kind in program.groups(method):
-        known = {entry.name for entry in found}
-        title = (kind.__doc__ or kind.__name__).split("\n")[0].rstrip(".")
-        sized = {name: kind(**sizes(kind, name, method)) for name in presets}
-        more = _flags.entries(kind, title, sized)
-        found += [entry for entry in more if entry.name not in known]
-    return found
+    usual = {name: kind.defaults(method, name) for name in presets}
+    for group in kind.groups:
+        title = (group.__doc__ or group.__name__).split("\n")[0].rstrip(".")
+        made = {name: group(**own(group, flat)) for name, flat in usual.items()}
+        found += _flags.entries(group, title, made)
+    # A flag that several parts have is one flag, told where it stands first.
+    first = {entry.name: entry for entry in reversed(found)}
+    return [entry for entry in found if first[entry.name] is entry]
 
 
-def named(program: "Program", arguments: Sequence[str]) -> str:
-    """Returns the method that a command line names, known or not."""
-    found, names = program.default, {program.flag, program.former or program.flag}
-    for place, argument in enumerate(arguments):
-        flag, _, value = argument.partition("=")
-        if flag.startswith("-") and flag.lstrip("-") in names:
-            found = value or "".join(arguments[place + 1 : place + 2])
-            break
-    return program.former_names.get(found, found)
+def of_today(program: "Program", arguments: Sequence[str]) -> list[str]:
+    """Returns arguments that name the method as it is named today."""
+    valued = {f"--{flag}" for flag, value in program.former if value is not True}
+    names = {
+        spelt: method
+        for (flag, value), method in program.former.items()
+        for spelt in (f"--{flag}={value}".lower(), f"--{flag}")
+        if spelt not in valued
+    }
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in valued:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    chosen = {a.partition("=")[0]: names[a] for a in joined if a in names}
+    if chosen:
+        with _flags.usage():
+            the_one(program, [*chosen.values(), *named(program, joined)[-1:]])
+    return [f"--{program.flag}={names[a]}" if a in names else a for a in joined]
+
+
+def named(program: "Program", arguments: Sequence[str]) -> list[str]:
+    """Returns the methods that a command line names, known or not: the last counts."""
+    return [
+        value or "".join(arguments[place + 1 : place + 2])
+        for place, argument in enumerate(arguments)
+        for flag, _, value in [argument.partition("=")]
+        if flag.startswith("-") and flag.lstrip("-") == program.flag
+    ]
+
+
+def the_one(program: "Program", methods: Sequence[str]) -> str | None:
+    """Returns the method that is named, if any; raises ValueError for two."""
+    if len(set(methods)) > 1:
+        told = f"{' and '.join(methods)} are two values of --{program.flag}"
+        raise ValueError(f"{told}: ask for one.")
+    return methods[0] if methods else None
 
 
 def text(
@@ -57,8 +92,6 @@ def text(
     short = (program.flag, f"flags of {method.name}")
     entries = [e for e in entries if not is_short or e.group in short]
     rows = [f"  {name}: {other.about}" for name, other in program.methods.items()]
-    if program.beside:
-        rows.append(f"  with flags of their own: {', '.join(program.beside)}")
     about = f"{program.about}\n--{program.flag}={method.name}: {method.about}"
     more = ["", f"values of --{program.flag}:", *rows]
     return _flags.help_text(about, entries, more)
@@ -77,12 +110,3 @@ def foreign(program: "Program", method: Method[Any], name: str) -> str | None:
         f"--{name} has no effect with --{program.flag}={method.name}: leave it out "
         f"(it is a flag of {', '.join(holders)})."
     )
-
-
-def sizes(kind: type, preset: str, method: Method[Any]) -> dict[str, Any]:
-    """Returns what a preset says of a group, which may have a method `sizes`."""
-    return kind.sizes(preset, method) if hasattr(kind, "sizes") else {}  # pyright: ignore
-
-
-def _choice(default: str, text: str, **more: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text, **more})

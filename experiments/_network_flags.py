@@ -1,23 +1,11 @@
-"""Flags of `experiments.distill` with methods of a task, beside the method's own."""
+"""Flags of networks trained on a set to regress on, and which of them are read."""
 
 import dataclasses
 from typing import Any
 
-from experiments._groups import Data
 from experiments._program import Asked
 from ntk_privacy.evaluation import defence, transfer
 from ntk_privacy.method import field
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Images(Data):
-    """Images."""
-
-    num_train: int | None = field(
-        500,
-        "Training images to distil, balanced over the classes of the task.",
-        former=("num_images",),
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +20,15 @@ class Networks(transfer.Config, defence.Config):
     attack: bool = field(
         False, "Attack a network trained on the set; compare with the original images."
     )
+
+
+def fits(asked: Asked[Any]) -> None:
+    """Raises ValueError where a set is no set to attack."""
+    if asked.method.name == "full" and asked.group(Networks).attack:
+        raise ValueError(
+            "method='full' is no distilled set: attack a network trained on all "
+            "images with experiments.reconstruct."
+        )
 
 
 def passed_over(asked: Asked[Any]) -> dict[str, str]:

@@ -1,25 +1,24 @@
 """`experiments.distill`, methods of a task: networks trained on the set, attacked."""
 
 import shutil
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from experiments import _flags, _kinds, _made, _run
+from experiments import _flags, _made
 from experiments._groups import Data, Run
-from experiments._kinds import Kind, Loaded
-from experiments._network_flags import Images, Networks, passed_over
+from experiments._job import Job
+from experiments._kinds import Kind, Results
+from experiments._made import Loaded
+from experiments._network_flags import Networks, fits, passed_over
 from experiments._program import Asked
 from experiments._workdir import Workdir
-from ntk_privacy.data import ArgumentError
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import kernel_methods
 from ntk_privacy.distillation.search import Kept
-from ntk_privacy.evaluation import JUDGES, copies, defence, rates
+from ntk_privacy.evaluation import JUDGES, copies
 from ntk_privacy.evaluation.judged import Judged
 from ntk_privacy.reports import plots, sets
-from ntk_privacy.resume import Timer
 
 
 def load(asked: Asked[Any]) -> Loaded:
@@ -27,8 +26,7 @@ def load(asked: Asked[Any]) -> Loaded:
     key = jax.random.fold_in(jax.random.key(0), asked.group(Run).seed)
     key_data, key_init = jax.random.split(key)
     images, count = asked.group(Data).read(), asked.group(Data).num_train
-    with _flags.usage(ArgumentError):
-        images = images.balanced(asked.config.task, num_train=count, key=key_data)
+    images = images.balanced(asked.config.task, num_train=count, key=key_data)
     check(asked, images)
     return Loaded(images, jax.random.split(key_init, 3))
 
@@ -40,13 +38,16 @@ def check(asked: Asked[Any], images: ImageSet) -> None:
         asked.method.check(images, asked.config)
 
 
-def _covers(asked: Asked[Any], results: Mapping[str, Any]) -> bool:
+def _covers(asked: Asked[Any], stored: Results, results: Results) -> bool:
+    del stored
     flags = asked.group(Networks)
     kinds = ("linearized", "standard") if flags.evaluate else ()
     return all(len(results["runs"][kind]) >= flags.num_trained for kind in kinds)
 
 
-def _extended(asked: Asked[Any], stored: Mapping[str, Any]) -> Asked[Any]:
+def _extended(asked: Asked[Any], stored: Results, results: Results) -> Asked[Any]:
+    if "accuracy" not in results:
+        return asked
     flags = asked.group(Networks)
     runs, finite = stored["num_runs"], stored["num_finite_runs"]
     finite = runs if finite is None else finite
@@ -56,13 +57,11 @@ def _extended(asked: Asked[Any], stored: Mapping[str, Any]) -> Asked[Any]:
     return asked.replaced(num_runs=runs, num_finite_runs=finite)
 
 
-def _judged(
-    asked: Asked[Any], workdir: Workdir, loaded: Loaded, earlier: dict[str, Any]
-) -> dict[str, Any]:
-    images, (key_method, key_networks, key_attack) = loaded
-    flags, run, name = asked.group(Networks), asked.group(Run), asked.method.name
-    mean, distilling = images.statistics.mean, Timer()
-    made = _made.make(asked, workdir, images, key_method, distilling, mean=mean)
+def _work(job: Job, loaded: Loaded) -> Results:
+    (images, (key_method, key_networks, key_attack)), asked = loaded, job.asked
+    flags, name, workdir = asked.group(Networks), asked.method.name, job.workdir
+    mean, earlier = images.statistics.mean, workdir.earlier()
+    made = _made.make(job, images, key_method, "distill", mean=mean)
     noise = kernel_methods.noise(images, asked.config, key_method)
     made = made._replace(state=Kept(noise=noise))
     shown = JUDGES["copies"].run(images, made, copies.Config(), key=key_networks)
@@ -72,7 +71,7 @@ def _judged(
         told = f"{name}: {of} distilled to {len(made.images)}, labels below"
         sets.draw(images, made, workdir.path("distilled.png"), title=told)
         sets.draw_nearest(images, made, shown.made, workdir.path("nearest.png"))
-    results = _kinds.figures(asked, made, shown.figures) | {
+    results = _made.figures(job, made, shown.figures) | {
         "task": asked.config.task,
         "num_images": asked_for,
         "noise_ratio": getattr(asked.config, "noise_ratio", 0.0),
@@ -80,32 +79,23 @@ def _judged(
     }
     entries = ("accuracy", "accuracy_released_label_fault", "runs", "attack")
     results |= {entry: earlier[entry] for entry in entries if entry in earlier}
-    seconds = {"evaluate": None, "attack": None, **earlier.get("seconds", {})}
-    seconds |= {"distill": distilling.run, "compile": distilling.compile}
-    folder = workdir.checkpoint_folder
     if flags.evaluate:
-        timer = Timer()
-        stage = _run.stage(run, folder, timer, description="train")
+        stage = job.stage("evaluate", description="train")
         judge = JUDGES["transfer"]
         results |= judge.run(images, made, flags, key=key_networks, stage=stage).figures
-        for trained in folder.glob("standard_*[0-9]"):
+        for trained in workdir.checkpoint_folder.glob("standard_*[0-9]"):
             shutil.rmtree(trained)  # what is told of it is kept instead
-        seconds["evaluate"] = timer.run
-        seconds["compile"] += timer.compile
     if flags.attack:
-        timer = Timer()
-        stage = _run.stage(run, folder / "attack", timer)
         found = JUDGES["defence"].run(
             *(images, made, flags),
             key=key_attack,
-            attack_key=jax.random.fold_in(jax.random.key(1), run.seed),
-            stage=stage,
+            attack_key=jax.random.fold_in(jax.random.key(1), job.seed),
+            stage=job.stage("attack", "attack"),
         )
         results["attack"] = found.figures
         _keep(workdir, images, name, found)
-        seconds["attack"] = timer.run
-        seconds["compile"] += timer.compile
-    return results | {"seconds": seconds}
+    spent = {"evaluate": None, "attack": None, **earlier.get("seconds", {})}
+    return results | {"seconds": spent | job.seconds()}
 
 
 def _keep(workdir: Workdir, images: ImageSet, name: str, judged: Judged) -> None:
@@ -121,30 +111,17 @@ def _keep(workdir: Workdir, images: ImageSet, name: str, judged: Judged) -> None
     )
 
 
-def _rows(results: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = []
-    if results["loss"] is not None:
-        rows.append(("loss", f"{results['loss']:.3g}"))
-    for kind in ("infinite", "linearized", "standard"):
-        if results.get("accuracy", {}).get(kind) is not None:
-            runs = [told["accuracy"] for told in results["runs"][kind]]
-            told = rates.in_percent(runs, digits=2)
-            rows.append((f"test accuracy, {kind}", f"{told}%"))
-    rows.append(_kinds.told_of_copies(results))
-    for name in defence.ATTACKS if "attack" in results else ():
-        count = results["attack"][name]["num_recovered"]
-        rows.append((f"original images recovered, {name}", f"{count}"))
-    return rows
-
-
 KIND = Kind(
-    groups=(Images, Networks),
-    stages={"evaluate": "accuracy", "attack": "attack"},
-    sizes=("num_runs", "num_finite_runs"),
-    load=load,
-    judged=_judged,
-    rows=_rows,
+    groups=(Data, Networks, Run),
+    defaults=lambda *_: {"num_train": 500, "workdir": "runs/distill"},
     passed_over=passed_over,
+    check=fits,
+    load=load,
+    work=_work,
+    told=_made.told,
+    stages={"evaluate": "accuracy", "attack": "attack"},
+    later=lambda _: ("evaluate", "attack", "num_runs", "num_finite_runs"),
     covers=_covers,
     extended=_extended,
+    files=("arrays.npz",),
 )

@@ -2,17 +2,12 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from experiments import _run
-from experiments._workdir import Workdir
+from experiments._job import Job
 from ntk_privacy import resume
-from ntk_privacy._types import Callback
-
-State = TypeVar("State")
-Result = TypeVar("Result")
 
 Part = dict[str, Any]
 
@@ -24,15 +19,12 @@ class Pieces:
     other, its seconds in it.
 
     Args:
-      workdir: of the run.
-      paced: its flags.
+      job: the run.
       called: what the seconds of stages are called, where it is not the stage's name.
     """
 
-    def __init__(
-        self, workdir: Workdir, paced: _run.Paced, called: Mapping[str, str]
-    ) -> None:
-        self._workdir, self._paced, self._called = workdir, paced, called
+    def __init__(self, job: Job, called: Mapping[str, str]) -> None:
+        self._asked, self._workdir, self._called = job.asked, job.workdir, called
         self._seconds: dict[str, dict[str, float]] = {}
 
     def __call__(self, name: str, make: Callable[[resume.Stage], Part]) -> Part:
@@ -50,30 +42,14 @@ class Pieces:
         return about
 
     def _make(self, name: str, make: Callable[[resume.Stage], Part]) -> None:
-        folder = self._workdir.checkpoint_folder / name
-        timers: dict[str, resume.Timer] = {}
-
-        def timed(
-            name: str,
-            start: State,
-            go: Callable[[State, int, Callback], Result],
-            num_steps: int,
-        ) -> resume.Ran[Result]:
-            timer = timers.setdefault(name, resume.Timer())
-            told = f"{folder.name}, {name}"
-            run = _run.stage(self._paced, folder, timer, description=told)
-            return run(name, start, go, num_steps)
-
-        part = make(timed)
-        seconds = {"compile": sum(timer.compile for timer in timers.values())}
-        for loop, timer in timers.items():
-            entry = self._called.get(loop, loop)
-            seconds[entry] = seconds.get(entry, 0.0) + timer.run
+        job = Job(self._asked, self._workdir)
+        part = make(job.by_loop(self._called, name))
         if all(isinstance(value, np.ndarray) for value in part.values()):
             self._workdir.write_arrays(f"{name}.npz", **part)
             part = {}
-        self._workdir.write_json(f"{name}.json", part | {"seconds": seconds})
-        shutil.rmtree(folder, ignore_errors=True)
+        self._workdir.write_json(f"{name}.json", part | {"seconds": job.seconds()})
+        done = self._workdir.checkpoint_folder / name
+        shutil.rmtree(done, ignore_errors=True)
 
     def seconds(self, *names: str) -> dict[str, float]:
         """Returns what was spent on all parts that were asked for, by name."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from experiments import _flags, _listed
+from experiments._kinds import Kind
+from ntk_privacy import _checks
 from ntk_privacy.method import Method
 
 Config = TypeVar("Config")
@@ -22,6 +24,11 @@ class Asked(Generic[Config]):
     config: Config
     groups: tuple[Any, ...]
 
+    @property
+    def kind(self) -> Kind:
+        """What is done with the method."""
+        return self.program.kind(self.method)
+
     def group(self, kind: type[Group]) -> Group:
         """Returns a group of flags by its class, or by one that it inherits from."""
         return next(group for group in self.groups if isinstance(group, kind))
@@ -37,12 +44,13 @@ class Asked(Generic[Config]):
 
     def replaced(self, **flat: Any) -> "Asked[Config]":
         """Returns the same with other values of some flags, checked likewise."""
-        flat = _flags.of_today(self.program.entries(self.method), flat)
-        config, *groups = (
-            dataclasses.replace(part, **_own(type(part), flat)) for part in self.parts()
-        )
+        flat = _flags.of_today(_listed.entries(self.program, self.method), flat)
+        config, *groups = [
+            dataclasses.replace(part, **_listed.own(type(part), flat))
+            for part in self.parts()
+        ]
         new = dataclasses.replace(self, config=config, groups=tuple(groups))
-        self.program.check(new)
+        self.kind.check(new)
         return new
 
 
@@ -52,25 +60,19 @@ class Program:
 
     Attributes:
       about, methods: one sentence for --help; records by name.
-      groups: classes of a method's other flags; the docstring's first line is a title.
+      kind: what is done with a method, and its other flags: the first line of a group's
+        docstring is its title.
       default: the method unless one is named.
-      passed_over: flags that are not read, each with the choice that makes it so.
-      check: raises ValueError where values do not go together.
-      beside: other configs of the binary, by what chooses them.
       flag: the flag that names the method.
-      former: a name that this flag had; former_names: what methods were called.
+      former: methods by flags that named them, (name, value).
     """
 
     about: str
     methods: Mapping[str, Method[Any]]
-    groups: Callable[[Method[Any]], Sequence[type]]
+    kind: Callable[[Method[Any]], Kind]
     default: str
-    passed_over: Callable[[Asked[Any]], Mapping[str, str]] = lambda _: {}
-    check: Callable[[Asked[Any]], None] = lambda _: None
-    beside: Mapping[str, type] = dataclasses.field(default_factory=dict)
     flag: str = "method"
-    former: str = ""
-    former_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    former: Mapping[tuple[str, Any], str] = dataclasses.field(default_factory=dict)
 
     def asked(
         self, method: str | None = None, preset: str | None = None, **flat: Any
@@ -89,62 +91,58 @@ class Program:
             if name not in self.names(chosen):
                 told = _listed.foreign(self, chosen, name)
                 raise ValueError(told or f"{name} is no flag of {chosen.name}.")
-        named = preset or next(iter(chosen.presets))
+        named, kind = preset or next(iter(chosen.presets)), self.kind(chosen)
+        usual = kind.defaults(chosen, named)
 
-        def made(kind: type, given: Mapping[str, Any]) -> Any:
-            return kind(**{**_listed.sizes(kind, named, chosen), **_own(kind, given)})
+        def made(group: type, given: Mapping[str, Any]) -> Any:
+            return group(**_listed.own(group, {**usual, **given}))
 
-        kinds = self.groups(chosen)
         # What is known of the problem tells more of the config.
-        early = {kind: made(kind, flat) for kind in kinds if hasattr(kind, "foretold")}
+        early = {g: made(g, flat) for g in kind.groups if hasattr(g, "foretold")}
         known = next((group.foretold() for group in early.values()), None)
-        config = chosen.configured(preset, known, **_own(chosen.config, flat))
+        config = chosen.configured(preset, known, **_listed.own(chosen.config, flat))
         # A flag that several parts have is one flag.
         shared = flat | vars(config)
-        groups = tuple(early.get(kind) or made(kind, shared) for kind in kinds)
+        groups = tuple(early.get(g) or made(g, shared) for g in kind.groups)
         asked = Asked(self, chosen, named, config, groups)
-        self.check(asked)
+        kind.check(asked)
         return asked
 
     def today(self, flat: Mapping[str, Any]) -> dict[str, Any]:
         """Returns flags by the names of today, the method among them."""
-        flat = dict(flat)
-        name = flat.pop(self.former, None) or self.default
-        name = flat.pop(self.flag, name)
-        name = self.former_names.get(name, name)
-        entries = self.entries(self._method(name))
-        return {self.flag: name, **_flags.of_today(entries, flat)}
+        named = [m for (flag, v), m in self.former.items() if flat.get(flag) == v]
+        name = _listed.the_one(self, named) or flat.get(self.flag, self.default)
+        entries = _listed.entries(self, self._method(name))
+        gone = {flag for flag, _ in self.former} - self.names(name)
+        kept = {k: v for k, v in flat.items() if k not in gone}
+        return {**_flags.of_today(entries, kept), self.flag: name}
 
     def parse(self, arguments: Sequence[str]) -> Asked[Any]:
         """Returns what a command line asks for, or raises UsageError."""
-        name = _listed.named(self, arguments)
-        chosen = self.methods[name if name in self.methods else self.default]
-        entries = self.entries(chosen)
+        arguments = _listed.of_today(self, arguments)
+        name = [self.default, *_listed.named(self, arguments)][-1]
+        chosen = self.methods.get(name, self.methods[self.default])
+        entries = _listed.entries(self, chosen)
         text = functools.partial(_listed.text, self, chosen, entries)
         foreign = functools.partial(_listed.foreign, self, chosen)
         given = _flags.given(entries, arguments, text, foreign)
         with _flags.usage():
             asked = self.asked(**given)
-        _flags.refuse_passed_over(given, asked.parts(), self.passed_over(asked))
+        unread = dict(asked.kind.passed_over(asked))
+        for part in asked.parts():
+            unread |= part.passed_over() if hasattr(part, "passed_over") else {}
+        for name in given:
+            if name in unread:
+                told = f"--{name} has no effect with {unread[name]}: leave it out."
+                raise _flags.UsageError(told)
         return asked
 
     def _method(self, name: str) -> Method[Any]:
-        if name in self.methods:
-            return self.methods[name]
-        told = _flags.unknown(name, (*self.methods, *self.beside))
-        raise ValueError(f"{self.flag}={name!r} is {told}")
-
-    def entries(self, method: Method[Any]) -> list[_flags.Entry]:
-        """Returns the flags of a method, with their types, texts and defaults."""
-        return _listed.entries(self, method)
+        _checks.one_of(tuple(self.methods), **{self.flag: name})
+        return self.methods[name]
 
     def names(self, method: Method[Any] | str) -> set[str]:
         """Returns the flags of a method, given by its name or itself."""
         chosen = self._method(method) if isinstance(method, str) else method
-        kinds = (chosen.config, *self.groups(chosen))
+        kinds = (chosen.config, *self.kind(chosen).groups)
         return {entry.name for kind in kinds for entry in dataclasses.fields(kind)}
-
-
-def _own(kind: type, flat: Mapping[str, Any]) -> dict[str, Any]:
-    names = {entry.name for entry in dataclasses.fields(kind)}
-    return {name: value for name, value in flat.items() if name in names}

@@ -1,26 +1,13 @@
-"""What was read back: figures, pictures and arrays in the folder, and a summary."""
+"""What was read back: figures, pictures and arrays in the folder."""
 
-import textwrap
 from typing import Any
 
-import numpy as np
-
-from experiments import _run
 from experiments._workdir import Workdir
 from ntk_privacy import data
-from ntk_privacy.evaluation import (
-    max_margin_ranking,
-    reconstruction_curve,
-    trained_network,
-)
-from ntk_privacy.reconstruction import Reconstruction, result
+from ntk_privacy.evaluation import read_back
+from ntk_privacy.reconstruction import Reconstruction
 from ntk_privacy.reports import plots
 from ntk_privacy.training.victim import Victim
-
-_EVALUATED = (
-    *("num_recovered", "mean_error", "mean_squared_error", "squared_distances"),
-    *("distances", "psnr", "ssim"),
-)
 
 
 def written(
@@ -31,120 +18,46 @@ def written(
     method: str,
 ) -> dict[str, Any]:
     """Writes arrays and pictures; returns entries of results.json."""
-    images, extra = found.images, dict(found.kept)
+    figures, images, pairs, ranking, psnr = read_back.judged(dataset, victim, found)
+    mean, extra = dataset.mean, dict(found.kept)
     told_of = victim.dynamics if victim.gradient is None else "one gradient"
-    told = result.figures(found)
-    if victim.centre is not None:
-        told["ranking"] = _ranked(workdir, dataset, images, extra)
-        # The network takes images less their mean image.
-        images = images + victim.centre
-    figures = reconstruction_curve.evaluate(dataset.x_train, images, mean=dataset.mean)
     plots.curve(
-        {f"{method}, {told_of}": figures.squared_distances},
+        {f"{method}, {told_of}": pairs.squared_distances},
         workdir.path("curve.png"),
         image_shape=dataset.x_train.shape[1:],
     )
     plots.gallery(
-        dataset.x_train[figures.train_index],
-        images[figures.reconstruction_index],
+        dataset.x_train[pairs.train_index],
+        images[pairs.reconstruction_index],
         workdir.path("gallery.png"),
-        mean=dataset.mean,
-        distances=figures.distances,
-        psnr=figures.psnr,
+        mean=mean,
+        distances=pairs.distances,
+        psnr=pairs.psnr,
     )
+    if ranking is not None and psnr is not None:
+        extra |= {"ranked": ranking.images, "ranked_train_index": ranking.train_index}
+        plots.gallery(
+            dataset.x_train[ranking.train_index],
+            ranking.images - mean,
+            workdir.path("ranked.png"),
+            mean=mean,
+            distances=-ranking.ssim,
+            sorted_by="SSIM",
+            psnr=psnr,
+            title="Training images above their reconstructions",
+        )
     if victim.duals is not None:
         extra["true_duals"] = victim.duals
     workdir.write_arrays(
         "arrays.npz",
         images=dataset.x_train,
         labels=dataset.y_train,
-        mean=dataset.mean,
+        mean=mean,
         reconstructions=images,
         duals=found.duals,
         losses=found.losses,
-        train_index=figures.train_index,
-        reconstruction_index=figures.reconstruction_index,
+        train_index=pairs.train_index,
+        reconstruction_index=pairs.reconstruction_index,
         **extra,
     )
-    return {
-        "verdict": found.verdict,
-        "dynamics": victim.dynamics,
-        "evidence": "weights" if victim.gradient is None else "gradient",
-        "train_loss": victim.loss,
-        "train_steps": victim.steps,
-        "converged": victim.reached,
-        **trained_network.figures(victim, dataset),
-        **{name: getattr(figures, name) for name in _EVALUATED},
-        "attack_loss": float(found.losses[-1]) if len(found.losses) else None,
-        **told,
-    }
-
-
-def _ranked(
-    workdir: Workdir,
-    dataset: data.Dataset,
-    images: np.ndarray,
-    arrays: dict[str, np.ndarray],
-) -> dict[str, Any]:
-    """Draws ranked.png, adds to arrays.npz; returns figures."""
-    ranking, unseen, psnr = max_margin_ranking.compared(dataset, images)
-    arrays |= {"ranked": ranking.images, "ranked_train_index": ranking.train_index}
-    plots.gallery(
-        dataset.x_train[ranking.train_index],
-        ranking.images - dataset.mean,
-        workdir.path("ranked.png"),
-        mean=dataset.mean,
-        distances=-ranking.ssim,
-        sorted_by="SSIM",
-        psnr=psnr,
-        title="Training images above their reconstructions",
-    )
-    return max_margin_ranking.figures(ranking, unseen)
-
-
-def summary(results: dict[str, Any]) -> str:
-    """Returns a short table for the terminal, of results of earlier versions too."""
-    verdict = results.get("verdict") or {"word": "none was given", "reason": ""}
-    short = " (not reached what was asked)" if results.get("converged") is False else ""
-    lost = [("search lost", "its loss became NaN: lower --learning_rate")]
-    recovered = f"{results['num_recovered']} of {results['num_images']}"
-    spent = [f"{results['seconds'][k]:.1f}" for k in ("train", "compile", "attack")]
-    rows = [
-        *(lost if results.get("nonfinite") else ()),
-        ("verdict", verdict["word"]),
-        ("images recovered (PSNR >= 25 dB)", recovered),
-        *_own_rows(results),
-        ("training loss", f"{results['train_loss']:.2g}{short}"),
-        ("test accuracy of the network", f"{100 * results['test_accuracy']:.1f}%"),
-        ("kernel distance", f"{float(results['kernel_distance']):.2g}"),
-        ("seconds: train, compile, attack", ", ".join(spent)),
-    ]
-    # In full, below the table: it is why the word was chosen.
-    told = [verdict["reason"], *(f"warning: {w}" for w in results.get("warnings", ()))]
-    wrapped = [part for text in told for part in textwrap.wrap(text, 79)]
-    return "\n".join([_run.table(rows), *wrapped])
-
-
-def _own_rows(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns rows of decoding, ranking and distances, those that there are."""
-    rows = []
-    if "num_certified" in results:
-        count = results["estimated_num_images"]
-        told = "unknown" if count is None else f"{count}"
-        rows.append(("size of the training set, as read from the weights", told))
-        rows.append(("images certified", str(results["num_certified"])))
-    if "ranking" in results:
-        best = results["ranking"]["mean_ssim_best_10"]
-        unseen = results["ranking"]["mean_ssim_best_10_of_unseen_images"]
-        name = "mean SSIM of the best 10 (of unseen images)"
-        rows.append((name, f"{best:.3f} ({unseen:.3f})"))
-    squared = np.asarray(results["squared_distances"], float)
-    if not len(squared):
-        return [*rows, ("images found", "0")]
-    ssim = np.mean(np.asarray(results["ssim"], float))
-    return [
-        *rows,
-        ("median squared distance", f"{np.median(squared):.3g}"),
-        ("largest squared distance", f"{squared.max():.3g}"),
-        ("mean SSIM", f"{ssim:.3f}"),
-    ]
+    return figures

@@ -11,36 +11,32 @@ import pathlib
 import platform
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 
-from experiments import _flags
+from experiments import _flags, _listed
 from experiments._groups import NOT_RESULTS, Run, Source
+from experiments._job import Job
+from experiments._kinds import Results
 from experiments._program import Asked
 from experiments._workdir import Workdir
-from ntk_privacy import resume
+from ntk_privacy import data
 from ntk_privacy.reports import files
-from ntk_privacy.reports.progress import Progress
-
-Loaded = TypeVar("Loaded")
 
 
-def opened(asked: Asked[Any], later: Collection[str] = ()) -> Workdir:
+def opened(asked: Asked[Any]) -> Workdir:
     """Returns the folder of a run, which an earlier version may have begun.
-
-    Args:
-      asked: of the run.
-      later: flags that may differ when it goes on, apart from those of every run.
 
     Raises:
       UsageError: another run has it.
     """
+    later = (*NOT_RESULTS, *asked.kind.later(asked))
     return Workdir(
         asked.group(Run).workdir,
         asked.flat(),
-        ignore=asked.group(Source).not_results((*NOT_RESULTS, *later)),
+        ignore=asked.group(Source).not_results(later),
         older=functools.partial(_of_today, asked),
     )
 
@@ -53,14 +49,12 @@ def _of_today(asked: Asked[Any], stored: Mapping[str, Any]) -> dict[str, Any]:
     `means` takes for the same are the same.
     """
     program, method, flat = asked.program, asked.method, asked.flat()
-    told = {program.flag, program.former} & set(stored)
     try:
-        found = program.today(stored if told else {program.flag: method.name, **stored})
+        found = program.today({program.flag: method.name, **stored})
     except ValueError:  # of no method of this binary: it will be refused
         return dict(stored)
-    entries = {e.name: e for e in program.entries(method)}
+    entries = {e.name: e for e in _listed.entries(program, method)}
     every = {name for one in program.methods.values() for name in program.names(one)}
-    every |= {e.name for kind in program.beside.values() for e in _flags.entries(kind)}
     kept = {}
     for name, value in found.items():
         if name not in entries and name in every:
@@ -84,82 +78,76 @@ def _of_today(asked: Asked[Any], stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Stored(dict[str, Any]):
-    """What results.json held: an entry that it lacks is a fault of the file."""
+    """What results.json holds: an entry that it lacks is a fault of the file.
 
-    path = pathlib.Path("results.json")
+    Raises:
+      ValueError: it is damaged, or lacks what is looked up.
+    """
 
-    @classmethod
-    def of(cls, path: pathlib.Path) -> "Stored":
-        """Reads a file; raises ValueError if it is damaged or holds no entries."""
-        found = files.read_json(path)
+    def __init__(self, path: pathlib.Path) -> None:
+        found, self._path = files.read_json(path), path
         if not isinstance(found, dict):
             told = f"{path} holds no results: delete it to make it again."
             raise ValueError(told)  # noqa: TRY004  # the file is at fault
-        stored = cls(found)
-        stored.path = path
-        return stored
+        super().__init__(found)
 
     def __missing__(self, name: str) -> Any:
         """Raises ValueError."""
-        raise ValueError(f"{self.path} lacks {name!r}: delete it to make it again.")
+        raise ValueError(f"{self._path} lacks {name!r}: delete it to make it again.")
 
 
-def resumed(
-    asked: Asked[Any],
-    load: Callable[[Asked[Any]], Loaded],
-    work: Callable[[Asked[Any], Workdir, Loaded], dict[str, Any]],
-    *,
-    later: Collection[str] = (),
-    files: Collection[str] = (),
-    whole: Callable[[Asked[Any], Workdir], bool] | None = None,
-    look: Callable[[Asked[Any], Workdir], None] | None = None,
-    tidy: bool = False,
-) -> dict[str, Any]:
-    """Returns what results.json holds, of a run that is whole or of `work`.
-
-    Args:
-      asked: of the run.
-      load: returns what the work is done on: before the folder is touched, so that
-        images that cannot be had leave nothing behind.
-      work: `(asked, workdir, loaded)` returns the results.
-      later: flags that may differ when a run goes on: see `opened`.
-      files: without which a run is not whole.
-      whole: whether a folder with these files holds all that is asked; of none, it was
-        asked for the same values of `later`.
-      look: what a start of a whole run still does, such as a check of its model.
-      tidy: whether to remove the checkpoints of a whole run.
+def run(asked: Asked[Any]) -> Results:
+    """Runs one configuration, or a grid of them; returns what results.json holds.
 
     Raises:
-      UsageError: another run has the folder, or see `load`.
+      UsageError: the folder belongs to another configuration, or the flags ask for
+        what the image set does not have.
+      OSError: a file is missing.
+      ValueError: a file is damaged, a loss is not finite, or the work cannot go on.
     """
-    folder = pathlib.Path(asked.group(Run).workdir)
-    names, loaded = ("results.json", *files), None
-    is_there = all((folder / name).exists() for name in names)
-    if not is_there:
-        loaded = load(asked)
-    with opened(asked, later) as workdir:
-        is_there = all(workdir.path(name).exists() for name in names)
-        asks_no_more = whole or functools.partial(_is_same, later=later)
-        if is_there and asks_no_more(asked, workdir):
-            if look:
-                look(asked, workdir)
-            return Stored.of(workdir.path("results.json"))
-        results = work(asked, workdir, load(asked) if loaded is None else loaded)
-        told = versions()
+    with _flags.usage(data.ArgumentError):
+        cells = asked.kind.grid(asked, run)
+        if cells is not None:
+            return cells
+        with precision(asked.flat().get("precision")):
+            return _resumed(asked)
+
+
+def _resumed(asked: Asked[Any]) -> Results:
+    """Returns the results of a run that is whole, or of the work."""
+    folder, kind = pathlib.Path(asked.group(Run).workdir), asked.kind
+    names, loaded = ("results.json", *kind.files), None
+    if not all((folder / name).exists() for name in names):
+        loaded = kind.load(asked)
+    with opened(asked) as workdir:
+        if workdir.is_done():
+            stored = workdir.read_json("config.json")
+            earlier = Stored(workdir.path("results.json"))
+            is_there = all(workdir.path(name).exists() for name in names)
+            if is_there and kind.is_whole(asked, stored, earlier):
+                kind.look(asked, workdir)
+                return earlier
+            asked = kind.with_earlier(asked, stored, earlier)
+        loaded = kind.load(asked) if loaded is None else loaded
+        results, told = kind.work(Job(asked, workdir, *kind.timers), loaded), versions()
         results |= {"device": told.pop("device"), "versions": told}
         workdir.write_json("results.json", results)
-        if later and not whole:
+        if kind.later(asked):
             # After them: until then it is of the results that there are.
             workdir.write_json("config.json", asked.flat())
-        if tidy:
+        if kind.tidy:
             shutil.rmtree(workdir.checkpoint_folder, ignore_errors=True)
         return workdir.read_json("results.json")
 
 
-def _is_same(asked: Asked[Any], workdir: Workdir, later: Collection[str]) -> bool:
-    stored, flat = workdir.read_json("config.json"), asked.flat()
-    wanted = {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
-    return all(stored.get(name) == wanted[name] for name in later if name in flat)
+def main(asked: Asked[Any]) -> None:
+    """Runs, and prints what was found."""
+    print(asked.kind.told(asked, run(asked)))
+
+
+def placed(asked: Asked[Any], text: str, files: str) -> str:
+    """Returns a text, and where files are besides results.json."""
+    return f"{text}\n{files} and results.json are in {asked.group(Run).workdir}"
 
 
 def versions() -> dict[str, str]:
@@ -172,44 +160,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # run from a checkout
             told[name] = "not installed"
     return told | {"device": f"{device.platform}: {device.device_kind}"}
-
-
-@runtime_checkable
-class Paced(Protocol):
-    """The flags of every binary that runs for long: see `_groups.Run`."""
-
-    @property
-    def progress(self) -> bool: ...
-    @property
-    def checkpoint_seconds(self) -> float: ...
-
-
-def stage(
-    paced: Paced,
-    folder: pathlib.Path,
-    timer: resume.Timer,
-    *,
-    description: str | None = None,
-    loss: str = "loss",
-) -> resume.Stage:
-    """Returns what runs the loops of a binary: resumable, timed, with a bar.
-
-    Args:
-      paced: its flags.
-      folder: of the checkpoints.
-      timer: of these loops.
-      description: on the bar; None is the name of the loop.
-      loss: the metric that the bar shows.
-    """
-
-    def bar(name: str, num_steps: int, done: int) -> Progress:
-        told, show = description or name, paced.progress
-        return Progress(
-            num_steps, description=told, first_step=done, loss=loss, show=show
-        )
-
-    seconds = float(paced.checkpoint_seconds)
-    return resume.resumed(folder, timer=timer, seconds=seconds, bar=bar)
 
 
 @contextlib.contextmanager
@@ -237,9 +187,3 @@ def recorded() -> Iterator[list[str]]:
         told += dict.fromkeys(" ".join(str(one.message).split()) for one in caught)
         for one in caught:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-
-
-def table(rows: list[tuple[str, str]]) -> str:
-    """Returns a short table for the terminal, of names and values."""
-    size = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{size}}  {value}" for name, value in rows)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from experiments._groups import Run, Tested, dataset_field
+from experiments._groups import Tested
 from ntk_privacy.evaluation import soft_students
 from ntk_privacy.method import Method, field
 
@@ -12,18 +12,11 @@ from ntk_privacy.method import Method, field
 class Images(Tested):
     """Images."""
 
-    dataset: str = dataset_field("cifar10")
     judged_on: Literal["test", "validation"] = field(
         "test",
         "Images to judge by; validation is training images that are left over, to "
         "choose flags by.",
     )
-
-    @classmethod
-    def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
-        """Returns the values of a preset."""
-        del method
-        return {"num_train": 2000, "num_test": 200} if preset == "cpu" else {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,16 +36,10 @@ class Students(soft_students.Config):
         alone = "a set that is not evaluated"
         return {} if self.evaluate else dict.fromkeys(unread, alone)
 
-    @classmethod
-    def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
-        """Returns the values of a preset."""
-        del method
-        return soft_students.SMALL if preset == "cpu" else {}
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StagedRun(Run):
-    """The run."""
-
-    workdir: str = field("runs/sre2l", "Folder of the results.")
-    checkpoint_seconds: float = field(60.0, "Time between checkpoints.")
+def defaults(method: Method[Any], preset: str) -> dict[str, Any]:
+    """Returns what flags are unless given."""
+    del method
+    given = {"dataset": "cifar10", "workdir": "runs/sre2l", "checkpoint_seconds": 60.0}
+    small = soft_students.SMALL | {"num_train": 2000, "num_test": 200}
+    return given | (small if preset == "cpu" else {})

@@ -1,24 +1,23 @@
 """`experiments.distill` with sre2l and cda: a student of soft labels, attacked."""
 
 import shutil
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import _eigenvalues, _run, _squeezed
+from experiments import _made, _squeezed
 from experiments._groups import Run
-from experiments._kinds import Kind
+from experiments._job import Job
+from experiments._kinds import Kind, Results
 from experiments._program import Asked
-from experiments._soft_flags import Images, StagedRun, Students
+from experiments._soft_flags import Images, Students, defaults
 from experiments._workdir import Workdir
 from ntk_privacy.data import ImageSet
 from ntk_privacy.distillation import squeezed
 from ntk_privacy.distillation.squeezed import Config
 from ntk_privacy.evaluation import soft_students
 from ntk_privacy.evasion import threat_model
-from ntk_privacy.resume import Timer
 
 _JUDGING = ("eps", "attack_steps", "num_queries", "attacks", "judged_on", "num_test")
 
@@ -33,7 +32,7 @@ class Loaded(NamedTuple):
 def _load(asked: Asked[Config]) -> Loaded:
     """Returns what flags name; raises UsageError, OSError or ValueError."""
     # First: hours later it might be gone.
-    beside = _eigenvalues.baseline(asked.group(Students).baseline)
+    beside = _squeezed.baseline(asked.group(Students).baseline)
     data, published = asked.group(Images), asked.preset == "paper"
     return Loaded(data.part(published=published, judged_on=data.judged_on), beside)
 
@@ -44,36 +43,31 @@ def _judging(asked: Asked[Config]) -> dict[str, Any]:
     return {name: flat[name] for name in _JUDGING}
 
 
-def _covers(asked: Asked[Config], results: Mapping[str, Any]) -> bool:
+def _covers(asked: Asked[Config], stored: Results, results: Results) -> bool:
     """Other attacks are other results."""
+    del stored
     judging = results.get("judging") == _judging(asked)
     return judging or not asked.group(Students).evaluate
 
 
 def _again(asked: Asked[Config], workdir: Workdir) -> None:
     """Draws the eigenvalues beside a baseline's."""
-    beside = _eigenvalues.baseline(asked.group(Students).baseline)
+    beside = _squeezed.baseline(asked.group(Students).baseline)
     known = workdir.read_json("results.json")
     if "accuracy" in known and beside is not None:
-        _eigenvalues.draw(workdir, beside, known)
+        _squeezed.draw(workdir, beside, known)
         stored = workdir.read_json("config.json")
         stored["baseline"] = asked.group(Students).baseline
         workdir.write_json("config.json", stored)
 
 
-def _judged(
-    asked: Asked[Config], workdir: Workdir, loaded: Loaded, earlier: dict[str, Any]
-) -> dict[str, Any]:
-    """Makes the set, trains on it and attacks; returns what results.json holds."""
-    config, students, (images, beside) = asked.config, asked.group(Students), loaded
-    run, evaluating = asked.group(Run), Timer()
-    timers = {name: Timer() for name in _squeezed.LOOPS}
+def _work(job: Job, loaded: Loaded) -> Results:
+    """Makes the set, trains on it and attacks."""
+    (images, beside), asked, workdir = loaded, job.asked, job.workdir
+    config, students, earlier = asked.config, asked.group(Students), workdir.earlier()
     made = _squeezed.kept(asked, workdir, images) if earlier else None
-    seconds = earlier.get("seconds", {})
-    if made is None:
-        made = _squeezed.make(asked, workdir, images, timers)
-        seconds = {name: timer.run for name, timer in timers.items()}
-        seconds["compile"] = sum(timer.compile for timer in timers.values())
+    seconds = earlier.get("seconds", {}) if made else {}
+    made = made or _squeezed.make(job, images)
     model = made.model
     results: dict[str, Any] = {
         "method": asked.method.name,
@@ -85,51 +79,47 @@ def _judged(
         "num_test": len(images.x_test),
         "num_distilled": len(made.images),
         "width": config.width,
-        "seed": run.seed,
+        "seed": job.seed,
         "judging": _judging(asked),
         "accuracy_squeezed": soft_students.accuracy(images, model, made.squeezed),
     }
     if students.evaluate:
-        key = squeezed.keys(jax.random.key(run.seed)).evaluate
-        stage = _run.stage(run, workdir.checkpoint_folder, evaluating)
+        key = squeezed.keys(jax.random.key(job.seed)).evaluate
         found = soft_students.attacked(
-            images, model, made.student, students, key=key, stage=stage
+            *(images, model, made.student, students),
+            key=key,
+            stage=job.stage("evaluate"),
         )
-        networks = {"squeezed": made.squeezed, "student": made.student}
-        with evaluating():
-            values = _eigenvalues.measured(workdir, images, model, networks, key)
+        with job.timer("evaluate")():
+            values = _squeezed.eigenvalues(workdir, images, made, key)
         results |= {
             "accuracy": found.accuracy,
             "autoattack_left": found.left,
             "top_hessian_eigenvalue": {k: float(np.mean(v)) for k, v in values.items()},
         }
-        _eigenvalues.draw(workdir, beside, results)
-    seconds |= {"evaluate": evaluating.run}
-    seconds["compile"] += evaluating.compile
+        _squeezed.draw(workdir, beside, results)
+    spent = job.seconds()
+    spent["compile"] += seconds.get("compile", 0.0)
     # The largest of the checkpoints, made again in a moment.
     shutil.rmtree(workdir.checkpoint_folder / "relabel", ignore_errors=True)
-    return results | {"seconds": seconds}
+    return results | {"seconds": seconds | spent}
 
 
-def _rows(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns the lines of a short table for the terminal."""
-    told = [
-        ("judged on", f"{results['num_test']} {results['judging']['judged_on']} images")
-    ]
-    shares = {"squeezed network, clean": results["accuracy_squeezed"]}
-    shares |= {f"student, {k}": v for k, v in results.get("accuracy", {}).items()}
-    told += [(name, f"{100 * share:.2f}%") for name, share in shares.items()]
-    top = results.get("top_hessian_eigenvalue", {})
-    return told + [(f"top eigenvalue, {name}", f"{v:.3g}") for name, v in top.items()]
+def _later(asked: Asked[Config]) -> set[str]:
+    read = {"eps"} if asked.config.eps_is_read else set()
+    return {"evaluate", "baseline", *_JUDGING} - read
 
 
 KIND = Kind(
-    groups=(Images, Students, StagedRun),
-    stages={"evaluate": "accuracy"},
-    sizes=("baseline", *_JUDGING),
+    groups=(Images, Students, Run),
+    defaults=defaults,
     load=_load,
-    judged=_judged,
-    rows=_rows,
+    work=_work,
+    timers=("evaluate",),
+    told=_made.told,
+    stages={"evaluate": "accuracy"},
+    later=_later,
     covers=_covers,
-    again=_again,
+    look=_again,
+    files=("arrays.npz",),
 )

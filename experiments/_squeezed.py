@@ -1,12 +1,15 @@
-"""The set and the networks of a run of sre2l or cda: made once, then read back."""
+"""The set, networks and eigenvalues of a run of sre2l or cda: made once, then kept."""
 
-from typing import NamedTuple
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import _run
-from experiments._groups import Data, Run
+from experiments import _made
+from experiments._flags import UsageError
+from experiments._job import Job
 from experiments._program import Asked
 from experiments._workdir import Workdir
 from ntk_privacy.data import ImageSet
@@ -15,10 +18,10 @@ from ntk_privacy.distillation.squeezed import Config
 from ntk_privacy.evaluation import soft_students
 from ntk_privacy.evaluation.soft_students import Network
 from ntk_privacy.models import ResNet18, saved
-from ntk_privacy.reports import plots
-from ntk_privacy.resume import Ran, Timer
+from ntk_privacy.reports import curvature_plots, files
 
 LOOPS = ("squeeze", "recover", "relabel", "post_train")
+_FILE = "eigenvalues.npz"
 # Where experiments.evade looks for a model, and where the other network lies.
 _FOLDERS = {"student": "", "squeezed": "squeezed"}
 
@@ -46,26 +49,19 @@ def kept(asked: Asked[Config], workdir: Workdir, images: ImageSet) -> Made | Non
     return Made(arrays["images"], arrays["labels"], model, **networks)
 
 
-def make(
-    asked: Asked[Config], workdir: Workdir, images: ImageSet, timers: dict[str, Timer]
-) -> Made:
+def make(job: Job, images: ImageSet) -> Made:
     """Distils and trains the student; keeps both networks and the set.
 
     Args:
-      asked: the method and its config.
-      workdir: of the run.
+      job: the run.
       images: to distil.
-      timers: of `LOOPS`.
 
     Raises:
       ValueError: a loss is not finite.
     """
-    config, run, folder = asked.config, asked.group(Run), workdir.checkpoint_folder
-
-    def stage(name, start, go, num_steps) -> Ran:
-        return _run.stage(run, folder, timers[name])(name, start, go, num_steps)
-
-    key, normal = jax.random.key(run.seed), images.normal._asdict()
+    asked, workdir, stage = job.asked, job.workdir, job.by_loop()
+    config = asked.config
+    key, normal = jax.random.key(job.seed), images.normal._asdict()
     found = asked.method.run(images, config, key=key, stage=stage)
     model = squeezed.network(images, config)
     student = soft_students.train(
@@ -98,19 +94,50 @@ def make(
             image_shape=images.image_shape,
             **normal,
         )
-    _draw(asked, workdir, images, made)
+    told = f"{asked.method.name}, regularizer {config.regularizer}"
+    _made.draw(job, images, found, told)
     return made
 
 
-def _draw(asked: Asked[Config], workdir: Workdir, images: ImageSet, made: Made) -> None:
-    each, dataset = asked.config.images_per_class, asked.group(Data).dataset
-    mean, deviation = images.normal
-    plots.pictures(
-        made.images * deviation,
-        workdir.path("distilled.png"),
-        mean=mean,
-        notes=[f"class {label}" for label in made.labels],
-        columns=min(each, 10) if each > 1 else 5,
-        title=f"{asked.method.name}, regularizer {asked.config.regularizer}: "
-        f"{len(images.x_train)} images of {dataset} condensed to {each} of each class",
+def baseline(folder: str | None) -> np.ndarray | None:
+    """Returns eigenvalues of another run's student, or raises UsageError."""
+    if folder is None:
+        return None
+    try:
+        return files.read_arrays(pathlib.Path(folder) / _FILE)["student"]
+    except FileNotFoundError:
+        told = f"has no {_FILE}"
+    except (OSError, KeyError, ValueError):
+        told = f"has an {_FILE} that cannot be read"
+    raise UsageError(
+        f"baseline={folder} {told}: give the folder of a run that was evaluated."
     )
+
+
+def eigenvalues(
+    workdir: Workdir, images: ImageSet, made: Made, key: jax.Array
+) -> dict[str, np.ndarray]:
+    """Returns the top ones of each network, by name; what is there is kept."""
+    if not workdir.path(_FILE).exists():
+        found = {
+            name: soft_students.eigenvalues(
+                images, made.model, getattr(made, name), key=key
+            )
+            for name in ("squeezed", "student")
+        }
+        workdir.write_arrays(_FILE, **found)
+    return workdir.read_arrays(_FILE)
+
+
+def draw(
+    workdir: Workdir, beside: np.ndarray | None, results: Mapping[str, Any]
+) -> None:
+    """Draws the student's eigenvalues, and a baseline's or the squeezed network's."""
+    found, told = workdir.read_arrays(_FILE), results["regularizer"]
+    shown = {f"{name} network": values for name, values in found.items()}
+    of = f"{results['num_images']} images of {results['dataset']}"
+    title = f"Squeezed from {of}, and its student"
+    if beside is not None:
+        shown = {"baseline": beside, f"regularizer {told}": found["student"]}
+        title = f"Students, distilled from {of}"
+    curvature_plots.eigenvalues(shown, workdir.path("eigenvalues.png"), title=title)

@@ -5,29 +5,60 @@ killed study goes on where it stood, and a table and the defence figures may sha
 folder. Table and figures are redrawn after each cell.
 """
 
-import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from experiments import _flags
+from experiments import _flags, _networks, _run
 from experiments._flags import UsageError
-from experiments._groups import NOT_RESULTS, Run
-from experiments._networks import KIND, check, load
-from experiments._program import Asked, Program
-from experiments._student_flags import Students
-from experiments._study_config import Config, cells
-from experiments._workdir import Workdir
-from ntk_privacy import distillation
-from ntk_privacy.data import choice
+from experiments._groups import Data, Run
+from experiments._kinds import Kind, Results
+from experiments._network_flags import Networks
+from experiments._program import Asked
+from experiments._study_config import cells
 from ntk_privacy.reports import studies, study_plots
 
+_OPTIONS = ("num_runs", "num_finite_runs", "methods", "evaluate")
+# One folder may hold both studies, of any methods.
+_SHARED = ("method", "preset", "attack", "studies", *_OPTIONS)
 
-def run(
-    config: Config,
-    program: Program,
-    run_cell: Callable[[Asked[Any]], dict[str, Any]],
-) -> dict[str, Any]:
+
+def _check(asked: Asked[Any]) -> None:
+    seed, flags = asked.group(Run).seed, asked.group(Networks)
+    _flags.check_seeds(seed, num_runs=flags.num_runs)
+    if asked.method.name == "table" and flags.attack:
+        raise ValueError(
+            "attack is no part of --table: ask for --defence, which may have the same "
+            "workdir."
+        )
+    if asked.method.name == "defence" and "full" in asked.config.methods:
+        raise ValueError(
+            "methods has full, which is no distilled set for --defence to attack: "
+            "leave it out, or use experiments.reconstruct."
+        )
+
+
+def _passed_over(asked: Asked[Any]) -> dict[str, str]:
+    methods = asked.config.methods
+    if asked.method.name == "table" and methods and "rkip_finite" not in methods:
+        return dict.fromkeys(("attack_steps", "dynamics"), "--table")
+    return {}
+
+
+def _load(asked: Asked[Any]) -> None:
+    """Loads the images once, before any folder is made, if any cell needs them."""
+    fresh = [
+        cell
+        for cell in cells(asked)
+        if not (pathlib.Path(cell.group(Run).workdir) / "results.json").exists()
+    ]
+    if fresh:
+        images, _ = _networks.load(fresh[0])
+        for cell in {cell.method.name: cell for cell in fresh}.values():
+            _networks.check(cell, images)
+
+
+def _run_cells(asked: Asked[Any], run_cell: Callable[[Asked[Any]], Results]) -> Results:
     """Runs every cell and returns the tables, which are also in results.json.
 
     A cell that cannot be run is an `error` in the table, not the end of the study.
@@ -37,18 +68,16 @@ def run(
       OSError: a file is missing.
       ValueError: a file is damaged, or no cell could be run.
     """
-    _check(config, program)
-    name = "table" if config.table else "defence"
-    with opened(config) as workdir:
+    _load(asked)
+    name, flat = asked.method.name, asked.flat()
+    with _run.opened(asked) as workdir:
         # What each study in the folder was asked for last.
-        asked = workdir.read_json("config.json").get("studies", {})
-        options = ("num_runs", "num_finite_runs", "methods", "evaluate")
-        asked[name] = {option: getattr(config, option) for option in options}
-        told = {**dataclasses.asdict(config), "studies": asked}
-        workdir.write_json("config.json", told)
-        found: dict[str, list[dict[str, Any]]] = {}
+        known = workdir.read_json("config.json").get("studies", {})
+        known[name] = {option: flat[option] for option in _OPTIONS}
+        workdir.write_json("config.json", {**flat, "studies": known})
+        found: dict[str, list[Results]] = {}
         rows, text = [], ""
-        for cell in cells(config, program):
+        for cell in cells(asked):
             try:
                 results = run_cell(cell)
             except UsageError:
@@ -57,12 +86,11 @@ def run(
                 results = {"error": str(error)}
             told = {"seed": cell.group(Run).seed, **results}
             found.setdefault(cell.method.name, []).append(told)
-            report = studies.accuracies if config.table else studies.attacks
-            rows, text = report(found)
+            rows, text = asked.method.run(found)
             workdir.write_json(f"{name}.json", rows)
             workdir.write_text(f"{name}.md", text)
-            if config.defence:
-                shape = choice.image_shape(config)
+            if name == "defence":
+                shape = asked.group(Data).image_shape()
                 study_plots.defences(found, workdir.folder, image_shape=shape)
         if not any(studies.sound(runs) for runs in found.values()):
             raise ValueError(
@@ -75,34 +103,12 @@ def run(
         return results
 
 
-def opened(config: Config) -> Workdir:
-    """Returns the folder of a study, which an earlier version may have begun."""
-    # One folder may hold both studies, of any methods.
-    shared = ("methods", "table", "defence", "studies", *KIND.stages, *KIND.sizes)
-    ignore = config.not_results((*NOT_RESULTS, *shared))
-    return Workdir(config.workdir, config, ignore=ignore, older=_of_today)
-
-
-def _of_today(stored: dict[str, Any]) -> dict[str, Any]:
-    """Returns flags of an older study: then it had those of all methods."""
-    known = _flags.entries(Config)
-    defaults = {entry.name: entry.default for entry in known}
-    kinds = [method.config for method in distillation.METHODS.values()]
-    every = {e.name for kind in (*kinds, Students) for e in dataclasses.fields(kind)}
-    every |= {"method", "preset", "num_test"}
-    found = _flags.of_today(known, stored)
-    foreign = every - set(defaults)
-    return defaults | {k: v for k, v in found.items() if k not in foreign}
-
-
-def _check(config: Config, program: Program) -> None:
-    """Loads the images once, before any folder is made, if any cell needs them."""
-    fresh = [
-        cell
-        for cell in cells(config, program)
-        if not (pathlib.Path(cell.group(Run).workdir) / "results.json").exists()
-    ]
-    if fresh:
-        images, _ = load(fresh[0])
-        for cell in {cell.method.name: cell for cell in fresh}.values():
-            check(cell, images)
+KIND = Kind(
+    groups=(Data, Networks, Run),
+    defaults=lambda *_: {"num_train": 500, "workdir": "runs/study"},
+    passed_over=_passed_over,
+    check=_check,
+    grid=_run_cells,
+    told=lambda _, results: results["markdown"],
+    later=lambda _: _SHARED,
+)

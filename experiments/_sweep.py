@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from experiments import _run
 from experiments._groups import Run
+from experiments._kinds import Results
 from experiments._program import Asked
 from ntk_privacy.reports import study_plots
 
@@ -106,14 +107,15 @@ def of_cell(asked: Asked[Any], cell: Cell) -> Asked[Any]:
     return asked.replaced(sweep=None, workdir=str(folder), **given)
 
 
-def run(
-    asked: Asked[Any], run_cell: Callable[[Asked[Any]], dict[str, Any]]
-) -> dict[str, Any]:
+def run(asked: Asked[Any], run_cell: Callable[[Asked[Any]], Results]) -> Results | None:
     """Runs every cell and returns the table, which is also in results.json.
 
-    A cell that cannot be run is a row with an `error`, not the end of the study.
+    A cell that cannot be run is a row with an `error`, not the end of the study. None
+    where no sweep is asked for.
     """
     name = asked.flat()["sweep"]
+    if name is None:
+        return None
     with _run.opened(asked) as workdir:
         rows: list[dict[str, Any]] = []
         for cell in SWEEPS[name].cells():

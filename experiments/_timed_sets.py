@@ -7,15 +7,14 @@ the one that there is.
 import math
 import pathlib
 import shutil
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from experiments._compare_flags import Budget, configured, method_of
 from experiments._groups import Run
+from experiments._job import Job
 from experiments._program import Asked
-from experiments._workdir import Workdir
 from ntk_privacy import resume
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import kept, real, timed
@@ -24,32 +23,23 @@ from ntk_privacy.reports.progress import Progress
 
 
 def made_or_kept(
-    asked: Asked[Any],
-    workdir: Workdir,
-    name: str,
-    images: ImageSet,
-    keys: Sequence[jax.Array],
-    file: str,
-    *,
-    folder: str,
+    job: Job, name: str, images: ImageSet, key: jax.Array, file: str, *, folder: str
 ) -> TimedSet:
     """Returns the set of a method, or random images; one on disk is read back.
 
     Args:
-      asked: of the comparison.
-      workdir: of the comparison.
+      job: the comparison.
       name: of the method, or "random".
       images: to distil.
-      keys: of a method, and of random images.
+      key: of the method, or of random images.
       file: of the set, without its ending.
       folder: of experts, for the methods that train some.
     """
+    asked, workdir = job.asked, job.workdir
     if not workdir.path(f"{file}.npz").exists():
-        each, (key, key_random) = asked.group(Budget).images_per_class, keys
         if name == "random":
-            one = TimedSet(
-                real.of_classes(images, images_per_class=each, key=key_random)
-            )
+            each = asked.group(Budget).images_per_class
+            one = TimedSet(real.of_classes(images, images_per_class=each, key=key))
         else:
             one = _make(asked, name, images, key, workdir.path(folder) / "experts")
         arrays = kept.arrays(one.made) | {"steps": one.steps, "seconds": one.seconds}

@@ -14,8 +14,8 @@ from ntk_privacy.reports import files
 from ntk_privacy.reports.atomic import replacing
 
 
-class Workdir:
-    """One run's folder, held by one process at a time; a context manager.
+class Workdir(contextlib.AbstractContextManager["Workdir"]):
+    """One run's folder, held by one process at a time; see `close`.
 
     The first start writes config.json; later starts with the same config go on, and
     another is refused. Every file appears whole or not at all.
@@ -116,6 +116,10 @@ class Workdir:
         """True once results.json is there: write it last."""
         return self.path("results.json").exists()
 
+    def earlier(self) -> dict[str, Any]:
+        """Returns what results.json held when less was asked for; nothing without."""
+        return self.read_json("results.json") if self.is_done() else {}
+
     def write_json(self, name: str, value: Any) -> None:
         """Writes strict JSON; NaN and infinities become "nan", "inf" and "-inf"."""
         files.write_json(self.path(name), value)
@@ -141,10 +145,6 @@ class Workdir:
         """Lets another process take the folder."""
         self._lock.close()
 
-    def __enter__(self) -> "Workdir":
-        """Returns itself; it is held already."""
-        return self
-
     def __exit__(self, *_: object) -> None:
-        """Lets another process take the folder."""
+        """See `close`."""
         self.close()

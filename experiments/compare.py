@@ -19,33 +19,17 @@ from typing import Any
 from experiments import _compare_flags, _flags, _run
 from experiments._compare_flags import Budget, Poison
 from experiments._compared import Comparison
-from experiments._groups import Run, Tested, dataset_field
+from experiments._groups import Run, Tested
+from experiments._job import Job
+from experiments._kinds import Kind, Results
 from experiments._program import Asked, Program
-from experiments._workdir import Workdir
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import class_images
 from ntk_privacy.evaluation import JUDGES, students
-from ntk_privacy.method import Method, field
+from ntk_privacy.method import Method
 from ntk_privacy.poisoning import Scene, scene
 
 Loaded = tuple[ImageSet, dict[int, Scene]]
-
-LATER = ("methods", "num_seeds")
-"""What may be asked for when a run goes on in its folder."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Images(Tested):
-    """Images."""
-
-    dataset: str = dataset_field("mnist")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _CompareRun(Run):
-    """The run."""
-
-    workdir: str = field("runs/compare", "Folder of the results.")
 
 
 def _at_budget(judge: str, **more: Any) -> Method[Any]:
@@ -57,27 +41,6 @@ def _at_budget(judge: str, **more: Any) -> Method[Any]:
         for preset, given in sizes.items()
     }
     return dataclasses.replace(record, presets=presets)
-
-
-def _groups(judge: Method[Any]) -> tuple[type, ...]:
-    poison = (Poison,) if judge.name == "attacks" else ()
-    return (Budget, *poison, _Images, _CompareRun)
-
-
-PROGRAM = Program(
-    about="Compares methods of distillation at one budget.",
-    methods={
-        "architectures": _at_budget("architectures"),
-        "attacks": _at_budget("attacks", penalty_weight=10.0),
-    },
-    groups=_groups,
-    default="architectures",
-    passed_over=_compare_flags.passed_over,
-    check=_compare_flags.check_names,
-    flag="judge",
-    former="attacks",
-    former_names={"none": "architectures", "all": "attacks"},
-)
 
 
 def _load(asked: Asked[Any]) -> Loaded:
@@ -102,34 +65,43 @@ def _load(asked: Asked[Any]) -> Loaded:
         return images, {s: scene(images, seed=s, rate=poison.rate) for s in seeds}
 
 
-def _work(asked: Asked[Any], workdir: Workdir, loaded: Loaded) -> dict[str, Any]:
+def _work(job: Job, loaded: Loaded) -> Results:
     images, scenes = loaded
-    comparison = Comparison(asked, workdir, images)
-    attacked = asked.method.name == "attacks"
+    comparison = Comparison(job, images)
+    attacked = job.asked.method.name == "attacks"
     results = (
         comparison.by_attacks(scenes) if attacked else comparison.by_architectures()
     )
-    workdir.write_text("table.md", results["markdown"] + "\n")
+    job.workdir.write_text("table.md", results["markdown"] + "\n")
     return results
 
 
-def run(asked: Asked[Any]) -> dict[str, Any]:
-    """Runs a comparison; returns what results.json holds.
+def _kind(judge: Method[Any]) -> Kind:
+    poison = (Poison,) if judge.name == "attacks" else ()
+    return Kind(
+        groups=(Budget, *poison, Tested, Run),
+        defaults=lambda *_: {"dataset": "mnist", "workdir": "runs/compare"},
+        passed_over=_compare_flags.passed_over,
+        check=_compare_flags.check_names,
+        load=_load,
+        work=_work,
+        told=lambda asked, results: _run.placed(asked, results["markdown"], "table.md"),
+        later=lambda _: ("methods", "num_seeds"),
+    )
 
-    Raises:
-      UsageError: the folder belongs to another configuration, or the flags ask for
-        what the image set does not have.
-      OSError: a file is missing.
-      ValueError: a file is damaged, or a loss is not finite.
-    """
-    return _run.resumed(asked, _load, _work, later=LATER)
 
-
-def main(asked: Asked[Any]) -> None:
-    """Runs and prints the table."""
-    print(run(asked)["markdown"])
-    print(f"table.md and results.json are in {asked.group(Run).workdir}")
-
+PROGRAM = Program(
+    about="Compares methods of distillation at one budget.",
+    methods={
+        "architectures": _at_budget("architectures"),
+        "attacks": _at_budget("attacks", penalty_weight=10.0),
+    },
+    kind=_kind,
+    default="architectures",
+    flag="judge",
+    former={("attacks", "none"): "architectures", ("attacks", "all"): "attacks"},
+)
+run, main = _run.run, _run.main
 
 if __name__ == "__main__":
-    _flags.run(main, PROGRAM)
+    _flags.run(main, PROGRAM.parse)

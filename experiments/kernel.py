@@ -16,19 +16,12 @@ from typing import Any, Literal
 
 from experiments import _flags, _kernels, _run
 from experiments._groups import Run, TaskImages
+from experiments._kinds import Kind
 from experiments._program import Asked, Program
 from ntk_privacy import _checks
 from ntk_privacy.kernels.named import BUDGET, KERNELS
 from ntk_privacy.method import Method, field
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Images(TaskImages):
-    """Images."""
-
-    num_train: int = field(
-        100, "Images N, balanced over the classes.", former=("num_images",)
-    )
+from ntk_privacy.reports import summaries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +46,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """Blocks of the kernel."""
+    """The kernel in memory."""
 
     stream: bool = field(
         False, "Write the kernel block by block to kernel.npy instead of arrays.npz."
@@ -62,21 +55,10 @@ class Blocks:
         BUDGET, "Working memory of a block, MiB, of --stream and of networks."
     )
 
-    def __post_init__(self):
-        _checks.positive(budget=self.budget)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class KernelRun(Run):
-    """The run."""
-
-    workdir: str = field("runs/kernel", "Folder of the results.")
     precision: Literal["float32", "float64"] = field("float32", "Of everything.")
 
-
-def _groups(method: Method[Any]) -> tuple[type, ...]:
-    trained = (Training,) if "training" in method.wants else ()
-    return (Images, *trained, Blocks, KernelRun)
+    def __post_init__(self):
+        _checks.positive(budget=self.budget)
 
 
 def _passed_over(asked: Asked[Any]) -> dict[str, str]:
@@ -86,62 +68,36 @@ def _passed_over(asked: Asked[Any]) -> dict[str, str]:
 
 
 def _check(asked: Asked[Any]) -> None:
-    if asked.group(Blocks).stream and _kernels.is_trained(asked):
+    if asked.group(Blocks).stream and asked.flat().get("train"):
         raise ValueError(
             "stream=true keeps no kernel in memory to compare with: add --notrain."
         )
 
 
+def _kind(method: Method[Any]) -> Kind:
+    trained = (Training,) if "training" in method.wants else ()
+    return Kind(
+        groups=(TaskImages, *trained, Blocks, Run),
+        defaults=lambda *_: {"num_train": 100, "workdir": "runs/kernel"},
+        passed_over=_passed_over,
+        check=_check,
+        load=_kernels.load,
+        work=_kernels.work,
+        timers=("kernel", "train"),
+        told=lambda asked, results: _run.placed(
+            asked, summaries.kernel(results), "kernel.png, spectrum.png"
+        ),
+    )
+
+
 PROGRAM = Program(
     about="Computes a kernel on real images, and its spectrum.",
     methods=KERNELS,
-    groups=_groups,
+    kind=_kind,
     default="infinite_mlp",
-    passed_over=_passed_over,
-    check=_check,
     flag="kernel",
 )
-
-
-def run(asked: Asked[Any]) -> dict[str, Any]:
-    """Runs one configuration; returns what results.json holds.
-
-    Raises:
-      UsageError: the folder belongs to another configuration, or the flags ask for
-        what the image set does not have.
-      OSError: a file is missing.
-      ValueError: a file is damaged, or training cannot go on.
-    """
-    with _run.precision(asked.group(KernelRun).precision):
-        return _run.resumed(asked, _kernels.load, _kernels.work)
-
-
-def summary(results: dict[str, Any]) -> str:
-    """Returns a short table for the terminal."""
-    rows = [
-        ("largest eigenvalue", f"{results['largest_eigenvalue']:.4g}"),
-        ("smallest eigenvalue", f"{results['smallest_eigenvalue']:.4g}"),
-        ("condition number", f"{float(results['condition_number']):.4g}"),
-        ("effective rank", f"{results['effective_rank']:.4g}"),
-        ("alignment with the targets", f"{results['target_alignment']:.4g}"),
-    ]
-    if "kernel_distance" in results:
-        short = "" if results["converged"] else " (not reached what was asked)"
-        rows += [
-            ("training steps", str(results["train_steps"])),
-            ("training loss", f"{results['train_loss']:.3g}{short}"),
-            ("kernel distance after training", f"{results['kernel_distance']:.4g}"),
-        ]
-    spent = [f"{results['seconds'][k]:.1f}" for k in ("compile", "kernel", "train")]
-    return _run.table([*rows, ("seconds: compile, kernel, train", ", ".join(spent))])
-
-
-def main(asked: Asked[Any]) -> None:
-    """Runs and prints the summary."""
-    print(summary(run(asked)))
-    workdir = asked.group(Run).workdir
-    print(f"kernel.png, spectrum.png and results.json are in {workdir}")
-
+run, main = _run.run, _run.main
 
 if __name__ == "__main__":
-    _flags.run(main, PROGRAM)
+    _flags.run(main, PROGRAM.parse)

@@ -15,47 +15,16 @@ import dataclasses
 from typing import Any
 
 from experiments import _flags, _run
-from experiments._groups import Run, Tested, dataset_field
+from experiments._groups import Run, Tested
+from experiments._job import Job
+from experiments._kinds import Kind, Results
 from experiments._pieces import Pieces
 from experiments._program import Asked, Program
-from experiments._workdir import Workdir
 from ntk_privacy import distillation, poisoning
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.evaluation import poisoned_sets, poisoned_table, students
 from ntk_privacy.method import Method, field
 from ntk_privacy.reports import poisoned_plots
-
-LATER = ("num_seeds", "methods", "control")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Images(Tested):
-    """Images."""
-
-    dataset: str = dataset_field("cifar10")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Condensing(poisoned_sets.Config):
-    """Condensation."""
-
-    @classmethod
-    def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
-        """Returns those of a preset: five condensations in the paper."""
-        del method
-        sizes = vars(distillation.METHODS["dm"].configured(preset))
-        return sizes | {"num_runs": 5 if preset == "paper" else 1}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Students(students.Config):
-    """Networks trained on each condensed set; each decides about the target."""
-
-    @classmethod
-    def sizes(cls, preset: str, method: Method[Any]) -> dict[str, Any]:
-        """Returns those of a preset: one decision per condensation in the paper."""
-        del method
-        return {"num_networks": 1} if preset == "paper" else students.SMALL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,25 +36,23 @@ class Seeds(Run):
     control: bool = field(
         True, "Condense the clean images, too: the attack's success without an attack."
     )
-    workdir: str = field("runs/poison", "Folder of the results.")
 
     def __post_init__(self):
         super().__post_init__()
         _flags.check_seeds(self.seed, num_seeds=self.num_seeds)
 
 
+def _defaults(attack: Method[Any], preset: str) -> dict[str, Any]:
+    """Returns those of DM; in the paper five condensations, one network for each."""
+    del attack
+    sizes = students.SMALL | {"num_runs": 1}
+    sizes = {"num_networks": 1, "num_runs": 5} if preset == "paper" else sizes
+    own = {"dataset": "cifar10", "workdir": "runs/poison"}
+    return vars(distillation.METHODS["dm"].configured(preset)) | own | sizes
+
+
 def _passed_over(asked: Asked[Any]) -> dict[str, str]:
     return {"control": "--attack=none"} if asked.method.name == "none" else {}
-
-
-PROGRAM = Program(
-    about="Poisons a training set, condenses it, and asks networks about a target.",
-    methods=poisoning.METHODS,
-    groups=lambda _: (Images, Condensing, Students, Seeds),
-    default="direct",
-    passed_over=_passed_over,
-    flag="attack",
-)
 
 
 def load(asked: Asked[Any]) -> ImageSet:
@@ -101,25 +68,24 @@ def _plan(asked: Asked[Any]) -> poisoned_sets.Plan:
             images,
             asked.method,
             asked.config,
-            asked.group(Condensing),
-            asked.group(Students),
+            asked.group(poisoned_sets.Config),
+            asked.group(students.Config),
             seeds=range(seeds.seed, seeds.seed + seeds.num_seeds),
             control=seeds.control,
             preset=asked.preset,
         )
 
 
-def _work(
-    asked: Asked[Any], workdir: Workdir, plan: poisoned_sets.Plan
-) -> dict[str, Any]:
+def _work(job: Job, plan: poisoned_sets.Plan) -> Results:
+    asked, workdir = job.asked, job.workdir
     names = {"clean": "craft", "distill": "condense"}
-    piece = Pieces(workdir, asked.group(Run), names)
+    piece = Pieces(job, names)
 
     def show(name, scene, made, title):
         poisoned_plots.made(scene, made, workdir.path(f"{name}.png"), title=title)
 
     entries = poisoned_sets.study(plan, piece=piece, show=show)
-    num_steps = asked.group(Condensing).num_steps
+    num_steps = asked.group(poisoned_sets.Config).num_steps
     poisoned_plots.losses(entries, workdir.path("losses.png"), num_steps=num_steps)
     return {
         **{name: asked.flat()[name] for name in ("dataset", "attack", "preset")},
@@ -129,22 +95,23 @@ def _work(
     }
 
 
-def run(asked: Asked[Any]) -> dict[str, Any]:
-    """Runs all seeds and methods; returns what results.json holds.
-
-    Raises:
-      UsageError: the folder belongs to another configuration, or a flag does not fit
-        the image set.
-      OSError: a file is missing.
-      ValueError: a file is damaged, or a loss is not finite.
-    """
-    return _run.resumed(asked, _plan, _work, later=LATER)
-
-
-def main(asked: Asked[Any]) -> None:
-    """Runs and prints the table."""
-    print(poisoned_table.text(run(asked)["table"]))
-
+KIND = Kind(
+    groups=(Tested, poisoned_sets.Config, students.Config, Seeds),
+    defaults=_defaults,
+    passed_over=_passed_over,
+    load=_plan,
+    work=_work,
+    told=lambda _, results: poisoned_table.text(results["table"]),
+    later=lambda _: ("num_seeds", "methods", "control"),
+)
+PROGRAM = Program(
+    about="Poisons a training set, condenses it, and asks networks about a target.",
+    methods=poisoning.METHODS,
+    kind=lambda _: KIND,
+    default="direct",
+    flag="attack",
+)
+run, main = _run.run, _run.main
 
 if __name__ == "__main__":
-    _flags.run(main, PROGRAM)
+    _flags.run(main, PROGRAM.parse)

@@ -13,22 +13,22 @@ from typing import Any, Literal
 
 import jax
 
-from experiments import _attacked, _flags, _network, _run, _sweep
+from experiments import _attacked, _flags, _run, _sweep
 from experiments._groups import Run, TaskImages
+from experiments._job import Job
+from experiments._kinds import Kind, Results
 from experiments._program import Asked, Program
-from experiments._read_back import summary, written
-from experiments._workdir import Workdir
+from experiments._read_back import written
 from ntk_privacy import data
 from ntk_privacy.method import Method, field
 from ntk_privacy.reconstruction import METHODS
-from ntk_privacy.resume import Timer
+from ntk_privacy.reports import summaries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReconstructRun(Run):
     """The run."""
 
-    workdir: str = field("runs/reconstruct", "Folder of the results.")
     sweep: Literal[*_sweep.SWEEPS] | None = field(
         None,
         "Limits study over images, widths, dynamics, sets and tasks: all of it, what "
@@ -36,8 +36,12 @@ class ReconstructRun(Run):
     )
 
 
-def _groups(method: Method[Any]) -> tuple[type, ...]:
-    return (TaskImages, _network.of(method), _attacked.told(method), ReconstructRun)
+def _defaults(method: Method[Any], preset: str) -> dict[str, Any]:
+    """Returns what a preset says: published logistic runs go on for all epochs."""
+    given: dict[str, Any] = {"workdir": "runs/reconstruct"}
+    if "logistic" in method.wants and preset == "paper":
+        given["early_stop_loss"] = 0.0
+    return given
 
 
 def _passed_over(asked: Asked[Any]) -> dict[str, str]:
@@ -50,74 +54,62 @@ def _passed_over(asked: Asked[Any]) -> dict[str, str]:
     return {}
 
 
-PROGRAM = Program(
-    about="Trains a network on real images and reconstructs them from its weights.",
-    methods=METHODS,
-    groups=_groups,
-    default="auto",
-    passed_over=_passed_over,
-)
-
-
-def run(asked: Asked[Any]) -> dict[str, Any]:
-    """Runs one configuration, or a sweep of them; returns what results.json holds.
-
-    Raises:
-      UsageError: the folder belongs to another configuration, or the flags ask for
-        what the image set does not have.
-      OSError: a file is missing.
-      ValueError: a file is damaged, or training or attack cannot go on.
-    """
-    if asked.group(ReconstructRun).sweep is not None:
-        return _sweep.run(asked, run)
-    with _run.precision(asked.group(_network.Network).precision):
-        return _run.resumed(asked, _load, _work)
-
-
 def _load(asked: Asked[Any]) -> tuple[data.Dataset, jax.Array]:
     dataset, key = asked.group(TaskImages).load(asked.group(Run).seed)
     with _flags.usage():
-        known = asked.group(_network.of(asked.method)).before(dataset)
+        known = asked.group(_attacked.network(asked.method)).before(dataset)
         asked.method.check(known, asked.config)
     return dataset, key
 
 
-def _work(
-    asked: Asked[Any], workdir: Workdir, loaded: tuple[data.Dataset, jax.Array]
-) -> dict[str, Any]:
-    flags, folder, (dataset, key) = asked.group(Run), workdir.checkpoint_folder, loaded
-    network = asked.group(_network.of(asked.method))
-    training, attacking = Timer(), Timer()
-    stage = _run.stage(flags, folder, training, description="train")
-    victim = network.train(dataset, key, stage)
+def _work(job: Job, loaded: tuple[data.Dataset, jax.Array]) -> Results:
+    (dataset, key), asked = loaded, job.asked
+    network = asked.group(_attacked.network(asked.method))
+    victim = network.train(dataset, key, job.stage("train", description="train"))
     with _run.recorded() as told:
-        stage = _run.stage(flags, folder, attacking)
-        found = _attacked.attack(asked, dataset, victim, stage)
+        found = _attacked.attack(asked, dataset, victim, job.stage("attack"))
     return {
         "warnings": told,
         "method": asked.method.name,
         "dataset": asked.group(TaskImages).dataset,
         "width": network.width,
         "num_images": len(dataset.x_train),
-        "seed": flags.seed,
-        **written(workdir, dataset, victim, found, asked.method.name),
-        "seconds": {
-            "train": training.run,
-            "compile": training.compile + attacking.compile,
-            "attack": attacking.run,
-        },
+        "seed": job.seed,
+        **written(job.workdir, dataset, victim, found, asked.method.name),
+        "seconds": job.seconds(),
     }
 
 
-def main(asked: Asked[Any]) -> None:
-    """Runs and prints the summary."""
-    results, workdir = run(asked), asked.group(Run).workdir
+def _told(asked: Asked[Any], results: Results) -> str:
     if "table" in results:
-        print(f"table.json and the figures are in {workdir}")
-        return
-    print(summary(results))
-    print(f"curve.png, gallery.png and results.json are in {workdir}")
+        return f"table.json and the figures are in {asked.group(Run).workdir}"
+    return _run.placed(
+        asked, summaries.reconstruction(results), "curve.png, gallery.png"
+    )
 
+
+def _kind(method: Method[Any]) -> Kind:
+    return Kind(
+        groups=(
+            *(TaskImages, _attacked.network(method), _attacked.told(method)),
+            ReconstructRun,
+        ),
+        defaults=_defaults,
+        passed_over=_passed_over,
+        load=_load,
+        work=_work,
+        grid=_sweep.run,
+        told=_told,
+    )
+
+
+PROGRAM = Program(
+    about="Trains a network on real images and reconstructs them from its weights.",
+    methods=METHODS,
+    kind=_kind,
+    default="auto",
+)
+run, main = _run.run, _run.main
 
 if __name__ == "__main__":
-    _flags.run(main, PROGRAM)
+    _flags.run(main, PROGRAM.parse)

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import jax
@@ -130,11 +130,30 @@ def one_of(options: Any, **values: Any) -> None:
     """Raises ValueError unless every value is among `options`."""
     for name, value in values.items():
         if value not in options:
-            known = [str(option) for option in options]
-            near = difflib.get_close_matches(str(value), known, n=1)
-            told = f", did you mean {near[0]}? Use" if near else ": use"
-            allowed = ", ".join(known)
-            raise ValueError(f"{name}={value!r} is unknown{told} one of {allowed}.")
+            raise ValueError(f"{name}={value!r} is {unknown(value, options)}")
+
+
+def unknown(value: Any, options: Any) -> str:
+    """Returns what to say of a value that is not among `options`.
+
+    Args:
+      value: that there is not.
+      options: that there are.
+    """
+    known = [str(option) for option in options]
+    near = difflib.get_close_matches(str(value), known, n=1)
+    told = f", did you mean {near[0]}? Use" if near else ": use"
+    return f"unknown{told} one of {', '.join(known)}."
+
+
+def named(**values: Sequence[str]) -> None:
+    """Raises ValueError unless every value has names, none of them twice."""
+    for name, entries in values.items():
+        if not entries:
+            raise ValueError(f"{name} is empty: name one at least.")
+        for entry in entries:
+            if list(entries).count(entry) > 1:
+                raise ValueError(f"{name} names {entry} twice: name it once.")
 
 
 def same_length(**arrays: Sized) -> None:

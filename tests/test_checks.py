@@ -42,6 +42,11 @@ from ntk_privacy.training import classification, squeeze, victim
             "method='kk' is unknown, did you mean kkt? Use one of kkt, algebraic.",
         ),
         (
+            lambda: _checks.named(methods=("dm", "dc", "dm")),
+            "methods names dm twice: name it once.",
+        ),
+        (lambda: _checks.named(attacks=()), "attacks is empty: name one at least."),
+        (
             lambda: _checks.same_length(images=[1, 2], labels=np.zeros((3, 1))),
             "Lengths differ: images has 2 rows, labels has 3 rows; give one row per "
             "image to each.",

@@ -12,6 +12,8 @@ FILES = sorted(
     for path in (ROOT / package).rglob("*.py")
 )
 MAX_LINES = 450
+MAX_LINES_OF_BINARIES = 150
+LONGER = ("_flags", "_run")
 
 # From the bottom up; what shares a line never imports its neighbours.
 LAYERS = (
@@ -186,7 +188,9 @@ def test_imports_go_one_way(path):
 @pytest.mark.parametrize("path", FILES, ids=_name)
 def test_files_stay_short_and_unpickled(path):
     lines = len(path.read_text().splitlines())
-    assert lines <= MAX_LINES, f"{lines} lines: split the file by what it does"
+    binary = _module(path).startswith("experiments") and path.stem not in LONGER
+    limit = MAX_LINES_OF_BINARIES if binary else MAX_LINES
+    assert lines <= limit, f"{lines} lines: split the file by what it does"
     assert path.stem != "utils"
     assert pickling(path.read_text(), _module(path)) == []
 

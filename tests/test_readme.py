@@ -8,7 +8,6 @@ import re
 import pytest
 
 import ntk_privacy
-from experiments import _flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -33,10 +32,9 @@ def _commands():
 @pytest.mark.parametrize("words", _commands(), ids=lambda words: " ".join(words)[:60])
 def test_its_commands_have_flags_of_today(words):
     module = importlib.import_module(words[0])
-    flags = getattr(module, "FLAGS", module.PROGRAM)
     given = [word.strip("'\"") for word in words[1:] if word != "..."]
-    asked = _flags.read(flags, given)
-    known = asked.flat() if hasattr(asked, "flat") else vars(asked)
+    asked = module.PROGRAM.parse(given)
+    known = {**asked.flat(), **dict.fromkeys(f for f, _ in asked.program.former)}
     for word in given:
         name = word[2:].partition("=")[0]
         assert name in known or name.removeprefix("no") in known, name

@@ -1,23 +1,26 @@
 """An image set that a few values choose: a name, or the place of one's own images."""
 
+import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from ntk_privacy import _checks
 from ntk_privacy.data import image_folder, places
 from ntk_privacy.data.dataset import ArgumentError
-from ntk_privacy.data.sets import SETS, load_set
+from ntk_privacy.data.image_set import ImageSet
+from ntk_privacy.data.sets import SETS, Foretold, foretold, load_set
+from ntk_privacy.method import field
 
-__all__ = ["FOLDER", "Choice", "filled_in", "image_shape", "source"]
+__all__ = ["FOLDER", "Choice"]
 
 FOLDER = "image_folder"
 """The set that is the folder of pictures at data_dir: so it was called at first."""
 
 
-@runtime_checkable
-class Choice(Protocol):
-    """What chooses a set.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Images.
 
     Attributes:
         dataset: Name of a set, or a path.
@@ -25,33 +28,83 @@ class Choice(Protocol):
         data_dir: Folder of the named sets, or of the pictures of `FOLDER`.
         download: Whether to fetch a named set.
         fingerprint: Of one's own images, which must be these; None to fill it in.
+
+    Raises:
+        ValueError: The set is unknown, or a value is missing or does not fit it.
+
+    Example:
+        >>> from ntk_privacy.data import choice
+        >>> digits = choice.Choice(dataset="digits")
+        >>> digits.image_shape(), len(digits.read().x_test)
+        ((8, 8, 1), 360)
     """
 
-    @property
-    def dataset(self) -> str: ...  # noqa: D102
-    @property
-    def image_size(self) -> int | None: ...  # noqa: D102
-    @property
-    def data_dir(self) -> str | None: ...  # noqa: D102
-    @property
-    def download(self) -> bool: ...  # noqa: D102
-    @property
-    def fingerprint(self) -> str | None: ...  # noqa: D102
+    dataset: str = field(
+        "digits",
+        "Image set: " + ", ".join(SETS) + " (digits is embedded, the others are "
+        "read from files); or the path of an .npz file with images and labels, or of "
+        "a folder with train/CLASS/* and val/CLASS/* (or test), or CLASS/*.",
+    )
+    image_size: int | None = field(
+        None,
+        "Pixels a side that pictures of a folder are cropped and resized to; none is "
+        "their own, if they are squares of one size up to 64, else 64.",
+    )
+    data_dir: str | None = field(
+        None, "Folder of the image sets; none: NTK_PRIVACY_DATA, else the cache."
+    )
+    download: bool = field(False, "Fetch the image set if it is not there.")
+    fingerprint: str | None = field(
+        None, "Of one's own images, which must be these; none: it is filled in."
+    )
+
+    def __post_init__(self):
+        for name, value in _filled_in(self).items():
+            object.__setattr__(self, name, value)
+
+    def foretold(self) -> Foretold:
+        """Returns what is known of the images before they are read."""
+        named = self.dataset != FOLDER
+        place = self.dataset if named else Path(self.data_dir or "")
+        return foretold(place, size=self.image_size)
+
+    def source(self) -> dict[str, Any]:
+        """Returns what `load_set` and `load` are told of the place.
+
+        Raises:
+            ArgumentError: Other images lie there than the fingerprint says.
+        """
+        if self.dataset == FOLDER:
+            return {"name": Path(self.data_dir or ""), "size": self.image_size}
+        place = _place(self)
+        if place is None:
+            told = {"data_dir": self.data_dir, "download": self.download}
+            return {"name": self.dataset, **told}
+        found = places.fingerprint(place)
+        if found is not None and found != self.fingerprint:
+            raise ArgumentError(
+                f"dataset={self.dataset} holds images of fingerprint {found}, not "
+                f"{self.fingerprint}: give those, or leave fingerprint out."
+            )
+        return {"name": place, "size": self.image_size}
+
+    def read(self) -> ImageSet:
+        """Returns the whole image set; see `source` and `load_set`."""
+        return load_set(**self.source())
+
+    def image_shape(self) -> tuple[int, int, int]:
+        """Returns height, width and channels; reads images that have no name."""
+        if self.dataset in SETS:
+            return SETS[self.dataset].image_shape
+        return _own_shape(**self.source())
 
 
 def _place(choice: Choice) -> Path | None:
     return places.place_of(choice.dataset, tuple(SETS), told="dataset")
 
 
-def filled_in(choice: Choice) -> dict[str, Any]:
-    """Returns what a choice leaves open, by name.
-
-    Args:
-        choice: Of a set.
-
-    Raises:
-        ValueError: The set is unknown, or a value is missing or does not fit it.
-    """
+def _filled_in(choice: Choice) -> dict[str, Any]:
+    """Returns what a choice leaves open, by name."""
     name = choice.dataset
     if name == FOLDER:
         return _folder_filled_in(choice)
@@ -90,41 +143,6 @@ def _folder_filled_in(choice: Choice) -> dict[str, Any]:
         return {"image_size": image_folder.SIZE}
     _checks.at_least(1, image_size=choice.image_size)
     return {}
-
-
-def source(choice: Choice) -> dict[str, Any]:
-    """Returns what `load_set` and `load` are told of the place.
-
-    Args:
-        choice: Filled in.
-
-    Raises:
-        ArgumentError: Other images lie there than the fingerprint says.
-    """
-    if choice.dataset == FOLDER:
-        return {"name": Path(choice.data_dir or ""), "size": choice.image_size}
-    place = _place(choice)
-    if place is None:
-        told = {"data_dir": choice.data_dir, "download": choice.download}
-        return {"name": choice.dataset, **told}
-    found = places.fingerprint(place)
-    if found is not None and found != choice.fingerprint:
-        raise ArgumentError(
-            f"dataset={choice.dataset} holds images of fingerprint {found}, not "
-            f"{choice.fingerprint}: give those, or leave fingerprint out."
-        )
-    return {"name": place, "size": choice.image_size}
-
-
-def image_shape(choice: Choice) -> tuple[int, int, int]:
-    """Returns height, width and channels; reads images that have no name.
-
-    Args:
-        choice: Filled in.
-    """
-    if choice.dataset in SETS:
-        return SETS[choice.dataset].image_shape
-    return _own_shape(**source(choice))
 
 
 @functools.lru_cache(maxsize=1)

@@ -66,8 +66,7 @@ class Config(Budget):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.attacks:
-            raise ValueError("attacks is empty: name one at least.")
+        _checks.named(attacks=self.attacks)
         _checks.at_least(1, batch_size=self.batch_size)
         # Unknown and repeated names, before anything is loaded.
         self.stages(1000)

@@ -55,12 +55,9 @@ class Config(dm.RobustConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        _checks.named(methods=self.methods)
         for name in self.methods:
             _checks.one_of(DM_METHODS, methods=name)
-            if self.methods.count(name) > 1:
-                raise ValueError(f"methods names {name} twice: name it once.")
-        if not self.methods:
-            raise ValueError("methods is empty: name one at least.")
         _checks.at_least(1, num_runs=self.num_runs)
 
 

@@ -94,10 +94,10 @@ class Config(Budget):
         super().__post_init__()
         _checks.at_least(1, width=self.width, num_epochs=self.num_epochs)
         _checks.positive(temperature=self.temperature)
+        if self.attacks:
+            _checks.named(attacks=self.attacks)
         for name in self.attacks:
             _checks.one_of(tuple(ATTACKS), attacks=name)
-        if len(set(self.attacks)) < len(self.attacks):
-            raise ValueError(f"attacks={self.attacks} names one twice: name it once.")
         _checks.positive(eps=self.threat_model.eps)
 
 

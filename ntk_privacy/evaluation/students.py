@@ -73,8 +73,7 @@ class ArchitecturesConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.architectures:
-            raise ValueError("architectures is empty: name one at least.")
+        _checks.named(architectures=self.architectures)
         for name in self.architectures:
             network(name, 10)
 

@@ -175,7 +175,7 @@ def added(monkeypatch):
 def test_one_record_adds_a_method_to_the_command_line(added, tmp_path, capsys, images):
     arguments = ["--method=mean", "--num_images=200", "--num_test=20", "--strength=2"]
     arguments += [f"--workdir={tmp_path}", "--noprogress", "--images_per_class=2"]
-    assert _flags.call(distill.main, distill.FLAGS, arguments) == 0
+    assert _flags.call(distill.main, distill.PROGRAM.parse, arguments) == 0
     with np.load(tmp_path / "arrays.npz") as stored:
         found = stored["images"]
     same = _means(images, MeanConfig(images_per_class=2, strength=2.0), key=None)
@@ -184,9 +184,12 @@ def test_one_record_adds_a_method_to_the_command_line(added, tmp_path, capsys, i
     assert (results["method"], results["num_distilled"]) == ("mean", 20)
     assert (tmp_path / "distilled.png").exists()
     # Finished, it is read back.
-    assert _flags.call(distill.main, distill.FLAGS, arguments) == 0
+    assert _flags.call(distill.main, distill.PROGRAM.parse, arguments) == 0
     capsys.readouterr()
-    assert _flags.call(distill.main, distill.FLAGS, ["--method=mean", "--help"]) == 0
+    assert (
+        _flags.call(distill.main, distill.PROGRAM.parse, ["--method=mean", "--help"])
+        == 0
+    )
     text = capsys.readouterr().out
     assert "mean: is the mean of each class." in text
     assert "--strength=FLOAT\n        What it is multiplied by. (default: 1.0)" in text
@@ -196,7 +199,10 @@ def test_one_record_adds_a_method_to_the_command_line(added, tmp_path, capsys, i
         ("--strengt=3", "Did you mean: strength"),
         ("--strength=x", "expected a number, not 'x'"),
     ):
-        assert _flags.call(distill.main, distill.FLAGS, ["--method=mean", flag]) == 2
+        assert (
+            _flags.call(distill.main, distill.PROGRAM.parse, ["--method=mean", flag])
+            == 2
+        )
         assert told in capsys.readouterr().err
 
 

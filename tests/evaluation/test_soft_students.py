@@ -90,7 +90,7 @@ def test_attacks_are_kept_by_their_numbers_and_images(monkeypatch, tmp_path):
             {"attacks": ("mimi",)},
             "is unknown, did you mean mim. Use one of pgd1",
         ),
-        ({"attacks": ("mim", "mim")}, "names one twice: name it once"),
+        ({"attacks": ("mim", "mim")}, "names mim twice: name it once"),
         ({"attack_steps": 0}, "attack_steps=0 must be at least 1"),
         ({"num_queries": 0}, "num_queries=0 must be at least 1"),
         ({"eps": 0.0}, "eps=0.0 must be above 0"),

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import _flags, _study_config, distill
+from experiments import _flags, distill
+from ntk_privacy import distillation
 
 
 def command_line(
@@ -34,7 +35,7 @@ def command_line(
     while True:
         arguments = [*_written(sizes), *own]
         try:
-            _flags.read(config_class, arguments)
+            config_class.parse(arguments)
         except _flags.UsageError as error:
             found = re.match(r"--(\w+) has no effect with ", str(error))
             if found and found[1] in sizes:
@@ -50,15 +51,17 @@ def asked(sizes: Mapping[str, Any], **changes: Any) -> Any:
       sizes: flags by name, for all methods.
       **changes: of the test.
     """
-    study = changes.get("table") or changes.get("defence")
-    if study:
-        names = {entry.name for entry in dataclasses.fields(_study_config.Config)}
-    else:
-        names = distill.PROGRAM.names(
-            changes.get("method", sizes.get("method", "rkip"))
-        )
+    studies = [name for name in ("table", "defence") if changes.get(name)]
+    method = (studies or [changes.get("method", sizes.get("method", "rkip"))])[0]
+    names = distill.PROGRAM.names(method)
     own = {k: v for k, v in sizes.items() if k in names or k == "method"}
-    return distill.asked(**{**own, **changes})
+    return distill.PROGRAM.asked(**{**own, **changes})
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """Returns what the terminal is told of results of `distill`."""
+    asked = distill.PROGRAM.asked(results["method"])
+    return asked.kind.told(asked, results)
 
 
 def chunks(monkeypatch: Any, size: int) -> None:
@@ -68,10 +71,10 @@ def chunks(monkeypatch: Any, size: int) -> None:
       monkeypatch: the fixture.
       size: steps of a chunk.
     """
-    for name, method in list(distill.PROGRAM.methods.items()):
+    for name, method in list(distillation.METHODS.items()):
         run = functools.partial(method.run, chunk=size)
         short = dataclasses.replace(method, run=run)
-        monkeypatch.setitem(distill.PROGRAM.methods, name, short)
+        monkeypatch.setitem(distillation.METHODS, name, short)
 
 
 def _written(values: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from command_lines import command_line
 
 from experiments import _flags, _run, _timed_sets, compare
+from experiments._job import Job
 from experiments._workdir import Workdir
 from ntk_privacy import curvature, data, resume
 from ntk_privacy.data.image_set import ImageSet, Statistics
@@ -284,11 +285,11 @@ def test_a_row_is_the_mean_over_seeds():
     ],
 )
 def test_faults_are_one_line_and_leave_nothing(tmp_path, capsys, flags, message):
-    program, folder = compare.PROGRAM, tmp_path / "run"
-    arguments = command_line(program, TOY, *flags, workdir=folder)
+    parse, folder = compare.PROGRAM.parse, tmp_path / "run"
+    arguments = command_line(compare.PROGRAM, TOY, *flags, workdir=folder)
     if "--attacks=none" in flags:  # with flags of the attacks
         arguments.append("--num_attacked=3")
-    assert _flags.call(compare.main, program, arguments) == 2
+    assert _flags.call(compare.main, parse, arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -345,7 +346,7 @@ def test_a_timed_method_shows_its_seconds(monkeypatch, tmp_path):
     asked = compare.PROGRAM.asked(seconds=2.5, workdir=str(tmp_path))
     with _run.opened(asked) as workdir:
         made = _timed_sets.made_or_kept(
-            *(asked, workdir, "dm", images, (jax.random.key(0), None), "set"),
+            *(Job(asked, workdir), "dm", images, jax.random.key(0), "set"),
             folder=".",
         )
     assert (made.steps, shown) == (7, [3, 1, 3])

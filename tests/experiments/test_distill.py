@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command_lines import asked, chunks, command_line
+from command_lines import asked, chunks, command_line, summary
 
 from experiments import _flags, _networks, _study_config, distill
 from experiments._groups import Run
 from experiments._workdir import Workdir
 from ntk_privacy import checkpoint, data, kip, rkip
+from ntk_privacy.data import choice
 from ntk_privacy.distillation import kernel_methods, regressed, search
 from ntk_privacy.kernels import conjugate_gradients
 
@@ -37,12 +38,12 @@ def _run(folder, **changes):
 
 def _call(capsys, *arguments):
     """Exit code and stderr of the command line."""
-    code = _flags.call(distill.main, distill.FLAGS, arguments)
+    code = _flags.call(distill.main, distill.PROGRAM.parse, arguments)
     return code, capsys.readouterr().err
 
 
 def _arguments(folder, *flags, **changes):
-    return command_line(distill.FLAGS, TOY, *flags, workdir=folder, **changes)
+    return command_line(distill.PROGRAM, TOY, *flags, workdir=folder, **changes)
 
 
 def _arrays(folder, name="arrays.npz"):
@@ -94,8 +95,8 @@ def test_a_run_writes_every_file_and_takes_more_stages_later(tmp_path, capsys):
     assert (config["evaluate"], config["attack"]) == (True, True)
     assert (config["num_runs"], config["num_finite_runs"]) == (2, None)
     assert (tmp_path / "arrays.npz").stat().st_mtime_ns == stamp
-    assert "recovered, kkt" in distill.summary(all_of_it)
-    assert "test accuracy, standard" in distill.summary(all_of_it)
+    assert "recovered, kkt" in summary(all_of_it)
+    assert "test accuracy, standard" in summary(all_of_it)
     # What is there is read back; what makes another set is refused.
     assert _run(tmp_path, evaluate=True, attack=True) == all_of_it
     code, told = _call(capsys, *_arguments(tmp_path, num_steps=41))
@@ -263,7 +264,7 @@ def _all_alike(monkeypatch):
         first = np.repeat(found.images_train[:1], len(found.class_train), axis=0)
         return dataclasses.replace(found, images_train=first)
 
-    monkeypatch.setattr(data, "load_set", same)
+    monkeypatch.setattr(choice, "load_set", same)
 
 
 def test_many_targets_that_cannot_be_solved_name_flags(tmp_path, capsys, monkeypatch):
@@ -329,7 +330,7 @@ def test_table_and_defence_run_cells_that_are_runs_of_their_own(tmp_path, monkey
     assert text.startswith("| method | infinite width |")
     assert json.loads((tmp_path / "table" / "table.json").read_text()) == table["rows"]
     study = _config(tmp_path / "table", table=True, **changes)
-    cells = _study_config.cells(study, distill.PROGRAM)
+    cells = _study_config.cells(study)
     assert [cell.group(Run).seed for cell in cells] == [0, 0, 1, 1]
     # Asked again nothing is computed; asked for more, only that is.
     monkeypatch.setattr(rkip, "distill", None)
@@ -384,7 +385,7 @@ def test_damaged_files_end_a_study_before_it_starts(tmp_path, capsys, monkeypatc
     def damaged(*_, **__):
         raise ValueError("train-images is truncated: fetch it again.")
 
-    monkeypatch.setattr(data, "load_set", damaged)
+    monkeypatch.setattr(choice, "load_set", damaged)
     folder = tmp_path / "new"
     code, told = _call(capsys, *_arguments(folder, "--table"))
     assert code == 1
@@ -403,7 +404,7 @@ def test_damaged_files_end_a_study_before_it_starts(tmp_path, capsys, monkeypatc
         (["--table", "--methods=kip", "--noise_ratio=0.1"],
          "noise_ratio=0.1 is for rkip_noise, which is not among methods=kip"),
         (["--table", "--methods=rkip,kip,rkip"], "methods names rkip twice"),
-        (["--table", "--method=kip"], "flag 'method'"),
+        (["--table", "--method=kip"], "table and kip are two values of --method"),
     ],
     ids=lambda case: " ".join(case) if isinstance(case, list) else "",
 )  # fmt: skip
@@ -421,9 +422,7 @@ def test_bad_flags_of_a_study_are_one_line_exit_2_and_leave_nothing(
 def test_cells_take_only_their_own_flags(tmp_path):
     changes = {"batch_size": 4, "label_solve": True, "noise_ratio": 0.2}
     study = _config(tmp_path, table=True, **changes)
-    told = {
-        c.method.name: c.config for c in _study_config.cells(study, distill.PROGRAM)
-    }
+    told = {c.method.name: c.config for c in _study_config.cells(study)}
     noisy, kip_, real = (told[name] for name in ("rkip_noise", "kip", "random"))
     assert (noisy.batch_size, noisy.label_solve, noisy.noise_ratio) == (4, True, 0.2)
     assert (kip_.batch_size, kip_.label_solve, kip_.noise_ratio) == (4, True, 0.0)
@@ -483,12 +482,12 @@ def test_duplicate_images_name_the_ridge(tmp_path, capsys, monkeypatch):
         ("--num_steps=0", "num_steps=0 must be at least 1"),
         ("--learning_rate=0", "learning_rate=0.0 must be above 0"),
         ("--diag_reg=-1", "diag_reg=-1.0 must be at least 0"),
-        ("--noise_ratio=0.1", "leave it out (it is a flag of kip, rkip_noise)"),
+        ("--noise_ratio=0.1", "leave it out (it is a flag of kip, rkip_noise, table"),
         ("--method=kip --noise_ratio=2", "noise_ratio=2.0 must lie in [0, 1]"),
         ("--num_finite_runs=2", "num_finite_runs=2 must lie in [0, 1]"),
         ("--batch_size=5", "batch_size=5 must be a positive multiple of the 2"),
         ("--batch_size=1000", "batch_size=1000 must be a positive multiple of the 2"),
-        ("--methods=kip", "methods is for --table and --defence"),
+        ("--methods=kip", "(it is a flag of table, defence)"),
         ("--method=random --label_solve", "has no effect with --method=random"),
         ("--method=magic", "use one of kip, rkip"),
         ("--method=rkp", "did you mean rkip"),
@@ -509,10 +508,12 @@ def test_bad_flags_are_one_line_exit_2_and_leave_nothing(
 
 
 def test_two_studies_at_once_and_an_attack_on_all_images_are_refused():
-    with pytest.raises(ValueError, match="two studies"):
-        distill.asked(table=True, defence=True)
+    with pytest.raises(
+        ValueError, match="table and defence are two values of --method"
+    ):
+        distill.PROGRAM.asked(table=True, defence=True)
     with pytest.raises(ValueError, match=r"experiments\.reconstruct"):
-        distill.asked(method="full", attack=True)
+        distill.PROGRAM.asked(method="full", attack=True)
 
 
 def test_labels_of_another_width_are_refused():

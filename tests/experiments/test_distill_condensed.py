@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from command_lines import asked, chunks, command_line
+from command_lines import asked, chunks, command_line, summary
 
 from experiments import _flags, distill
 from experiments._groups import Data
@@ -33,7 +33,7 @@ def _run(folder, **changes):
 
 
 def _arguments(folder, *flags, **changes):
-    return command_line(distill.FLAGS, TOY, *flags, workdir=folder, **changes)
+    return command_line(distill.PROGRAM, TOY, *flags, workdir=folder, **changes)
 
 
 def test_a_run_writes_every_file_and_is_evaluated_later(tmp_path):
@@ -71,7 +71,7 @@ def test_a_run_writes_every_file_and_is_evaluated_later(tmp_path):
         assert len(values) == 2
         assert more[entry]["convnet"] == pytest.approx(np.mean(values))
         assert more[entry]["convnet_deviation"] == pytest.approx(np.std(values, ddof=1))
-    assert "random real images" in distill.summary(more)
+    assert "random real images" in summary(more)
     assert _run(tmp_path) == more
     # A set that was damaged and deleted is made again, and what is known of it kept.
     sound = (tmp_path / "arrays.npz").read_bytes()
@@ -152,7 +152,7 @@ def test_bad_flags_are_one_line_exit_2_and_leave_nothing(
 ):
     folder = tmp_path / "new"
     arguments = _arguments(folder, *flags)
-    assert _flags.call(distill.main, distill.FLAGS, arguments) == 2
+    assert _flags.call(distill.main, distill.PROGRAM.parse, arguments) == 2
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1
@@ -160,16 +160,16 @@ def test_bad_flags_are_one_line_exit_2_and_leave_nothing(
 
 
 def test_presets_fill_in_what_is_not_given():
-    paper = distill.asked(method="dm", preset="paper")
+    paper = distill.PROGRAM.asked(method="dm", preset="paper")
     sizes = paper.config
     assert (sizes.width, sizes.images_per_class, sizes.num_steps) == (128, 50, 20_000)
     assert not hasattr(sizes, "rate")
     assert paper.group(Data).num_train is None
     assert paper.flat()["num_epochs"] == 1000
-    assert distill.asked(method="rdm").preset == "cpu"
-    assert distill.asked(method="rdm").flat()["num_epochs"] == 100
-    assert distill.asked(method="rdm", width=7).config.width == 7
-    kernels = distill.asked(method="kip")
+    assert distill.PROGRAM.asked(method="rdm").preset == "cpu"
+    assert distill.PROGRAM.asked(method="rdm").flat()["num_epochs"] == 100
+    assert distill.PROGRAM.asked(method="rdm", width=7).config.width == 7
+    kernels = distill.PROGRAM.asked(method="kip")
     assert (kernels.config.width, kernels.config.num_steps) == (4096, 50_000)
     assert kernels.config.learning_rate == 1e-3
     assert kernels.group(Data).num_train == 500

@@ -7,7 +7,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from command_lines import asked, chunks, command_line
+from command_lines import asked, chunks, command_line, summary
 
 from experiments import (
     _flags,
@@ -142,13 +142,15 @@ def test_experts_of_a_folder_are_completed_after_a_kill_or_taken_as_they_are(
 
 def test_presets_are_the_published_tables():
     for each in (1, 50):
-        paper = distill.asked(method="dc", preset="paper", images_per_class=each).config
+        paper = distill.PROGRAM.asked(
+            method="dc", preset="paper", images_per_class=each
+        ).config
         moves, epochs = (1, 1) if each == 1 else (50, 10)
         assert (paper.outer_steps, paper.inner_epochs) == (moves, epochs)
         assert paper.learning_rate == 0.1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore" if each == 50 else "error")
-            small = distill.asked(method="dsa", images_per_class=each).config
+            small = distill.PROGRAM.asked(method="dsa", images_per_class=each).config
         assert (small.num_steps, small.learning_rate) == (
             (400, 0.2) if each == 1 else (60, 0.5)
         )
@@ -156,7 +158,7 @@ def test_presets_are_the_published_tables():
     sizes = {}
     for method in ("mtt", "tesla"):
         for each in (1, 10, 50):
-            config = distill.asked(
+            config = distill.PROGRAM.asked(
                 method=method, preset="paper", images_per_class=each
             ).config
             sizes[method, each] = (
@@ -171,19 +173,21 @@ def test_presets_are_the_published_tables():
     # Half of what is published: the factor 2 is in the gradient here.
     assert sizes["tesla", 1] == (50, 2, 5, 500, 1e-7, 0.01)
     with pytest.warns(UserWarning, match="images_per_class=20 has no published sizes"):
-        distill.asked(method="mtt", preset="paper", images_per_class=20)
+        distill.PROGRAM.asked(method="mtt", preset="paper", images_per_class=20)
     with pytest.warns(UserWarning, match="=7 has no published loops") as caught:
-        paper = distill.asked(method="dc", preset="paper", images_per_class=7).config
+        paper = distill.PROGRAM.asked(
+            method="dc", preset="paper", images_per_class=7
+        ).config
     assert (len(caught), paper.outer_steps, paper.inner_epochs) == (1, 10, 50)
     for given in ({}, {"outer_steps": 3}, {"inner_epochs": 3}):
         with pytest.warns(UserWarning, match="=7 has no loops of its own") as caught:
-            distill.asked(method="dc", images_per_class=7, **given)
+            distill.PROGRAM.asked(method="dc", images_per_class=7, **given)
         assert len(caught) == 1
 
 
 def test_many_products_are_not_kept():
     def lean(**flags):
-        config = distill.asked(method="mtt", preset="paper", **flags).config
+        config = distill.PROGRAM.asked(method="mtt", preset="paper", **flags).config
         return mtt._low_memory((32, 32, 3), 10, config)
 
     # 0.7, 1.4, 4.2 and 21 GB.
@@ -215,8 +219,8 @@ def test_many_products_are_not_kept():
 )
 def test_flags_of_other_methods_are_refused(tmp_path, capsys, flags, message):
     folder = tmp_path / "new"
-    arguments = command_line(distill.FLAGS, TOY, *flags, workdir=folder)
-    assert _flags.call(distill.main, distill.FLAGS, arguments) == 2
+    arguments = command_line(distill.PROGRAM, TOY, *flags, workdir=folder)
+    assert _flags.call(distill.main, distill.PROGRAM.parse, arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
@@ -284,7 +288,7 @@ def test_a_learnt_step_size_and_its_fault_are_results(
     monkeypatch.setattr(_made, "make", lambda *_, **__: made)
     trained = []
 
-    def accuracies(config, workdir, images, made, *rest):
+    def accuracies(job, images, made, *rest):
         trained.append(made.step_size)
         return [0.5]
 
@@ -299,7 +303,7 @@ def test_a_learnt_step_size_and_its_fault_are_results(
     assert fault in results["step_size_fault"]
     assert not trained
     assert "accuracy" not in results
-    assert fault in distill.summary(results)
+    assert fault in summary(results)
     # With a step size of one's own the set may still be tried.
     other = _run(tmp_path / "other", **changes, train_learning_rate=0.01)
     assert fault in other["step_size_fault"]

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from command_lines import summary
 from PIL import Image
 
 from experiments import _flags, _run, _soft_students, _squeezed, distill, evade
@@ -42,7 +43,7 @@ FIVE = ("pgd100", "square", "autoattack", "cw", "mim")
 
 
 def _config(folder, **changes):
-    return distill.asked(**{**TOY, "workdir": str(folder), **changes})
+    return distill.PROGRAM.asked(**{**TOY, "workdir": str(folder), **changes})
 
 
 def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, capsys):
@@ -92,7 +93,7 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
     assert results["top_hessian_eigenvalue"]["student"] >= 0
     assert (tmp_path / "eigenvalues.png").read_bytes()[:4] == b"\x89PNG"
     assert distill.run(_config(tmp_path, **later)) == results
-    assert "student, pgd100" in distill.summary(results)
+    assert "student, pgd100" in summary(results)
     # A baseline is drawn beside what is there, if it can be read.
     drawn = []
     monkeypatch.setattr(
@@ -134,8 +135,7 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
         for name, value in {**TOY, "blocks": 1, "workdir": tmp_path}.items()
         if name not in ("attack_steps", "num_queries")  # of what is evaluated
     ]
-    kind = distill.FLAGS
-    assert _flags.call(distill.main, kind, arguments) == 2
+    assert _flags.call(distill.main, distill.PROGRAM.parse, arguments) == 2
     assert 'regularizer: "loss_difference" in the folder' in capsys.readouterr().err
 
 
@@ -158,7 +158,7 @@ def test_flags_are_chosen_on_images_that_are_neither_trained_on_nor_reported(
     again = distill.run(_config(tmp_path, **flags, num_test=40))
     assert arrays == (tmp_path / "arrays.npz").read_bytes()
     assert [len(x) for x in seen] == [30, 30, 40]
-    assert "judged on" in distill.summary(chosen)
+    assert "judged on" in summary(chosen)
     assert chosen["judging"]["judged_on"] == "validation"
     assert chosen["accuracy"] != told["accuracy"]
     assert (told["num_test"], again["num_test"]) == (30, 40)
@@ -210,7 +210,7 @@ def test_killed_in_any_stage_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
 
 
 def test_flags_are_those_of_a_method_like_any_other(capsys):
-    asked = distill.FLAGS.parse
+    asked = distill.PROGRAM.parse
     assert asked(["--method", "cda"]).method.name == "cda"
     plain = asked(["--method=sre2l"])
     flat = plain.flat()
@@ -239,20 +239,23 @@ def test_flags_are_those_of_a_method_like_any_other(capsys):
         (["--squeeze_epoch=2"], "Did you mean: squeeze_epochs"),
         (["--penalty_weight=3"], "penalty_weight=3.0 is for a penalty"),
     ):
-        assert _flags.call(distill.main, distill.FLAGS, ["--method=cda", *flags]) == 2
+        assert (
+            _flags.call(distill.main, distill.PROGRAM.parse, ["--method=cda", *flags])
+            == 2
+        )
         assert told in capsys.readouterr().err
 
 
 def test_the_bound_is_part_of_adversarial_training_alone(tmp_path, monkeypatch):
     kind_of_eps = dataclasses.replace(
-        _soft_students.KIND, judged=lambda asked, *_: {"eps": asked.config.eps}
+        _soft_students.KIND, work=lambda job, _: {"eps": job.asked.config.eps}
     )
     monkeypatch.setattr(_soft_students, "KIND", kind_of_eps)
     for kind in ("adversarial", "none"):
         found = distill.run(_config(tmp_path / kind, regularizer=kind))
         assert found["eps"] == "1/255"
     other = _config(tmp_path / "none", eps="0.1")
-    with _run.opened(other, distill.later(other)) as workdir:
+    with _run.opened(other) as workdir:
         assert workdir.is_done()
     with pytest.raises(_flags.UsageError, match=r'eps: "1/255" in the folder, "0\.1"'):
         distill.run(
@@ -331,8 +334,7 @@ def test_faults_of_image_folders_are_one_line(
 ):
     own = ["--method=sre2l"] if program is distill else ["--train=plain"]
     arguments = [*own, *flags, f"--workdir={tmp_path / 'run'}"]
-    kind = distill.FLAGS if program is distill else evade.PROGRAM
-    assert _flags.call(program.main, kind, arguments) == code
+    assert _flags.call(program.main, program.PROGRAM.parse, arguments) == code
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

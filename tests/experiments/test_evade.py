@@ -85,7 +85,7 @@ def here(monkeypatch):
 
 
 def test_a_run_trains_attacks_and_writes_every_file(tmp_path, capsys):
-    assert _flags.call(evade.main, evade.PROGRAM, _arguments(tmp_path)) == 0
+    assert _flags.call(evade.main, evade.PROGRAM.parse, _arguments(tmp_path)) == 0
     out = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
     share = results["accuracy"]
@@ -111,9 +111,12 @@ def test_a_run_trains_attacks_and_writes_every_file(tmp_path, capsys):
     assert not (tmp_path / "checkpoints" / "evade").exists()
     # A finished run is read back; another configuration is refused.
     before = (tmp_path / "results.json").read_bytes()
-    assert _flags.call(evade.main, evade.PROGRAM, _arguments(tmp_path)) == 0
+    assert _flags.call(evade.main, evade.PROGRAM.parse, _arguments(tmp_path)) == 0
     assert (tmp_path / "results.json").read_bytes() == before
-    assert _flags.call(evade.main, evade.PROGRAM, _arguments(tmp_path, eps="0.1")) == 2
+    assert (
+        _flags.call(evade.main, evade.PROGRAM.parse, _arguments(tmp_path, eps="0.1"))
+        == 2
+    )
     # The saved network in another folder, named by its parent: the same figures.
     again = _run(tmp_path / "again", model=str(tmp_path), train="none")
     assert again["accuracy"] == share
@@ -174,7 +177,7 @@ def test_a_function_of_ones_own_and_another_one_on_going_on(
     monkeypatch.setattr(checkpoint, "save", save)
     monkeypatch.setattr(sys.modules[__name__], "make_logits_fn", make_other)
     arguments = _arguments(tmp_path / "killed", **options)
-    assert _flags.call(evade.main, evade.PROGRAM, arguments) == 1
+    assert _flags.call(evade.main, evade.PROGRAM.parse, arguments) == 1
     assert "not that of the checkpoint" in capsys.readouterr().err
 
 
@@ -188,13 +191,22 @@ def test_results_of_another_model_are_not_read_back(
     assert any("weaker than" in said for said in results["warnings"])
     assert _run(tmp_path, **options) == results
     monkeypatch.setattr(sys.modules[__name__], "make_logits_fn", make_other)
-    assert _flags.call(evade.main, evade.PROGRAM, _arguments(tmp_path, **options)) == 1
+    assert (
+        _flags.call(evade.main, evade.PROGRAM.parse, _arguments(tmp_path, **options))
+        == 1
+    )
     assert "not that of the results" in capsys.readouterr().err
     monkeypatch.setattr(sys.modules[__name__], "make_logits_fn", make_wider)
-    assert _flags.call(evade.main, evade.PROGRAM, _arguments(tmp_path, **options)) == 1
+    assert (
+        _flags.call(evade.main, evade.PROGRAM.parse, _arguments(tmp_path, **options))
+        == 1
+    )
     assert "not that of the results" in capsys.readouterr().err
     (tmp_path / "arrays.npz").write_bytes(b"")
-    assert _flags.call(evade.main, evade.PROGRAM, _arguments(tmp_path, **options)) == 1
+    assert (
+        _flags.call(evade.main, evade.PROGRAM.parse, _arguments(tmp_path, **options))
+        == 1
+    )
     assert "arrays.npz is damaged" in capsys.readouterr().err
 
 
@@ -210,7 +222,7 @@ def make_other(image_shape, num_classes):
 @pytest.mark.slow
 def test_distill_leaves_a_network_to_attack(tmp_path):
     distill.run(
-        distill.asked(
+        distill.PROGRAM.asked(
             method="dm",
             num_images=300,
             num_test=60,
@@ -263,7 +275,7 @@ def test_distill_leaves_a_network_to_attack(tmp_path):
 )
 def test_faults_are_one_line(tmp_path, capsys, here, changes, code, message):
     arguments = _arguments(tmp_path / "w", **changes)
-    assert _flags.call(evade.main, evade.PROGRAM, arguments) == code
+    assert _flags.call(evade.main, evade.PROGRAM.parse, arguments) == code
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -274,12 +286,12 @@ def test_a_model_of_other_images_is_refused(tmp_path, capsys, monkeypatch):
     params = net.init_params(jax.random.key(0), (16, 16, 3))
     saved.save(tmp_path / "m", net, params, image_shape=(16, 16, 3))
     arguments = _arguments(tmp_path / "w", train="none", model=tmp_path / "m")
-    assert _flags.call(evade.main, evade.PROGRAM, arguments) == 2
+    assert _flags.call(evade.main, evade.PROGRAM.parse, arguments) == 2
     assert "give the dataset that it was trained on" in capsys.readouterr().err
     few = saved.ConvNet(4, 4)
     params = few.init_params(jax.random.key(0), (8, 8, 1))
     saved.save(tmp_path / "m", few, params, image_shape=(8, 8, 1))
-    assert _flags.call(evade.main, evade.PROGRAM, arguments) == 2
+    assert _flags.call(evade.main, evade.PROGRAM.parse, arguments) == 2
     assert "4 classes but the image set 10" in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
 
@@ -306,7 +318,7 @@ def test_an_attack_that_needs_more_classes_is_a_usage_error(tmp_path, capsys):
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     place = {"dataset": "image_folder", "data_dir": tmp_path / "set", "image_size": 8}
     arguments = _arguments(tmp_path / "w", **place, attacks="apgd_dlr")
-    assert _flags.call(evade.main, evade.PROGRAM, arguments) == 2
+    assert _flags.call(evade.main, evade.PROGRAM.parse, arguments) == 2
     error = capsys.readouterr().err
     assert "apgd_dlr" in error
     assert error.count("\n") == 1

@@ -10,6 +10,9 @@ import pytest
 from absl import flags as absl_flags
 
 from experiments import _flags
+from experiments._kinds import Kind
+from experiments._program import Program
+from ntk_privacy.method import Method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +41,26 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class Demanding:
+class Other:
     """Another binary with a flag of the same name."""
 
-    width: int
+    width: int = 2
+
+
+def _parse(config):
+    """What reads a command line of a binary with one method."""
+    about = config.__doc__.split("\n")[0]
+    row = Method("toy", about, config, {"cpu": config}, print)
+    kind = Kind(groups=(), told=lambda *_: "")
+    return Program(about, {"toy": row}, lambda _: kind, "toy").parse
+
+
+def _config(config, arguments):
+    return _parse(config)(arguments).config
 
 
 def test_defaults_are_those_of_the_dataclass():
-    assert _flags.parse(Config, []) == Config()
+    assert _config(Config, []) == Config()
 
 
 def test_each_type_is_read():
@@ -54,12 +69,12 @@ def test_each_type_is_read():
         "--data_dir=/a b", "--time=none", "--download", "--hidden=1,2,3",
         "--span=-1,2.5",
     ]  # fmt: skip
-    assert _flags.parse(Config, arguments) == Config(
+    assert _config(Config, arguments) == Config(
         7, 1e-3, "mnist", "paper", "/a b", None, True, (1, 2, 3), (-1.0, 2.5)
     )
-    assert _flags.parse(Config, ["--hidden="]).hidden == ()
-    assert not _flags.parse(Config, ["--nodownload"]).download
-    assert type(_flags.parse(Config, ["--rate=1"]).rate) is float
+    assert _config(Config, ["--hidden="]).hidden == ()
+    assert not _config(Config, ["--nodownload"]).download
+    assert type(_config(Config, ["--rate=1"]).rate) is float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +91,12 @@ class Choosy:
 
 def test_flags_without_effect_are_refused_whatever_their_value(capsys):
     for given, name in (("--steps=3", "steps"), ("--noloud", "loud")):
-        assert _flags.call(print, Choosy, [given]) == 2
+        assert _flags.call(print, _parse(Choosy), [given]) == 2
         told = capsys.readouterr().err
         assert f"--{name} has no effect with" in told
         assert told.count("\n") == 1
-    assert _flags.parse(Choosy, ["--mode=paper", "--steps=3"]) == Choosy("paper")
-    assert _flags.parse(Choosy, []) == Choosy()
+    assert _config(Choosy, ["--mode=paper", "--steps=3"]) == Choosy("paper")
+    assert _config(Choosy, []) == Choosy()
 
 
 @pytest.mark.parametrize(
@@ -121,12 +136,7 @@ def test_flags_without_effect_are_refused_whatever_their_value(capsys):
 def test_no_binary_passes_over_a_flag(program, flags, refused):
     module = importlib.import_module(f"experiments.{program}")
     with pytest.raises(_flags.UsageError, match=f"--{refused} has no effect with"):
-        _flags.read(_flags_of(module), flags.split())
-
-
-def _flags_of(module):
-    found = [getattr(module, n, None) for n in ("FLAGS", "PROGRAM", "Config")]
-    return next(filter(None, found))
+        module.PROGRAM.parse(flags.split())
 
 
 @pytest.mark.parametrize(
@@ -147,7 +157,7 @@ def _flags_of(module):
 )
 def test_flags_that_have_an_effect_are_taken(program, flags):
     module = importlib.import_module(f"experiments.{program}")
-    assert _flags.read(_flags_of(module), flags.split())
+    assert module.PROGRAM.parse(flags.split())
 
 
 @pytest.mark.parametrize(
@@ -160,6 +170,8 @@ def test_flags_that_have_an_effect_are_taken(program, flags):
         ("poison", "--first_seed=3", "--seed=3"),
         ("compare", "--num_images=30 --attacks=none", "--num_train=30"),
         ("compare", "--attacks=all", "--judge=attacks"),
+        ("distill", "--table --num_runs=2", "--method=table --num_runs=2"),
+        ("distill", "--defence=true", "--method=defence"),
         (
             "compare",
             "--attacks all --num_attacked=3",
@@ -174,14 +186,13 @@ def test_flags_that_have_an_effect_are_taken(program, flags):
 )
 def test_former_names_are_understood_and_not_listed(capsys, program, former, today):
     module = importlib.import_module(f"experiments.{program}")
-    flags = _flags_of(module)
+    flags = module.PROGRAM
 
     def told(words):
-        found = _flags.read(flags, words.split())
-        return found.flat() if hasattr(found, "flat") else found
+        return flags.parse(words.split()).flat()
 
     assert told(former) == told(today)
-    assert _flags.call(print, flags, [*former.split(), "--help"]) == 0
+    assert _flags.call(print, flags.parse, [*former.split(), "--help"]) == 0
     listed = capsys.readouterr().out
     names = {word.partition("=")[0] for word in former.split() if word[:2] == "--"}
     for name in names - {word.partition("=")[0] for word in today.split()}:
@@ -201,8 +212,8 @@ def test_one_meaning_has_one_name_in_every_binary():
 
 def test_a_preset_that_is_the_only_one_is_no_choice_in_help(capsys):
     module = importlib.import_module("experiments.evade")
-    assert _flags.read(module.PROGRAM, ["--model=x", "--preset=cpu"]).preset == "cpu"
-    assert _flags.call(print, module.PROGRAM, ["--help"]) == 0
+    assert module.PROGRAM.parse(["--model=x", "--preset=cpu"]).preset == "cpu"
+    assert _flags.call(print, module.PROGRAM.parse, ["--help"]) == 0
     assert "--preset" not in capsys.readouterr().out
 
 
@@ -215,8 +226,8 @@ def test_flags_that_are_replaced_are_checked():
 
 
 def test_two_binaries_live_in_one_process_and_leave_no_global_flag():
-    assert _flags.parse(Demanding, ["--width=3"]).width == 3
-    assert _flags.parse(Config, ["--width=4"]).width == 4
+    assert _config(Other, ["--width=3"]).width == 3
+    assert _config(Config, ["--width=4"]).width == 4
     assert "width" not in absl_flags.FLAGS
 
 
@@ -241,17 +252,14 @@ def test_two_binaries_live_in_one_process_and_leave_no_global_flag():
     ],
 )
 def test_a_wrong_flag_is_one_line_and_exit_code_2(arguments, message, capsys):
-    assert _flags.call(lambda _: pytest.fail("main ran"), Config, arguments) == 2
+    assert (
+        _flags.call(lambda _: pytest.fail("main ran"), _parse(Config), arguments) == 2
+    )
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
-
-
-def test_a_field_without_default_is_required(capsys):
-    assert _flags.call(print, Demanding, []) == 2
-    assert "--width is required" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -263,9 +271,9 @@ def test_a_field_without_default_is_required(capsys):
     ],
 )
 def test_whole_numbers_fit_counters_of_a_device(flag, limit, capsys):
-    assert _flags.call(print, Config, [flag]) == 2
+    assert _flags.call(print, _parse(Config), [flag]) == 2
     assert f"is too large: use at most {limit}." in capsys.readouterr().err
-    assert _flags.call(print, Config, ["--seed=4294967295"]) == 0
+    assert _flags.call(print, _parse(Config), ["--seed=4294967295"]) == 0
 
 
 def _raise(error):
@@ -290,17 +298,17 @@ def _raise(error):
     ],
 )
 def test_what_main_raises_decides_the_exit_code(error, code, message, capsys):
-    assert _flags.call(_raise(error), Config, []) == code
+    assert _flags.call(_raise(error), _parse(Config), []) == code
     assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 def test_faults_of_the_program_keep_their_traceback():
     with pytest.raises(KeyError):
-        _flags.call(_raise(KeyError("x")), Config, [])
+        _flags.call(_raise(KeyError("x")), _parse(Config), [])
 
 
 def test_help_names_every_flag_with_type_and_default(capsys):
-    assert _flags.call(print, Config, ["--help"]) == 0
+    assert _flags.call(print, _parse(Config), ["--help"]) == 0
     text = capsys.readouterr().out
     assert "A toy." in text
     assert "More words" not in text
@@ -314,16 +322,20 @@ def test_help_names_every_flag_with_type_and_default(capsys):
         "--seed=INT\n        (default: 0)",
     ):
         assert line in text
-    assert _flags.call(print, Demanding, ["--help"]) == 0
-    assert "(required)" in capsys.readouterr().out
 
 
 def test_run_works_as_a_module(tmp_path):
     (tmp_path / "toy.py").write_text(
         "import dataclasses\nfrom experiments import _flags\n"
+        "from experiments._kinds import Kind\n"
+        "from experiments._program import Program\n"
+        "from ntk_privacy.method import Method\n"
         "@dataclasses.dataclass(frozen=True)\nclass Config:\n    width: int = 1\n"
+        "row = Method('toy', 'A toy.', Config, {'cpu': Config}, print)\n"
+        "kind = Kind(groups=(), told=lambda *_: '')\n"
+        "program = Program('A toy.', {'toy': row}, lambda _: kind, 'toy')\n"
         "if __name__ == '__main__':\n"
-        "    _flags.run(lambda config: print(config.width), Config)\n"
+        "    _flags.run(lambda asked: print(asked.config.width), program.parse)\n"
     )
 
     def shell(*arguments):
@@ -363,8 +375,8 @@ _ROOT = _flags.__file__.rsplit("/", 2)[0]
 )
 def test_seeds_that_wrap_and_names_that_repeat_are_told(program, flags, told):
     """Seed 2**32 is seed 0 again: a second run of it would pass for another."""
-    known = _flags_of(importlib.import_module(f"experiments.{program}"))
+    known = importlib.import_module(f"experiments.{program}").PROGRAM
     with pytest.raises(_flags.UsageError, match=told):
-        _flags.read(known, flags.split())
+        known.parse(flags.split())
     fits = flags.replace("429496729", "42949672").replace(",dc", "")
-    assert _flags.read(known, fits.split())
+    assert known.parse(fits.split())

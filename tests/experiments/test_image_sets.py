@@ -22,18 +22,17 @@ from experiments._groups import Source
 from experiments._program import Asked
 from experiments._workdir import Workdir
 from ntk_privacy import data
-from ntk_privacy.data import choice
 from ntk_privacy.data.sets import SETS, Set
 
 CONFIGS = {
     "compare": (compare.PROGRAM.asked, {}),
-    "distill": (distill.asked, {}),
-    "dm": (distill.asked, {"method": "dm"}),
+    "distill": (distill.PROGRAM.asked, {}),
+    "dm": (distill.PROGRAM.asked, {"method": "dm"}),
     "evade": (evade.PROGRAM.asked, {"train": "plain"}),
     "kernel": (kernel.PROGRAM.asked, {}),
     "poison": (poison.PROGRAM.asked, {}),
     "reconstruct": (reconstruct.PROGRAM.asked, {}),
-    "sre2l": (distill.asked, {"method": "sre2l"}),
+    "sre2l": (distill.PROGRAM.asked, {"method": "sre2l"}),
 }
 every_binary = pytest.mark.parametrize("binary", CONFIGS)
 
@@ -62,10 +61,10 @@ def test_every_binary_takes_a_file_and_knows_what_is_in_it(tmp_path, binary):
     other = _data(_config(binary, dataset=_npz(tmp_path / "b.npz", seed=1)))
     assert one.fingerprint != other.fingerprint
     assert dataclasses.replace(one, seed=1) if hasattr(one, "seed") else True
-    assert choice.image_shape(one) == (4, 4, 1)
+    assert one.image_shape() == (4, 4, 1)
     # The file is another now: the config is still of the images that it was.
     _npz(tmp_path / "a.npz", seed=1)
-    with pytest.raises(_flags.UsageError, match="give those, or leave fingerprint"):
+    with pytest.raises(data.ArgumentError, match="give those, or leave fingerprint"):
         one.read()
 
 
@@ -103,7 +102,7 @@ def test_a_set_more_is_one_row_for_the_binaries(tmp_path, monkeypatch):
     found = _data(config).part(published=False)
     assert (found.x_train.shape, found.num_classes) == ((20, 6, 6, 1), 4)
     assert "flip" not in found.operations
-    assert choice.image_shape(_data(_config("distill", dataset="toy"))) == (
+    assert _data(_config("distill", dataset="toy")).image_shape() == (
         6,
         6,
         1,
@@ -172,7 +171,7 @@ def test_max_margin_refuses_more_than_two_classes_of_a_file(tmp_path, capsys):
     np.savez(tmp_path / "three.npz", images=images, labels=np.arange(12) % 3)
     flags = ["--method=max_margin", f"--dataset={tmp_path / 'three.npz'}"]
     flags += ["--num_images=3", "--width=8", f"--workdir={tmp_path / 'run'}"]
-    assert _flags.call(reconstruct.main, reconstruct.PROGRAM, flags) == 2
+    assert _flags.call(reconstruct.main, reconstruct.PROGRAM.parse, flags) == 2
     assert "takes two classes" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -205,16 +204,14 @@ def test_a_whole_run_is_told_when_its_images_are_gone(tmp_path, binary):
 
 
 def test_another_number_of_seeds_is_no_whole_run(tmp_path):
-    asked = poison.PROGRAM.asked(num_seeds=2, workdir=str(tmp_path))
+    works = {"load": lambda _: 3, "work": lambda *_: {"made": 1}}
+    kind = dataclasses.replace(poison.KIND, **works)
+    program = dataclasses.replace(poison.PROGRAM, kind=lambda _: kind)
+    asked = program.asked(num_seeds=2, workdir=str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps(asked.flat()))
     (tmp_path / "results.json").write_text("{}")
 
-    def run(asked):
-        return _run.resumed(
-            asked, lambda _: 3, lambda *_: {"made": 1}, later=poison.LATER
-        )
-
-    assert run(asked) == {}
-    more = poison.PROGRAM.asked(num_seeds=3, workdir=str(tmp_path))
-    assert run(more)["made"] == 1
+    assert _run.run(asked) == {}
+    more = program.asked(num_seeds=3, workdir=str(tmp_path))
+    assert _run.run(more)["made"] == 1
     assert json.loads((tmp_path / "config.json").read_text())["num_seeds"] == 3

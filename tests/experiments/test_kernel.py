@@ -12,6 +12,7 @@ from experiments import _flags, kernel
 from ntk_privacy import checkpoint, data, method
 from ntk_privacy.evaluation.kernel_distance import kernel_distance
 from ntk_privacy.kernels import blockwise, infinite, named
+from ntk_privacy.reports import summaries
 
 TOY = {"num_images": 10, "progress": False}
 TRAINED = {
@@ -35,7 +36,7 @@ def _arrays(folder):
 def _call(capsys, folder, *flags):
     given = [f"--{name}={str(value).lower()}" for name, value in TOY.items()]
     arguments = [*given, f"--workdir={folder}", *flags]
-    code = _flags.call(kernel.main, kernel.PROGRAM, arguments)
+    code = _flags.call(kernel.main, kernel.PROGRAM.parse, arguments)
     return code, capsys.readouterr()
 
 
@@ -68,7 +69,7 @@ def test_a_kernel_more_is_one_row(tmp_path, capsys, monkeypatch):
     helped = _call(capsys, tmp_path, "--kernel=toy", "--help")[1].out
     assert "flags of toy:\n  --scale=FLOAT" in helped
     assert "toy: Products." in helped
-    for title in ("Images:", "Blocks of the kernel:", "The run:"):
+    for title in ("Images:", "The kernel in memory:", "The run:"):
         assert f"\n{title}\n" in helped
     for name in ("depth", "train", "head", "width"):
         assert f"--{name}=" not in helped
@@ -126,7 +127,7 @@ def test_the_distance_over_training_is_that_of_the_kernels(trained):
     again = kernel_distance(jnp.asarray(first), jnp.asarray(last))
     assert results["kernel_distance"] == pytest.approx(float(again), rel=1e-6)
     assert (folder / "distance.png").exists()
-    assert "kernel distance after training" in kernel.summary(results)
+    assert "kernel distance after training" in summaries.kernel(results)
 
 
 class _Killed(Exception):

@@ -107,7 +107,7 @@ def test_other_attacks_stay_in_their_budget_on_the_grid(tmp_path, attack):
 )
 def test_faults_are_one_line(tmp_path, capsys, flags, code, message):
     given = command_line(poison.PROGRAM, TOY, *flags, workdir=tmp_path)
-    assert _flags.call(poison.main, poison.PROGRAM, given) == code
+    assert _flags.call(poison.main, poison.PROGRAM.parse, given) == code
     out, error = capsys.readouterr()
     assert message in error
     assert error.count("\n") == 1
@@ -128,7 +128,7 @@ def test_a_seed_without_enough_images_is_told_before_any_is_run(tmp_path, capsys
         for name in ("dm", "rdm"):
             known = dataclasses.replace(METHODS[name], check=lambda *args: None)
             patch.setitem(METHODS, name, known)
-        assert _flags.call(poison.main, poison.PROGRAM, given) == 2
+        assert _flags.call(poison.main, poison.PROGRAM.parse, given) == 2
     assert "asks for 12 poisons, class 0 has 4 images" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -181,7 +181,7 @@ def test_a_killed_run_goes_on_within_a_cell_to_the_bit(
 
 def test_damaged_files_are_named(tmp_path, capsys):
     given = command_line(poison.PROGRAM, TOY, "--methods=dm", workdir=tmp_path)
-    assert _flags.call(poison.main, poison.PROGRAM, given) == 0
+    assert _flags.call(poison.main, poison.PROGRAM.parse, given) == 0
     capsys.readouterr()
     for name in ("cell_0_dm_0.json", "poisons_0.npz"):
         path = tmp_path / name
@@ -189,12 +189,12 @@ def test_damaged_files_are_named(tmp_path, capsys):
         path.write_bytes(whole[: len(whole) // 2])
         # Of a run that goes on; a whole one is told from its results.
         (tmp_path / "results.json").unlink(missing_ok=True)
-        assert _flags.call(poison.main, poison.PROGRAM, given) == 1
+        assert _flags.call(poison.main, poison.PROGRAM.parse, given) == 1
         error = capsys.readouterr().err
         assert f"{name} is damaged" in error
         assert error.count("\n") == 1
         path.write_bytes(whole)
-    assert _flags.call(poison.main, poison.PROGRAM, [*given, "--rate=0.02"]) == 2
+    assert _flags.call(poison.main, poison.PROGRAM.parse, [*given, "--rate=0.02"]) == 2
     assert "rate: 0.01 in the folder, 0.02 asked" in capsys.readouterr().err
 
 

@@ -15,6 +15,7 @@ from experiments import _flags, reconstruct
 from experiments import _run as _run_folder
 from ntk_privacy import checkpoint
 from ntk_privacy.reconstruction import algebraic, auto, judging, kkt
+from ntk_privacy.reports import summaries
 from ntk_privacy.resume import Every
 
 TOY = {
@@ -48,7 +49,7 @@ def _arguments(folder, **changes):
 
 def _call(capsys, *arguments):
     """Exit code and stderr of the command line."""
-    code = _flags.call(reconstruct.main, reconstruct.PROGRAM, arguments)
+    code = _flags.call(reconstruct.main, reconstruct.PROGRAM.parse, arguments)
     return code, capsys.readouterr().err
 
 
@@ -86,7 +87,7 @@ def test_a_run_writes_every_file_and_a_second_call_returns_the_same(tmp_path, ca
     np.testing.assert_allclose(
         np.sum(pairs.astype(float) ** 2, axis=(1, 2, 3)), squared, rtol=1e-6
     )
-    summary = reconstruct.summary(results)
+    summary = summaries.reconstruction(results)
     assert f"{results['num_recovered']} of 4" in summary
     assert "kernel distance" in summary
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
@@ -311,7 +312,7 @@ def test_a_lost_search_is_told_and_stays_lost_when_started_again(tmp_path, monke
     whole = _run(tmp_path / "whole", **changes)
     assert whole["nonfinite"]
     assert whole["attack_loss"] == "nan"
-    assert "lower --learning_rate" in reconstruct.summary(whole)
+    assert "lower --learning_rate" in summaries.reconstruction(whole)
 
     def die(*_, **__):
         raise _Killed
@@ -361,7 +362,7 @@ def test_nothing_decoded_is_a_result(tmp_path, monkeypatch):
     assert found["verdict"]["word"] == "nothing found"
     # The remedy has the name that it has here.
     assert "give --known_num_images if it is known" in found["verdict"]["reason"]
-    assert "0 of 4" in reconstruct.summary(found)
+    assert "0 of 4" in summaries.reconstruction(found)
     assert {p.name for p in tmp_path.iterdir()} >= FILES
 
 
@@ -421,10 +422,10 @@ def test_training_that_stops_short_is_told(tmp_path):
     changes = {"dynamics": "standard", "num_steps": 5}
     short = _run(tmp_path / "short", max_train_steps=3, **changes)
     assert short["converged"] is False
-    assert "not reached" in reconstruct.summary(short)
+    assert "not reached" in summaries.reconstruction(short)
     reached = _run(tmp_path / "whole", stop_loss=0.05, **changes)
     assert reached["converged"] is True
-    assert "not reached" not in reconstruct.summary(reached)
+    assert "not reached" not in summaries.reconstruction(reached)
 
 
 def _faint(monkeypatch):

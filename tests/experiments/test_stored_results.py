@@ -1,6 +1,5 @@
 """Every folder in results/ is one that today's binaries would go on with."""
 
-import dataclasses
 import json
 import pathlib
 import shutil
@@ -8,10 +7,7 @@ import shutil
 import pytest
 
 from experiments import (
-    _flags,
     _run,
-    _study,
-    _study_config,
     compare,
     distill,
     evade,
@@ -34,37 +30,16 @@ def _name(folder):
     return str(folder.relative_to(ROOT))
 
 
-def _taken(kind, stored, **changes):
-    """What flags of the stored values ask for; names of today alone."""
-    names = {entry.name for entry in dataclasses.fields(kind)}
-    stored = _flags.of_today(_flags.entries(kind), stored)
-    own = {
-        name: _tuples(value)
-        for name, value in stored.items()
-        if name in names and value is not None
-    }
-    return kind(**{**own, **changes})
-
-
 def _tuples(value):
     return tuple(value) if isinstance(value, list) else value
 
 
 def _opened(folder, stored):
     """Opens the folder as its binary does."""
-    changes = {"workdir": str(folder)}
-    program = PROGRAMS.get(folder.name.split("__")[-1])
-    if hasattr(program, "PROGRAM"):
-        asked = _asked(program.PROGRAM, stored, **changes)
-        return _run.opened(asked, getattr(program, "LATER", ()))
-    if "methods" in stored and "method" not in stored:
-        asked = _asked(compare.PROGRAM, stored, **changes)
-        return _run.opened(asked, compare.LATER)
-    if stored.get("table") or stored.get("defence"):
-        config = _taken(_study_config.Config, stored, **changes)
-        return _study.opened(config)
-    asked = _asked(distill.PROGRAM, stored, **changes)
-    return _run.opened(asked, distill.later(asked))
+    module = PROGRAMS.get(folder.name.split("__")[-1], distill)
+    if "methods" in stored and "method" not in stored and module is distill:
+        module = compare
+    return _run.opened(_asked(module.PROGRAM, stored, workdir=str(folder)))
 
 
 def _asked(program, stored, **changes):

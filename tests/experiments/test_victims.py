@@ -15,7 +15,7 @@ def _call(capsys, folder, *flags):
     given = ["--noprogress", f"--workdir={folder}", *flags]
     if not any(flag.startswith("--method") for flag in flags):
         given.append("--method=closed_units")
-    code = _flags.call(reconstruct.main, reconstruct.PROGRAM, given)
+    code = _flags.call(reconstruct.main, reconstruct.PROGRAM.parse, given)
     return code, "".join(capsys.readouterr())
 
 

@@ -201,6 +201,6 @@ def test_results_that_hold_something_else_are_one_sentence(tmp_path, text, told)
     path = tmp_path / "results.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=f"results.json {told}"):
-        Stored.of(path)["b"]
+        Stored(path)["b"]
     path.write_text('{"b": 2}')
-    assert Stored.of(path) == {"b": 2}
+    assert Stored(path) == {"b": 2}

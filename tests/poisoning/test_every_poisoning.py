@@ -219,7 +219,7 @@ def _arguments(name, folder):
 
 def test_the_binary_makes_the_same(case, uncondensed, tmp_path, capsys):
     name, scene, found = case
-    told = _flags.call(poison.main, poison.PROGRAM, _arguments(name, tmp_path))
+    told = _flags.call(poison.main, poison.PROGRAM.parse, _arguments(name, tmp_path))
     assert told == 0, capsys.readouterr().err
     with np.load(tmp_path / "poisons_0.npz") as stored:
         np.testing.assert_array_equal(stored["poisons"], found.images)
@@ -229,7 +229,7 @@ def test_the_binary_makes_the_same(case, uncondensed, tmp_path, capsys):
 
 
 def test_one_record_adds_an_attack_to_the_command_line(capsys):
-    call = functools.partial(_flags.call, poison.main, poison.PROGRAM)
+    call = functools.partial(_flags.call, poison.main, poison.PROGRAM.parse)
     assert call(["--attack=toy", "--help"]) == 0
     text = capsys.readouterr().out
     assert "toy: Fades." in text

@@ -210,7 +210,7 @@ def test_the_binary_finds_the_same(case, tmp_path, capsys):
     if name == "max_margin":
         flags |= {"max_train_steps": EPOCHS}
     given = [*(f"--{flag}={value}" for flag, value in flags.items()), "--noprogress"]
-    told = _flags.call(reconstruct.main, reconstruct.PROGRAM, given)
+    told = _flags.call(reconstruct.main, reconstruct.PROGRAM.parse, given)
     assert told == 0, capsys.readouterr().err
     with np.load(tmp_path / "arrays.npz") as stored:
         images, losses = stored["reconstructions"], stored["losses"]
@@ -248,7 +248,7 @@ def test_what_is_told_of_labels_has_a_default():
 
 
 def _call(capsys, *flags):
-    code = _flags.call(reconstruct.main, reconstruct.PROGRAM, flags)
+    code = _flags.call(reconstruct.main, reconstruct.PROGRAM.parse, flags)
     return code, "".join(capsys.readouterr())
 
 
