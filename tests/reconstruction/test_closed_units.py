@@ -292,13 +292,11 @@ def test_joint_refinement_ends_at_the_least_squares(monkeypatch):
     x, params = _images(16, seed=1), _params(seed=2, width=96)
     gradient = jax.grad(_loss)(params, x, jnp.arange(16) % 3)
     rng = np.random.default_rng(0)
-    gradient = jax.tree.map(
-        lambda leaf: (
-            leaf
-            + jnp.asarray(1e-7 * np.std(leaf) * rng.standard_normal(leaf.shape), F32)
-        ),
-        gradient,
+    noisy = jax.tree.map(
+        lambda leaf: leaf + 1e-7 * leaf.std() * rng.standard_normal(leaf.shape),
+        jax.tree.map(np.asarray, gradient),
     )
+    gradient = jax.tree.map(lambda leaf: jnp.asarray(leaf, F32), noisy)
     jointly, ends = unit_set._jointly, []
 
     def seen(space, c, is_open):
