@@ -260,6 +260,13 @@ def _jointly(space: Space, c: np.ndarray, is_open: np.ndarray) -> _Joint:
     )
 
 
+def _fitted(space: Space, c: np.ndarray, seen: _Seen) -> tuple[_Joint, np.ndarray]:
+    """Refines rows by the zeros that are seen, and says which have enough of them."""
+    enough = np.sum(seen.zeros, axis=1) >= len(c) + unit_rows.EXTRA
+    # One that closes too little is free, so that it spoils none of the others.
+    return _jointly(space, c, ~seen.zeros | ~enough[:, None]), enough
+
+
 def _errors(
     space: Space, c: np.ndarray, closed: np.ndarray, u: np.ndarray, noise: float
 ) -> np.ndarray:
@@ -315,12 +322,15 @@ def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
     if best is None:
         return None
     c, seen, _ = best
-    is_open = ~seen.zeros
-    enough = np.sum(~is_open, axis=1) >= len(c) + unit_rows.EXTRA
-    # One that closes too little is free, so that it spoils none of the others.
-    fitted = _jointly(space, c, is_open | ~enough[:, None])
+    fitted, enough = _fitted(space, c, seen)
+    again = _look(space, fitted.c)
+    if again is not None:
+        # Sharper rows tell more of their zeros.
+        refitted = _fitted(space, fitted.c, again)
+        look = _look(space, refitted[0].c)
+        if look is not None:
+            again, (fitted, enough) = look, refitted
     joint, unexplained, noise = fitted.c, fitted.unexplained, fitted.noise
-    again = _look(space, joint)
     if again is None:
         again, joint = seen, c
     closed_vanish, open_vanish, leaks = _sure_shares(again.z, again.vanish)
