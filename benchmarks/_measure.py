@@ -68,15 +68,20 @@ def report(name: str, rows: list[dict[str, Any]], out: pathlib.Path | None) -> N
     for row in rows:
         print("  ".join(f"{k}={_short(v)}" for k, v in row.items()), flush=True)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        told = {
-            "benchmark": name,
-            "jax": jax.__version__,
-            "device": jax.devices()[0].device_kind,
-            "python": platform.python_version(),
-            "rows": rows,
-        }
-        out.write_text(json.dumps(told, indent=2) + "\n")
+        write(name, rows, out)
+
+
+def write(name: str, rows: list[dict[str, Any]], out: pathlib.Path) -> None:
+    """Writes the rows with the machine's description."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    told = {
+        "benchmark": name,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "python": platform.python_version(),
+        "rows": rows,
+    }
+    out.write_text(json.dumps(told, indent=2) + "\n")
 
 
 def _short(value: Any) -> Any:
