@@ -70,9 +70,8 @@ def images_of(name: str, n: int, seed: int):
     """Images, centred, and labels of ten classes."""
     if name.startswith("smooth_"):
         return _smooth(int(name.removeprefix("smooth_")), n, seed), np.arange(n) % 10
-    held = data.load_set(name)
-    whole = held.balanced(
-        task="all_classes", num_train=10 * -(-n // 10), key=jax.random.key(seed)
+    whole = data.load(
+        name, task="all_classes", num_train=10 * -(-n // 10), key=jax.random.key(seed)
     )
     labels = np.asarray(whole.y_train).argmax(1)
     # As many of each class as n allows.
