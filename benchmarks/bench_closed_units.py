@@ -27,7 +27,8 @@ _FLOW = {"kind": "flow", "width": 1024, "depth": 2}
 _BATCHES = {**_FLOW, "batch": 5, "steps": 1000}
 _MSE = {**_BATCHES, "kind": "mse", "rate": 0.03}
 _LOGISTIC = {**_BATCHES, "kind": "logistic", "rate": 0.05}
-_CLASSES = {**_BATCHES, "kind": "classes", "rate": 0.05}
+# At 0.05, 50 images diverge.
+_CLASSES = {**_BATCHES, "kind": "classes", "rate": 0.02}
 _DECAY = {**_BATCHES, "kind": "mse", "rate": 0.01, "steps": 2000, "decay": 5e-4}
 _DEEP = {**_BATCHES, "kind": "mse", "rate": 0.01, "depth": 4}
 SPEAR = {"kind": "gradient", "dataset": "cifar10", "width": 200, "depth": 6}
@@ -57,9 +58,9 @@ ROWS = {
     "gradient_100_1000": {**SPEAR, "n": 100, "width": 1000},
 }
 _DEFAULT = (
-    "mnist_20,mnist_50,mnist_20_256,cifar_50,batches_20,batches_50,logistic_20,"
-    "logistic_50,decay_20,decay_50,deep_20,classes_20,classes_50,spear_20,"
-    "gradient_50_1000,gradient_100_1000"
+    "mnist_20,mnist_50,mnist_100,mnist_20_256,cifar_50,batches_20,batches_50,"
+    "logistic_20,logistic_50,decay_20,decay_50,deep_20,deep_50,classes_20,classes_50,"
+    "spear_20,gradient_50_1000,gradient_100_1000"
 )
 
 
@@ -170,14 +171,12 @@ def main() -> None:
     for name in options.rows.split(","):
         for seed in map(int, options.seeds.split(",")):
             row = ROWS[name]
-            start = time.perf_counter()
             model, before, after, dataset = victim_of(row, seed)
             moved = 0.0
             if row["kind"] != "gradient":
                 x = jnp.asarray(dataset.x_train)
                 kernels = [structured.ntk(model, p, x) for p in (before, after)]
                 moved = float(kernel_distance(*kernels))
-            trained = time.perf_counter() - start
             shape = dataset.x_train.shape[1:]
             _, first = read(row, model, before, after, shape)
             found, second = read(row, model, before, after, shape)
@@ -191,7 +190,6 @@ def main() -> None:
                     "kernel_distance": moved,
                     "s": second,
                     "s_with_compile": first,
-                    "s_train": trained,
                 }
             )
             _measure.report("closed_units", rows[-1:], None)
