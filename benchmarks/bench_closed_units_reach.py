@@ -36,7 +36,8 @@ _GRADIENT = {"set": "mnist", "width": 256, "depth": 2, "steps": 0, "rate": 0.0}
 _TRAINED = {**_GRADIENT, "steps": 1000, "rate": 0.003}
 
 ROWS: dict[str, list[dict[str, Any]]] = {
-    "width": [{**_GRADIENT, "width": w} for w in (128, 256, 512, 1024)],
+    "width": [{**_GRADIENT, "width": w} for w in (64, 128, 256, 512)],
+    "wide": [{**_GRADIENT, "width": 1024}],
     "trained_width": [{**_TRAINED, "width": w} for w in (128, 256, 512)],
     "depth": [{**_GRADIENT, "depth": d} for d in (1, 2, 4, 6)],
     "set": [{**_GRADIENT, "set": s} for s in ("mnist", "cifar10", "smooth_28")],
