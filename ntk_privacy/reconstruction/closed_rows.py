@@ -20,6 +20,7 @@ _STRICT = (0.7, 0.25, 0.7, 0.75)
 _PATIENCE = 3  # rounds without a find, before starts grow more
 _MOST_STARTS = 8  # times those of a round
 _DOUBT = 1000.0  # over the least ratio: rows that bar the way to others
+_NOISY = 100.0  # over its noise: a row of less is weak, or rounded, and in no doubt
 _HOPELESS = 64  # rough images that led to no row, before the first one that does
 
 
@@ -47,6 +48,11 @@ def _correlation(z: np.ndarray, others: np.ndarray) -> float:
     return float(np.max(np.abs(others @ z) / np.maximum(sizes, 1e-300)))
 
 
+def _doubtful(row: unit_rows.Row, limit: float) -> bool:
+    """Whether a row vanishes worse than others do, and than its noise lets it."""
+    return row.ratio > limit and row.noises > _NOISY
+
+
 def _accepted(
     space: Space, rough: np.ndarray, rows: list, inverse, limit: float = _RATIO
 ) -> list:
@@ -64,7 +70,9 @@ def _accepted(
             continue
         tried = np.concatenate([tried, z[None]])
         row = unit_rows.exact(space, u, inverse)
-        if row is None or row.agreement < _AGREEMENT or row.ratio > limit:
+        if row is None or row.agreement < _AGREEMENT or row.ratio > _RATIO:
+            continue
+        if _doubtful(row, limit):
             continue
         signal = row.c @ space.signals
         if _correlation(signal, known) > _SAME:
@@ -75,9 +83,9 @@ def _accepted(
 
 
 def _sure(rows: list[unit_rows.Row], limit: float) -> tuple[list, float]:
-    """Rows of a ratio near the least, and the limit for those to come."""
+    """Rows that are in no doubt, and the limit of ratios for those to come."""
     limit = min(limit, _DOUBT * min(row.ratio for row in rows))
-    return [row for row in rows if row.ratio <= limit], limit
+    return [row for row in rows if not _doubtful(row, limit)], limit
 
 
 def passes(whole: unit_set.Whole) -> Bool[np.ndarray, " n"]:

@@ -23,6 +23,7 @@ _ALTERNATIONS = 8
 _ROUGHLY = 1e-3  # of what is left of the change, in an alternation
 _CONVERGED = 1e-5  # in a leap
 _LEAPS = 12
+_FARTHEST = 1e8  # of a leap, in steps
 _SURE = 0.7  # of the units on either side of zero
 _ZERO = 4.0  # standard deviations of its noise within which an entry is zero
 _SPOILT = 6.0  # over the median: rest of a unit some of whose zeros are none
@@ -184,6 +185,15 @@ def _masked_signals(x: np.ndarray, y: np.ndarray, is_open: np.ndarray) -> np.nda
     return d / size[:, None]
 
 
+def _leapt(x: np.ndarray, once: np.ndarray, twice: np.ndarray) -> np.ndarray:
+    """Where two alternations point at."""
+    step, bend = once - x, twice - 2 * once + x
+    size = float(np.linalg.norm(step))
+    # Steps of rounding may be alike to the last bit: they point nowhere.
+    length = size / max(float(np.linalg.norm(bend)), size / _FARTHEST, 1e-300)
+    return x + 2 * length * step + length**2 * bend
+
+
 def _converged(x: np.ndarray, y: np.ndarray, is_open: np.ndarray) -> np.ndarray:
     """Alternates to the least squares in leaps, which save hundreds of alternations.
 
@@ -204,9 +214,7 @@ def _converged(x: np.ndarray, y: np.ndarray, is_open: np.ndarray) -> np.ndarray:
             break
         last = rest
         twice, less = alternated(once)
-        step, bend = once - x, twice - 2 * once + x
-        length = np.linalg.norm(step) / max(np.linalg.norm(bend), 1e-300)
-        leap, most = alternated(x + 2 * length * step + length**2 * bend)
+        leap, most = alternated(_leapt(x, once, twice))
         # Back where it leapt too far.
         x = leap if most < less else twice
     return x
