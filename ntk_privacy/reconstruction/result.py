@@ -22,8 +22,8 @@ class Reconstruction(NamedTuple):
       losses: of the last search, one per step; NaN after a step at which it was lost;
         empty where nothing was searched for.
       verdict: what the evidence says of the whole.
-      sources: how each image was found: "decoded", "kkt", "max_margin", with
-        ", polished" where it was moved after that.
+      sources: how each image was found: "closed units", "decoded", "kkt", "max_margin",
+        with ", polished" where it was moved after that.
       certified: `errors` is a bound that was verified.
       residuals: relative error of each decoded image against itself; NaN of others.
       errors: bound on the relative L2 error of each image; inf where there is none.
