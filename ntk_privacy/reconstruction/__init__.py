@@ -1,11 +1,11 @@
 """Attacks that read training images back from weights.
 
 `METHODS` has one row each, of one contract: `run(evidence, config, *, key, stage)`.
-`auto` decodes, searches for the rest and polishes; `algebraic` decodes images from ReLU
-gates, `closed_units` reads them from the first layer alone, whatever the loss and the
-features did; `kkt` searches for images that explain the change of the weights,
-`max_margin` needs the final weights alone. `replay.replay` gives the search features
-along the training that recovered images explain.
+`closed_units` reads images from the first layer alone, whatever the loss and the
+features did; `algebraic` decodes them from ReLU gates where training stayed linear;
+`kkt` searches for images that explain the change of the weights; `auto` tries these in
+turn; `max_margin` needs the final weights alone. `replay.replay` gives the search
+features along the training that recovered images explain.
 """
 
 from ntk_privacy.reconstruction import (
