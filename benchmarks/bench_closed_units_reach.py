@@ -209,7 +209,7 @@ def picture(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         ]  # fmt: skip
 
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), layout="constrained")
-    widths = np.array([128, 1024])
+    widths = np.array([64, 1024])
     axes[0].plot(widths, widths / 2, "k:", lw=1, label="half the units")
     axes[0].plot(widths, widths / 5, "k--", lw=1, label="a fifth")
     fixed = {"set": "mnist", "depth": 2}
@@ -231,7 +231,7 @@ def picture(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     axes[2].plot(limit, limit, "k:", lw=1, label="as many as pixels")
     axes[2].set(xscale="log", xlabel="numbers in an image")
     _points(axes[3], pick(False, **plain), "flips", "trained, width 256", "^")
-    axes[3].set(xscale="log", xlabel="share of pairs (image, unit) that flipped")
+    axes[3].set(xlabel="share of pairs (image, unit) that flipped", xlim=(0, 0.4))
     for ax in axes:
         ax.set_ylim(bottom=0 if ax is not axes[0] else None)
         ax.legend(fontsize=8, frameon=False)

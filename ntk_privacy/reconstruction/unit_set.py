@@ -49,7 +49,8 @@ class Whole(NamedTuple):
         the share that do not vanish; the largest over the others. A combination of two
         rows leaks on all of them.
       ratios: of each row, on the units it should vanish at, over all.
-      errors: standard deviation of each image, over its norm.
+      errors: standard deviation of each image, over its norm, before the last polish.
+      moved: by that polish, over its norm.
       unexplained: share of the squared change in the images' span that is left.
       noise: root mean square of what is left of an entry.
       misfit: root mean square of the bias's change that is no sum of rows, over the
@@ -64,6 +65,7 @@ class Whole(NamedTuple):
     leaks: Float[np.ndarray, " n"]
     ratios: Float[np.ndarray, " n"]
     errors: Float[np.ndarray, " n"]
+    moved: Float[np.ndarray, " n"]
     unexplained: float
     noise: float
     misfit: float
@@ -247,8 +249,6 @@ def _jointly(space: Space, c: np.ndarray, is_open: np.ndarray) -> _Joint:
         used = float(np.sum(rest**2))
         x = np.linalg.lstsq(d.T, y.T, rcond=None)[0].T
         d = _masked_signals(x, y, is_open)
-    x = _converged(x, y, is_open)
-    d = _masked_signals(x, y, is_open)
     moved = None
     if np.linalg.cond(x) < 1 / np.finfo(np.float64).eps:
         moved = np.linalg.inv(x) * space.values
@@ -273,6 +273,36 @@ def _fitted(space: Space, c: np.ndarray, seen: _Seen) -> tuple[_Joint, np.ndarra
     enough = np.sum(seen.zeros, axis=1) >= len(c) + unit_rows.EXTRA
     # One that closes too little is free, so that it spoils none of the others.
     return _jointly(space, c, ~seen.zeros | ~enough[:, None]), enough
+
+
+def _polished(
+    space: Space, fitted: _Joint, u: np.ndarray, c: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Goes on to the least squares, and once more with the zeros that it shows.
+
+    Returns rows, images, and how far each image moved, over its norm: all as they were
+    where the fit comes apart.
+    """
+    y, stay = space.values[:, None] * space.signals, (c, u, np.zeros(len(c)))
+    now, is_open, images = c, fitted.is_open, u
+    for _ in range(2):
+        x = np.linalg.inv(now / space.values)
+        x = _converged(x, y, is_open)
+        if not np.linalg.cond(x) < 1 / np.finfo(np.float64).eps:
+            return stay
+        now = np.linalg.inv(x) * space.values
+        now /= np.linalg.norm(now, axis=1, keepdims=True)
+        seen = _look(space, now)
+        if seen is None or np.max(1 - np.abs(np.sum(now * c, axis=1))) > _MOVED**2 / 2:
+            return stay
+        images = seen.u
+        # Sharper rows tell more of their zeros; a row of few has none, as before.
+        few = np.all(fitted.is_open, axis=1)
+        spoilt = np.all(fitted.is_open, axis=0)
+        is_open = ~seen.zeros | few[:, None] | spoilt[None]
+    before = u * space.values
+    moved = np.linalg.norm(images * space.values - before, axis=1)
+    return now, images, moved / np.maximum(np.linalg.norm(before, axis=1), 1e-300)
 
 
 def _errors(
@@ -331,14 +361,8 @@ def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
         return None
     c, seen, _ = best
     fitted, enough = _fitted(space, c, seen)
-    again = _look(space, fitted.c)
-    if again is not None:
-        # Sharper rows tell more of their zeros.
-        refitted = _fitted(space, fitted.c, again)
-        look = _look(space, refitted[0].c)
-        if look is not None:
-            again, (fitted, enough) = look, refitted
     joint, unexplained, noise = fitted.c, fitted.unexplained, fitted.noise
+    again = _look(space, joint)
     if again is None:
         again, joint = seen, c
     closed_vanish, open_vanish, leaks = _sure_shares(again.z, again.vanish)
@@ -354,9 +378,11 @@ def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
     # What of the bias fits no image may have moved the scale of any.
     rest = space.misfit * np.sqrt(len(space.alive))
     errors = np.hypot(errors, _SCALE * rest * np.linalg.norm(again.u, axis=1))
+    # What follows moves images, and is no evidence for them.
+    final, u, moved = _polished(space, fitted, again.u, joint)
     return Whole(
-        joint, again.u, closed_vanish, open_vanish, again.agreement, leaks,
-        np.where(enough, ratios, 1.0), np.where(enough, errors, np.inf),
+        final, u, closed_vanish, open_vanish, again.agreement, leaks,
+        np.where(enough, ratios, 1.0), np.where(enough, errors, np.inf), moved,
         unexplained, noise, space.misfit / (floor * space.coarse),
     )  # fmt: skip
 

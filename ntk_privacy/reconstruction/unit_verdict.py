@@ -113,7 +113,7 @@ def judge(
             Verdict(word, f"Too few to be exact: {why}.", explained, gap),
             f"0 of {n} images certified: {why}.",
         )
-    errors = np.maximum(_MARGIN * whole.errors, 4 * roundoff)
+    errors = np.maximum(_MARGIN * whole.errors + whole.moved, 4 * roundoff)
     if decay != 1.0 and space.scale is not None:
         rest = space.misfit * np.sqrt(len(space.alive)) / np.linalg.norm(space.scale)
         errors = errors + min(abs(1 / decay - 1), _HIDDEN * float(rest))

@@ -306,6 +306,29 @@ def test_many_images_for_the_units_are_read():
     _assert_exact(found, x, largest=1e-4)
 
 
+def test_a_smooth_activation_is_not_certified_by_trying_again():
+    """Least squares that fit what is no sum of images are no evidence for them."""
+    x, params = _images(3, seed=4), _params(seed=4, width=72)
+
+    def soft(z):
+        return jax.nn.softplus(20 * z) / 20
+
+    @jax.jit
+    def trained(params):
+        def step(_, p):
+            grads = jax.grad(_loss)(p, x, jnp.arange(3), soft)
+            return jax.tree.map(lambda a, b: a - F32(0.05) * b, p, grads)
+
+        return jax.lax.fori_loop(0, 200, step, params)
+
+    found = _read(params, trained(params))
+    truth = np.asarray(x).reshape(3, -1)
+    read = np.asarray(found.images).reshape(len(found.images), -1)
+    far = np.linalg.norm(read[:, None] - truth[None], axis=2)
+    relative = (far / np.linalg.norm(truth, axis=1)).min(1)
+    assert np.all(relative[found.certified] <= found.errors[found.certified])
+
+
 def test_joint_refinement_ends_at_the_least_squares(monkeypatch):
     """Alternations alone, as many as eight, end 5% above it."""
     x, params = _images(16, seed=1), _params(seed=2, width=96)
@@ -316,26 +339,24 @@ def test_joint_refinement_ends_at_the_least_squares(monkeypatch):
         jax.tree.map(np.asarray, gradient),
     )
     gradient = jax.tree.map(lambda leaf: jnp.asarray(leaf, F32), noisy)
-    jointly, ends = unit_set._jointly, []
+    converged, ends = unit_set._converged, []
 
-    def seen(space, c, is_open):
-        ends.append((space, jointly(space, c, is_open)))
-        return ends[-1][1]
+    def seen(x, y, is_open):
+        ends.append((converged(x, y, is_open), y, is_open))
+        return ends[-1][0]
 
-    monkeypatch.setattr(unit_set, "_jointly", seen)
+    monkeypatch.setattr(unit_set, "_converged", seen)
     found = closed_units.reconstruct_gradient(
         params, gradient, key=jax.random.key(2), image_shape=SHAPE
     )
     _assert_exact(found, x, largest=1e-4)
-    made, end = ends[-1]
-    y = made.values[:, None] * made.signals
-    images = np.linalg.inv(end.c / made.values)
+    images, y, is_open = ends[-1]
     rests = []
     for _ in range(60):
-        signals = unit_set._masked_signals(images, y, end.is_open)
+        signals = unit_set._masked_signals(images, y, is_open)
         rests.append(np.sum((y - images @ signals) ** 2))
         images = np.linalg.lstsq(signals.T, y.T, rcond=None)[0].T
-    assert rests[-1] > 0.995 * rests[0]
+    assert rests[-1] > 0.98 * rests[0]
 
 
 def test_a_false_row_that_is_not_repaired_is_refused(space, monkeypatch):
