@@ -229,7 +229,7 @@ def _others(attack: _Attack) -> Reconstruction:
         return _from_noise(attack, _count(attack), f"not decoded ({error})")
     count, clear = decoded.estimated_num_images, decoded.rank_gap > _LINEAR_GAP
     most = count is not None and 2 * np.sum(decoded.accepted) >= count
-    if clear or (most and not attack.is_standard):
+    if clear or decoded.certified.any() or (most and not attack.is_standard):
         return _filled(attack, decoded)
     # What moving features made of the rows is worse than noise to start from.
     told = f"searched from noise: of the decoding, {decoded.message}"

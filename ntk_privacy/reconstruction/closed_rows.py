@@ -150,7 +150,7 @@ def find(
                 if whole is None or judged.sum() > good.sum():
                     whole, good = made, judged
                 if judged.all():
-                    return Found(rows, whole, good, k + 1)
+                    return Found(rows, unit_set.polish(space, made), judged, k + 1)
             sure, limit = _sure(rows, limit)
             if len(sure) < n:
                 rows = sure

@@ -9,12 +9,12 @@ images, wherever it comes from: rounding of weights or of steps, decay, wrong ze
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ntk_privacy.reconstruction import unit_rows, unit_space
 from ntk_privacy.reconstruction.unit_space import Space
 
-__all__ = ["Whole", "complete"]
+__all__ = ["Whole", "complete", "polish"]
 
 _ROUNDS = 5
 _LOOSE = 2  # of them, from the surest units alone
@@ -49,12 +49,13 @@ class Whole(NamedTuple):
         the share that do not vanish; the largest over the others. A combination of two
         rows leaks on all of them.
       ratios: of each row, on the units it should vanish at, over all.
-      errors: standard deviation of each image, over its norm, before the last polish.
-      moved: by that polish, over its norm.
+      errors: standard deviation of each image, over its norm, before a polish.
+      moved: by that polish, over its norm; 0 without.
       unexplained: share of the squared change in the images' span that is left.
       noise: root mean square of what is left of an entry.
       misfit: root mean square of the bias's change that is no sum of rows, over the
         noise that belongs there; 0 without a bias.
+      is_open: (n, m) entries of the rows that are not taken for zero.
     """
 
     c: Float[np.ndarray, "n n"]
@@ -69,6 +70,7 @@ class Whole(NamedTuple):
     unexplained: float
     noise: float
     misfit: float
+    is_open: Bool[np.ndarray, "n m"]
 
 
 class _Seen(NamedTuple):
@@ -268,43 +270,6 @@ def _jointly(space: Space, c: np.ndarray, is_open: np.ndarray) -> _Joint:
     )
 
 
-def _fitted(space: Space, c: np.ndarray, seen: _Seen) -> tuple[_Joint, np.ndarray]:
-    """Refines rows by the zeros that are seen, and says which have enough of them."""
-    enough = np.sum(seen.zeros, axis=1) >= len(c) + unit_rows.EXTRA
-    # One that closes too little is free, so that it spoils none of the others.
-    return _jointly(space, c, ~seen.zeros | ~enough[:, None]), enough
-
-
-def _polished(
-    space: Space, fitted: _Joint, u: np.ndarray, c: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Goes on to the least squares, and once more with the zeros that it shows.
-
-    Returns rows, images, and how far each image moved, over its norm: all as they were
-    where the fit comes apart.
-    """
-    y, stay = space.values[:, None] * space.signals, (c, u, np.zeros(len(c)))
-    now, is_open, images = c, fitted.is_open, u
-    for _ in range(2):
-        x = np.linalg.inv(now / space.values)
-        x = _converged(x, y, is_open)
-        if not np.linalg.cond(x) < 1 / np.finfo(np.float64).eps:
-            return stay
-        now = np.linalg.inv(x) * space.values
-        now /= np.linalg.norm(now, axis=1, keepdims=True)
-        seen = _look(space, now)
-        if seen is None or np.max(1 - np.abs(np.sum(now * c, axis=1))) > _MOVED**2 / 2:
-            return stay
-        images = seen.u
-        # Sharper rows tell more of their zeros; a row of few has none, as before.
-        few = np.all(fitted.is_open, axis=1)
-        spoilt = np.all(fitted.is_open, axis=0)
-        is_open = ~seen.zeros | few[:, None] | spoilt[None]
-    before = u * space.values
-    moved = np.linalg.norm(images * space.values - before, axis=1)
-    return now, images, moved / np.maximum(np.linalg.norm(before, axis=1), 1e-300)
-
-
 def _errors(
     space: Space, c: np.ndarray, closed: np.ndarray, u: np.ndarray, noise: float
 ) -> np.ndarray:
@@ -360,7 +325,10 @@ def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
     if best is None:
         return None
     c, seen, _ = best
-    fitted, enough = _fitted(space, c, seen)
+    is_open = ~seen.zeros
+    enough = np.sum(~is_open, axis=1) >= len(c) + unit_rows.EXTRA
+    # One that closes too little is free, so that it spoils none of the others.
+    fitted = _jointly(space, c, is_open | ~enough[:, None])
     joint, unexplained, noise = fitted.c, fitted.unexplained, fitted.noise
     again = _look(space, joint)
     if again is None:
@@ -378,13 +346,43 @@ def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
     # What of the bias fits no image may have moved the scale of any.
     rest = space.misfit * np.sqrt(len(space.alive))
     errors = np.hypot(errors, _SCALE * rest * np.linalg.norm(again.u, axis=1))
-    # What follows moves images, and is no evidence for them.
-    final, u, moved = _polished(space, fitted, again.u, joint)
     return Whole(
-        final, u, closed_vanish, open_vanish, again.agreement, leaks,
-        np.where(enough, ratios, 1.0), np.where(enough, errors, np.inf), moved,
-        unexplained, noise, space.misfit / (floor * space.coarse),
+        joint, again.u, closed_vanish, open_vanish, again.agreement, leaks,
+        np.where(enough, ratios, 1.0), np.where(enough, errors, np.inf),
+        np.zeros(len(c)), unexplained, noise, space.misfit / (floor * space.coarse),
+        fitted.is_open,
     )  # fmt: skip
+
+
+def polish(space: Space, whole: Whole) -> Whole:
+    """Goes on to the least squares, and once more with the zeros that it shows.
+
+    Moves images and says how far; as it fits what is no sum of images too, it is no
+    evidence for them, and all else stays as it was judged. Where the fit comes apart
+    nothing moves.
+
+    Args:
+      space: the coordinates.
+      whole: by `complete`, all of whose rows are true.
+    """
+    y, c, is_open = space.values[:, None] * space.signals, whole.c, whole.is_open
+    free = np.all(is_open, axis=1)[:, None] | np.all(is_open, axis=0)
+    now, u = c, whole.u
+    for _ in range(2):
+        x = _converged(np.linalg.inv(now / space.values), y, is_open)
+        if not np.linalg.cond(x) < 1 / np.finfo(np.float64).eps:
+            return whole
+        now = np.linalg.inv(x) * space.values
+        now /= np.linalg.norm(now, axis=1, keepdims=True)
+        seen = _look(space, now)
+        if seen is None or np.max(1 - np.abs(np.sum(now * c, axis=1))) > _MOVED**2 / 2:
+            return whole
+        # Sharper rows tell more of their zeros; what was left free stays so.
+        u, is_open = seen.u, ~seen.zeros | free
+    before = whole.u * space.values
+    size = np.maximum(np.linalg.norm(before, axis=1), 1e-300)
+    moved = np.linalg.norm(u * space.values - before, axis=1) / size
+    return whole._replace(c=now, u=u, moved=moved)
 
 
 def share_explained(space: Space, u: Float[np.ndarray, "k n"]) -> float:

@@ -1,6 +1,7 @@
 """What `auto` makes of its parts: which images it keeps, and what it says of them."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -211,3 +212,22 @@ def test_a_training_is_replayed_on_squares_alone(known, parts):
     other = dataclasses.replace(known, objective="logistic")
     auto.reconstruct(other, key=jax.random.key(0))
     assert parts["replays"] == 0
+
+
+@pytest.mark.parametrize("certified", [True, False])
+def test_what_decoding_certifies_is_kept_though_its_gap_is_faint(
+    known, parts, monkeypatch, certified
+):
+    decoded = types.SimpleNamespace(
+        estimated_num_images=2,
+        rank_gap=30.0,
+        accepted=np.array([certified, False]),
+        certified=np.array([certified, False]),
+        message="faint.",
+    )
+    monkeypatch.setattr(algebraic, "decode", lambda *_, **__: decoded)
+    filled = _read((1, 0), "exact")
+    monkeypatch.setattr(auto, "_filled", lambda _attack, _decoded: filled)
+    found = auto.reconstruct(known, key=jax.random.key(0))
+    assert (found is filled) == certified
+    assert ("search" in parts) != certified

@@ -311,10 +311,10 @@ def test_a_polish_moves_images_and_is_no_evidence_for_them(trained, monkeypatch)
     _, before, after = trained
     polished = _read(before, after)
 
-    def still(space, fitted, u, c):
-        return c, u, np.full(len(c), 0.02)
+    def still(space, whole):
+        return whole._replace(moved=np.full(len(whole.c), 0.02))
 
-    monkeypatch.setattr(unit_set, "_polished", still)
+    monkeypatch.setattr(unit_set, "polish", still)
     rough = _read(before, after)
     assert rough.verdict.explained == polished.verdict.explained
     assert rough.errors.min() >= 0.02
