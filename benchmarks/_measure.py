@@ -63,6 +63,28 @@ def arguments(**extra: Any) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def chosen(names: str, known: Mapping[str, Any]) -> list[str]:
+    """Returns names between commas; ends with a sentence where one is unknown."""
+    found = [name for name in names.split(",") if name]
+    for name in found:
+        if name not in known:
+            raise SystemExit(f"rows={name!r} is unknown: use {', '.join(known)}.")
+    return found
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the rows of a file that `write` made; none where there is no file."""
+    if not path.exists():
+        return []
+    try:
+        return json.loads(path.read_text())["rows"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SystemExit(
+            f"{path} holds no rows of a benchmark ({error}): remove it, or name "
+            "another."
+        ) from error
+
+
 def report(name: str, rows: list[dict[str, Any]], out: pathlib.Path | None) -> None:
     """Prints the rows, and writes them with the machine's description if asked."""
     for row in rows:

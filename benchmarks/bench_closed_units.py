@@ -168,7 +168,7 @@ def figures(found, x):
 def main() -> None:
     options = _measure.arguments(rows=_DEFAULT, seeds="0,1,2")
     rows = []
-    for name in options.rows.split(","):
+    for name in _measure.chosen(options.rows, ROWS):
         for seed in map(int, options.seeds.split(",")):
             row = ROWS[name]
             model, before, after, dataset = victim_of(row, seed)

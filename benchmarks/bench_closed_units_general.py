@@ -264,7 +264,7 @@ def read(row: dict, before, after, shape):
 def main() -> None:
     options = _measure.arguments(rows=",".join(ROWS), seeds="0,1,2")
     rows = []
-    for name in options.rows.split(","):
+    for name in _measure.chosen(options.rows, ROWS):
         for seed in map(int, options.seeds.split(",")):
             row = ROWS[name]
             start = time.perf_counter()

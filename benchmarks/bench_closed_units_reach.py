@@ -9,7 +9,6 @@ tries that the file has are not made again. `flips`: share of pairs of image and
 that are on one side of zero before training and on the other one after it.
 """
 
-import json
 import pathlib
 import time
 from typing import Any
@@ -243,10 +242,8 @@ def picture(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 def main() -> None:
     options = _measure.arguments(rows=",".join(ROWS), seeds="0,1,2", picture="")
-    tried: list[dict[str, Any]] = []
-    if options.out is not None and options.out.exists():
-        tried = json.loads(options.out.read_text())["rows"]
-    for name in options.rows.split(",") if options.rows else ():
+    tried = [] if options.out is None else _measure.read(options.out)
+    for name in _measure.chosen(options.rows, ROWS):
         for seed in map(int, options.seeds.split(",")):
             for row in ROWS[name]:
                 _largest(row, seed, tried)
