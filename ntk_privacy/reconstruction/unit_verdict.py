@@ -130,7 +130,8 @@ def judge(
         worst = float(errors[certified].max())
         reason = (
             f"{count} of {n} images are within {worst:.1g} of their norm of training "
-            f"images: each row of signals vanishes on the units that its image closes, "
+            "images, or of a mean of nearly equal ones, which no weights tell apart: "
+            f"each row of signals vanishes on the units that its image closes, "
             f"{100 * whole.agreement.min():.0f}% or more agree; {share}{told}."
         )
         message = f"{count} of {n} images certified{told}."

@@ -306,6 +306,20 @@ def test_many_images_for_the_units_are_read():
     _assert_exact(found, x, largest=1e-4)
 
 
+def test_nearly_equal_images_are_read_as_their_mean_and_the_verdict_says_so():
+    x, params = _images(seed=3), _params(seed=3)
+    x = x.at[3].set(x[0] + 1e-3 * x[5])  # of one label, and of the same gates
+    gradient = jax.grad(_loss)(params, x, _labels())
+    found = closed_units.reconstruct_gradient(
+        params, gradient, key=jax.random.key(2), image_shape=SHAPE
+    )
+    assert len(found.images) == N - 1
+    assert "a mean of nearly equal ones" in found.verdict.reason
+    mean = np.asarray(x[0] + x[3]) / 2
+    far = np.linalg.norm(np.asarray(found.images) - mean, axis=(1, 2))[:, 0].min()
+    assert far < 0.1 * 1e-3 * float(jnp.linalg.norm(x[5]))
+
+
 def test_a_polish_moves_images_and_is_no_evidence_for_them(trained, monkeypatch):
     """It fits what is no sum of images too."""
     _, before, after = trained
