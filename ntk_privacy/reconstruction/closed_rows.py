@@ -22,6 +22,7 @@ _MOST_STARTS = 8  # times those of a round
 _DOUBT = 1000.0  # over the least ratio: rows that bar the way to others
 _NOISY = 100.0  # over its noise: a row of less is weak, or rounded, and in no doubt
 _HOPELESS = 64  # rough images that led to no row, before the first one that does
+_IN_VAIN = 24  # after it: those that vanish best come first
 
 
 class Found(NamedTuple):
@@ -57,19 +58,19 @@ def _accepted(
     space: Space, rough: np.ndarray, rows: list, inverse, limit: float = _RATIO
 ) -> list:
     """Rows that rough images lead to and that are not among those known."""
-    new, tried = [], np.zeros((0, space.gates.shape[1]))
+    new, misses, tried = [], 0, np.zeros((0, space.gates.shape[1]))
     known = np.array([row.c for row in rows]).reshape(-1, len(space.values))
     known = known @ space.signals
     for u in rough:
         if len(rows) + len(new) >= len(space.values):
             break
-        if len(tried) >= _HOPELESS and not rows and not new:
+        if misses >= (_IN_VAIN if new else _HOPELESS) and (new or not rows):
             break
         z = u @ space.gates
         if _correlation(z, tried) > _SAME:
             continue
         tried = np.concatenate([tried, z[None]])
-        row = unit_rows.exact(space, u, inverse)
+        row, misses = unit_rows.exact(space, u, inverse), misses + 1
         if row is None or row.agreement < _AGREEMENT or row.ratio > _RATIO:
             continue
         if _doubtful(row, limit):
@@ -79,6 +80,7 @@ def _accepted(
             continue
         known = np.concatenate([known, signal[None]])
         new.append(row)
+        misses = 0
     return new
 
 

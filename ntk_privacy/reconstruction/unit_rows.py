@@ -15,7 +15,7 @@ __all__ = [
     "from_surest",
     "null_row",
     "preactivations",
-    "robust_row",
+    "robust_rows",
     "vanishing",
 ]
 
@@ -28,6 +28,10 @@ _TRIMS = 4
 _OUTLIER = 8.0  # over the median
 _KEPT = 0.55  # of the units, whatever stands out
 _REWEIGHTINGS = 8
+_STILL = 0.02  # of the deviation: a row that moves by less is found
+_STEPS = 80
+_LITTLE = 1e-4  # of the energy that is left, in a step
+_BENDS = 1e-2  # of the energy of a way: what noise leaves of it
 _SPREAD = 1.5  # standard deviation over the median of sizes
 EXTRA = 8  # units beyond N that a row takes
 
@@ -113,13 +117,13 @@ def null_row(space: Space, closed: np.ndarray) -> tuple[Float[np.ndarray, " n"],
     return c / np.linalg.norm(c), clear
 
 
-def robust_row(
+def robust_rows(
     space: Space,
-    closed: np.ndarray,
-    c: Float[np.ndarray, " n"],
-    u: Float[np.ndarray, " n"],
-) -> Float[np.ndarray, " n"]:
-    """The row of an image that vanishes on most of its closed units.
+    closed: Bool[np.ndarray, "k m"],
+    c: Float[np.ndarray, "k n"],
+    u: Float[np.ndarray, "k n"],
+) -> Float[np.ndarray, "k n"]:
+    """Rows of images, each vanishing on most of the units that its image closes.
 
     Among rows with c . u = 1: those of other images, which may be far weaker and so
     vanish nearly everywhere, have 0.
@@ -129,27 +133,79 @@ def robust_row(
 
     Args:
       space: the coordinates.
-      closed: indices of units that close at either end of the training.
-      c: the row to begin from.
-      u: the image.
+      closed: units that close at either end of the training.
+      c: the rows to begin from.
+      u: the images.
     """
-    image = space.values * u
-    inner = space.values[:, None] * space.signals[:, closed]
-    white = c / space.values
+    made = c / np.linalg.norm(c / space.values, axis=1, keepdims=True)
+    left, before = np.arange(len(c)), None
     for _ in range(_REWEIGHTINGS):
-        row = np.abs(white @ inner)
-        scale = _SPREAD * np.median(row) + 1e-300
-        weight = 1 / (1 + (row / (2 * scale)) ** 2)
-        gram = (inner * weight) @ inner.T
+        now = np.abs(made[left] @ space.signals)
+        shut = closed[left]
+        scale = np.array([np.median(row[z]) for row, z in zip(now, shut, strict=True)])
+        scale = (_SPREAD * scale + 1e-300)[:, None]
+        if before is not None:
+            moved = np.max(np.abs(now - before) * shut, axis=1)
+            moves = moved > _STILL * scale[:, 0]
+            if not moves.any():
+                break
+            left, now, scale, shut = left[moves], now[moves], scale[moves], shut[moves]
+        weight = shut / (1 + (now / (2 * scale)) ** 2)
         # Noise adds to every energy alike: all but a little of it is taken out.
-        values, vectors = np.linalg.eigh(gram)
-        noise = float(np.sum(weight)) * scale**2 / float(np.sum(white**2))
-        values = values - 0.9 * min(noise, max(float(values[0]), 0.0))
-        values = np.maximum(values, values[-1] * np.finfo(np.float64).eps)
-        white = vectors @ ((vectors.T @ image) / values)
-        white = white / np.linalg.norm(white)
-    c = white * space.values
-    return c / np.linalg.norm(c)
+        noise = np.sum(weight, axis=1) * scale[:, 0] ** 2
+        made[left] = _least_energy(space, weight, noise, made[left], u[left])
+        before = now
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+def _least_energy(
+    space: Space, weight: np.ndarray, noise: np.ndarray, c: np.ndarray, u: np.ndarray
+) -> np.ndarray:
+    """The least energy on weighted units, less nine tenths of the noise in it.
+
+    Conjugate gradients of all rows at once, along c . u = 1, where no direction has
+    little energy: a row costs products with the signals alone, and few of them. What
+    the units weigh in the mean conditions them.
+    """
+    signals, white = space.signals, 1 / space.values**2
+    mean = np.mean(weight, axis=0)
+    gram = (signals * mean) @ signals.T
+    gram += np.finfo(np.float64).eps * np.trace(gram) * np.eye(len(gram))
+    inverse = np.linalg.inv(gram)
+    normal = u @ inverse
+    normal /= np.sum(normal * u, axis=1, keepdims=True)
+
+    def dot(a, b):
+        return np.sum(a * b, axis=1, keepdims=True)
+
+    def energy(c):
+        return ((c @ signals) * weight) @ signals.T
+
+    c = c / dot(c, u)
+    slope, size = energy(c), dot(c * white, c)
+    share = 0.9 * np.minimum(noise[:, None], np.maximum(dot(c, slope) / size, 0))
+    slope -= share * white * c
+
+    def projected(slope):
+        step = slope @ inverse
+        return step - dot(step, u) * normal
+
+    step = projected(slope)
+    way, fall, going = -step, dot(slope, step), np.ones((len(c), 1), bool)
+    for _ in range(_STEPS):
+        bend, less = energy(way), share * white * way
+        curve, left = dot(way, bend), dot(way, bend - less)
+        # A row stays where noise is all there is, or little else is to be won.
+        going &= (left > _BENDS * curve) & (fall > _LITTLE * dot(c, slope))
+        if not going.any():
+            break
+        length = np.where(going, fall / np.where(going, left, 1), 0)
+        c, slope = c + length * way, slope + length * (bend - less)
+        step = projected(slope)
+        now = dot(slope, step)
+        way = np.where(going, now / np.where(going, fall, 1) * way - step, way)
+        fall = now
+    return c / np.linalg.norm(c / space.values, axis=1, keepdims=True)
 
 
 def _surest(z: np.ndarray, share: float, least: int) -> np.ndarray | None:

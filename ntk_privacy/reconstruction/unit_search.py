@@ -22,9 +22,10 @@ _WIDTHS = (*(0.3,) * 10, *(0.1,) * 6, *(0.03,) * 4)
 _MOST = 2.0  # a signal counts no more than this, in means
 _RIDGE = 1e-5
 _UNITS, _UNITS_EACH = 512, 12
-_POWERS = (4, 1)  # of inverse iteration
+_POWERS = (4, 1)  # of the inverse
+_KRYLOV = 8  # dimensions
 _ROUND = 16
-_ENTRIES = 2**23  # of masked rows at once
+_ENTRIES = 2**23  # of preactivations at once
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -33,21 +34,38 @@ def _mm(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=_HIGHEST)
 
 
-def _least(gram: Array, u: Array, powers: Array) -> Array:
+def _least(rows: Array, closed: Array, u: Array, powers: Array) -> Array:
     """The c of least energy: of those with c . u = 1 with one power, of all with many.
 
     Rows that were found are orthogonal to u, so one power returns none of them; more
-    powers are surer of the least row there is.
+    powers are surer of the least row there is. All powers of the inverse are taken in
+    one Krylov space (Lanczos): closed units are many for the images, so that all
+    energies but those of rows lie close together, and few steps tell the least.
     """
-    n = len(gram)
-    lifted = gram + _RIDGE * jnp.trace(gram) / n * jnp.eye(n, dtype=gram.dtype)
-    factor = jax.scipy.linalg.cho_factor(lifted, lower=True)
 
-    def step(_, c):
-        c = jax.scipy.linalg.cho_solve(factor, c)
+    def step(carry, _):
+        before, now, beta = carry
+        after = _mm(rows, closed * _mm(now, rows)) - beta * before
+        alpha = jnp.vdot(now, after)
+        after = after - alpha * now
+        beta = jnp.linalg.norm(after)
+        return (now, after / jnp.maximum(beta, 1e-30), beta), (now, alpha, beta)
+
+    count = min(_KRYLOV, len(rows))
+    start = u / jnp.maximum(jnp.linalg.norm(u), 1e-30)
+    zero = jnp.zeros((), u.dtype)
+    carry = jnp.zeros_like(u), start, zero
+    _, (basis, alphas, betas) = jax.lax.scan(step, carry, None, length=count)
+    small = jnp.diag(alphas) + jnp.diag(betas[:-1], 1) + jnp.diag(betas[:-1], -1)
+    ridge = _RIDGE * jnp.sum(closed * jnp.sum(rows**2, 0)) / len(rows)
+    inverse = jnp.linalg.inv(small + ridge * jnp.eye(count, dtype=u.dtype))
+
+    def again(_, c):
+        c = _mm(inverse, c)
         return c / jnp.maximum(jnp.linalg.norm(c), 1e-30)
 
-    return jax.lax.fori_loop(0, powers, step, u)
+    first = jnp.zeros(count, u.dtype).at[0].set(1)
+    return _mm(jax.lax.fori_loop(0, powers, again, first), basis)
 
 
 def _one(rows, mix, gates, inverse, widths, u, shift, powers):
@@ -58,7 +76,7 @@ def _one(rows, mix, gates, inverse, widths, u, shift, powers):
         z = z / jnp.maximum(jnp.std(z), 1e-30)
         closed = jax.nn.sigmoid(-(z + shift) / width)
         closed = closed / jnp.maximum(jnp.sum(closed), 1e-6) * len(z)
-        c = _least(_mm(rows * closed[None], rows.T), _mm(mix, u), powers)
+        c = _least(rows, closed, _mm(mix, u), powers)
         size = jnp.abs(_mm(c, rows))
         energy = jnp.mean(closed * size**2) / jnp.mean(size**2)
         size = jnp.minimum(size / jnp.mean(size), _MOST)
@@ -117,7 +135,7 @@ def climb(
         shifts,
         # Half of the starts each: many images are left to the one, few to the other.
         jnp.asarray(np.resize(_POWERS, len(starts)), jnp.int32),
-        at_once=max(1, min(len(starts), _ENTRIES // (n * count))),
+        at_once=max(1, min(len(starts), _ENTRIES // count)),
     )
     u, energies = np.asarray(u, np.float64), np.asarray(energies)
     order = np.argsort(np.where(np.isfinite(energies), energies, np.inf))

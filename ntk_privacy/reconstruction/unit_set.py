@@ -9,6 +9,7 @@ images, wherever it comes from: rounding of weights or of steps, decay, wrong ze
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg.lapack
 from jaxtyping import Bool, Float
 
 from ntk_privacy.reconstruction import unit_rows, unit_space
@@ -23,6 +24,7 @@ _ALTERNATIONS = 8
 _ROUGHLY = 1e-3  # of what is left of the change, in an alternation
 _CONVERGED = 1e-5  # in a leap
 _LEAPS = 12
+_FINE = 1e-5  # error of images that need no polish
 _FARTHEST = 1e8  # of a leap, in steps
 _SURE = 0.7  # of the units on either side of zero
 _ZERO = 4.0  # standard deviations of its noise within which an entry is zero
@@ -33,7 +35,6 @@ _SCALE = 0.1  # of the most that a bias's misfit could do
 _WORSE = 0.01  # agreement of a row's own that a new one may lose
 _NEAR = 1e-3  # of a row's median: what vanishes for its own agreement
 _FEW = 5  # units that tell a leak
-_AT_ONCE = 64  # units of a masked solve
 
 
 class Whole(NamedTuple):
@@ -120,20 +121,21 @@ def _own_agreement(space: Space, c: np.ndarray) -> np.ndarray:
 def _sharpened(space: Space, c: np.ndarray, last: _Seen, weighted: bool) -> np.ndarray:
     """Every row anew, from the units that its image closes for certain."""
     made, least = c.copy(), len(c) + unit_rows.EXTRA
+    if weighted:
+        closed = last.z < 0
+        some = np.sum(closed, axis=1) >= least
+        if some.any():
+            rows = closed[some], c[some], last.u[some]
+            made[some] = unit_rows.robust_rows(space, *rows)
+        return made
     for i in range(len(c)):
-        if weighted:
-            closed = np.flatnonzero(last.z[i] < 0)
-            if len(closed) >= least:
-                made[i] = unit_rows.robust_row(space, closed, c[i], last.u[i])
-            continue
         row = unit_rows.from_surest(space, last.z[i], share=_SURE)
         if row is not None:
             made[i] = row[0]
-    if not weighted:
-        # A false row spoils the image of another, whose own row was right: one that is
-        # the pattern of an image stays.
-        worse = _own_agreement(space, made) < _own_agreement(space, c) - _WORSE
-        made[worse] = c[worse]
+    # A false row spoils the image of another, whose own row was right: one that is the
+    # pattern of an image stays.
+    worse = _own_agreement(space, made) < _own_agreement(space, c) - _WORSE
+    made[worse] = c[worse]
     return made
 
 
@@ -174,18 +176,18 @@ def _masked_signals(x: np.ndarray, y: np.ndarray, is_open: np.ndarray) -> np.nda
     """Least squares for D in Y = X D, with D zero off the mask."""
     gram, target = x.T @ x, x.T @ y
     n, m = target.shape
-    # Columns of unit size, for a pivot of 1 where the mask closes.
     size = np.sqrt(np.diag(gram))
     gram, target = gram / np.outer(size, size), target / size[:, None]
     # Images that depend leave a pivot of rounding: never quite 0.
     gram = gram + n * np.finfo(np.float64).eps * np.eye(n)
-    d = np.empty((n, m))
-    for at in range(0, m, _AT_ONCE):
-        mask = is_open[:, at : at + _AT_ONCE].T.astype(float)
-        system = gram * (mask[:, :, None] * mask[:, None, :])
-        system += (1 - mask)[:, :, None] * np.eye(n)
-        right = target[:, at : at + _AT_ONCE].T * mask
-        d[:, at : at + _AT_ONCE] = np.linalg.solve(system, right[..., None])[..., 0].T
+    d = np.zeros((n, m))
+    for unit, mask in enumerate(is_open.T):
+        used = np.flatnonzero(mask)
+        if not len(used):
+            continue
+        system, right = gram[np.ix_(used, used)], target[used, unit]
+        _, solved, failed = scipy.linalg.lapack.dposv(system, right)
+        d[used, unit] = np.linalg.solve(system, right) if failed else solved
     return d / size[:, None]
 
 
@@ -321,6 +323,8 @@ def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
             best = c, seen, agreement
         elif k > _LOOSE:
             break
+        elif k < _LOOSE:
+            continue  # the surest units would tell the same
         c = _sharpened(space, best[0], best[1], weighted=k >= _LOOSE)
     if best is None:
         return None
@@ -358,13 +362,15 @@ def polish(space: Space, whole: Whole) -> Whole:
     """Goes on to the least squares, and once more with the zeros that it shows.
 
     Moves images and says how far; as it fits what is no sum of images too, it is no
-    evidence for them, and all else stays as it was judged. Where the fit comes apart
-    nothing moves.
+    evidence for them, and all else stays as it was judged. Nothing moves where the fit
+    comes apart, or where all images are as good as exact.
 
     Args:
       space: the coordinates.
       whole: by `complete`, all of whose rows are true.
     """
+    if np.max(whole.errors) < _FINE:
+        return whole
     y, c, is_open = space.values[:, None] * space.signals, whole.c, whole.is_open
     free = np.all(is_open, axis=1)[:, None] | np.all(is_open, axis=0)
     now, u = c, whole.u

@@ -17,6 +17,7 @@ from ntk_privacy.reconstruction import (
     closed_units,
     first_layer,
     unit_rows,
+    unit_search,
     unit_set,
     unit_space,
 )
@@ -341,7 +342,7 @@ def test_joint_refinement_ends_at_the_least_squares(monkeypatch):
     gradient = jax.grad(_loss)(params, x, jnp.arange(16) % 3)
     rng = np.random.default_rng(0)
     noisy = jax.tree.map(
-        lambda leaf: leaf + 1e-7 * leaf.std() * rng.standard_normal(leaf.shape),
+        lambda leaf: leaf + 1e-5 * leaf.std() * rng.standard_normal(leaf.shape),
         jax.tree.map(np.asarray, gradient),
     )
     gradient = jax.tree.map(lambda leaf: jnp.asarray(leaf, F32), noisy)
@@ -355,7 +356,7 @@ def test_joint_refinement_ends_at_the_least_squares(monkeypatch):
     found = closed_units.reconstruct_gradient(
         params, gradient, key=jax.random.key(2), image_shape=SHAPE
     )
-    _assert_exact(found, x, largest=1e-4)
+    _assert_exact(found, x, largest=1e-3)
     images, y, is_open = ends[-1]
     rests = []
     for _ in range(60):
@@ -363,6 +364,64 @@ def test_joint_refinement_ends_at_the_least_squares(monkeypatch):
         rests.append(np.sum((y - images @ signals) ** 2))
         images = np.linalg.lstsq(signals.T, y.T, rcond=None)[0].T
     assert rests[-1] > 0.98 * rests[0]
+
+
+def test_masked_least_squares_are_those_of_each_unit_alone():
+    rng = np.random.default_rng(0)
+    images, y = rng.standard_normal((9, 6)), rng.standard_normal((9, 40))
+    is_open = rng.random((6, 40)) < 0.5
+    is_open[:, 3], is_open[:, 7] = False, True
+    slow = np.zeros((6, 40))
+    for unit in range(40):
+        used = np.flatnonzero(is_open[:, unit])
+        slow[used, unit] = np.linalg.lstsq(images[:, used], y[:, unit], rcond=None)[0]
+    signals = unit_set._masked_signals(images, y, is_open)
+    np.testing.assert_allclose(signals, slow, atol=1e-12)
+
+
+def test_robust_rows_are_those_of_dense_systems(space):
+    """The same weights and the same noise, a system an image."""
+    made, c, _ = space
+    rng = np.random.default_rng(0)
+    noisy = made._replace(
+        signals=made.signals + 1e-4 * rng.standard_normal(made.signals.shape)
+    )
+    u = np.linalg.inv(c).T
+    closed = unit_rows.preactivations(noisy, u) < 0
+    rows = unit_rows.robust_rows(noisy, closed, c, u)
+    white = noisy.values[:, None] * noisy.signals
+    for row, shut, start, image in zip(rows, closed, c, u, strict=True):
+        inner, slow = white[:, shut], start / noisy.values
+        for _ in range(30):
+            slow = slow / np.linalg.norm(slow)
+            size = np.abs(slow @ inner)
+            scale = 1.5 * np.median(size)
+            weight = 1 / (1 + (size / (2 * scale)) ** 2)
+            gram = (inner * weight) @ inner.T
+            noise = min(weight.sum() * scale**2, slow @ gram @ slow)
+            system = gram - 0.9 * noise * np.eye(len(gram))
+            slow = np.linalg.solve(system, noisy.values * image)
+        slow = slow * noisy.values
+        slow /= np.linalg.norm(slow)
+        away = (row - slow * np.sign(slow @ row)) @ noisy.signals
+        typical = np.sqrt(np.mean((row @ noisy.signals)[shut] ** 2))
+        assert np.sqrt(np.mean(away**2)) < 0.05 * typical
+
+
+@pytest.mark.parametrize("powers", [1, 4])
+def test_a_whole_krylov_space_inverts_the_energies(monkeypatch, powers):
+    monkeypatch.setattr(unit_search, "_KRYLOV", 6)
+    key_rows, key_closed, key_u = jax.random.split(jax.random.key(0), 3)
+    rows = jax.random.normal(key_rows, (6, 50))
+    closed = jax.random.uniform(key_closed, (50,))
+    u = jax.random.normal(key_u, (6,))
+    c = unit_search._least(rows, closed, u, jnp.asarray(powers))
+    gram = np.asarray((rows * closed[None]) @ rows.T, np.float64)
+    slow = np.asarray(u, np.float64)
+    for _ in range(powers):
+        slow = np.linalg.solve(gram, slow)
+    cosine = slow @ np.asarray(c) / np.linalg.norm(slow) / np.linalg.norm(c)
+    assert cosine > 1 - 1e-4
 
 
 def test_a_false_row_that_is_not_repaired_is_refused(space, monkeypatch):
