@@ -51,9 +51,10 @@ class Trained(InPractice, Network):
         "Training of the first-order Taylor model, or of the network; a gradient is of "
         "neither.",
     )
-    schedule: Literal["flow", "paper"] = field(
+    schedule: Literal["flow", "heavy_ball", "paper"] = field(
         "flow",
-        "Gradient flow (standard: heavy ball close to it), or the published step size.",
+        "Gradient flow (standard: heavy ball close to it), a heavy ball in a fifteenth "
+        "of its steps, or the published step size.",
     )
     stop_loss: float = field(
         1e-10,

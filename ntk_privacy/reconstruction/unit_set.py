@@ -9,7 +9,7 @@ images, wherever it comes from: rounding of weights or of steps, decay, wrong ze
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg.lapack
+import scipy.linalg
 from jaxtyping import Bool, Float
 
 from ntk_privacy.reconstruction import unit_rows, unit_space
@@ -180,13 +180,13 @@ def _masked_signals(x: np.ndarray, y: np.ndarray, is_open: np.ndarray) -> np.nda
     gram, target = gram / np.outer(size, size), target / size[:, None]
     # Images that depend leave a pivot of rounding: never quite 0.
     gram = gram + n * np.finfo(np.float64).eps * np.eye(n)
-    d = np.zeros((n, m))
+    d, (posv,) = np.zeros((n, m)), scipy.linalg.get_lapack_funcs(("posv",), (gram,))
     for unit, mask in enumerate(is_open.T):
         used = np.flatnonzero(mask)
         if not len(used):
             continue
         system, right = gram[np.ix_(used, used)], target[used, unit]
-        _, solved, failed = scipy.linalg.lapack.dposv(system, right)
+        _, solved, failed = posv(system, right)
         d[used, unit] = np.linalg.solve(system, right) if failed else solved
     return d / size[:, None]
 

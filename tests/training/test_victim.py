@@ -85,7 +85,7 @@ def test_what_is_trained_is_not_trained_again(case, tmp_path, monkeypatch):
     kind, run, _, whole = case
     timer = resume.Timer()
     run(resume.resumed(tmp_path, timer=timer))
-    for name in ("_linearized", "_flow"):
+    for name in ("_linearized", "_paced"):
         monkeypatch.setattr(victim, name, _kill)
     again = run(resume.resumed(tmp_path, timer=timer, stop=_kill))
     jax.tree.map(np.testing.assert_array_equal, again.params_t, whole.params_t)
@@ -124,3 +124,26 @@ def test_bad_input_is_refused_in_a_sentence(changes, told):
     given = {"x_train": X, "y_train": Y, "key": KEY, "width": 16, **changes}
     with pytest.raises(ValueError, match=told):
         victim.train(given.pop("x_train"), given.pop("y_train"), **given)
+
+
+def test_a_heavy_ball_ends_where_the_flow_does_in_fewer_steps():
+    flow, ball = (
+        victim.train(
+            X, Y, key=KEY, width=64, dynamics="standard", schedule=s, stop_loss=1e-6
+        )
+        for s in ("flow", "heavy_ball")
+    )
+    assert flow.reached
+    assert ball.reached
+    assert ball.steps * 4 < flow.steps
+    ends = [
+        np.asarray(
+            victim.train(
+                X, Y, key=KEY, width=64, schedule=s, stop_loss=1e-9
+            ).params_t["Dense_0"]["kernel"]
+        )
+        for s in ("flow", "heavy_ball")
+    ]  # fmt: skip
+    start = np.asarray(flow.params_0["Dense_0"]["kernel"])
+    away = np.linalg.norm(ends[1] - ends[0]) / np.linalg.norm(ends[0] - start)
+    assert 0 < away < 1e-3
