@@ -49,7 +49,7 @@ __all__ = ["METHOD", "Config", "from_evidence", "reconstruct", "reconstruct_grad
 _FIT = 0.02  # share of a bias's change that may lie outside the row space
 _CLEAN = 1e4  # gap behind which no weight decay hides
 _DECAYED = 80  # images at most, for a first try at weight decay
-_FEW = 64  # random starts at least
+_FEW = 512  # random starts at least
 
 
 def reconstruct(
@@ -92,7 +92,7 @@ def reconstruct(
         activations: name the first one if its name sorts behind that.
       frozen_gates: units opened as they did before training, as in a network whose
         Taylor model was trained, or whose weights moved by one step.
-      num_starts: random starts a round; None is N, 64 at least.
+      num_starts: random starts a round; None is N, 512 at least.
       max_rounds: rounds of starts at most.
       dtype: of the search; what follows is float64 on the host.
 
@@ -362,7 +362,7 @@ class Config:
     """How long the search goes on; attributes: see the help of each field."""
 
     num_starts: int | None = field(
-        None, "Random starts per round; none is N, 64 at least."
+        None, "Random starts per round; none is N, 512 at least."
     )
     max_rounds: int = field(20, "Rounds of starts at most.")
     layer: str | None = field(

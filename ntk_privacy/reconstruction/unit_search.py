@@ -23,7 +23,7 @@ _MOST = 2.0  # a signal counts no more than this, in means
 _RIDGE = 1e-5
 _UNITS, _UNITS_EACH = 512, 12
 _POWERS = (4, 1)  # of the inverse
-_KRYLOV = 8  # dimensions
+_KRYLOV = 12  # dimensions
 _ROUND = 16
 _ENTRIES = 2**23  # of preactivations at once
 
