@@ -24,6 +24,8 @@ from ntk_privacy.reconstruction import closed_units
 from ntk_privacy.training import classification, victim
 
 _FLOW = {"kind": "flow", "width": 1024, "depth": 2}
+# A fifteenth of the steps of the flow, which drown wide layers in rounding of float32.
+_BALL = {**_FLOW, "width": 4096, "schedule": "heavy_ball"}
 _BATCHES = {**_FLOW, "batch": 5, "steps": 1000}
 _MSE = {**_BATCHES, "kind": "mse", "rate": 0.03}
 _LOGISTIC = {**_BATCHES, "kind": "logistic", "rate": 0.05}
@@ -38,11 +40,12 @@ ROWS = {
     "mnist_50": {**_FLOW, "n": 50},
     "mnist_100": {**_FLOW, "n": 100},
     "mnist_20_256": {**_FLOW, "n": 20, "width": 256},
-    "mnist_20_4096": {**_FLOW, "n": 20, "width": 4096},
-    "mnist_100_4096": {**_FLOW, "n": 100, "width": 4096},
-    "mnist_200_4096": {**_FLOW, "n": 200, "width": 4096},
+    "mnist_20_4096_flow": {**_FLOW, "n": 20, "width": 4096},
+    "mnist_20_4096": {**_BALL, "n": 20},
+    "mnist_100_4096": {**_BALL, "n": 100},
+    "mnist_200_4096": {**_BALL, "n": 200},
     "cifar_50": {**_FLOW, "n": 50, "dataset": "cifar10"},
-    "cifar_100_4096": {**_FLOW, "n": 100, "dataset": "cifar10", "width": 4096},
+    "cifar_100_4096": {**_BALL, "n": 100, "dataset": "cifar10"},
     "batches_20": {**_MSE, "n": 20},
     "batches_50": {**_MSE, "n": 50},
     "logistic_20": {**_LOGISTIC, "n": 20},
@@ -58,7 +61,8 @@ ROWS = {
     "gradient_100_1000": {**SPEAR, "n": 100, "width": 1000},
 }
 _DEFAULT = (
-    "mnist_20,mnist_50,mnist_100,mnist_20_256,cifar_50,batches_20,batches_50,"
+    "mnist_20,mnist_50,mnist_100,mnist_20_256,mnist_20_4096,mnist_100_4096,"
+    "mnist_200_4096,cifar_50,cifar_100_4096,batches_20,batches_50,"
     "logistic_20,logistic_50,decay_20,decay_50,deep_20,deep_50,classes_20,classes_50,"
     "spear_20,gradient_50_1000,gradient_100_1000"
 )
@@ -102,8 +106,9 @@ def victim_of(row, seed):
     widths = (row["width"],) * row["depth"]
     if row["kind"] == "flow":
         trained = victim.train(
-            x, y, key=key, width=row["width"], depth=row["depth"], dynamics="standard"
-        )
+            x, y, key=key, width=row["width"], depth=row["depth"],
+            dynamics="standard", schedule=row.get("schedule", "flow"),
+        )  # fmt: skip
         return trained.model, trained.params_0, trained.params_t, dataset
     model = MLP(widths, 10 if row["kind"] in ("classes", "gradient") else 2)
     if row["kind"] == "gradient":

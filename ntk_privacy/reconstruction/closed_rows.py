@@ -49,6 +49,11 @@ def _correlation(z: np.ndarray, others: np.ndarray) -> float:
     return float(np.max(np.abs(others @ z) / np.maximum(sizes, 1e-300)))
 
 
+def _signals(space: Space, rows: list[unit_rows.Row]) -> np.ndarray:
+    c = np.array([row.c for row in rows]).reshape(-1, len(space.values))
+    return c @ space.signals
+
+
 def _doubtful(row: unit_rows.Row, limit: float) -> bool:
     """Whether a row vanishes worse than others do, and than its noise lets it."""
     return row.ratio > limit and row.noises > _NOISY
@@ -59,8 +64,7 @@ def _accepted(
 ) -> list:
     """Rows that rough images lead to and that are not among those known."""
     new, misses, tried = [], 0, np.zeros((0, space.gates.shape[1]))
-    known = np.array([row.c for row in rows]).reshape(-1, len(space.values))
-    known = known @ space.signals
+    known = _signals(space, rows)
     for u in rough:
         if len(rows) + len(new) >= len(space.values):
             break
@@ -88,6 +92,38 @@ def _sure(rows: list[unit_rows.Row], limit: float) -> tuple[list, float]:
     """Rows that are in no doubt, and the limit of ratios for those to come."""
     limit = min(limit, _DOUBT * min(row.ratio for row in rows))
     return [row for row in rows if not _doubtful(row, limit)], limit
+
+
+class _Suspects:
+    """Rows that are left out by turns, where the search for the last ones stalls.
+
+    A combination of two rows vanishes where both do, so on fewer units than either, and
+    bars the way to both.
+    """
+
+    def __init__(self):
+        self.out, self.tried = None, []
+
+    def clear(self) -> None:
+        self.out, self.tried = None, []
+
+    def next(self, space: Space, rows: list[unit_rows.Row]) -> list[unit_rows.Row]:
+        """Puts the last suspect back, and leaves out the next one."""
+        if self.out is not None:
+            signal = self.out.c @ space.signals
+            if _correlation(signal, _signals(space, rows)) <= _SAME:
+                rows = [*rows, self.out]
+        self.out = None
+        if 2 * len(rows) < len(space.values):
+            return rows
+        signals, tried = _signals(space, rows), np.array(self.tried)
+        vanish = unit_rows.vanishing(space, np.array([row.c for row in rows]))
+        for k in np.argsort(np.sum(vanish, axis=1), kind="stable"):
+            if _correlation(signals[k], tried) <= _SAME:
+                self.out = rows[k]
+                self.tried.append(signals[k])
+                return [*rows[:k], *rows[k + 1 :]]
+        return rows
 
 
 def passes(whole: unit_set.Whole) -> Bool[np.ndarray, " n"]:
@@ -126,7 +162,7 @@ def find(
       dtype: of the search on the device.
     """
     n, rows, whole, good = len(space.values), [], None, np.zeros(0, bool)
-    idle, limit, count = 0, _RATIO, num_starts
+    idle, limit, count, most, suspects = 0, _RATIO, num_starts, 0, _Suspects()
     for k in range(max_rounds):
         found = np.array([row.c for row in rows]).reshape(-1, n)
         inverse = unit_space.inverse_gates(space, found)
@@ -143,7 +179,10 @@ def find(
         if space.scale is not None:
             rough = rough * np.where(rough @ space.scale < 0, -1, 1)[:, None]
         new = _accepted(space, rough, rows, inverse, limit)
-        rows, idle = rows + new, 0 if new else idle + 1
+        rows, idle = rows + new, idle + 1
+        if len(rows) > most:
+            most, idle = len(rows), 0
+            suspects.clear()
         if len(rows) == n:
             judged = np.zeros(n, bool)
             made = unit_set.complete(space, np.array([row.c for row in rows]))
@@ -165,11 +204,16 @@ def find(
             else:
                 # Some are combinations of others: the least sure go.
                 rows = sorted(rows, key=lambda row: -row.agreement)[: n // 2]
-        if idle >= _PATIENCE:
+            most = len(rows)
+        elif idle >= _PATIENCE:
             if not rows:
                 return Found(rows, whole, good, k + 1)
             sure, limit = _sure(rows, limit)
             if len(sure) < len(rows):
-                rows, idle = sure, 0
+                rows, idle, most = sure, 0, len(sure)
+                suspects.clear()
+            else:
+                rows = suspects.next(space, rows)
             count = min(2 * count, _MOST_STARTS * num_starts)
-    return Found(rows, whole, good, max_rounds)
+    left = [] if suspects.out is None else [suspects.out]
+    return Found(rows + left, whole, good, max_rounds)
