@@ -338,7 +338,7 @@ def test_a_polish_moves_images_and_is_no_evidence_for_them(trained, monkeypatch)
 
 def test_joint_refinement_ends_at_the_least_squares(monkeypatch):
     """Alternations alone, as many as eight, end 5% above it."""
-    x, params = _images(16, seed=1), _params(seed=2, width=96)
+    x, params = _images(16, seed=1), _params(seed=2, width=144)
     gradient = jax.grad(_loss)(params, x, jnp.arange(16) % 3)
     rng = np.random.default_rng(0)
     noisy = jax.tree.map(
@@ -444,6 +444,36 @@ def test_images_that_depend_are_no_error():
         np.full((4, 2), 2.0), rest, np.ones((2, 3), bool)
     )
     assert np.isfinite(signals).all()
+
+
+def test_a_combination_that_bars_the_way_is_left_out(space, monkeypatch):
+    """It is among the rows from the start, and nothing else of its images is."""
+    made, c, _ = space
+    false = 0.6 * c[2] + 0.8 * c[5]
+    false /= np.linalg.norm(false)
+    true = [unit_rows.Row(row, row, 0.0, 0.0, 1.0) for row in c]
+    barred = [true[k] for k in range(N) if k not in (2, 5)]
+    barred.append(unit_rows.Row(false, false, 0.0, 0.0, 1.0))
+    rounds = iter([barred])
+    accepted = closed_rows._accepted
+
+    def first(space, rough, rows, inverse, limit):
+        given = next(rounds, None)
+        return accepted(space, rough, rows, inverse, limit) if given is None else given
+
+    monkeypatch.setattr(closed_rows, "_accepted", first)
+    found = closed_rows.find(
+        made,
+        key=jax.random.key(0),
+        starts=None,
+        num_starts=64,
+        max_rounds=20,
+        dtype=F32,
+    )
+    assert found.whole is not None
+    assert found.good.all()
+    cosines = np.abs(found.whole.c @ c.T)
+    np.testing.assert_allclose(np.sort(cosines.max(1)), 1.0, atol=1e-6)
 
 
 def test_error_bars_grow_with_noise_and_hold(trained):
