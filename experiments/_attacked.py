@@ -6,12 +6,17 @@ from typing import Any, Literal
 
 import jax
 
-from experiments._groups import Run
+from experiments._groups import Run, keys
 from experiments._program import Asked
 from experiments._trained import Network, Trained
 from ntk_privacy import _checks, data
 from ntk_privacy.method import Method, field
-from ntk_privacy.reconstruction import Reconstruction, candidates, evidence
+from ntk_privacy.reconstruction import (
+    Reconstruction,
+    candidates,
+    evidence,
+    initialisation,
+)
 from ntk_privacy.reconstruction.evidence import Evidence
 from ntk_privacy.resume import Stage
 from ntk_privacy.training import logistic, margin_victim
@@ -87,21 +92,42 @@ def told(method: Method[Any]) -> type[Told]:
 
 def attack(
     asked: Asked[Any], dataset: data.Dataset, victim: Victim, stage: Stage
-) -> Reconstruction:
-    """Attacks a network that was trained on the dataset; messages name flags."""
-    count = asked.group(Told).known_num_images
-    domain = asked.flat().get("auxiliary", "none") == "test_images"
+) -> tuple[Reconstruction, dict[str, Any]]:
+    """Attacks a network that was trained on the dataset; messages name flags.
+
+    Returns what was found, and entries of results.json about the evidence.
+    """
+    count, flags = asked.group(Told).known_num_images, asked.flat()
+    domain = flags.get("auxiliary", "none") == "test_images"
+    known = evidence.told(victim, dataset, num_images=count, auxiliary=domain)
+    told: dict[str, Any] = {}
+    if flags.get("evidence") == "final_weights":
+        known, guess = initialisation.guessed(
+            known, _drawn(victim), seeds=range(flags["guess_seeds"]), stage=stage
+        )
+        told = {"evidence": "final_weights", "seed_found": guess._asdict()}
+        del told["seed_found"]["params_0"]
+        if guess.seed is None:
+            return initialisation.unknown(known, guess), told
     found = asked.method.run(
-        evidence.told(victim, dataset, num_images=count, auxiliary=domain),
+        known,
         candidates.doubled(asked.config, count or len(dataset.x_train)),
         key=jax.random.fold_in(jax.random.key(1), asked.group(Run).seed),
         stage=stage,
     )
     reason = _in_flags(found.verdict.reason)
-    return found._replace(
-        message=_in_flags(found.message),
-        verdict=found.verdict._replace(reason=reason),
-    )
+    verdict = found.verdict._replace(reason=reason)
+    return found._replace(message=_in_flags(found.message), verdict=verdict), told
+
+
+def _drawn(victim: Victim):
+    """Returns what draws the weights of a run of some seed, as anybody can."""
+    dtype = jax.tree.leaves(victim.params_t)[0].dtype
+
+    def init(seed):
+        return victim.model.init_params(keys(seed)[1], victim.image_shape, dtype)
+
+    return init
 
 
 def _in_flags(message: str) -> str:

@@ -76,10 +76,16 @@ class TaskImages(Data):
 
     def load(self, seed: int) -> tuple[data.Dataset, jax.Array]:
         """Returns the images, and the key of a network's weights."""
-        key = jax.random.fold_in(jax.random.key(0), seed)
-        key_data, key_init = jax.random.split(key)
+        key_data, key_init = keys(seed)
         place, sizes = self.source(), {"num_train": self.num_train, "task": self.task}
         return data.load(**place, **sizes, key=key_data), key_init
+
+
+def keys(seed: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the keys of a run's images, and of a network's weights."""
+    key = jax.random.fold_in(jax.random.key(0), seed)
+    key_data, key_init = jax.random.split(key)
+    return key_data, key_init
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

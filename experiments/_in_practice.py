@@ -19,10 +19,14 @@ _FIELDS = {
 class InPractice:
     """The network."""
 
-    evidence: Literal["weights", "gradient"] = field(
+    evidence: Literal["weights", "final_weights", "gradient"] = field(
         "weights",
-        "What is attacked: weights after training, or one gradient of the loss at "
-        "those before it.",
+        "What is attacked: weights after training, with those before it or, of "
+        "final_weights, without, so that their seed is guessed; or one gradient of the "
+        "loss at those before it.",
+    )
+    guess_seeds: int = field(
+        100_000, "Seeds, from 0 on, that --evidence=final_weights tries."
     )
     loss: Literal["mse", "logistic", "cross_entropy"] = field(
         "mse",
@@ -65,10 +69,12 @@ class InPractice:
 
     def check(self, dynamics: str) -> None:
         """Raises ValueError where a training is none of these dynamics."""
-        _checks.one_of(("weights", "gradient"), evidence=self.evidence)
+        kinds = ("weights", "final_weights", "gradient")
+        _checks.one_of(kinds, evidence=self.evidence)
+        _checks.at_least(1, guess_seeds=self.guess_seeds)
         asked = self._asked()
         self.recipe()
-        if self.evidence == "weights" and asked and dynamics == "linearized":
+        if self.evidence != "gradient" and asked and dynamics == "linearized":
             name, value = next(iter(asked.items()))
             raise ValueError(
                 f"{name}={value} with dynamics=linearized: the first-order model is "
@@ -80,9 +86,11 @@ class InPractice:
         """Returns flags that are not read, each with the choice that makes it so."""
         if self.evidence == "gradient":
             names = ("schedule", "stop_loss", "early_stop_loss", "max_train_steps")
-            names += ("replays", "weight_decay", *_FIELDS)
+            names += ("replays", "weight_decay", "guess_seeds", *_FIELDS)
             return dict.fromkeys(names, "--evidence=gradient")
         out = {}
+        if self.evidence == "weights":
+            out["guess_seeds"] = "--evidence=weights"
         for name, value in self._asked().items():
             out["schedule"] = f"--{name}={value}"
         if self.loss != "mse":

@@ -67,7 +67,7 @@ def _work(job: Job, loaded: tuple[data.Dataset, jax.Array]) -> Results:
     network = asked.group(_attacked.network(asked.method))
     victim = network.train(dataset, key, job.stage("train", description="train"))
     with _run.recorded() as told:
-        found = _attacked.attack(asked, dataset, victim, job.stage("attack"))
+        found, of_seed = _attacked.attack(asked, dataset, victim, job.stage("attack"))
     return {
         "warnings": told,
         "method": asked.method.name,
@@ -76,6 +76,7 @@ def _work(job: Job, loaded: tuple[data.Dataset, jax.Array]) -> Results:
         "num_images": len(dataset.x_train),
         "seed": job.seed,
         **written(job.workdir, dataset, victim, found, asked.method.name),
+        **of_seed,
         "seconds": job.seconds(),
     }
 

@@ -5,7 +5,9 @@
 features did; `algebraic` decodes them from ReLU gates where training stayed linear;
 `kkt` searches for images that explain the change of the weights; `auto` tries these in
 turn; `max_margin` needs the final weights alone. `replay.replay` gives the search
-features along the training that recovered images explain.
+features along the training that recovered images explain, and
+`initialisation.find_seed` gives all of them the weights before training where only
+their seed can be guessed.
 """
 
 from ntk_privacy.reconstruction import (
@@ -13,6 +15,7 @@ from ntk_privacy.reconstruction import (
     auto,
     closed_units,
     evidence,
+    initialisation,
     kkt,
     max_margin,
     replay,
@@ -29,6 +32,7 @@ __all__ = [
     "auto",
     "closed_units",
     "evidence",
+    "initialisation",
     "kkt",
     "max_margin",
     "replay",

@@ -23,8 +23,9 @@ NUM_AUXILIARY = 2000
 Dynamics = Literal["linearized", "standard"]
 
 _REMEDIES = {
-    "params_0": "give the weights before training, or use max_margin, which needs "
-    "those after it alone",
+    "params_0": "give the weights before training, guess their seed with "
+    "reconstruction.initialisation, or use max_margin, which needs those after it "
+    "alone",
     "bounds": "give the smallest and the largest intensity, in the units that the "
     "network takes, such as (-mean, 1 - mean)",
 }

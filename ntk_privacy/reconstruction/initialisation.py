@@ -16,11 +16,14 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float, Int
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, resume
 from ntk_privacy._types import Params
-from ntk_privacy.reconstruction import leaf_names
+from ntk_privacy.reconstruction import leaf_names, result
+from ntk_privacy.reconstruction.evidence import Evidence
+from ntk_privacy.reconstruction.verdict import Verdict
+from ntk_privacy.resume import Stage, straight
 
-__all__ = ["SeedFound", "TorchLinear", "find_seed"]
+__all__ = ["SeedFound", "TorchLinear", "find_seed", "guessed", "unknown"]
 
 _ENTRIES = 1024  # of a layer, to tell nearly all seeds apart
 _FEW = 256  # will do, where more take
@@ -218,6 +221,65 @@ def _leaves(params: Params) -> dict[str, np.ndarray]:
             leaf = leaf.detach().cpu().float()
         found[".".join(leaf_names.names(path))] = np.asarray(leaf, np.float64)
     return found
+
+
+def guessed(
+    known: Evidence,
+    init_fn: Callable[[Int[jax.Array, ""]], Params] | TorchLinear,
+    *,
+    seeds: Iterable[int] = range(100_000),
+    stage: Stage = straight,
+) -> tuple[Evidence, SeedFound]:
+    """Returns evidence with the weights of the seed that is found, if one is.
+
+    Args:
+      known: of a network; what it says of the weights before training is not looked at.
+      init_fn: see `find_seed`.
+      seeds: to try.
+      stage: keeps what was found, as "seed".
+
+    Raises:
+      ValueError: see `find_seed`.
+    """
+    names = ("best", "correlation", "runner_up", "p_value", "num_seeds")
+
+    def make():
+        found = find_seed(init_fn, known.params_t, seeds=seeds)
+        told = {name: np.asarray(getattr(found, name)) for name in names}
+        return {"found": np.asarray(found.seed is not None), **told}
+
+    arrays = resume.once(stage, "seed", make)
+    told = {name: arrays[name].item() for name in names}
+    seed = told["best"] if arrays["found"] else None
+    params_0 = None
+    if seed is not None:
+        init = init_fn if isinstance(init_fn, TorchLinear) else jax.jit(init_fn)
+        params_0 = init(seed)
+    found = SeedFound(seed=seed, params_0=params_0, **told)
+    return dataclasses.replace(known, params_0=params_0), found
+
+
+def unknown(known: Evidence, found: SeedFound) -> result.Reconstruction:
+    """Returns no image, for no seed explains the weights.
+
+    Args:
+      known: of the network.
+      found: by `guessed`, without a seed.
+    """
+    reason = (
+        f"None of {found.num_seeds} seeds stands out as that of the weights before "
+        f"training: the largest correlation is {found.correlation:.2g}, of seed "
+        f"{found.best}, which chance gives with a probability of {found.p_value:.2g}."
+    )
+    return result.Reconstruction(
+        images=np.zeros((0, *known.image_shape)),
+        duals=np.zeros((1, 0, known.num_outputs)),
+        losses=np.zeros(0),
+        verdict=Verdict("nothing found", reason),
+        sources=(),
+        message=f"0 images: {reason}",
+        **result.uncertain(0),
+    )
 
 
 def _smallest(sizes: dict[str, int]) -> list[str]:

@@ -61,6 +61,11 @@ def reconstruction(results: Results) -> str:
 def _decoded(results: Results) -> Rows:
     """Returns rows of decoding, ranking and distances, those that there are."""
     rows = []
+    if "seed_found" in results:
+        guess = results["seed_found"]
+        told = f"{guess['best']} (p = {guess['p_value']:.2g})"
+        name = "seed of the weights before training, as guessed"
+        rows.append((name, "none" if guess["seed"] is None else told))
     if "num_certified" in results:
         count = results["estimated_num_images"]
         told = "unknown" if count is None else f"{count}"

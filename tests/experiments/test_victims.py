@@ -61,9 +61,40 @@ def test_every_victim_is_a_command_and_read_exactly(tmp_path, capsys, flags, ste
     assert _call(capsys, tmp_path, *STANDARD, *again)[0] == 0
 
 
+def test_the_seed_of_final_weights_is_guessed(tmp_path, capsys):
+    flags = ("--evidence=final_weights", "--schedule=heavy_ball", "--seed=42")
+    code, told = _call(
+        capsys, tmp_path / "a", *STANDARD, *flags, "--guess_seeds=100"
+    )  # fmt: skip
+    assert code == 0, told
+    assert "seed of the weights before training, as guessed" in told
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert results["evidence"] == "final_weights"
+    assert results["seed_found"]["seed"] == 42
+    assert results["num_certified"] == results["num_images"]
+    assert max(results["squared_distances"]) < 1e-4
+
+    code, told = _call(
+        capsys, tmp_path / "b", *STANDARD, *flags, "--guess_seeds=30"
+    )  # fmt: skip
+    assert code == 0, told
+    assert "None of 30 seeds stands out" in " ".join(told.split())
+    results = json.loads((tmp_path / "b" / "results.json").read_text())
+    assert results["verdict"]["word"] == "nothing found"
+    assert (results["seed_found"]["seed"], results["num_certified"]) == (None, 0)
+    # A finished run is looked up.
+    again = _call(capsys, tmp_path / "b", *STANDARD, *flags, "--guess_seeds=30")
+    assert again[0] == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
+        ("--guess_seeds=9", "--guess_seeds has no effect with --evidence=weights"),
+        (
+            "--guess_seeds=0 --evidence=final_weights",
+            "guess_seeds=0 must be at least 1",
+        ),
         ("--loss=logistic", "loss=logistic with dynamics=linearized: the first-order"),
         (
             "--batch_size=5",
