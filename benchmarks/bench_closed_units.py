@@ -59,6 +59,8 @@ ROWS = {
     "spear_20": {**SPEAR, "n": 20},
     "gradient_50_1000": {**SPEAR, "n": 50, "width": 1000},
     "gradient_100_1000": {**SPEAR, "n": 100, "width": 1000},
+    "gradient_200_2048": {**SPEAR, "n": 200, "width": 2048, "depth": 2},
+    "gradient_500_4096": {**SPEAR, "n": 500, "width": 4096, "depth": 2},
 }
 _DEFAULT = (
     "mnist_20,mnist_50,mnist_100,mnist_20_256,mnist_20_4096,mnist_100_4096,"

@@ -88,6 +88,7 @@ def picture(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = plt.subplots(
         len(_SETS), len(_WIDTHS) + 1, figsize=(12, 9), layout="constrained"
@@ -109,7 +110,7 @@ def picture(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
                     alpha=0.35 if faint else 1.0, lw=1.5,
                 )  # fmt: skip
             ax.set(yscale="log", title=f"{name}, width {width}", xlim=(0, 1))
-            ax.set_ylim(1e-12, 300)
+            ax.set_ylim(1e-12, 1e3)
         ax = line[-1]
         for method, marker in (("closed_units", "o"), ("kkt", "x")):
             seen = [row for row in mine if row["method"] == method and row["curve"]]
@@ -119,8 +120,9 @@ def picture(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
                 [max(float(np.mean(row["curve"])), 1e-12) for row in seen],
                 marker, label=names[method],
             )  # fmt: skip
-        ax.set(yscale="log", xscale="log", title=f"{name}: mean of the curve")
-        ax.set_ylim(1e-12, 300)
+        ax.set(yscale="log", xscale="log", title="mean of the curve", xlim=(5e-4, 0.1))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_ylim(1e-12, 1e3)
         ax.legend(fontsize=8, frameon=False)
         ax.grid(alpha=0.3)
         line[0].set_ylabel("squared distance")
