@@ -34,6 +34,7 @@ _CLASSES = {**_BATCHES, "kind": "classes", "rate": 0.02}
 _DECAY = {**_BATCHES, "kind": "mse", "rate": 0.01, "steps": 2000, "decay": 5e-4}
 _DEEP = {**_BATCHES, "kind": "mse", "rate": 0.01, "depth": 4}
 SPEAR = {"kind": "gradient", "dataset": "cifar10", "width": 200, "depth": 6}
+_SHALLOW = {**SPEAR, "depth": 2}
 
 ROWS = {
     "mnist_20": {**_FLOW, "n": 20},
@@ -59,8 +60,11 @@ ROWS = {
     "spear_20": {**SPEAR, "n": 20},
     "gradient_50_1000": {**SPEAR, "n": 50, "width": 1000},
     "gradient_100_1000": {**SPEAR, "n": 100, "width": 1000},
-    "gradient_200_2048": {**SPEAR, "n": 200, "width": 2048, "depth": 2},
-    "gradient_500_4096": {**SPEAR, "n": 500, "width": 4096, "depth": 2},
+    "gradient_60_512": {**_SHALLOW, "n": 60, "width": 512},
+    "gradient_100_1024": {**_SHALLOW, "n": 100, "width": 1024},
+    "gradient_200_2048": {**_SHALLOW, "n": 200, "width": 2048},
+    "gradient_500_4096": {**_SHALLOW, "n": 500, "width": 4096},
+    "learnt_200_2048": {**_SHALLOW, "n": 200, "width": 2048, "logits": 1.2},
 }
 _DEFAULT = (
     "mnist_20,mnist_50,mnist_100,mnist_20_256,mnist_20_4096,mnist_100_4096,"
@@ -115,6 +119,12 @@ def victim_of(row, seed):
     model = MLP(widths, 10 if row["kind"] in ("classes", "gradient") else 2)
     if row["kind"] == "gradient":
         params = model.init_params(key, x.shape[1:])
+        if "logits" in row:
+            # As large as those of a network that has learnt.
+            last = params[f"Dense_{row['depth']}"]
+            size = jnp.std(model.apply_fn(params, x))
+            last = {**last, "kernel": last["kernel"] * row["logits"] / size}
+            params = {**params, f"Dense_{row['depth']}": last}
 
         def loss(p):
             logits = model.apply_fn(p, x)

@@ -114,7 +114,7 @@ class _Suspects:
             if _correlation(signal, _signals(space, rows)) <= _SAME:
                 rows = [*rows, self.out]
         self.out = None
-        if 2 * len(rows) < len(space.values):
+        if len(rows) < 2 or 2 * len(rows) < len(space.values):
             return rows
         signals, tried = _signals(space, rows), np.array(self.tried)
         vanish = unit_rows.vanishing(space, np.array([row.c for row in rows]))

@@ -7,19 +7,21 @@ seed tells all weights before training, which exact attacks need.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from ntk_privacy import _checks, resume
 from ntk_privacy._types import Params
 from ntk_privacy.reconstruction import leaf_names, result
 from ntk_privacy.reconstruction.evidence import Evidence
+from ntk_privacy.reconstruction.torch_linear import TorchLinear
 from ntk_privacy.reconstruction.verdict import Verdict
 from ntk_privacy.resume import Stage, straight
 
@@ -30,7 +32,12 @@ _FEW = 256  # will do, where more take
 _LARGE = 2**14  # or larger layers
 _AT_ONCE = 4096  # seeds
 _FINALISTS = 4
+_LARGEST = 2**18  # entries of a layer that is drawn for every seed
+_MOST = 2**16  # of each layer, that finalists are compared by
+_WRONG, _FEWER = 64, 24  # seeds that tell what chance gives; of large networks
+_WHOLE = 2**17  # entries from which a network is one
 _BATCH = 256
+_CHANCE = 4.0  # deviations that a wrong layer's correlation stays below
 _CLIP = 3.0  # deviations: beyond, an entry of trained weights counts as that
 _LAST = 2**31 - 1
 
@@ -41,10 +48,12 @@ class SeedFound(NamedTuple):
     Attributes:
       seed: None where no seed stands out from chance.
       best: the seed of the largest correlation, whether it stands out or not.
-      correlation: of its weights with the trained ones, all that are drawn at random.
-      runner_up: the largest of any other seed.
+      correlation: of its weights with the trained ones, over all layers that are drawn.
+      runner_up: the next of the few seeds that were compared in full.
       p_value: the chance that any of so many wrong seeds would correlate as well.
       num_seeds: that were tried.
+      unexplained: large layers that correlate no more than by chance: another order of
+        layers, or another draw between them; params_0 is wrong there.
       params_0: the weights of that seed; None without.
     """
 
@@ -54,57 +63,8 @@ class SeedFound(NamedTuple):
     runner_up: float
     p_value: float
     num_seeds: int
+    unexplained: tuple[str, ...]
     params_0: Params | None
-
-
-@dataclasses.dataclass(frozen=True)
-class TorchLinear:
-    """PyTorch's own initialisation of `torch.nn.Linear` layers, made in this order.
-
-    After `torch.manual_seed(seed)` on a CPU: uniform in +-1/sqrt(inputs), the weight
-    before the bias, from the Mersenne Twister; equal to PyTorch's to rounding. Nothing
-    else may have drawn random numbers before.
-
-    Attributes:
-      layers: name of each layer and its (inputs, outputs).
-
-    Example:
-      >>> from ntk_privacy.reconstruction import initialisation
-      >>> init = initialisation.TorchLinear({"fc1": (7, 5), "fc2": (5, 2)})
-      >>> {name: leaf.shape for name, leaf in init(42).items()}["fc1.weight"]
-      (5, 7)
-    """
-
-    layers: Mapping[str, tuple[int, int]]
-
-    def __post_init__(self):
-        if not self.layers:
-            raise ValueError("layers={} is empty: give name: (inputs, outputs).")
-        for name, sizes in self.layers.items():
-            _checks.at_least(1, **{f"layers[{name!r}]": min(sizes)})
-
-    def __call__(self, seed: int) -> dict[str, Float[np.ndarray, "..."]]:
-        """Returns a state_dict of that seed, as NumPy arrays of float32."""
-        draw, found = np.random.RandomState(seed), {}
-        for name, (inputs, outputs) in self.layers.items():
-            bound = np.float32(1 / np.sqrt(inputs))
-            weight = _uniform(draw, inputs * outputs, bound)
-            found[f"{name}.weight"] = weight.reshape(outputs, inputs)
-            found[f"{name}.bias"] = _uniform(draw, outputs, bound)
-        return found
-
-    def first(self, seed: int, count: int) -> Float[np.ndarray, " k"]:
-        """Returns the first numbers of the first weight, up to their scale."""
-        inputs, outputs = next(iter(self.layers.values()))
-        count = min(count, inputs * outputs)
-        return _uniform(np.random.RandomState(seed), count, np.float32(1))
-
-
-def _uniform(draw: np.random.RandomState, count: int, bound) -> np.ndarray:
-    """As PyTorch does it: 24 bits of every 32 that the generator gives."""
-    bits = draw.randint(0, 2**32, size=count, dtype=np.uint32) & np.uint32(2**24 - 1)
-    unit = bits.astype(np.float32) * np.float32(2.0**-24)
-    return unit * (bound - -bound) - bound
 
 
 def find_seed(
@@ -117,21 +77,26 @@ def find_seed(
     """Returns the seed from whose initial weights a network was trained.
 
     A first pass compares a thousand entries of the smallest layers with those of every
-    seed, a second one all entries of the best seeds. Correlations of wrong seeds are
-    normal, of variance 1 / entries whatever the trained weights are: hence the p-value.
+    seed, a second one 65,536 of every layer, of the best seeds. Seeds beyond those that
+    are tried tell how wrong ones correlate: hence the p-value (Student's t). Where the
+    smallest layers tell nothing, larger ones are compared by turns, which takes longer:
+    a head may have been replaced.
 
     Args:
       init_fn: from a seed (a traced integer) to parameters of the structure of
         params_t: `lambda seed: net.init(jax.random.key(seed), x)["params"]`, or, of
-        NNX, `lambda seed: nnx.state(Net(rngs=nnx.Rngs(jax.random.key(seed))))`; or a
-        `TorchLinear`, whose names params_t then has.
-      params_t: after training.
+        NNX, `lambda seed: nnx.state(Net(nnx.Rngs(jax.random.key(seed))), nnx.Param)`;
+        or a `TorchLinear`, whose names params_t then has.
+      params_t: after training; a state_dict too.
       seeds: to try, from 0 to 2^31 - 1.
       significance: p-value below which a seed counts as found.
 
     Raises:
       ValueError: no seeds, a seed out of range, parameters of another structure or not
         finite, or an initialisation that draws nothing at random.
+
+    Warns:
+      UserWarning: the seed does not explain all layers.
 
     Example:
       >>> import jax
@@ -143,83 +108,159 @@ def find_seed(
       >>> noise = net.init_params(jax.random.key(10**6), (8, 8, 1))
       >>> trained = jax.tree.map(lambda a, b: a + 0.5 * b, init(42), noise)
       >>> found = initialisation.find_seed(init, trained, seeds=range(1000))
-      >>> found.seed, found.p_value < 1e-100
+      >>> found.seed, found.p_value < 1e-20
       (42, True)
     """
     _checks.positive(significance=significance)
-    tried = np.unique(np.fromiter(seeds, np.int64))
-    if not len(tried):
-        raise ValueError("seeds is empty: give some, such as range(100_000).")
-    if tried[0] < 0 or tried[-1] > _LAST:
-        outside = tried[0] if tried[0] < 0 else tried[-1]
-        raise ValueError(
-            f"seeds hold {outside}: give integers from 0 to {_LAST} = 2^31 - 1."
-        )
+    tried = _checked(seeds)
     torch = isinstance(init_fn, TorchLinear)
     init = init_fn if torch else jax.jit(init_fn)
-    trained, one = _leaves(params_t), int(tried[0])
-    pair = [_leaves(init(seed)) for seed in (one, (one + 1) % _LAST)]
-    for name in sorted(trained.keys() ^ pair[0].keys()):
-        where = "params_t" if name in trained else "init_fn's parameters"
+    trained, one = _leaves("params_t", params_t), int(tried[0])
+    _checks.finite(params_t=trained)
+    try:
+        pair = [_leaves("init_fn", init(k)) for k in (one, (one + 1) % _LAST)]
+    except (TypeError, jax.errors.JAXTypeError) as error:
         raise ValueError(
-            f"{name} stands in {where} alone: give an init_fn whose parameters have "
-            "the structure of params_t."
-        )
-    for name, leaf in trained.items():
-        if leaf.shape != pair[0][name].shape:
-            raise ValueError(
-                f"{name} has shape {leaf.shape} in params_t and {pair[0][name].shape} "
-                "in init_fn's parameters: give the network that was trained."
-            )
-    _checks.finite(params_t=list(trained.values()))
-    random = [
-        name
-        for name, leaf in pair[0].items()
-        if leaf.size > 1 and np.mean(leaf != pair[1][name]) > 0.5
-    ]
+            "init_fn does not take a traced integer "
+            f"({str(error).splitlines()[0][:99]}): use jax.random.key(seed) in it, of "
+            "NNX nnx.Rngs(jax.random.key(seed)); for PyTorch give a TorchLinear."
+        ) from error
+    _check_same(trained, pair[0])
+    random = [k for k, leaf in pair[0].items() if np.any(leaf != pair[1][k])]
     if not random:
         raise ValueError(
             "init_fn gives the same parameters for two seeds: let it draw them from "
             "the seed that it is given."
         )
-    if torch:
-        names = [f"{next(iter(init_fn.layers))}.weight"]
-    else:
-        names = _smallest({name: pair[0][name].size for name in random})
-    target = _standardised(_joined(trained, names, _ENTRIES))
-    score = _scorer(init_fn, names, target)
-    parts = np.split(tried, range(_AT_ONCE, len(tried), _AT_ONCE))
-    first = np.concatenate([score(part) for part in parts])
-    best = tried[np.argsort(-first)[:_FINALISTS]]
-    target = _standardised(_joined(trained, random))
-    whole = [_standardised(_joined(_leaves(init(s)), random)) for s in best.tolist()]
-    scores = np.array([target @ entries for entries in whole]) / len(target)
-    order = np.argsort(-scores)
-    correlation = float(scores[order[0]])
-    # Those that the first pass left out had less than chance leaves there.
-    others = float(scores[order[1]]) if len(scores) > 1 else 0.0
-    z = correlation * np.sqrt(len(target))
-    p_value = float(min(1.0, len(tried) * scipy.stats.norm.sf(z)))
-    seed = int(best[order[0]])
+    target = _standardised(_joined(trained, random, _MOST))
+
+    def scored(seed: int) -> float:
+        drawn = _leaves("init_fn", init(seed))
+        return float(target @ _standardised(_joined(drawn, random, _MOST))) / len(
+            target
+        )
+
+    count = _WRONG if len(target) < _WHOLE else _FEWER
+    beyond = np.setdiff1d(np.arange(_LAST - 2 * count, _LAST), tried)[-count:]
+    wrong = np.array([scored(k) for k in beyond.tolist()])
+    spread = max(float(np.std(wrong, ddof=1)), 1e-12) * np.sqrt(1 + 1 / len(wrong))
+    scores: dict[int, float] = {}
+    seed, others, p_value, chance = one, [], 1.0, ()
+    for names in _passes(init_fn, {name: pair[0][name].size for name in random}):
+        entries = _standardised(_joined(trained, names, _ENTRIES)[:_ENTRIES])
+        for k in _finalists(_scorer(init_fn, names, entries), tried):
+            scores[k] = scores[k] if k in scores else scored(k)
+        seed, *others = sorted(scores, key=lambda k: -scores[k])
+        z = (scores[seed] - np.mean(wrong)) / spread
+        chances = len(tried) * scipy.stats.t.sf(z, len(wrong) - 1)
+        p_value = float(min(1.0, chances))
+        if p_value < significance:
+            chance = _unexplained(trained, _leaves("init_fn", init(seed)), random)
+            if not chance:
+                break
     sure = p_value < significance
+    if sure and chance:
+        warnings.warn(
+            f"Seed {seed} does not explain {', '.join(chance)}: params_0 is right in "
+            "the other layers alone. Were these made in another order, or was anything "
+            "else drawn between them?",
+            stacklevel=2,
+        )
     return SeedFound(
         seed if sure else None,
         seed,
-        correlation,
-        others,
+        scores[seed],
+        scores[others[0]] if others else 0.0,
         p_value,
         len(tried),
+        chance if sure else (),
         init(seed) if sure else None,
     )
 
 
-def _leaves(params: Params) -> dict[str, np.ndarray]:
-    """Leaves by name, on the host in float64."""
+def _passes(init_fn, sizes: dict[str, int]) -> list[list[str]]:
+    """Layers that are compared first, and then, where these tell nothing, by turns.
+
+    Those of a head may have been replaced; a whole layer is drawn for every seed.
+    """
+    if isinstance(init_fn, TorchLinear):
+        return [init_fn.order()]
+    first = _smallest(sizes)
+    rest = sorted(set(sizes) - set(first), key=lambda name: sizes[name])
+    return [first, *([k] for k in rest if _FEW <= sizes[k] <= _LARGEST)]
+
+
+def _finalists(score, tried: np.ndarray) -> list[int]:
+    parts = np.split(tried, range(_AT_ONCE, len(tried), _AT_ONCE))
+    first = np.concatenate([score(part) for part in parts])
+    return tried[np.argsort(-first)[:_FINALISTS]].tolist()
+
+
+def _checked(seeds: Iterable[int]) -> np.ndarray:
+    """Seeds in order, each once."""
+    if not hasattr(seeds, "__iter__"):
+        raise ValueError(f"seeds={seeds!r}: give several, such as range(100_000).")
+    given = np.asarray(seeds if hasattr(seeds, "__len__") else list(seeds))
+    if not given.size:
+        raise ValueError("seeds is empty: give some, such as range(100_000).")
+    if given.dtype.kind not in "iu":
+        raise ValueError(f"seeds are of dtype {given.dtype}: give integers.")
+    tried = np.unique(given)
+    if tried[0] < 0 or tried[-1] > _LAST:
+        outside = tried[0] if tried[0] < 0 else tried[-1]
+        raise ValueError(
+            f"seeds hold {outside}: give integers from 0 to {_LAST} = 2^31 - 1."
+        )
+    return tried
+
+
+def _check_same(trained: dict[str, np.ndarray], drawn: dict[str, np.ndarray]) -> None:
+    """Raises ValueError unless names and shapes agree."""
+    if trained.keys() != drawn.keys():
+        only = [
+            sorted(a.keys() - b.keys()) for a, b in ((trained, drawn), (drawn, trained))
+        ]
+        told = [", ".join(names[:4]) or "nothing" for names in only]
+        raise ValueError(
+            f"params_t alone has {told[0]}, init_fn's parameters alone {told[1]}: give "
+            "both the same names and layers, without what is not drawn (of a "
+            "checkpoint its state_dict)."
+        )
+    for name, leaf in trained.items():
+        if leaf.shape != drawn[name].shape:
+            turned = leaf.ndim > 1 and leaf.shape == drawn[name].shape[::-1]
+            remedy = "transpose it" if turned else "give the network that was trained"
+            raise ValueError(
+                f"{name} has shape {leaf.shape} in params_t and {drawn[name].shape} in "
+                f"init_fn's parameters: {remedy}; PyTorch keeps (outputs, inputs)."
+            )
+
+
+def _unexplained(
+    trained: dict[str, np.ndarray], drawn: dict[str, np.ndarray], random: list[str]
+) -> tuple[str, ...]:
+    """Large layers that correlate with the drawn ones as by chance."""
+    found = []
+    for name in random:
+        a, b = (_standardised(leaves[name].ravel()) for leaves in (trained, drawn))
+        if len(a) >= _FEW and a @ b / np.sqrt(len(a)) < _CHANCE:
+            found.append(name)
+    return tuple(found)
+
+
+def _leaves(where: str, params: Params) -> dict[str, np.ndarray]:
+    """Leaves by name, on the host in float64; what counts or keeps keys is left out."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = ".".join(leaf_names.names(path))
         if hasattr(leaf, "detach"):
-            leaf = leaf.detach().cpu().float()
-        found[".".join(leaf_names.names(path))] = np.asarray(leaf, np.float64)
+            leaf = np.asarray(leaf.detach().cpu().float().tolist())
+        if not hasattr(leaf, "dtype"):
+            raise ValueError(
+                f"{where} has {leaf!r} at {name or 'its top'}: give arrays alone."
+            )
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            found[name] = np.asarray(leaf).astype(np.float64)
     return found
 
 
@@ -246,10 +287,12 @@ def guessed(
     def make():
         found = find_seed(init_fn, known.params_t, seeds=seeds)
         told = {name: np.asarray(getattr(found, name)) for name in names}
-        return {"found": np.asarray(found.seed is not None), **told}
+        chance = np.asarray(" ".join(found.unexplained))
+        return {"found": np.asarray(found.seed is not None), "chance": chance, **told}
 
     arrays = resume.once(stage, "seed", make)
     told = {name: arrays[name].item() for name in names}
+    told["unexplained"] = tuple(str(arrays["chance"]).split())
     seed = told["best"] if arrays["found"] else None
     params_0 = None
     if seed is not None:
@@ -269,7 +312,9 @@ def unknown(known: Evidence, found: SeedFound) -> result.Reconstruction:
     reason = (
         f"None of {found.num_seeds} seeds stands out as that of the weights before "
         f"training: the largest correlation is {found.correlation:.2g}, of seed "
-        f"{found.best}, which chance gives with a probability of {found.p_value:.2g}."
+        f"{found.best}, which chance gives with a probability of {found.p_value:.2g}. "
+        "Try more seeds; the initialisation may be another one, or something else may "
+        "have drawn random numbers before it."
     )
     return result.Reconstruction(
         images=np.zeros((0, *known.image_shape)),
@@ -329,11 +374,14 @@ def _scorer(init_fn, names: list[str], target: np.ndarray):
 
     def drawn(seed):
         leaves = {
-            ".".join(leaf_names.names(path)): leaf.ravel()[:_ENTRIES]
+            ".".join(leaf_names.names(path)): leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(init_fn(seed))
         }
-        parts = [leaves[name] for name in names]
-        return jnp.concatenate([p / jnp.maximum(jnp.std(p), 1e-30) for p in parts])
+        parts = []
+        for name in names:
+            part = leaves[name].ravel()[:_ENTRIES].astype(jnp.float32)
+            parts.append(part / jnp.maximum(jnp.std(part), 1e-30))
+        return jnp.concatenate(parts)[:_ENTRIES]
 
     @jax.jit
     def scores(seeds):

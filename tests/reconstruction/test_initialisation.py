@@ -115,8 +115,10 @@ def test_images_are_read_from_final_weights_alone():
         ({"seeds": [3, -1]}, "seeds hold -1: give integers from 0 to"),
         ({"seeds": [2**31]}, f"seeds hold {2**31}: give integers"),
         ({"significance": 0.0}, "significance"),
-        ({"params_t": {"Dense_0": {}}}, "stands in init_fn's parameters alone"),
+        ({"params_t": {"a": np.ones(3)}}, "params_t alone has a, init_fn's param"),
+        ({"params_t": {"a": "mlp"}}, "params_t has 'mlp' at a: give arrays alone"),
         ({"init_fn": lambda _: _init(0)}, "same parameters for two seeds"),
+        ({"init_fn": lambda seed: _init(int(seed))}, "does not take a traced integer"),
         (
             {"params_t": jax.tree.map(lambda a: a * np.nan, _init(0))},
             "params_t",
@@ -134,7 +136,59 @@ def test_bad_input_gets_a_sentence(change, told):
 
 
 def test_layers_of_nothing_are_refused():
-    with pytest.raises(ValueError, match=r"layers=\{\} is empty"):
+    with pytest.raises(ValueError, match=r"layers=\{\}: give a dict of name"):
         initialisation.TorchLinear({})
-    with pytest.raises(ValueError, match="at least 1"):
-        initialisation.TorchLinear({"a": (0, 3)})
+    for sizes in ((0, 3), (3, -1)):
+        with pytest.raises(ValueError, match=r"layers\['a'\]=.*two integers"):
+            initialisation.TorchLinear({"a": sizes})
+
+
+def test_layers_in_another_order_are_told():
+    """The first one tells the seed, and the others are not what it gives."""
+    sizes = {"a": (16, 24), "b": (24, 30), "c": (30, 12)}
+    true = initialisation.TorchLinear(sizes)
+    trained = {k: v + 0.3 * v.std() for k, v in true(9).items()}
+    trained["steps"] = np.asarray(7)  # what counts is no weight
+    assert initialisation.find_seed(true, trained, seeds=range(50)).unexplained == ()
+    turned = initialisation.TorchLinear({k: sizes[k] for k in "acb"})
+    with pytest.warns(UserWarning, match=r"Seed 9 does not explain b.weight"):
+        found = initialisation.find_seed(turned, trained, seeds=range(50))
+    assert found.seed == 9
+    assert set(found.unexplained) == {"b.weight", "c.weight"}
+    trained["b.weight"] = trained["b.weight"].T
+    with pytest.raises(ValueError, match="transpose it; PyTorch keeps"):
+        initialisation.find_seed(true, trained, seeds=range(50))
+
+
+def _uneven(seed):
+    """Entries of very unlike sizes, a fixed part, and layers that one key drew."""
+    key = jax.random.key(seed)
+    one = jax.random.normal(key, (32, 32), jnp.float32)
+    tied = {f"tied{k}": one for k in range(6)}
+    scale = jnp.asarray(np.where(np.arange(32) < 2, 1.0, 0.01), jnp.float32)
+    eye = jnp.eye(32, dtype=jnp.float32)
+    return {**tied, "rows": one * scale[:, None], "eye": eye + 0.01 * one}
+
+
+def test_no_seed_is_found_whatever_the_layers_are():
+    for k in range(3):
+        trained = _uneven(10**6 + k)
+        found = initialisation.find_seed(_uneven, trained, seeds=range(2000))
+        assert found.seed is None, found
+    found = initialisation.find_seed(_uneven, _uneven(77), seeds=range(300))
+    assert found.seed == 77
+
+
+def test_a_head_that_was_replaced_hides_no_seed():
+    """It is the first layer to be compared, and tells nothing, or of another seed."""
+    net = models.MLP(widths=(64, 128), num_outputs=10)
+
+    def init(seed):
+        return net.init_params(jax.random.key(seed), SHAPE, jnp.float32)
+
+    for other in (10**6, 7):
+        trained = {**init(42), "Dense_2": init(other)["Dense_2"]}
+        with pytest.warns(UserWarning, match="Seed 42 does not explain Dense_2.kernel"):
+            found = initialisation.find_seed(init, trained, seeds=range(200))
+        assert found.seed == 42
+        assert found.unexplained == ("Dense_2.kernel",)
