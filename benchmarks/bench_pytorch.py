@@ -31,7 +31,12 @@ _STEPS, _BATCH = 600, 5
 
 def trained(row, images: np.ndarray, labels: np.ndarray):
     """Returns the state_dict after training by PyTorch, as arrays, and its loss."""
-    torch = importlib.import_module("torch")
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        raise SystemExit(
+            f"This trains by PyTorch ({error}): pip install torch."
+        ) from error
     nn = torch.nn
     x, y = torch.tensor(images.tolist()), torch.tensor(labels.tolist())
     torch.manual_seed(row["seed"])

@@ -19,7 +19,7 @@ from jaxtyping import Int
 
 from ntk_privacy import _checks, resume
 from ntk_privacy._types import Params
-from ntk_privacy.reconstruction import leaf_names, result
+from ntk_privacy.reconstruction import leaf_names, result, unit_verdict
 from ntk_privacy.reconstruction.evidence import Evidence
 from ntk_privacy.reconstruction.torch_linear import TorchLinear
 from ntk_privacy.reconstruction.verdict import Verdict
@@ -316,15 +316,8 @@ def unknown(known: Evidence, found: SeedFound) -> result.Reconstruction:
         "Try more seeds; the initialisation may be another one, or something else may "
         "have drawn random numbers before it."
     )
-    return result.Reconstruction(
-        images=np.zeros((0, *known.image_shape)),
-        duals=np.zeros((1, 0, known.num_outputs)),
-        losses=np.zeros(0),
-        verdict=Verdict("nothing found", reason),
-        sources=(),
-        message=f"0 images: {reason}",
-        **result.uncertain(0),
-    )
+    nothing = unit_verdict.nothing(known.image_shape, Verdict("nothing found", reason))
+    return nothing._replace(duals=np.zeros((1, 0, known.num_outputs)))
 
 
 def _smallest(sizes: dict[str, int]) -> list[str]:

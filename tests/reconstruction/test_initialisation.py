@@ -181,7 +181,7 @@ def test_no_seed_is_found_whatever_the_layers_are():
 
 def test_a_head_that_was_replaced_hides_no_seed():
     """It is the first layer to be compared, and tells nothing, or of another seed."""
-    net = models.MLP(widths=(64, 128), num_outputs=10)
+    net = models.MLP(widths=(128, 128), num_outputs=10)
 
     def init(seed):
         return net.init_params(jax.random.key(seed), SHAPE, jnp.float32)
