@@ -41,6 +41,7 @@ __all__ = [
     "AlgebraicReconstruction",
     "Config",
     "UndecodableError",
+    "as_result",
     "count_images",
     "decode",
     "from_evidence",
@@ -326,6 +327,15 @@ def from_evidence(
         found = decode(evidence, config, key=key, stage=stage)
     except UndecodableError as error:
         return _undecoded(evidence, str(error))
+    return as_result(found)
+
+
+def as_result(found: AlgebraicReconstruction) -> result.Reconstruction:
+    """Returns what was decoded in the form that all methods have.
+
+    Args:
+      found: by `decode`.
+    """
     return result.Reconstruction(
         images=np.asarray(found.images),
         duals=np.asarray(found.duals)[None],

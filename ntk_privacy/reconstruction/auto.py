@@ -2,7 +2,9 @@ r"""Reads closed units; else decodes, searches for the rest, and polishes.
 
 Of a network that was trained itself, or of one gradient, the units that each image
 closes tell the images exactly, however far features moved (`closed_units`). If all are
-certified, that is all; if not, those found are where the others begin.
+certified, that is all; if not, those found are where the others begin. One gradient of
+many images and several outputs is decoded first (`algebraic`, class by class): it is
+faster there, and as sure.
 
 Of a network whose training stayed linear, decoding returns images exactly
 (`algebraic`); those that it misses are searched for with the decoded ones held (`kkt`).
@@ -14,6 +16,7 @@ Source: the search is that of Loo et al., ICLR 2024 (arXiv:2302.01428); the rest
 package's.
 """
 
+import contextlib
 import dataclasses
 from typing import Any, Literal
 
@@ -29,6 +32,7 @@ from ntk_privacy.reconstruction import (
     judging,
     kkt,
     polishing,
+    several_outputs,
 )
 from ntk_privacy.reconstruction.candidates import distinct
 from ntk_privacy.reconstruction.evidence import Evidence
@@ -90,6 +94,7 @@ class _Attack:
     key: Array
     stage: Stage
     units: Reconstruction | None = None
+    decoded: algebraic.AlgebraicReconstruction | None = None
 
     @property
     def starts(self) -> np.ndarray | None:
@@ -166,13 +171,38 @@ def reconstruct(
     evidence.mlp("auto")
     # Before anything is decoded: points may be wrong.
     kkt.plan(config.search(), evidence.dynamics)
-    units = None
+    units = decoded = None
+    if _has_classes(evidence, key):
+        with contextlib.suppress(algebraic.UndecodableError):
+            decoded = algebraic.decode(evidence, key=key, stage=stage)
+        if decoded is not None and _all_certified(decoded):
+            return algebraic.as_result(decoded)
     if _has_closed_units(evidence):
         units = closed_units.from_evidence(evidence, key=key, stage=stage)
         if len(units.images) and units.certified.all():
             return units
-    found = _others(_Attack(evidence, config, key, stage, units))
+    found = _others(_Attack(evidence, config, key, stage, units, decoded))
     return found if units is None else _with_certified(units, found)
+
+
+def _has_classes(evidence: Evidence, key: Array) -> bool:
+    """Whether decoding comes first: one gradient of many images of several classes."""
+    if not evidence.is_gradient or evidence.num_outputs < 2:
+        return False
+    count = evidence.num_images
+    if count is None:
+        try:
+            count = algebraic.count_images(
+                evidence.params_0, evidence.params_t, key=key
+            )
+        except ValueError:
+            return False
+    return count is not None and count >= several_outputs.MANY
+
+
+def _all_certified(decoded: algebraic.AlgebraicReconstruction) -> bool:
+    count = decoded.estimated_num_images
+    return len(decoded.images) == count and bool(decoded.certified.all())
 
 
 def _has_closed_units(evidence: Evidence) -> bool:
@@ -223,10 +253,12 @@ def _others(attack: _Attack) -> Reconstruction:
             attack.starts if known is None else np.concatenate([attack.starts, known])
         )
         evidence = dataclasses.replace(evidence, auxiliary=given)
-    try:
-        decoded = algebraic.decode(evidence, key=key, stage=stage)
-    except algebraic.UndecodableError as error:
-        return _from_noise(attack, _count(attack), f"not decoded ({error})")
+    decoded = attack.decoded
+    if decoded is None:
+        try:
+            decoded = algebraic.decode(evidence, key=key, stage=stage)
+        except algebraic.UndecodableError as error:
+            return _from_noise(attack, _count(attack), f"not decoded ({error})")
     count, clear = decoded.estimated_num_images, decoded.rank_gap > _LINEAR_GAP
     most = count is not None and 2 * np.sum(decoded.accepted) >= count
     if clear or decoded.certified.any() or (most and not attack.is_standard):

@@ -257,6 +257,7 @@ def find_gated_rows(
     num_starts: int,
     max_rounds: int,
     auxiliary: Float[Array, "k d"] | None = None,
+    known: GatedRows | None = None,
     num_steps: int = 25,
 ) -> GatedRows:
     """Collects rows over rounds of starts until the rank is reached.
@@ -275,6 +276,7 @@ def find_gated_rows(
       num_starts: per round.
       max_rounds: at most.
       auxiliary: inputs that every first round starts from too.
+      known: rows that are found already.
       num_steps: of the alternation.
 
     Raises:
@@ -295,6 +297,9 @@ def find_gated_rows(
             "zeros to tell images apart; use reconstruction.kkt.reconstruct."
         )
     pool, best = sparse_rows.empty(columns), None
+    if known is not None:
+        zeros = np.abs(known.rows) < tolerance / columns**0.5
+        pool = sparse_rows.Pool(known.rows, known.residuals, zeros.sum(1).astype(float))
     coarse = float(np.clip(1.0 - 1.75 * columns**0.5 / half, 0.5, _COARSE))
     rounds = idle = most = 0
     patience = 4 if rank > _FEW else 10

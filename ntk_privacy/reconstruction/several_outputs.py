@@ -7,9 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntk_privacy.reconstruction import gated_rows, layer_inversion, low_rank
+from ntk_privacy.reconstruction import (
+    class_rows,
+    gated_rows,
+    layer_inversion,
+    low_rank,
+)
 
-__all__ = ["decode"]
+__all__ = ["MANY", "decode"]
+
+MANY = 48  # images, from which on the rows of a class are searched for together
 
 
 def decode(
@@ -63,17 +70,32 @@ def decode(
     kernels = [jnp.asarray(k, dtype) for k in layers.kernels[: last + 1]]
     biases = [jnp.asarray(b, dtype) for b in layers.biases[: last + 1]]
 
-    found = gated_rows.find_gated_rows(
-        factors,
-        functools.partial(layer_inversion.activations_of, kernels[:-1], biases[:-1]),
-        functools.partial(layer_inversion.gates_of, kernels[-1], biases[-1]),
-        first_change,
-        key=key_rows,
-        tolerance=float(np.clip(4.0 / factors.gap, 1e-4, 0.1)),
-        num_starts=num_starts or int(np.clip(2 * rank, 64, 256)),
-        max_rounds=max_rounds,
-        auxiliary=auxiliary,
+    forward = functools.partial(
+        layer_inversion.activations_of, kernels[:-1], biases[:-1]
     )
+    found = None
+    if rank >= MANY:
+        found = class_rows.find(
+            class_rows.make(factors, layers.kernels[-1], layers.bias_changes[-1]),
+            forward,
+            (kernels[-1], biases[-1]),
+            first_change,
+            key=jax.random.fold_in(key_rows, 1),
+            max_rounds=max_rounds,
+        )
+    if found is None or len(found.rows) < rank:
+        found = gated_rows.find_gated_rows(
+            factors,
+            forward,
+            functools.partial(layer_inversion.gates_of, kernels[-1], biases[-1]),
+            first_change,
+            key=key_rows,
+            tolerance=float(np.clip(4.0 / factors.gap, 1e-4, 0.1)),
+            num_starts=num_starts or int(np.clip(2 * rank, 64, 256)),
+            max_rounds=max_rounds,
+            auxiliary=auxiliary,
+            known=found,
+        )
     span = None
     if 2 * rank < len(first_change):
         left = low_rank.factorize(first_change, key=key_span, num_images=rank).left
