@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+_BEYOND = 3.0  # times the largest error that is seen
 
 
 class Layers(NamedTuple):
@@ -196,11 +197,16 @@ def invert(
 
 
 def _noise_floor(a: np.ndarray) -> np.ndarray:
-    """Error of rectified activations, one per row, read from what lies below zero."""
-    negative = np.where(a < 0, a, np.nan)
-    counts = np.sum(a < 0, axis=1)
-    rms = np.sqrt(np.nansum(negative**2, axis=1) / np.maximum(counts, 1))
-    return 4.0 * rms
+    """Error of rectified activations, one per row, read from what lies below zero.
+
+    It differs from unit to unit, so among many the largest lies far out: beyond it
+    there is as little noise above zero as below. But not beyond all bounds, where a
+    wrong gate has left more than noise.
+    """
+    noise = np.maximum(-a, 0.0)
+    counts = np.sum(noise > 0, axis=1)
+    rms = np.sqrt(np.sum(noise**2, axis=1) / np.maximum(counts, 1))
+    return np.clip(_BEYOND * np.max(noise, axis=1, initial=0.0), 4.0 * rms, 16.0 * rms)
 
 
 def peel(

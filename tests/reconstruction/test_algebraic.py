@@ -241,3 +241,17 @@ def test_copies_of_units_tell_no_images_apart():
         kernels=[*layers.kernels, None], biases=[*layers.biases, None]
     )
     assert certificate._distinct_units(whole) == 4 + 8
+
+
+def test_units_of_more_noise_than_others_stay_closed_and_one_wrong_gate_opens_none():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(50, 2000)) * rng.choice([1.0, 6.0], 2000, p=[0.95, 0.05])
+    open_ = rng.random(noise.shape) < 0.5
+    activations = np.where(open_, 1e4, 0.0) + noise
+    floor = layer_inversion._noise_floor(activations)
+    np.testing.assert_array_equal(activations > floor[:, None], open_)
+    spoilt = np.where(open_, 1e4, 0.0) + rng.normal(size=noise.shape)
+    spoilt[:, 0] = -1e6
+    rms = np.sqrt(np.mean(np.where(spoilt < 0, spoilt, 0.0) ** 2, axis=1))
+    assert np.all(layer_inversion._noise_floor(spoilt) < 40 * rms)
+    assert layer_inversion._noise_floor(np.ones((2, 5))).tolist() == [0.0, 0.0]
