@@ -12,7 +12,6 @@ function, no term leaves the range of numbers, however little noise there is.
 """
 
 import numpy as np
-import scipy.optimize
 import scipy.special
 
 from ntk_privacy import _checks
@@ -70,7 +69,7 @@ def epsilon(noise_multiplier: float, *, delta: float = 1e-5) -> float:
     least = -mu / 2  # epsilon is 0
     if _excess(max(least, -_FAR), mu) <= delta:
         return 0.0
-    t = scipy.optimize.brentq(
-        lambda t: _excess(t, mu) - delta, max(least, -_FAR), _FAR, xtol=1e-13
-    )
-    return float(mu * t + mu**2 / 2)
+    low, high = max(least, -_FAR), _FAR
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if _excess(middle, mu) > delta else (low, middle)
+    return mu * high + mu**2 / 2

@@ -31,9 +31,9 @@ T = TypeVar("T")
 def client_update(
     loss_fn: LossFn,
     params: T,
-    batches: tuple[Float[Array, "steps b ..."], Shaped[Array, "steps b ..."]],
+    batches: tuple[Float[Array, "steps b ..."], Shaped[Array, "k b ..."]],
     *,
-    step_size: _checks.Number | Float[Array, ""],
+    step_size: float | Float[Array, ""],
 ) -> T:
     r"""Returns $\theta_0 - \theta_T$ after one step of SGD on each batch.
 
@@ -73,10 +73,10 @@ def clipped_mean_gradient(
     loss_fn: LossFn,
     params: T,
     images: Float[Array, "n ..."],
-    labels: Shaped[Array, "n ..."],
+    labels: Shaped[Array, "m ..."],
     *,
-    clip_norm: _checks.Number | Float[Array, ""],
-    noise_multiplier: _checks.Number | Float[Array, ""],
+    clip_norm: float | Float[Array, ""],
+    noise_multiplier: float | Float[Array, ""],
     key: Array,
 ) -> T:
     """Returns the gradient of DP-SGD.
@@ -113,7 +113,7 @@ def clipped_mean_gradient(
     _checks.same_length(images=images, labels=labels)
     _checks.typed_key(key=key)
     if _checks.concrete(clip_norm, noise_multiplier):
-        _checks.at_least(0, noise_multiplier=noise_multiplier)
+        _checks.at_least(0, noise_multiplier=float(noise_multiplier))
         if not clip_norm > 0:
             raise ValueError(f"clip_norm={clip_norm} must be above 0.")
         if not jnp.isfinite(clip_norm) and noise_multiplier > 0:
