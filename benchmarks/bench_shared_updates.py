@@ -238,7 +238,7 @@ def picture(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         ax.minorticks_off()
         ax.grid(alpha=0.3)
     axes[0][0].set_ylabel("share of the batch")
-    axes[0][0].legend(fontsize=8, frameon=False, loc="center right")
+    axes[0][0].legend(fontsize=8, frameon=False, loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
