@@ -20,6 +20,7 @@ _OFF = 0.02  # of a step
 _EMPTY = 0.01  # of the entries of rows and columns that are not all 0
 _EDGE = 0.02  # of the median size, below which none of the others is
 _HALVES = ((jnp.bfloat16, "bfloat16"), (jnp.float16, "float16"))
+_FIRST = 100  # entries that tell as a rule
 _LOWEST = 2.0**-24  # of float16
 _PART = (1024, 256)  # entries whose spectrum is looked at
 _QUANTILES = (0.4, 0.65, 0.9)  # of what is no image, from above
@@ -71,7 +72,10 @@ def _grid(change: np.ndarray, sizes: np.ndarray) -> Form | None:
 def _half(change: np.ndarray, sizes: np.ndarray) -> Form | None:
     for dtype, name in _HALVES:
         with np.errstate(over="ignore"):
-            same = np.array_equal(sizes.astype(dtype).astype(np.float64), sizes)
+            same = all(
+                np.array_equal(part.astype(dtype).astype(np.float64), part)
+                for part in (sizes[:_FIRST], sizes)
+            )
         if same:
             return Form(
                 change,
@@ -87,8 +91,10 @@ def _cut(change: np.ndarray, sizes: np.ndarray) -> Form | None:
     moved = change != 0
     within = int(np.sum(moved.any(1))) * int(np.sum(moved.any(0)))
     empty = 1 - len(sizes) / within
+    if empty < _EMPTY:
+        return None
     edge = float(sizes.min() / np.median(sizes))
-    if empty < _EMPTY or edge < _EDGE:
+    if edge < _EDGE:
         return None
     return Form(
         change,

@@ -116,3 +116,17 @@ def test_what_is_certified_needs_no_remedy():
     assert found.certified.all()
     assert "(12 bits with the sign): it was quantised" in found.verdict.reason
     assert "ask for" not in found.verdict.reason
+
+
+def test_stated_errors_are_no_smaller_than_the_rounding_to_16_bits():
+    # One of bfloat16, sent as such, and sent as float32.
+    seeds = {"low": 0.0, "high": 0.0, "count": 3}
+    stored = next(client_victims.treated(treat=client_victims.halved, **seeds))
+    wide = stored._replace(
+        params_t=jax.tree.map(lambda g: g.astype(jnp.float32), stored.params_t)
+    )
+    found = [_verdict(victim) for victim in (stored, wide)]
+    assert found[0].certified.all()
+    np.testing.assert_allclose(found[0].errors, found[1].errors)
+    assert found[1].errors.min() >= 2 * float(jnp.finfo(jnp.bfloat16).eps)
+    assert "a number of bfloat16" in found[1].verdict.reason
