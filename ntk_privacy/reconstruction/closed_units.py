@@ -36,6 +36,8 @@ from ntk_privacy.reconstruction import (
     closed_rows,
     first_layer,
     result,
+    sent_form,
+    shown_change,
     unit_set,
     unit_space,
     unit_verdict,
@@ -46,9 +48,6 @@ from ntk_privacy.resume import Stage, straight
 
 __all__ = ["METHOD", "Config", "from_evidence", "reconstruct", "reconstruct_gradient"]
 
-_FIT = 0.02  # share of a bias's change that may lie outside the row space
-_CLEAN = 1e4  # gap behind which no weight decay hides
-_DECAYED = 80  # images at most, for a first try at weight decay
 _FEW = 512  # random starts at least
 
 
@@ -132,24 +131,26 @@ def reconstruct(
     else:
         read = first_layer.read(params_0, params_t, pixels=pixels, name=names[0])
         plain = change_factors.factorize(read.kernel_t - read.kernel_0)
-    shown = _shown(read, plain, num_images)
+    shown = shown_change.factorized(read, plain, num_images)
+    sent = sent_form.seen(read.kernel_t - read.kernel_0)
     if isinstance(shown, Verdict):
-        return unit_verdict.nothing(image_shape, shown)
+        return sent_form.noted(unit_verdict.nothing(image_shape, shown), sent)
     factors, decay = shown
     kernels = (read.kernel_0, read.kernel_0 if frozen_gates else read.kernel_t)
     biases = change = None
     coarse = 1.0
     if read.bias_0 is not None and read.bias_t is not None:
-        coarse = max(
-            _coarse(read.bias_0, read.kernel_0), _coarse(read.bias_t, read.kernel_t)
-        )
+        ends = (read.bias_0, read.kernel_0), (read.bias_t, read.kernel_t)
+        coarse = max(shown_change.coarse(*end) for end in ends)
         biases = (read.bias_0, read.bias_0 if frozen_gates else read.bias_t)
-        change = _bias_change(factors, read.bias_0, read.bias_t, decay)
+        change = shown_change.bias_change(factors, read.bias_0, read.bias_t, decay)
     space = unit_space.make(factors, kernels, biases, change, coarse=coarse)
-    return _searched(
-        space, factors, image_shape, starts, key=key, roundoff=read.roundoff,
-        decay=decay, num_starts=num_starts, max_rounds=max_rounds, dtype=dtype,
+    found = _searched(
+        space, factors, image_shape, starts, key=key,
+        roundoff=max(read.roundoff, sent.roundoff), decay=decay, num_starts=num_starts,
+        max_rounds=max_rounds, dtype=dtype,
     )  # fmt: skip
+    return sent_form.noted(found, sent)
 
 
 def reconstruct_gradient(
@@ -193,36 +194,28 @@ def reconstruct_gradient(
             f"The gradient of the layer {read.name} is zero: it holds nothing of the "
             "images."
         )
-    factors = change_factors.factorize(read.kernel_t)
-    if not factors.shown:
-        if num_images is None:
-            return unit_verdict.nothing(
-                image_shape, unit_verdict.hidden(factors.gap, "")
-            )
+    sent = sent_form.seen(read.kernel_t)
+    factors, told = change_factors.factorize(read.kernel_t), ""
+    if not factors.shown and num_images is not None:
         factors = change_factors.factorize(read.kernel_t, rank=num_images)
-        if factors.gap < change_factors.CLEAR / 2:
-            told = f"; N of {num_images} was told"
-            return unit_verdict.nothing(
-                image_shape, unit_verdict.hidden(factors.gap, told)
-            )
+        told = f"; N of {num_images} was told"
+    if not factors.shown and (not told or factors.gap < change_factors.CLEAR / 2):
+        why = unit_verdict.hidden(factors.gap, told)
+        return sent_form.noted(unit_verdict.nothing(image_shape, why), sent)
     biases = change = None
     coarse = 1.0
     if read.bias_0 is not None and read.bias_t is not None:
-        coarse = _coarse(read.bias_t, read.kernel_t)
+        coarse = shown_change.coarse(read.bias_t, read.kernel_t)
         biases = (read.bias_0, read.bias_0)
-        change = _fitting(factors, read.bias_t)
+        change = shown_change.fitting(factors, read.bias_t)
     kernels = (read.kernel_0, read.kernel_0)
     space = unit_space.make(factors, kernels, biases, change, coarse=coarse)
-    return _searched(
-        space, factors, image_shape, starts, key=key, roundoff=read.roundoff,
-        decay=1.0, num_starts=num_starts, max_rounds=max_rounds, dtype=dtype,
+    found = _searched(
+        space, factors, image_shape, starts, key=key,
+        roundoff=max(read.roundoff, sent.roundoff), decay=1.0, num_starts=num_starts,
+        max_rounds=max_rounds, dtype=dtype,
     )  # fmt: skip
-
-
-def _coarse(bias: np.ndarray, kernel: np.ndarray) -> float:
-    """How much more coarsely a bias is rounded than the kernel."""
-    sizes = [np.sqrt(np.mean(leaf**2)) for leaf in (bias, kernel)]
-    return max(1.0, float(sizes[0] / max(sizes[1], 1e-300)))
+    return sent_form.noted(found, sent)
 
 
 def _check_numbers(image_shape, num_images, num_starts, max_rounds) -> None:
@@ -238,49 +231,6 @@ def _check_numbers(image_shape, num_images, num_starts, max_rounds) -> None:
     if num_starts is not None:
         _checks.at_least(1, num_starts=num_starts)
     _checks.at_least(1, max_rounds=max_rounds)
-
-
-def _shown(
-    read: first_layer.FirstLayer,
-    plain: change_factors.Factors,
-    num_images: int | None,
-) -> tuple[change_factors.Factors, float] | Verdict:
-    """Factors and the share of old weights that is left; or why there are none."""
-    change = read.kernel_t - read.kernel_0
-    seen = plain.gap <= _CLEAN and change_factors.decays(read.kernel_0, change, plain)
-    if plain.shown and not seen:
-        return plain, 1.0
-    tried = plain
-    if np.any(read.kernel_0):
-        for rank in (_DECAYED, None):
-            decay = change_factors.decay(read.kernel_0, read.kernel_t, rank=rank)
-            tried = change_factors.factorize(read.kernel_t - decay * read.kernel_0)
-            if tried.shown and (not plain.shown or tried.gap > 3 * plain.gap):
-                return tried, decay
-    if plain.shown:
-        return plain, 1.0
-    if num_images is None:
-        return unit_verdict.hidden(max(plain.gap, tried.gap), "")
-    told = change_factors.factorize(change, rank=num_images)
-    if told.gap < change_factors.CLEAR / 2:
-        return unit_verdict.hidden(told.gap, f"; N of {num_images} was told")
-    return told, 1.0
-
-
-def _fitting(factors: change_factors.Factors, change: np.ndarray) -> np.ndarray | None:
-    """The bias's change, if it is a sum of the rows that the kernel's is."""
-    size = float(np.linalg.norm(change))
-    rest = change - factors.right.T @ (factors.right @ change)
-    return change if size > 0 and np.linalg.norm(rest) < _FIT * size else None
-
-
-def _bias_change(factors, before, after, decay: float) -> np.ndarray | None:
-    """The bias's change, where biases decay too or do not."""
-    for share in dict.fromkeys((decay, 1.0)):
-        change = _fitting(factors, after - share * before)
-        if change is not None:
-            return change
-    return None
 
 
 def _searched(

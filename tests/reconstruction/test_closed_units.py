@@ -16,6 +16,7 @@ from ntk_privacy.reconstruction import (
     closed_rows,
     closed_units,
     first_layer,
+    shown_change,
     unit_rows,
     unit_search,
     unit_set,
@@ -175,8 +176,8 @@ def test_decay_is_searched_for_where_noise_holds_some_of_the_old_weights(
     )
     plain = change_factors.factorize(read.kernel_t - before)
     assert plain.shown
-    assert plain.gap < closed_units._CLEAN
-    closed_units._shown(read, plain, None)
+    assert plain.gap < shown_change._CLEAN
+    shown_change.factorized(read, plain, None)
     assert bool(searched) == (share < 1)
 
 

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import client_victims
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,6 +196,36 @@ FAMILIES: dict[str, Family] = {
     "noised gradients": Family(30, functools.partial(_gradients, blur=(-6, 0))),
     "clipped gradients": Family(20, functools.partial(_gradients, cut=(-0.5, 1))),
     "quantised gradients": Family(20, functools.partial(_gradients, steps_of=(-5, 0))),
+}
+
+
+def _treated(treat: Callable, low: float, high: float, count: int = 40, **options):
+    given = {"treat": treat, "low": low, "high": high, **options}
+    return Family(count, functools.partial(client_victims.treated, **given))
+
+
+FAMILIES |= {
+    "top-k": _treated(client_victims.top_k, -4, -0.01, 60),
+    "top-k of ten classes": _treated(client_victims.top_k, -4, -0.3, size=10),
+    "few bits": _treated(client_victims.quantised, 0.4, 1.2, 60),
+    "few bits of ten classes": _treated(
+        client_victims.quantised, 0.6, 1.2, size=10, outputs=10
+    ),
+    "16 bits": _treated(client_victims.halved, -6, 4, 60),
+    "16 bits of ten classes": _treated(
+        client_victims.halved, -4, 2, size=10, outputs=10
+    ),
+    "top-k and 8 bits": _treated(client_victims.cut_and_quantised, -4, -0.3),
+    "private": Family(60, functools.partial(client_victims.private, low=-7, high=0)),
+    "averaged": Family(
+        40, functools.partial(client_victims.averaged, low=-4, high=-0.5)
+    ),
+    "averaged, 8 bits": Family(
+        40,
+        functools.partial(
+            client_victims.averaged, low=-4, high=-0.5, treat=client_victims.quantised
+        ),
+    ),
 }
 
 
