@@ -10,11 +10,11 @@ from experiments._flags import usage
 from experiments._groups import Run, TaskImages
 from experiments._job import Job
 from experiments._program import Asked
-from experiments._workdir import Workdir
 from ntk_privacy import data, sharding
 from ntk_privacy.evaluation import kernel_movement, spectrum
 from ntk_privacy.kernels import blockwise, named
 from ntk_privacy.reports import kernel_plots
+from ntk_privacy.reports.workdir import Workdir
 from ntk_privacy.resume import Stage
 
 MAX_SHOWN = 2000

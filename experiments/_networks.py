@@ -12,13 +12,13 @@ from experiments._kinds import Kind, Results
 from experiments._made import Loaded
 from experiments._network_flags import Networks, fits, passed_over
 from experiments._program import Asked
-from experiments._workdir import Workdir
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import kernel_methods
 from ntk_privacy.distillation.search import Kept
 from ntk_privacy.evaluation import JUDGES, copies
 from ntk_privacy.evaluation.judged import Judged
 from ntk_privacy.reports import plots, sets
+from ntk_privacy.reports.workdir import Workdir
 
 
 def load(asked: Asked[Any]) -> Loaded:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from experiments._workdir import Workdir
 from ntk_privacy import data
 from ntk_privacy.evaluation import read_back
 from ntk_privacy.reconstruction import Reconstruction
 from ntk_privacy.reports import plots
+from ntk_privacy.reports.workdir import Workdir
 from ntk_privacy.training.victim import Victim
 
 

@@ -12,12 +12,12 @@ from experiments._job import Job
 from experiments._kinds import Kind, Results
 from experiments._program import Asked
 from experiments._soft_flags import Images, Students, defaults
-from experiments._workdir import Workdir
 from ntk_privacy.data import ImageSet
 from ntk_privacy.distillation import squeezed
 from ntk_privacy.distillation.squeezed import Config
 from ntk_privacy.evaluation import soft_students
 from ntk_privacy.evasion import threat_model
+from ntk_privacy.reports.workdir import Workdir
 
 _JUDGING = ("eps", "attack_steps", "num_queries", "attacks", "judged_on", "num_test")
 

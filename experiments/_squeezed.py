@@ -11,7 +11,6 @@ from experiments import _made
 from experiments._flags import UsageError
 from experiments._job import Job
 from experiments._program import Asked
-from experiments._workdir import Workdir
 from ntk_privacy.data import ImageSet
 from ntk_privacy.distillation import squeezed
 from ntk_privacy.distillation.squeezed import Config
@@ -19,6 +18,7 @@ from ntk_privacy.evaluation import soft_students
 from ntk_privacy.evaluation.soft_students import Network
 from ntk_privacy.models import ResNet18, saved
 from ntk_privacy.reports import curvature_plots, files
+from ntk_privacy.reports.workdir import Workdir
 
 LOOPS = ("squeeze", "recover", "relabel", "post_train")
 _FILE = "eigenvalues.npz"

@@ -18,13 +18,13 @@ from experiments import _flags, _run
 from experiments._groups import Run, Tested
 from experiments._job import Job
 from experiments._kinds import Kind, Results
-from experiments._pieces import Pieces
 from experiments._program import Asked, Program
 from ntk_privacy import distillation, poisoning
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.evaluation import poisoned_sets, poisoned_table, students
 from ntk_privacy.method import Method, field
 from ntk_privacy.reports import poisoned_plots
+from ntk_privacy.reports.pieces import Pieces
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def _plan(asked: Asked[Any]) -> poisoned_sets.Plan:
 def _work(job: Job, plan: poisoned_sets.Plan) -> Results:
     asked, workdir = job.asked, job.workdir
     names = {"clean": "craft", "distill": "condense"}
-    piece = Pieces(job, names)
+    piece = Pieces(workdir, job, names)
 
     def show(name, scene, made, title):
         poisoned_plots.made(scene, made, workdir.path(f"{name}.png"), title=title)

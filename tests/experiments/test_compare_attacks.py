@@ -12,7 +12,6 @@ from command_lines import command_line
 
 from experiments import _flags, _run, _timed_sets, compare
 from experiments._job import Job
-from experiments._workdir import Workdir
 from ntk_privacy import curvature, data, resume
 from ntk_privacy.data.image_set import ImageSet, Statistics
 from ntk_privacy.distillation import METHODS, Distilled, dc, timed
@@ -20,6 +19,7 @@ from ntk_privacy.distillation.search import Kept
 from ntk_privacy.evaluation import protocol, robust_accuracy, set_attacks
 from ntk_privacy.models import ConvNet
 from ntk_privacy.reports import plots, tables
+from ntk_privacy.reports.workdir import Workdir
 
 TOY = {
     "attacks": "all",

@@ -11,11 +11,11 @@ from command_lines import asked, chunks, command_line, summary
 
 from experiments import _flags, _networks, _study_config, distill
 from experiments._groups import Run
-from experiments._workdir import Workdir
 from ntk_privacy import checkpoint, data, kip, rkip
 from ntk_privacy.data import choice
 from ntk_privacy.distillation import kernel_methods, regressed, search
 from ntk_privacy.kernels import conjugate_gradients
+from ntk_privacy.reports.workdir import Workdir
 
 TOY = {
     "num_train": 12,

@@ -20,9 +20,9 @@ from experiments import (
 )
 from experiments._groups import Source
 from experiments._program import Asked
-from experiments._workdir import Workdir
 from ntk_privacy import data
 from ntk_privacy.data.sets import SETS, Set
+from ntk_privacy.reports.workdir import Workdir
 
 CONFIGS = {
     "compare": (compare.PROGRAM.asked, {}),
