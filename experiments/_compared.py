@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from experiments._compare_flags import SUFFIX, Budget, Poison, matches_curvature
-from experiments._groups import Data
 from experiments._job import Job
 from experiments._kinds import Results
 from experiments._timed_sets import made_or_kept
+from ntk_privacy.data.choice import Data
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation.timed import TimedSet
 from ntk_privacy.evaluation import set_attacks

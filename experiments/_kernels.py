@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments._flags import usage
-from experiments._groups import Run, TaskImages
+from experiments._groups import Run
 from experiments._job import Job
 from experiments._program import Asked
 from ntk_privacy import data, sharding
+from ntk_privacy.data.choice import TaskImages
 from ntk_privacy.evaluation import kernel_movement, spectrum
 from ntk_privacy.kernels import blockwise, named
 from ntk_privacy.reports import kernel_plots

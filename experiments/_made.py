@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from experiments import _run
-from experiments._groups import Data
 from experiments._job import Job
 from experiments._kinds import Results
 from experiments._program import Asked
+from ntk_privacy.data.choice import Data
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import kept
 from ntk_privacy.distillation.search import Distilled

@@ -6,12 +6,14 @@ from typing import Any
 import jax
 
 from experiments import _flags, _made
-from experiments._groups import Data, Run
+from experiments._groups import Run
 from experiments._job import Job
 from experiments._kinds import Kind, Results
 from experiments._made import Loaded
 from experiments._network_flags import Networks, fits, passed_over
 from experiments._program import Asked
+from ntk_privacy.data import draws
+from ntk_privacy.data.choice import Data
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import kernel_methods
 from ntk_privacy.distillation.search import Kept
@@ -23,8 +25,7 @@ from ntk_privacy.reports.workdir import Workdir
 
 def load(asked: Asked[Any]) -> Loaded:
     """Returns the images that are asked for."""
-    key = jax.random.fold_in(jax.random.key(0), asked.group(Run).seed)
-    key_data, key_init = jax.random.split(key)
+    key_data, key_init = draws.keys(asked.group(Run).seed)
     images, count = asked.group(Data).read(), asked.group(Data).num_train
     images = images.balanced(asked.config.task, num_train=count, key=key_data)
     check(asked, images)

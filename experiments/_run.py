@@ -17,11 +17,12 @@ from typing import Any
 import jax
 
 from experiments import _flags, _listed
-from experiments._groups import NOT_RESULTS, Run, Source
+from experiments._groups import NOT_RESULTS, Run
 from experiments._job import Job
 from experiments._kinds import Results
 from experiments._program import Asked
 from ntk_privacy import data
+from ntk_privacy.data.choice import Choice
 from ntk_privacy.reports import files
 from ntk_privacy.reports.workdir import Workdir
 
@@ -37,7 +38,7 @@ def opened(asked: Asked[Any]) -> Workdir:
         return Workdir(
             asked.group(Run).workdir,
             asked.flat(),
-            ignore=asked.group(Source).not_results(later),
+            ignore=asked.group(Choice).not_results(later),
             older=functools.partial(_of_today, asked),
         )
 

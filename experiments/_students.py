@@ -12,12 +12,13 @@ import jax
 import numpy as np
 
 from experiments import _flags, _made
-from experiments._groups import Run, Tested
+from experiments._groups import Run
 from experiments._job import Job
 from experiments._kinds import Kind, Results
 from experiments._made import Loaded
 from experiments._program import Asked
 from ntk_privacy import resume
+from ntk_privacy.data.choice import Tested
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import class_images, mtt, real, student
 from ntk_privacy.distillation.search import Distilled

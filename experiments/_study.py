@@ -11,11 +11,12 @@ from typing import Any
 
 from experiments import _flags, _networks, _run
 from experiments._flags import UsageError
-from experiments._groups import Data, Run
+from experiments._groups import Run
 from experiments._kinds import Kind, Results
 from experiments._network_flags import Networks
 from experiments._program import Asked
 from experiments._study_config import cells
+from ntk_privacy.data.choice import Data
 from ntk_privacy.reports import studies, study_plots
 
 _OPTIONS = ("num_runs", "num_finite_runs", "methods", "evaluate")

@@ -19,10 +19,11 @@ from typing import Any
 from experiments import _compare_flags, _flags, _run
 from experiments._compare_flags import Budget, Poison
 from experiments._compared import Comparison
-from experiments._groups import Run, Tested
+from experiments._groups import Run
 from experiments._job import Job
 from experiments._kinds import Kind, Results
 from experiments._program import Asked, Program
+from ntk_privacy.data.choice import Tested
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import class_images
 from ntk_privacy.evaluation import JUDGES, students

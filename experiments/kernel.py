@@ -15,10 +15,11 @@ import dataclasses
 from typing import Any, Literal
 
 from experiments import _flags, _kernels, _run
-from experiments._groups import Run, TaskImages
+from experiments._groups import Run
 from experiments._kinds import Kind
 from experiments._program import Asked, Program
 from ntk_privacy import _checks
+from ntk_privacy.data.choice import TaskImages
 from ntk_privacy.kernels.named import BUDGET, KERNELS
 from ntk_privacy.method import Method, field
 from ntk_privacy.reports import summaries

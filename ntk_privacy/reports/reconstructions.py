@@ -1,18 +1,22 @@
-"""Training images and what was read back of them, as a picture for notebooks."""
+"""Training images and what was read back of them, in a notebook or a folder."""
 
 import dataclasses
 import io
 import pathlib
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntk_privacy.evaluation import reconstruction_curve
+from ntk_privacy.data import Dataset
+from ntk_privacy.evaluation import read_back, reconstruction_curve
 from ntk_privacy.evaluation.reconstruction_curve import Evaluation
-from ntk_privacy.reports import plots
+from ntk_privacy.reconstruction import Reconstruction
+from ntk_privacy.reports import files, plots
 from ntk_privacy.reports.atomic import replacing
+from ntk_privacy.training.victim import Victim
 
-__all__ = ["Compared", "compared"]
+__all__ = ["Compared", "compared", "written"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,3 +82,64 @@ def compared(
         psnr=figures.psnr,
     )
     return Compared(figures, file.getvalue())
+
+
+def written(
+    folder: pathlib.Path,
+    dataset: Dataset,
+    victim: Victim,
+    found: Reconstruction,
+    method: str,
+) -> dict[str, Any]:
+    """Writes arrays and pictures of an attack; returns its figures, see `read_back`.
+
+    Args:
+      folder: of arrays.npz, curve.png, gallery.png and, where there is one, ranked.png.
+      dataset: that the network was trained on.
+      victim: the network.
+      found: what the attack found.
+      method: its name.
+    """
+    figures, images, pairs, ranking, psnr = read_back.judged(dataset, victim, found)
+    mean, extra = dataset.mean, dict(found.kept)
+    told_of = victim.dynamics if victim.gradient is None else "one gradient"
+    plots.curve(
+        {f"{method}, {told_of}": pairs.squared_distances},
+        folder / "curve.png",
+        image_shape=dataset.x_train.shape[1:],
+    )
+    plots.gallery(
+        dataset.x_train[pairs.train_index],
+        images[pairs.reconstruction_index],
+        folder / "gallery.png",
+        mean=mean,
+        distances=pairs.distances,
+        psnr=pairs.psnr,
+    )
+    if ranking is not None and psnr is not None:
+        extra |= {"ranked": ranking.images, "ranked_train_index": ranking.train_index}
+        plots.gallery(
+            dataset.x_train[ranking.train_index],
+            ranking.images - mean,
+            folder / "ranked.png",
+            mean=mean,
+            distances=-ranking.ssim,
+            sorted_by="SSIM",
+            psnr=psnr,
+            title="Training images above their reconstructions",
+        )
+    if victim.duals is not None:
+        extra["true_duals"] = victim.duals
+    files.write_arrays(
+        folder / "arrays.npz",
+        images=dataset.x_train,
+        labels=dataset.y_train,
+        mean=mean,
+        reconstructions=images,
+        duals=found.duals,
+        losses=found.losses,
+        train_index=pairs.train_index,
+        reconstruction_index=pairs.reconstruction_index,
+        **extra,
+    )
+    return figures

@@ -14,8 +14,8 @@ from command_lines import summary
 from PIL import Image
 
 from experiments import _flags, _run, _soft_students, _squeezed, distill, evade
-from experiments._groups import Data, Source
 from ntk_privacy import checkpoint, distillation
+from ntk_privacy.data.choice import Choice, Data
 from ntk_privacy.evaluation import robust_accuracy as robust
 from ntk_privacy.evaluation import soft_students
 from ntk_privacy.reports import curvature_plots
@@ -111,7 +111,7 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
             message = "has an eigenvalues.npz that cannot be read: give"
         with monkeypatch.context() as patch:
             # Before the images are read, and where there is nothing yet.
-            patch.setattr(Source, "read", None)
+            patch.setattr(Choice, "read", None)
             with pytest.raises(_flags.UsageError, match=message):
                 distill.run(_config(new, **later, baseline=str(other)))
         assert not new.exists()

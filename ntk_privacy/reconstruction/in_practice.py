@@ -1,4 +1,4 @@
-"""Flags of training as it is in practice: loss, batches, optimizer, decay, epochs."""
+"""How a network is trained in practice: loss, batches, optimizer, decay, epochs."""
 
 import dataclasses
 from typing import Any, Literal
@@ -6,6 +6,8 @@ from typing import Any, Literal
 from ntk_privacy import _checks
 from ntk_privacy.method import field
 from ntk_privacy.training.recipe import Recipe
+
+__all__ = ["InPractice"]
 
 _FIELDS = {
     "batch_size": "batch_size",

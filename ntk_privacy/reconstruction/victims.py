@@ -1,4 +1,4 @@
-"""Flags of a network that is trained to fit its images, or shares one gradient."""
+"""Networks to attack: what they are, how they are trained, what is known before."""
 
 import dataclasses
 from typing import Any, Literal
@@ -6,19 +6,28 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from experiments._in_practice import InPractice
-from ntk_privacy import _checks, data
-from ntk_privacy.method import field
+from ntk_privacy import _checks
+from ntk_privacy.data import Dataset
+from ntk_privacy.method import Method, field
 from ntk_privacy.models.mlp import MLP
 from ntk_privacy.reconstruction.evidence import Evidence
-from ntk_privacy.resume import Stage
-from ntk_privacy.training import recipe, victim
+from ntk_privacy.reconstruction.in_practice import InPractice
+from ntk_privacy.resume import Stage, straight
+from ntk_privacy.training import logistic, margin_victim, recipe, victim
 from ntk_privacy.training.victim import Victim
+
+__all__ = ["Logistic", "Network", "Trained", "network"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
-    """The network."""
+    """The network.
+
+    Attributes:
+      width: units of every hidden layer.
+      max_train_steps: limit of iterative training.
+      precision: of everything.
+    """
 
     width: int = field(4096, "Units of every hidden layer.")
     max_train_steps: int = field(1_000_000, "Limit of iterative training.")
@@ -26,6 +35,11 @@ class Network:
 
     def __post_init__(self):
         _checks.at_least(1, width=self.width, max_train_steps=self.max_train_steps)
+
+    @property
+    def num_seeds(self) -> int | None:
+        """Seeds to guess the weights before training from; None where they are told."""
+        return None
 
     def common(self, key: jax.Array, stage: Stage) -> dict[str, Any]:
         """Returns the arguments that every training takes."""
@@ -40,7 +54,22 @@ class Network:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained(InPractice, Network):
-    """The network."""
+    """The network.
+
+    It is trained to fit its images, or shares one gradient; `InPractice` has what is
+    attacked and how it is trained, where no schedule says it, and `training.victim`
+    the meaning of the rest.
+
+    Raises:
+      ValueError: values are out of range, or do not go together.
+
+    Example:
+      >>> from ntk_privacy.data import choice
+      >>> from ntk_privacy.reconstruction import victims
+      >>> digits, key = choice.TaskImages(num_train=4).load(seed=0)
+      >>> victims.Trained(width=64).train(digits, key).loss < 1e-9
+      True
+    """
 
     depth: int = field(2, "Hidden layers.")
     parametrization: Literal["standard", "ntk"] = field(
@@ -78,6 +107,11 @@ class Trained(InPractice, Network):
                 f"stop_loss={self.stop_loss}: it ends training earlier."
             )
 
+    @property
+    def num_seeds(self) -> int | None:
+        """Seeds to guess the weights before training from; None where they are told."""
+        return self.guess_seeds if self.evidence == "final_weights" else None
+
     def passed_over(self) -> dict[str, str]:
         """Returns flags that are not read, each with the choice that makes it so."""
         linearized, out = "--dynamics=linearized", self.unread()
@@ -91,7 +125,7 @@ class Trained(InPractice, Network):
             out["stop_loss"] = "--early_stop_loss"
         return out
 
-    def before(self, dataset: data.Dataset) -> Evidence:
+    def before(self, dataset: Dataset) -> Evidence:
         """Returns what is known of the network before it is trained."""
         widths, outputs = (self.width,) * self.depth, dataset.y_train.shape[1]
         recipe.takes(self.loss, outputs)
@@ -105,7 +139,9 @@ class Trained(InPractice, Network):
             is_gradient=is_gradient,
         )
 
-    def train(self, dataset: data.Dataset, key: jax.Array, stage: Stage) -> Victim:
+    def train(
+        self, dataset: Dataset, key: jax.Array, stage: Stage = straight
+    ) -> Victim:
         """Trains on the images; a finished training is read back."""
         given = self.common(key, stage)
         given |= {"depth": self.depth, "parametrization": self.parametrization}
@@ -121,3 +157,43 @@ class Trained(InPractice, Network):
             stop_loss=self.early_stop_loss or self.stop_loss,
             **given,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logistic(Network):
+    """The network, of max-margin training."""
+
+    early_stop_loss: float = field(
+        margin_victim.STOP_LOSS,
+        "Mean logistic loss at which training ends; 0 is after all steps.",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        _checks.at_least(0, early_stop_loss=self.early_stop_loss)
+
+    def before(self, dataset: Dataset) -> Evidence:
+        """Returns what is known of the network before it is trained."""
+        outputs = dataset.y_train.shape[1]
+        network = logistic.network(self.width)
+        return Evidence(
+            network=dataclasses.replace(network, num_outputs=outputs),
+            params_t={},
+            image_shape=dataset.x_train.shape[1:],
+        )
+
+    def train(
+        self, dataset: Dataset, key: jax.Array, stage: Stage = straight
+    ) -> Victim:
+        """Trains on the images; a finished training is read back."""
+        return margin_victim.train(
+            dataset.x_train,
+            dataset.y_train,
+            stop_loss=self.early_stop_loss,
+            **self.common(key, stage),
+        )
+
+
+def network(method: Method[Any]) -> type[Trained] | type[Logistic]:
+    """Returns the group of the network that a method is tried on."""
+    return Logistic if "logistic" in method.wants else Trained
