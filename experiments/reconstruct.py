@@ -21,6 +21,7 @@ from experiments._kinds import Kind, Results
 from experiments._program import Asked, Program
 from ntk_privacy import data
 from ntk_privacy.data.choice import TaskImages
+from ntk_privacy.evaluation import limits
 from ntk_privacy.method import Method, field
 from ntk_privacy.reconstruction import METHODS, Reconstruction, attacker, victims
 from ntk_privacy.reports import reconstructions, summaries
@@ -30,7 +31,7 @@ from ntk_privacy.reports import reconstructions, summaries
 class ReconstructRun(Run):
     """The run."""
 
-    sweep: Literal[*_sweep.SWEEPS] | None = field(
+    sweep: Literal[*limits.STUDIES] | None = field(
         None,
         "Limits study over images, widths, dynamics, sets and tasks: all of it, what "
         "two cores finish in an hour, or a taste of it on digits.",

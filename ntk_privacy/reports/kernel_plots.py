@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ntk_privacy import _checks
+from ntk_privacy.evaluation.kernel_study import Studied
 from ntk_privacy.reports.plots import _COLOURS, _STYLES, _save
 
-__all__ = ["distances", "picture", "spectrum"]
+__all__ = ["distances", "picture", "spectrum", "study"]
 
 _MAX_MARKED = 60  # points beyond which a line says more than markers
 
@@ -171,3 +172,27 @@ def distances(
         upper.set_title(title, fontsize=12)
         lower.set_xlabel("training step (step 0 at the left edge)")
         _save(figure, path)
+
+
+def study(found: Studied, folder: pathlib.Path, *, called: str) -> None:
+    """Draws a kernel, its spectrum and, where it was trained, its distances.
+
+    Args:
+      found: of `evaluation.kernel_study`.
+      folder: of kernel.png, spectrum.png and distance.png.
+      called: kernel and images, for the titles.
+    """
+    moved, shown = found.moved, len(found.part)
+    if moved is not None:
+        path = folder / "distance.png"
+        distances(moved.steps, moved.distances, moved.losses, path)
+    few = f" of {found.num_images}" * (shown < found.num_images)
+    title = f"{called}, {shown} images{few}"
+    picture(found.part, folder / "kernel.png", title=title)
+    largest = max(float(values[0]) for values in found.spectra.values())
+    spectrum(
+        found.spectra,
+        folder / "spectrum.png",
+        title=f"Spectrum: {title}",
+        rounding=float(np.finfo(found.arrays["labels"].dtype).eps) * largest,
+    )
