@@ -25,7 +25,7 @@ from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.evaluation import JUDGES, copies, rates, students
 from ntk_privacy.method import Method, field
 from ntk_privacy.models import ConvNet, saved
-from ntk_privacy.reports import loss_plots
+from ntk_privacy.reports import loss_plots, sets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,11 +64,12 @@ def _work(job: Job, loaded: Loaded) -> Results:
     flags, each = asked.group(Students), asked.config.images_per_class
     normal = images.normal._asdict()
     made = _made.make(job, images, key_method, "condense", **normal)
-    _made.draw(job, images, made, asked.method.name)
+    dataset, path = asked.group(Tested).dataset, job.workdir.path("distilled.png")
+    sets.draw_classes(images, made, path, called=asked.method.name, dataset=dataset)
     loss_plots.losses(
         {asked.method.name: np.asarray(made.losses)},
         job.workdir.path("losses.png"),
-        title=f"{asked.method.name} on {asked.group(Tested).dataset}",
+        title=f"{asked.method.name} on {dataset}",
         kind=asked.method.loss,
     )
     shown = JUDGES["copies"].run(images, made, copies.Config(), key=key_networks)
