@@ -20,5 +20,5 @@ class Job(Loops):
     def __init__(self, asked: Asked[Any], workdir: Workdir, *timers: str) -> None:
         run = asked.group(Run)
         often = {"seconds": float(run.checkpoint_seconds), "show": run.progress}
-        super().__init__(workdir.checkpoint_folder, *timers, **often)
-        self.asked, self.workdir, self.seed = asked, workdir, run.seed
+        super().__init__(workdir, *timers, **often)
+        self.asked, self.seed = asked, run.seed

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from experiments import _run
 from experiments._job import Job
@@ -14,7 +13,6 @@ from ntk_privacy.data.choice import Data
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.reports import summaries
-from ntk_privacy.reports.made_set import made_or_read
 
 
 class Loaded(NamedTuple):
@@ -22,21 +20,6 @@ class Loaded(NamedTuple):
 
     images: ImageSet
     keys: jax.Array
-
-
-def make(
-    job: Job, images: ImageSet, key: jax.Array, called: str, **about: np.ndarray
-) -> Distilled:
-    """Runs the method, or reads its set back; `called`: what the seconds are."""
-    asked = job.asked
-    return made_or_read(
-        *(asked.method, asked.config, images),
-        key=key,
-        workdir=job.workdir,
-        timer=job.timer(called),
-        stage=job.stage(called, description=asked.method.name),
-        **about,
-    )
 
 
 def figures(job: Job, made: Distilled, nearest: Mapping[str, Any]) -> Results:

@@ -19,7 +19,7 @@ from ntk_privacy.distillation import kernel_methods
 from ntk_privacy.distillation.search import Kept
 from ntk_privacy.evaluation import JUDGES, copies
 from ntk_privacy.evaluation.judged import Judged
-from ntk_privacy.reports import plots, sets
+from ntk_privacy.reports import made_set, plots, sets
 from ntk_privacy.reports.workdir import Workdir
 
 
@@ -62,7 +62,13 @@ def _work(job: Job, loaded: Loaded) -> Results:
     (images, (key_method, key_networks, key_attack)), asked = loaded, job.asked
     flags, name, workdir = asked.group(Networks), asked.method.name, job.workdir
     mean, earlier = images.statistics.mean, workdir.earlier()
-    made = _made.make(job, images, key_method, "distill", mean=mean)
+    made = made_set.made_or_read(
+        *(asked.method, asked.config, images),
+        key=key_method,
+        loops=job,
+        called="distill",
+        mean=mean,
+    )
     noise = kernel_methods.noise(images, asked.config, key_method)
     made = made._replace(state=Kept(noise=noise))
     shown = JUDGES["copies"].run(images, made, copies.Config(), key=key_networks)

@@ -70,9 +70,8 @@ def _work(job: Job, loaded: Loaded) -> Results:
     made = made or squeezed.make(
         *(asked.method, config, images),
         key=jax.random.key(job.seed),
-        workdir=workdir,
+        loops=job,
         dataset=asked.group(Images).dataset,
-        stage=job.by_loop(),
     )
     model = made.model
     results: dict[str, Any] = {

@@ -25,7 +25,7 @@ from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.evaluation import JUDGES, copies, rates, students
 from ntk_privacy.method import Method, field
 from ntk_privacy.models import ConvNet, saved
-from ntk_privacy.reports import loss_plots, sets
+from ntk_privacy.reports import loss_plots, made_set, sets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,13 @@ def _work(job: Job, loaded: Loaded) -> Results:
     (images, (key_method, key_networks, key_random)), asked = loaded, job.asked
     flags, each = asked.group(Students), asked.config.images_per_class
     normal = images.normal._asdict()
-    made = _made.make(job, images, key_method, "condense", **normal)
+    made = made_set.made_or_read(
+        *(asked.method, asked.config, images),
+        key=key_method,
+        loops=job,
+        called="condense",
+        **normal,
+    )
     dataset, path = asked.group(Tested).dataset, job.workdir.path("distilled.png")
     sets.draw_classes(images, made, path, called=asked.method.name, dataset=dataset)
     loss_plots.losses(

@@ -106,7 +106,6 @@ def _work(job: Job, loaded: Loaded) -> Results:
         judging=asked.config,
         seed=job.seed,
         dataset=asked.group(Tested).dataset,
-        workdir=job.workdir,
         loops=job,
         show=asked.group(Run).progress or None,
     )

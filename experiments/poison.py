@@ -80,7 +80,7 @@ def _plan(asked: Asked[Any]) -> poisoned_sets.Plan:
 def _work(job: Job, plan: poisoned_sets.Plan) -> Results:
     asked, workdir = job.asked, job.workdir
     names = {"clean": "craft", "distill": "condense"}
-    piece = Pieces(workdir, job, names)
+    piece = Pieces(job, names)
 
     def show(name, scene, made, title):
         poisoned_plots.made(scene, made, workdir.path(f"{name}.png"), title=title)

@@ -53,12 +53,10 @@ class Cell(NamedTuple):
           results: of an attack, see `read_back`; or an error alone.
         """
         found = {name: results.get(name) for name in _TOLD}
-        return {**self._place(), **(results if "error" in results else found)}
-
-    def _place(self) -> dict[str, Any]:
-        found = self._asdict()
-        count = {"num_images": found.pop("num_train")}
-        return found | count | {"task": self.task or "binary"}
+        place = {"num_images": self.num_train, "task": self.task or "binary"}
+        place = self._asdict() | place
+        del place["num_train"]
+        return {**place, **(results if "error" in results else found)}
 
 
 class Study(NamedTuple):

@@ -25,7 +25,6 @@ from ntk_privacy.poisoning import Scene, direct
 from ntk_privacy.reports import sets, tables
 from ntk_privacy.reports.loops import Loops
 from ntk_privacy.reports.progress import Progress
-from ntk_privacy.reports.workdir import Workdir
 from ntk_privacy.resume import Stage
 
 __all__ = ["Comparison"]
@@ -44,8 +43,7 @@ class Comparison:
       judge, judging: "architectures" or "attacks" of `evaluation.JUDGES`, its config.
       seed: of the first set; attacks have one by scene.
       dataset: what the images are called.
-      workdir: holds what is made: sets, rows and pictures.
-      loops: in the same folder.
+      loops: of the run, whose folder holds what is made: sets, rows and pictures.
       show: whether to show the seconds go by; None is where stderr is a terminal.
     """
 
@@ -54,7 +52,6 @@ class Comparison:
     configs: Mapping[str, Any]
     judge: Method[Any]
     judging: Any
-    workdir: Workdir
     loops: Loops
     dataset: str
     seed: int = 0
@@ -83,7 +80,7 @@ class Comparison:
             stage=self._training(name),
         )
         arrays = {"images": one.made.images, "labels": one.made.labels}
-        self.workdir.write_arrays(f"{name}.npz", **arrays)
+        self.loops.workdir.write_arrays(f"{name}.npz", **arrays)
         self._draw(one, name, f"{name}, {one.seconds:.0f} s")
         told = {"steps": one.steps, "seconds": one.seconds, **judged.figures}
         return told | {"seconds_in_all": time.perf_counter() - begin}
@@ -126,7 +123,7 @@ class Comparison:
         made, (key, random) = {}, jax.random.split(jax.random.key(seed))
         for told, images in both.items():
             stored = f"set_{seed}_{base}_{told}"
-            is_new = not self.workdir.path(f"{stored}.npz").exists()
+            is_new = not self.loops.workdir.path(f"{stored}.npz").exists()
             made[told] = self.made_or_kept(
                 *(name, images, random if base == "random" else key, stored),
                 folder=stored,
@@ -165,7 +162,7 @@ class Comparison:
           file: of the set, without its ending.
           folder: of experts, for the methods that train some.
         """
-        if not self.workdir.path(f"{file}.npz").exists():
+        if not self.loops.workdir.path(f"{file}.npz").exists():
             if name == "random":
                 each = self.budget.images_per_class
                 one = TimedSet(real.of_classes(images, images_per_class=each, key=key))
@@ -173,8 +170,8 @@ class Comparison:
                 one = self._make(name, images, key, folder)
             arrays = kept.arrays(one.made)
             arrays |= {"steps": one.steps, "seconds": one.seconds}
-            self.workdir.write_arrays(f"{file}.npz", **arrays)
-        stored = self.workdir.read_arrays(f"{file}.npz")
+            self.loops.workdir.write_arrays(f"{file}.npz", **arrays)
+        stored = self.loops.workdir.read_arrays(f"{file}.npz")
         steps, seconds = int(stored["steps"]), float(stored["seconds"])
         return TimedSet(kept.of_arrays(stored), steps, seconds)
 
@@ -182,7 +179,8 @@ class Comparison:
         self, name: str, images: ImageSet, key: jax.Array, folder: str
     ) -> TimedSet:
         method, timer = timed.method_of(name), resume.Timer()
-        seconds, experts = self.budget.seconds, self.workdir.path(folder) / "experts"
+        experts = self.loops.workdir.path(folder) / "experts"
+        seconds = self.budget.seconds
         # Experts of a run that was killed would be free.
         shutil.rmtree(experts, ignore_errors=True)
         told, total = f"{method.name}, seconds", math.ceil(seconds)
@@ -206,7 +204,7 @@ class Comparison:
         self, file: str, folder: str, make: Callable[..., Row], *args: Any
     ) -> Row:
         """Returns what is made once, and read back ever after."""
-        workdir, file = self.workdir, f"{file}.json"
+        workdir, file = self.loops.workdir, f"{file}.json"
         if not workdir.path(file).exists():
             workdir.write_json(file, make(*args))
             shutil.rmtree(workdir.checkpoint_folder / folder, ignore_errors=True)
@@ -224,6 +222,6 @@ class Comparison:
         return about | told
 
     def _draw(self, one: TimedSet, file: str, told: str) -> None:
-        count, path = len(self.images.x_train), self.workdir.path(f"{file}.png")
+        count, path = len(self.images.x_train), self.loops.workdir.path(f"{file}.png")
         title = f"{told}: {count} images of {self.dataset}"
         sets.draw(self.images, one.made, path, title=title)

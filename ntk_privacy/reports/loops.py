@@ -1,55 +1,51 @@
 """The loops of a run: they go on from their checkpoints, timed by name, each a bar."""
 
-import pathlib
 from collections.abc import Mapping
 
 from ntk_privacy import resume
 from ntk_privacy.reports.progress import Progress
+from ntk_privacy.reports.workdir import Workdir
 
 __all__ = ["Loops"]
 
 
 class Loops:
-    """Makes the stages of a run, see `resume`, whose checkpoints are in one folder.
+    """Makes the stages of a run, see `resume`, whose checkpoints are in its folder.
 
     Args:
-      folder: of the checkpoints.
+      workdir: of the run, which is held.
       *timers: told whether or not there is such a loop.
       seconds: between checkpoints.
       show: whether to show bars; None is where stderr is a terminal.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> import jax
-      >>> from ntk_privacy import data, training
+      >>> import tempfile
+      >>> from ntk_privacy.data import choice
+      >>> from ntk_privacy.reconstruction import victims
       >>> from ntk_privacy.reports.loops import Loops
-      >>> key = jax.random.key(0)
-      >>> digits = data.load("digits", num_train=4, key=key)
-      >>> loops = Loops(pathlib.Path(tempfile.mkdtemp()), show=False)
-      >>> victim = training.victim.train(
-      ...     digits.x_train,
-      ...     digits.y_train,
-      ...     key=key,
-      ...     width=16,
-      ...     stage=loops.stage("fit"),
-      ... )
+      >>> from ntk_privacy.reports.workdir import Workdir
+      >>> digits, key = choice.TaskImages(num_train=4).load(seed=0)
+      >>> network = victims.Trained(width=16)
+      >>> with Workdir(tempfile.mkdtemp(), network) as workdir:
+      ...     loops = Loops(workdir, show=False)
+      ...     victim = network.train(digits, key, loops.stage("fit"))
       >>> sorted(loops.seconds())
       ['compile', 'fit']
     """
 
     def __init__(
         self,
-        folder: pathlib.Path,
+        workdir: Workdir,
         *timers: str,
         seconds: float = 30.0,
         show: bool | None = None,
     ) -> None:
-        self._folder, self._every, self._show = folder, seconds, show
+        self.workdir, self._every, self._show = workdir, seconds, show
         self._timers = {name: resume.Timer() for name in timers}
 
     def anew(self) -> "Loops":
         """Returns loops in the same folder, with timers of their own."""
-        return Loops(self._folder, seconds=self._every, show=self._show)
+        return Loops(self.workdir, seconds=self._every, show=self._show)
 
     def timer(self, name: str) -> resume.Timer:
         """Returns the timer of loops that are told together."""
@@ -71,7 +67,7 @@ class Loops:
           description: on the bar; None is the name of the loop.
           loss: the metric that the bar shows.
         """
-        place, timer = self._folder / folder, self.timer(name)
+        place, timer = self.workdir.checkpoint_folder / folder, self.timer(name)
 
         def bar(loop: str, num_steps: int, done: int) -> Progress:
             told = {"description": description or loop, "first_step": done}

@@ -9,8 +9,7 @@ from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import kept, search
 from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.method import Method
-from ntk_privacy.reports.workdir import Workdir
-from ntk_privacy.resume import Stage, Timer, straight
+from ntk_privacy.reports.loops import Loops
 
 __all__ = ["made_or_read"]
 
@@ -21,9 +20,8 @@ def made_or_read(
     images: ImageSet,
     *,
     key: jax.Array,
-    workdir: Workdir,
-    timer: Timer | None = None,
-    stage: Stage = straight,
+    loops: Loops,
+    called: str = "distill",
     **about: np.ndarray,
 ) -> Distilled:
     """Runs a method, or reads back what an earlier start of the run finished.
@@ -33,9 +31,8 @@ def made_or_read(
       config: of the method.
       images: to distil.
       key: typed key.
-      workdir: of the run: it keeps the checkpoints, and the set in arrays.npz.
-      timer: of the stage; it is set to what an earlier start counted.
-      stage: runs the loops.
+      loops: of the run, whose folder keeps the set in arrays.npz.
+      called: what the seconds are called.
       **about: further entries of arrays.npz.
 
     Raises:
@@ -45,17 +42,17 @@ def made_or_read(
       >>> import tempfile
       >>> import jax
       >>> from ntk_privacy import data, distillation
-      >>> from ntk_privacy.reports import made_set
-      >>> from ntk_privacy.reports.workdir import Workdir
+      >>> from ntk_privacy.reports import loops, made_set, workdir
       >>> images, random = data.load_set("digits"), distillation.METHODS["random"]
       >>> config, key = random.configured(num_distilled=10), jax.random.key(0)
-      >>> with Workdir(tempfile.mkdtemp(), config) as workdir:
-      ...     run = (random, config, images.balanced(None, num_train=40, key=key))
-      ...     made = made_set.made_or_read(*run, key=key, workdir=workdir)
+      >>> images = images.balanced(None, num_train=40, key=key)
+      >>> with workdir.Workdir(tempfile.mkdtemp(), config) as folder:
+      ...     run = {"key": key, "loops": loops.Loops(folder)}
+      ...     made = made_set.made_or_read(random, config, images, **run)
       >>> made.images.shape
       (10, 8, 8, 1)
     """
-    timer = timer or Timer()
+    workdir, timer = loops.workdir, loops.timer(called)
     name = "checkpoints/distilled.json"
     # Both: a set that was deleted, because it was damaged, is made again.
     if workdir.path(name).exists() and workdir.path("arrays.npz").exists():
@@ -68,6 +65,7 @@ def made_or_read(
             )
         return kept.of_arrays(stored)
     experts = workdir.path("experts")
+    stage = loops.stage(called, description=method.name)
     found = method.run(images, config, key=key, stage=stage, folder=experts)
     arrays = kept.arrays(found)
     if bool(found.nonfinite):

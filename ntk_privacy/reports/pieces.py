@@ -8,7 +8,6 @@ import numpy as np
 
 from ntk_privacy import resume
 from ntk_privacy.reports.loops import Loops
-from ntk_privacy.reports.workdir import Workdir
 
 __all__ = ["Pieces"]
 
@@ -22,15 +21,12 @@ class Pieces:
     other, its seconds in it.
 
     Args:
-      workdir: of the run.
       loops: of the run; each part has timers of its own.
       called: what the seconds of stages are called, where it is not the stage's name.
     """
 
-    def __init__(
-        self, workdir: Workdir, loops: Loops, called: Mapping[str, str]
-    ) -> None:
-        self._workdir, self._loops, self._called = workdir, loops, called
+    def __init__(self, loops: Loops, called: Mapping[str, str]) -> None:
+        self._workdir, self._loops, self._called = loops.workdir, loops, called
         self._seconds: dict[str, dict[str, float]] = {}
 
     def __call__(self, name: str, make: Callable[[resume.Stage], Part]) -> Part:

@@ -15,8 +15,8 @@ from ntk_privacy.evaluation.soft_students import Network
 from ntk_privacy.method import Method
 from ntk_privacy.models import ResNet18, saved
 from ntk_privacy.reports import curvature_plots, files, sets
+from ntk_privacy.reports.loops import Loops
 from ntk_privacy.reports.workdir import Workdir
-from ntk_privacy.resume import Stage, straight
 
 __all__ = ["LOOPS", "Made", "baseline", "draw", "eigenvalues", "kept", "make"]
 
@@ -63,9 +63,8 @@ def make(
     images: ImageSet,
     *,
     key: jax.Array,
-    workdir: Workdir,
+    loops: Loops,
     dataset: str,
-    stage: Stage = straight,
 ) -> Made:
     """Distils and trains the student; keeps both networks and the set.
 
@@ -74,14 +73,14 @@ def make(
       config: of the method.
       images: to distil.
       key: typed key.
-      workdir: of the run.
+      loops: of the run, whose folder keeps what is made.
       dataset: what the images are called.
-      stage: runs the loops.
 
     Raises:
       ValueError: a loss is not finite.
     """
     normal, model = images.normal._asdict(), squeezed.network(images, config)
+    workdir, stage = loops.workdir, loops.by_loop()
     found = method.run(images, config, key=key, stage=stage)
     student = soft_students.trained(images, found, config, key=key, stage=stage)
     losses = found.state.losses | {"post_train": student.losses}

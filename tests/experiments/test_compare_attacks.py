@@ -364,8 +364,7 @@ def test_a_timed_method_shows_its_seconds(monkeypatch, tmp_path):
             judging=JUDGES["architectures"].configured(),
             budget=timed.Budget(images_per_class=1, seconds=2.5),
             dataset="digits",
-            workdir=workdir,
-            loops=Loops(workdir.checkpoint_folder),
+            loops=Loops(workdir),
         ).made_or_kept("dm", images, jax.random.key(0), "set", folder=".")
     assert (made.steps, shown) == (7, [3, 1, 3])
     assert not (tmp_path / "experts").exists()

@@ -9,7 +9,7 @@ from ntk_privacy import resume
 from ntk_privacy.data import choice
 from ntk_privacy.evaluation import limits
 from ntk_privacy.reconstruction import attacker, auto, evidence, victims
-from ntk_privacy.reports import loops, reconstructions, workdir
+from ntk_privacy.reports import loops, made_set, reconstructions, workdir
 from ntk_privacy.training import margin_victim, victim
 
 
@@ -17,7 +17,7 @@ from ntk_privacy.training import margin_victim, victim
     "module",
     [
         *(resume, evidence, victim, margin_victim, reconstructions),
-        *(attacker, choice, limits, loops, victims, workdir),
+        *(attacker, choice, limits, loops, made_set, victims, workdir),
         # The README's cell is the same, and quick tests run it.
         pytest.param(auto, marks=pytest.mark.slow),
     ],

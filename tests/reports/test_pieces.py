@@ -19,8 +19,7 @@ def _count(stage):
 
 
 def _piece(workdir):
-    loops = Loops(workdir.checkpoint_folder, show=False)
-    return Pieces(workdir, loops, {"count": "counted"})
+    return Pieces(Loops(workdir, show=False), {"count": "counted"})
 
 
 @pytest.mark.parametrize("more", [{}, {"told": "a text"}])
@@ -46,12 +45,13 @@ def test_a_part_is_made_once_and_read_back_with_its_seconds(tmp_path, more):
 
 
 def test_loops_have_timers_by_name_and_go_on_where_they_were(tmp_path):
-    loops = Loops(tmp_path, "other", show=False)
-    _count(loops.stage("train", "a"))
-    assert set(loops.seconds()) == {"train", "other", "compile"}
-    assert loops.seconds()["other"] == 0 < loops.seconds()["train"]
-    assert set(loops.anew().seconds()) == {"compile"}
-    again = loops.anew()
-    resume.once(again.by_loop(piece="b"), "told", lambda: {"x": np.ones(1)})
-    assert (tmp_path / "b" / "told").is_dir()
-    assert set(again.seconds()) == {"told", "compile"}
+    with Workdir(tmp_path, {}) as workdir:
+        loops = Loops(workdir, "other", show=False)
+        _count(loops.stage("train", "a"))
+        assert set(loops.seconds()) == {"train", "other", "compile"}
+        assert loops.seconds()["other"] == 0 < loops.seconds()["train"]
+        assert set(loops.anew().seconds()) == {"compile"}
+        again = loops.anew()
+        resume.once(again.by_loop(piece="b"), "told", lambda: {"x": np.ones(1)})
+        assert (workdir.checkpoint_folder / "b" / "told").is_dir()
+        assert set(again.seconds()) == {"told", "compile"}
