@@ -121,11 +121,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data(Choice):
-    """Images.
-
-    Attributes:
-        num_train: Training images; None is all.
-    """
+    """Images."""
 
     num_train: int | None = field(
         None,
@@ -138,9 +134,6 @@ class Data(Choice):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tested(Data):
     """Images.
-
-    Attributes:
-        num_test: Test images; None is all of them.
 
     Example:
         >>> from ntk_privacy.data import choice
@@ -168,12 +161,7 @@ class Tested(Data):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskImages(Data):
-    """Images.
-
-    Attributes:
-        task: What is regressed on; None is the set's binary task.
-        num_train: Training images, balanced over its classes.
-    """
+    """Images."""
 
     task: str | None = field(
         None,

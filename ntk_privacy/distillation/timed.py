@@ -40,14 +40,7 @@ others the set is the same, and the networks that are trained on it are regulari
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The comparison.
-
-    Attributes:
-      methods: names of `methods`, with `SUFFIX` or without.
-      images_per_class: of every set.
-      seconds: of every method, compilation apart.
-      num_targets: images, for the methods that make a kernel.
-    """
+    """The comparison."""
 
     methods: tuple[str, ...] = field(
         ("kip", "rkip", "dm", "rdm", "dc", "dsa", "mtt", "tesla"),

@@ -18,11 +18,7 @@ __all__ = ["Told", "ToldOfDomain", "attack", "told"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Told:
-    """What the attacker knows.
-
-    Attributes:
-      known_num_images: of the training set; None where the method finds it out.
-    """
+    """What the attacker knows."""
 
     known_num_images: int | None = field(
         None,
@@ -37,11 +33,7 @@ class Told:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ToldOfDomain(Told):
-    """What the attacker knows.
-
-    Attributes:
-      auxiliary: images of the same domain, if any, of which some may be told.
-    """
+    """What the attacker knows."""
 
     auxiliary: Literal["none", "test_images"] = field(
         "none", "Images of the same domain that the decoding may start from."

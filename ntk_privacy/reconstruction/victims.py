@@ -29,13 +29,7 @@ _FIELDS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
-    """The network.
-
-    Attributes:
-      width: units of every hidden layer.
-      max_train_steps: limit of iterative training.
-      precision: of everything.
-    """
+    """The network."""
 
     width: int = field(4096, "Units of every hidden layer.")
     max_train_steps: int = field(1_000_000, "Limit of iterative training.")
