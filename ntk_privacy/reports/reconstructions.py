@@ -73,15 +73,19 @@ def compared(
     """
     figures = reconstruction_curve.evaluate(images, reconstructions, mean=mean)
     file = io.BytesIO()
+    _draw(images, reconstructions, figures, file, mean=mean)
+    return Compared(figures, file.getvalue())
+
+
+def _draw(images: Any, found: Any, pairs: Evaluation, file: Any, *, mean: Any) -> None:
     plots.gallery(
-        np.asarray(images)[figures.train_index],
-        np.asarray(reconstructions)[figures.reconstruction_index],
+        np.asarray(images)[pairs.train_index],
+        np.asarray(found)[pairs.reconstruction_index],
         file,
         mean=mean,
-        distances=figures.distances,
-        psnr=figures.psnr,
+        distances=pairs.distances,
+        psnr=pairs.psnr,
     )
-    return Compared(figures, file.getvalue())
 
 
 def written(
@@ -108,14 +112,7 @@ def written(
         folder / "curve.png",
         image_shape=dataset.x_train.shape[1:],
     )
-    plots.gallery(
-        dataset.x_train[pairs.train_index],
-        images[pairs.reconstruction_index],
-        folder / "gallery.png",
-        mean=mean,
-        distances=pairs.distances,
-        psnr=pairs.psnr,
-    )
+    _draw(dataset.x_train, images, pairs, folder / "gallery.png", mean=mean)
     if ranking is not None and psnr is not None:
         extra |= {"ranked": ranking.images, "ranked_train_index": ranking.train_index}
         plots.gallery(
