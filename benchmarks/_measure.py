@@ -18,22 +18,25 @@ def interleaved(
 ) -> dict[str, dict[str, float]]:
     """Times every side in turn, `repeats` times over.
 
-    Returns per side `compile` (first call less the median) and `run` (median), seconds.
+    Returns per side `compile` (first call less the median), `run` (median) and `cpu`,
+    that of processor time, all in seconds.
     """
-    first, times = {}, {name: [] for name in sides}
+    first, times, spent = {}, {name: [] for name in sides}, {name: [] for name in sides}
     for name, side in sides.items():
         start = time.perf_counter()
         jax.block_until_ready(side())
         first[name] = time.perf_counter() - start
     for _ in range(repeats):
         for name, side in sides.items():
-            start = time.perf_counter()
+            start, begin = time.perf_counter(), time.process_time()
             jax.block_until_ready(side())
             times[name].append(time.perf_counter() - start)
+            spent[name].append(time.process_time() - begin)
     return {
         name: {
             "compile": max(first[name] - float(np.median(times[name])), 0.0),
             "run": float(np.median(times[name])),
+            "cpu": float(np.median(spent[name])),
         }
         for name in sides
     }

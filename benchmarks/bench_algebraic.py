@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _measure
-from experiments import _groups, _trained, reconstruct
-from ntk_privacy import _loop, resume
+from experiments import reconstruct
+from ntk_privacy import _loop
+from ntk_privacy.data import choice
 from ntk_privacy.evaluation import reconstruction_curve
-from ntk_privacy.reconstruction import algebraic, kkt
+from ntk_privacy.reconstruction import algebraic, kkt, victims
 
 ROWS = {
     "mnist_20_1024": {"dataset": "mnist", "num_images": 20, "width": 1024},
@@ -45,9 +46,9 @@ ROWS = {
 def victim_of(row, seed):
     """Trains the row's network as `experiments.reconstruct` does; its images too."""
     asked = reconstruct.PROGRAM.asked(**row, seed=seed)
-    dataset, key = asked.group(_groups.TaskImages).load(seed)
-    network = asked.group(_trained.Trained)
-    return network.train(dataset, key, resume.straight), dataset
+    dataset, key = asked.group(choice.TaskImages).load(seed)
+    network = asked.group(victims.Trained)
+    return network.train(dataset, key), dataset
 
 
 def decode(victim, seed):

@@ -11,8 +11,6 @@ clock. TESLA: bytes that the compiled gradient needs besides its arguments and r
 at 5 and at 50 student steps, beside those of MTT.
 """
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,18 +184,6 @@ def main() -> None:
         sides["PyTorch, MTT"] = TheirMTT(images, options)
     else:
         print("PyTorch is not installed: pip install torch. Ours alone:")
-    spent: dict[str, list[float]] = {}
-
-    def timed(name, side):
-        def run():
-            begin = time.process_time()
-            out = jax.block_until_ready(side())
-            spent.setdefault(name, []).append(time.process_time() - begin)
-            return out
-
-        return run
-
-    sides = {name: timed(name, side) for name, side in sides.items()}
     times = _measure.interleaved(sides, repeats=options.repeats)
     rows = [
         {
@@ -205,9 +191,7 @@ def main() -> None:
             "threads": options.threads,
             "batch": options.batch,
             "student_steps": options.student_steps,
-            "run": times[name]["run"],
-            "cpu": float(np.median(spent[name][1:])),
-            "compile": times[name]["compile"],
+            **times[name],
         }
         for name in sides
     ]

@@ -11,7 +11,6 @@ wait for each other say little: `taskset -c 0` and `--threads=1` compare on one 
 """
 
 import math
-import time
 
 import jax
 import jax.numpy as jnp
@@ -128,16 +127,6 @@ def main() -> None:
         x, classes, key=key, images_per_class=options.ipc
     )
     model, sgd = ConvNet(CLASSES, options.width), optax.sgd(1.0, momentum=0.5)
-    spent: dict[str, list[float]] = {}
-
-    def timed(name, side):
-        def run():
-            begin = time.process_time()
-            out = jax.block_until_ready(side())
-            spent.setdefault(name, []).append(time.process_time() - begin)
-            return out
-
-        return run
 
     class Ours:
         def __init__(self, mean_fn):
@@ -164,18 +153,14 @@ def main() -> None:
             sides[name] = Theirs(x, start.images, options, layout)
     else:
         print("PyTorch is not installed: pip install torch. Ours alone:")
-    sides = {name: timed(name, side) for name, side in sides.items()}
     times = _measure.interleaved(sides, repeats=options.repeats)
-    cpu = {name: float(np.median(values[1:])) for name, values in spent.items()}
     rows = [
         {
             "side": name,
             "threads": options.threads,
-            "run": times[name]["run"],
-            "cpu": cpu[name],
-            "compile": times[name]["compile"],
+            **times[name],
             "run_over_dm": times[name]["run"] / times["DM"]["run"],
-            "cpu_over_dm": cpu[name] / cpu["DM"],
+            "cpu_over_dm": times[name]["cpu"] / times["DM"]["cpu"],
         }
         for name in sides
     ]

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from experiments._workdir import Workdir
 from ntk_privacy.method import Method
 from ntk_privacy.reports import files
+from ntk_privacy.reports.workdir import Workdir
 
 if TYPE_CHECKING:
     from experiments._job import Job

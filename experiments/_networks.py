@@ -6,25 +6,26 @@ from typing import Any
 import jax
 
 from experiments import _flags, _made
-from experiments._groups import Data, Run
+from experiments._groups import Run
 from experiments._job import Job
 from experiments._kinds import Kind, Results
 from experiments._made import Loaded
 from experiments._network_flags import Networks, fits, passed_over
 from experiments._program import Asked
-from experiments._workdir import Workdir
+from ntk_privacy.data import draws
+from ntk_privacy.data.choice import Data
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import kernel_methods
 from ntk_privacy.distillation.search import Kept
 from ntk_privacy.evaluation import JUDGES, copies
 from ntk_privacy.evaluation.judged import Judged
-from ntk_privacy.reports import plots, sets
+from ntk_privacy.reports import made_set, plots, sets
+from ntk_privacy.reports.workdir import Workdir
 
 
 def load(asked: Asked[Any]) -> Loaded:
     """Returns the images that are asked for."""
-    key = jax.random.fold_in(jax.random.key(0), asked.group(Run).seed)
-    key_data, key_init = jax.random.split(key)
+    key_data, key_init = draws.keys(asked.group(Run).seed)
     images, count = asked.group(Data).read(), asked.group(Data).num_train
     images = images.balanced(asked.config.task, num_train=count, key=key_data)
     check(asked, images)
@@ -61,7 +62,13 @@ def _work(job: Job, loaded: Loaded) -> Results:
     (images, (key_method, key_networks, key_attack)), asked = loaded, job.asked
     flags, name, workdir = asked.group(Networks), asked.method.name, job.workdir
     mean, earlier = images.statistics.mean, workdir.earlier()
-    made = _made.make(job, images, key_method, "distill", mean=mean)
+    made = made_set.made_or_read(
+        *(asked.method, asked.config, images),
+        key=key_method,
+        loops=job,
+        called="distill",
+        mean=mean,
+    )
     noise = kernel_methods.noise(images, asked.config, key_method)
     made = made._replace(state=Kept(noise=noise))
     shown = JUDGES["copies"].run(images, made, copies.Config(), key=key_networks)

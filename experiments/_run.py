@@ -17,13 +17,14 @@ from typing import Any
 import jax
 
 from experiments import _flags, _listed
-from experiments._groups import NOT_RESULTS, Run, Source
+from experiments._groups import NOT_RESULTS, Run
 from experiments._job import Job
 from experiments._kinds import Results
 from experiments._program import Asked
-from experiments._workdir import Workdir
 from ntk_privacy import data
+from ntk_privacy.data.choice import Choice
 from ntk_privacy.reports import files
+from ntk_privacy.reports.workdir import Workdir
 
 
 def opened(asked: Asked[Any]) -> Workdir:
@@ -33,12 +34,13 @@ def opened(asked: Asked[Any]) -> Workdir:
       UsageError: another run has it.
     """
     later = (*NOT_RESULTS, *asked.kind.later(asked))
-    return Workdir(
-        asked.group(Run).workdir,
-        asked.flat(),
-        ignore=asked.group(Source).not_results(later),
-        older=functools.partial(_of_today, asked),
-    )
+    with _flags.usage(data.ArgumentError):
+        return Workdir(
+            asked.group(Run).workdir,
+            asked.flat(),
+            ignore=asked.group(Choice).not_results(later),
+            older=functools.partial(_of_today, asked),
+        )
 
 
 def _of_today(asked: Asked[Any], stored: Mapping[str, Any]) -> dict[str, Any]:

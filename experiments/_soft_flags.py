@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from experiments._groups import Tested
+from ntk_privacy.data.choice import Tested
 from ntk_privacy.evaluation import soft_students
 from ntk_privacy.method import Method, field
 

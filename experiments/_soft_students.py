@@ -6,18 +6,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import _made, _squeezed
+from experiments import _made
 from experiments._groups import Run
 from experiments._job import Job
 from experiments._kinds import Kind, Results
 from experiments._program import Asked
 from experiments._soft_flags import Images, Students, defaults
-from experiments._workdir import Workdir
 from ntk_privacy.data import ImageSet
-from ntk_privacy.distillation import squeezed
-from ntk_privacy.distillation.squeezed import Config
+from ntk_privacy.distillation.squeezed import Config, keys
 from ntk_privacy.evaluation import soft_students
 from ntk_privacy.evasion import threat_model
+from ntk_privacy.reports import squeezed
+from ntk_privacy.reports.workdir import Workdir
 
 _JUDGING = ("eps", "attack_steps", "num_queries", "attacks", "judged_on", "num_test")
 
@@ -32,7 +32,7 @@ class Loaded(NamedTuple):
 def _load(asked: Asked[Config]) -> Loaded:
     """Returns what flags name; raises UsageError, OSError or ValueError."""
     # First: hours later it might be gone.
-    beside = _squeezed.baseline(asked.group(Students).baseline)
+    beside = squeezed.baseline(asked.group(Students).baseline)
     data, published = asked.group(Images), asked.preset == "paper"
     return Loaded(data.part(published=published, judged_on=data.judged_on), beside)
 
@@ -52,10 +52,10 @@ def _covers(asked: Asked[Config], stored: Results, results: Results) -> bool:
 
 def _again(asked: Asked[Config], workdir: Workdir) -> None:
     """Draws the eigenvalues beside a baseline's."""
-    beside = _squeezed.baseline(asked.group(Students).baseline)
+    beside = squeezed.baseline(asked.group(Students).baseline)
     known = workdir.read_json("results.json")
     if "accuracy" in known and beside is not None:
-        _squeezed.draw(workdir, beside, known)
+        squeezed.draw(workdir, beside, known)
         stored = workdir.read_json("config.json")
         stored["baseline"] = asked.group(Students).baseline
         workdir.write_json("config.json", stored)
@@ -65,9 +65,14 @@ def _work(job: Job, loaded: Loaded) -> Results:
     """Makes the set, trains on it and attacks."""
     (images, beside), asked, workdir = loaded, job.asked, job.workdir
     config, students, earlier = asked.config, asked.group(Students), workdir.earlier()
-    made = _squeezed.kept(asked, workdir, images) if earlier else None
+    made = squeezed.kept(config, workdir, images) if earlier else None
     seconds = earlier.get("seconds", {}) if made else {}
-    made = made or _squeezed.make(job, images)
+    made = made or squeezed.make(
+        *(asked.method, config, images),
+        key=jax.random.key(job.seed),
+        loops=job,
+        dataset=asked.group(Images).dataset,
+    )
     model = made.model
     results: dict[str, Any] = {
         "method": asked.method.name,
@@ -84,20 +89,20 @@ def _work(job: Job, loaded: Loaded) -> Results:
         "accuracy_squeezed": soft_students.accuracy(images, model, made.squeezed),
     }
     if students.evaluate:
-        key = squeezed.keys(jax.random.key(job.seed)).evaluate
+        key = keys(jax.random.key(job.seed)).evaluate
         found = soft_students.attacked(
             *(images, model, made.student, students),
             key=key,
             stage=job.stage("evaluate"),
         )
         with job.timer("evaluate")():
-            values = _squeezed.eigenvalues(workdir, images, made, key)
+            values = squeezed.eigenvalues(workdir, images, made, key)
         results |= {
             "accuracy": found.accuracy,
             "autoattack_left": found.left,
             "top_hessian_eigenvalue": {k: float(np.mean(v)) for k, v in values.items()},
         }
-        _squeezed.draw(workdir, beside, results)
+        squeezed.draw(workdir, beside, results)
     spent = job.seconds()
     spent["compile"] += seconds.get("compile", 0.0)
     # The largest of the checkpoints, made again in a moment.

@@ -12,19 +12,20 @@ import jax
 import numpy as np
 
 from experiments import _flags, _made
-from experiments._groups import Run, Tested
+from experiments._groups import Run
 from experiments._job import Job
 from experiments._kinds import Kind, Results
 from experiments._made import Loaded
 from experiments._program import Asked
 from ntk_privacy import resume
+from ntk_privacy.data.choice import Tested
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import class_images, mtt, real, student
 from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.evaluation import JUDGES, copies, rates, students
 from ntk_privacy.method import Method, field
 from ntk_privacy.models import ConvNet, saved
-from ntk_privacy.reports import loss_plots
+from ntk_privacy.reports import loss_plots, made_set, sets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,12 +63,19 @@ def _work(job: Job, loaded: Loaded) -> Results:
     (images, (key_method, key_networks, key_random)), asked = loaded, job.asked
     flags, each = asked.group(Students), asked.config.images_per_class
     normal = images.normal._asdict()
-    made = _made.make(job, images, key_method, "condense", **normal)
-    _made.draw(job, images, made, asked.method.name)
+    made = made_set.made_or_read(
+        *(asked.method, asked.config, images),
+        key=key_method,
+        loops=job,
+        called="condense",
+        **normal,
+    )
+    dataset, path = asked.group(Tested).dataset, job.workdir.path("distilled.png")
+    sets.draw_classes(images, made, path, called=asked.method.name, dataset=dataset)
     loss_plots.losses(
         {asked.method.name: np.asarray(made.losses)},
         job.workdir.path("losses.png"),
-        title=f"{asked.method.name} on {asked.group(Tested).dataset}",
+        title=f"{asked.method.name} on {dataset}",
         kind=asked.method.loss,
     )
     shown = JUDGES["copies"].run(images, made, copies.Config(), key=key_networks)

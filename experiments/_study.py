@@ -11,16 +11,42 @@ from typing import Any
 
 from experiments import _flags, _networks, _run
 from experiments._flags import UsageError
-from experiments._groups import Data, Run
+from experiments._groups import Run
 from experiments._kinds import Kind, Results
 from experiments._network_flags import Networks
 from experiments._program import Asked
-from experiments._study_config import cells
+from ntk_privacy.data.choice import Data
 from ntk_privacy.reports import studies, study_plots
 
 _OPTIONS = ("num_runs", "num_finite_runs", "methods", "evaluate")
 # One folder may hold both studies, of any methods.
 _SHARED = ("method", "preset", "attack", "studies", *_OPTIONS)
+
+
+def cells(study: Asked[studies.Config]) -> list[Asked[Any]]:
+    """Returns what each cell asks for, the methods of a seed together."""
+    flags, run, name = study.group(Networks), study.group(Run), study.method.name
+    given = {
+        k: v for k, v in study.flat().items() if k != "noise_ratio" or v is not None
+    }
+    found = []
+    for nth in range(flags.num_runs):
+        for method in study.config.methods or studies.APPLICABLE[name]:
+            seed = run.seed + nth
+            own = {
+                "evaluate": name == "table" or flags.evaluate,
+                "attack": name == "defence",
+                "num_runs": 1,
+                "num_finite_runs": int(nth < flags.num_trained),
+                "seed": seed,
+                "workdir": str(pathlib.Path(run.workdir) / f"{method}_{seed}"),
+            }
+            names = study.program.names(method) - (
+                {"noise_ratio"} if method == "kip" else set()
+            )
+            cell = {k: v for k, v in {**given, **own}.items() if k in names}
+            found.append(study.program.asked(method, **cell))
+    return found
 
 
 def _check(asked: Asked[Any]) -> None:

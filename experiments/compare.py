@@ -16,20 +16,34 @@ import dataclasses
 import functools
 from typing import Any
 
-from experiments import _compare_flags, _flags, _run
-from experiments._compare_flags import Budget, Poison
-from experiments._compared import Comparison
-from experiments._groups import Run, Tested
+from experiments import _flags, _run
+from experiments._groups import Run
 from experiments._job import Job
 from experiments._kinds import Kind, Results
 from experiments._program import Asked, Program
+from ntk_privacy import _checks
+from ntk_privacy.data.choice import Tested
 from ntk_privacy.data.image_set import ImageSet
-from ntk_privacy.distillation import class_images
+from ntk_privacy.distillation import timed
+from ntk_privacy.distillation.timed import SUFFIX, Budget
 from ntk_privacy.evaluation import JUDGES, students
-from ntk_privacy.method import Method
+from ntk_privacy.method import Method, field
 from ntk_privacy.poisoning import Scene, scene
+from ntk_privacy.reports.comparison import Comparison
 
-Loaded = tuple[ImageSet, dict[int, Scene]]
+Loaded = tuple[ImageSet, dict[str, Any], dict[int, Scene]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Poison:
+    """The poison."""
+
+    rate: float = field(0.01, "Poison, as a share of the training set.")
+    num_seeds: int = field(1, "Of the attacks: sets, networks and targets.")
+
+    def __post_init__(self):
+        _checks.positive(rate=self.rate)
+        _checks.at_least(1, num_seeds=self.num_seeds)
 
 
 def _at_budget(judge: str, **more: Any) -> Method[Any]:
@@ -43,34 +57,62 @@ def _at_budget(judge: str, **more: Any) -> Method[Any]:
     return dataclasses.replace(record, presets=presets)
 
 
+def _check_names(asked: Asked[Any]) -> None:
+    """Refuses names of no method, with a suffix or without; raises ValueError."""
+    known = tuple(timed.methods())
+    if asked.method.name == "attacks":
+        known += tuple(name + SUFFIX for name in known)
+        count = asked.group(Poison).num_seeds
+        _flags.check_seeds(asked.group(Run).seed, num_seeds=count)
+    for name in asked.group(Budget).methods:
+        _checks.one_of(known, methods=name)
+
+
+def _passed_over(asked: Asked[Any]) -> dict[str, str]:
+    """Returns flags that are not read, each with the choice that makes it so."""
+    names, out = asked.group(Budget).methods, {}
+    if not any(hasattr(timed.method_of(name).config, "num_targets") for name in names):
+        out["num_targets"] = "--methods that make no kernel"
+    if not any(name.endswith(SUFFIX) for name in names):
+        flat = "--methods without _curvature"
+        out |= dict.fromkeys(("penalty_weight", "penalty_step"), flat)
+    return out
+
+
 def _load(asked: Asked[Any]) -> Loaded:
-    """Returns images, and what is poisoned by seed; refuses what does not fit them."""
-    budget, data = asked.group(Budget), asked.group(Tested)
-    images = data.part(published=asked.preset == "paper")
+    """Returns images, configs by method, and what is poisoned by seed, all checked."""
+    budget, flat = asked.group(Budget), asked.flat()
+    shared = ("width", "rate", "penalty_weight", "penalty_step")
+    given = {flag: flat[flag] for flag in shared if flag in flat}
+    images = asked.group(Tested).part(published=asked.preset == "paper")
     with _flags.usage():
-        what = "what the sets are compared with"
-        class_images.check_start(images, budget.images_per_class, what)
-        for name in budget.methods:
-            method = _compare_flags.method_of(name)
-            try:
-                method.check(images, _compare_flags.configured(asked, name))
-            except ValueError as error:
-                told = f"num_train={data.num_train}: {method.name}: {error}"
-                raise ValueError(told) from error
+        configs = timed.at_budget(images, budget, asked.preset, **given)
         if asked.method.name != "attacks":
-            return images, {}
+            return images, configs, {}
         # All at once: a seed that cannot be is told before anything is made.
         first, poison = asked.group(Run).seed, asked.group(Poison)
         seeds = range(first, first + poison.num_seeds)
-        return images, {s: scene(images, seed=s, rate=poison.rate) for s in seeds}
+        drawn = {s: scene(images, seed=s, rate=poison.rate) for s in seeds}
+        return images, configs, drawn
 
 
 def _work(job: Job, loaded: Loaded) -> Results:
-    images, scenes = loaded
-    comparison = Comparison(job, images)
-    attacked = job.asked.method.name == "attacks"
+    (images, configs, scenes), asked = loaded, job.asked
+    comparison = Comparison(
+        images=images,
+        budget=asked.group(Budget),
+        configs=configs,
+        judge=asked.method,
+        judging=asked.config,
+        seed=job.seed,
+        dataset=asked.group(Tested).dataset,
+        loops=job,
+        show=asked.group(Run).progress or None,
+    )
     results = (
-        comparison.by_attacks(scenes) if attacked else comparison.by_architectures()
+        comparison.by_attacks(scenes, rate=asked.group(Poison).rate)
+        if scenes
+        else comparison.by_architectures()
     )
     job.workdir.write_text("table.md", results["markdown"] + "\n")
     return results
@@ -81,8 +123,8 @@ def _kind(judge: Method[Any]) -> Kind:
     return Kind(
         groups=(Budget, *poison, Tested, Run),
         defaults=lambda *_: {"dataset": "mnist", "workdir": "runs/compare"},
-        passed_over=_compare_flags.passed_over,
-        check=_compare_flags.check_names,
+        passed_over=_passed_over,
+        check=_check_names,
         load=_load,
         work=_work,
         told=lambda asked, results: _run.placed(asked, results["markdown"], "table.md"),

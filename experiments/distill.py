@@ -26,7 +26,6 @@ from experiments import (
     _soft_students,
     _students,
     _study,
-    _study_config,
 )
 from experiments._kinds import Kind
 from experiments._program import Program
@@ -34,11 +33,12 @@ from ntk_privacy import distillation
 from ntk_privacy.distillation import squeezed
 from ntk_privacy.distillation.regressed import TaskConfig
 from ntk_privacy.method import Method
+from ntk_privacy.reports import studies
 
 
 def _kind(method: Method[Any]) -> Kind:
     """Returns what is done with the sets of a method, by what their labels are."""
-    if issubclass(method.config, _study_config.Config):
+    if issubclass(method.config, studies.Config):
         return _study.KIND
     if issubclass(method.config, squeezed.Config):
         return _soft_students.KIND
@@ -48,7 +48,7 @@ def _kind(method: Method[Any]) -> Kind:
 
 PROGRAM = Program(
     about="Distils a small training set, trains on it, and attacks that.",
-    methods=collections.ChainMap(_study_config.METHODS, distillation.METHODS),
+    methods=collections.ChainMap(studies.METHODS, distillation.METHODS),
     kind=_kind,
     default="rkip",
     former={("table", True): "table", ("defence", True): "defence"},

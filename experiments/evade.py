@@ -18,22 +18,23 @@ from typing import Any
 import jax
 
 from experiments import _flags, _run
-from experiments._groups import Run, Source
+from experiments._groups import Run
 from experiments._job import Job
 from experiments._kinds import Kind, Results
 from experiments._program import Asked, Program
-from experiments._workdir import Workdir
 from ntk_privacy.data import ArgumentError
+from ntk_privacy.data.choice import Choice
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.evaluation import attacked_model, attacked_set
 from ntk_privacy.evaluation.attacked_model import Model
 from ntk_privacy.evaluation.attacked_set import Config as Attacks
 from ntk_privacy.method import field
 from ntk_privacy.reports import adversarial_plots, summaries
+from ntk_privacy.reports.workdir import Workdir
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Images(Source):
+class Images(Choice):
     """Images."""
 
     num_attacked: int | None = field(

@@ -14,14 +14,24 @@ again with the same --workdir, it goes on.
 import dataclasses
 from typing import Any, Literal
 
-from experiments import _flags, _kernels, _run
-from experiments._groups import Run, TaskImages
-from experiments._kinds import Kind
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import _flags, _run
+from experiments._groups import Run
+from experiments._job import Job
+from experiments._kinds import Kind, Results
 from experiments._program import Asked, Program
 from ntk_privacy import _checks
+from ntk_privacy.data.choice import TaskImages
+from ntk_privacy.evaluation import kernel_study
+from ntk_privacy.kernels import blockwise, named
 from ntk_privacy.kernels.named import BUDGET, KERNELS
 from ntk_privacy.method import Method, field
-from ntk_privacy.reports import summaries
+from ntk_privacy.reports import kernel_plots, summaries
+
+Loaded = tuple[named.Kernel, jax.Array, jax.Array, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +84,40 @@ def _check(asked: Asked[Any]) -> None:
         )
 
 
+def _load(asked: Asked[Any]) -> Loaded:
+    """Returns kernel, images, targets and classes, before anything is written."""
+    dataset, key = asked.group(TaskImages).load(asked.group(Run).seed)
+    flags = asked.group(Blocks)
+    dtype = jnp.dtype(flags.precision)
+    x, y = jnp.asarray(dataset.x_train, dtype), jnp.asarray(dataset.y_train, dtype)
+    with _flags.usage():
+        try:
+            problem = named.Problem(x, y.shape[1])
+            kernel = asked.method.run(problem, asked.config, key=key)
+        except ImportError as error:
+            raise ValueError(f"kernel={asked.method.name}: {error}") from error
+        if flags.stream:
+            blockwise.size_within(kernel.fn, x[:1], named.bytes_of(flags.budget))
+    return kernel, x, y, dataset.class_train
+
+
+def _work(job: Job, loaded: Loaded) -> Results:
+    name, flags, workdir = job.asked.method.name, job.asked.flat(), job.workdir
+    training = ("train", "stop_loss", "max_train_steps")
+    found = kernel_study.study(
+        *loaded,
+        called=name,
+        path=workdir.path("kernel.npy") if flags["stream"] else None,
+        budget=flags["budget"],
+        stage=job.by_loop({"blocks": "kernel"}),
+        **{flag: flags[flag] for flag in training if flag in flags},
+    )
+    kernel_plots.study(found, workdir.folder, called=f"{name}, {flags['dataset']}")
+    workdir.write_arrays("arrays.npz", **found.arrays)
+    told = {"kernel": name, "dataset": flags["dataset"], "num_images": len(loaded[1])}
+    return told | {"seed": job.seed, **found.figures, "seconds": job.seconds()}
+
+
 def _kind(method: Method[Any]) -> Kind:
     trained = (Training,) if "training" in method.wants else ()
     return Kind(
@@ -81,8 +125,8 @@ def _kind(method: Method[Any]) -> Kind:
         defaults=lambda *_: {"num_train": 100, "workdir": "runs/kernel"},
         passed_over=_passed_over,
         check=_check,
-        load=_kernels.load,
-        work=_kernels.work,
+        load=_load,
+        work=_work,
         timers=("kernel", "train"),
         told=lambda asked, results: _run.placed(
             asked, summaries.kernel(results), "kernel.png, spectrum.png"

@@ -15,16 +15,17 @@ import dataclasses
 from typing import Any
 
 from experiments import _flags, _run
-from experiments._groups import Run, Tested
+from experiments._groups import Run
 from experiments._job import Job
 from experiments._kinds import Kind, Results
-from experiments._pieces import Pieces
 from experiments._program import Asked, Program
 from ntk_privacy import distillation, poisoning
+from ntk_privacy.data.choice import Tested
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.evaluation import poisoned_sets, poisoned_table, students
 from ntk_privacy.method import Method, field
 from ntk_privacy.reports import poisoned_plots
+from ntk_privacy.reports.pieces import Pieces
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

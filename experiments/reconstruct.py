@@ -9,27 +9,29 @@ Killed at any moment and started again with the same --workdir, it goes on.
 """
 
 import dataclasses
+import re
 from typing import Any, Literal
 
 import jax
 
-from experiments import _attacked, _flags, _run, _sweep
-from experiments._groups import Run, TaskImages
+from experiments import _flags, _run, _sweep
+from experiments._groups import Run
 from experiments._job import Job
 from experiments._kinds import Kind, Results
 from experiments._program import Asked, Program
-from experiments._read_back import written
 from ntk_privacy import data
+from ntk_privacy.data.choice import TaskImages
+from ntk_privacy.evaluation import limits
 from ntk_privacy.method import Method, field
-from ntk_privacy.reconstruction import METHODS
-from ntk_privacy.reports import summaries
+from ntk_privacy.reconstruction import METHODS, Reconstruction, attacker, victims
+from ntk_privacy.reports import reconstructions, summaries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReconstructRun(Run):
     """The run."""
 
-    sweep: Literal[*_sweep.SWEEPS] | None = field(
+    sweep: Literal[*limits.STUDIES] | None = field(
         None,
         "Limits study over images, widths, dynamics, sets and tasks: all of it, what "
         "two cores finish in an hour, or a taste of it on digits.",
@@ -57,28 +59,46 @@ def _passed_over(asked: Asked[Any]) -> dict[str, str]:
 def _load(asked: Asked[Any]) -> tuple[data.Dataset, jax.Array]:
     dataset, key = asked.group(TaskImages).load(asked.group(Run).seed)
     with _flags.usage():
-        known = asked.group(_attacked.network(asked.method)).before(dataset)
+        known = asked.group(victims.network(asked.method)).before(dataset)
         asked.method.check(known, asked.config)
     return dataset, key
 
 
 def _work(job: Job, loaded: tuple[data.Dataset, jax.Array]) -> Results:
     (dataset, key), asked = loaded, job.asked
-    network = asked.group(_attacked.network(asked.method))
+    network = asked.group(victims.network(asked.method))
     victim = network.train(dataset, key, job.stage("train", description="train"))
-    with _run.recorded() as told:
-        found, of_seed = _attacked.attack(asked, dataset, victim, job.stage("attack"))
+    with _run.recorded() as warned:
+        found, of_seed = attacker.attack(
+            *(asked.method, asked.config, dataset, victim),
+            asked.group(attacker.Told),
+            seed=job.seed,
+            num_seeds=network.num_seeds,
+            stage=job.stage("attack"),
+        )
+    told = _naming_flags(found), asked.method.name
     return {
-        "warnings": told,
+        "warnings": warned,
         "method": asked.method.name,
         "dataset": asked.group(TaskImages).dataset,
         "width": network.width,
         "num_images": len(dataset.x_train),
         "seed": job.seed,
-        **written(job.workdir, dataset, victim, found, asked.method.name),
+        **reconstructions.written(job.workdir.folder, dataset, victim, *told),
         **of_seed,
         "seconds": job.seconds(),
     }
+
+
+def _naming_flags(found: Reconstruction) -> Reconstruction:
+    """Names flags where the library names arguments and functions."""
+
+    def named(message: str) -> str:
+        message = message.replace("reconstruction.kkt.reconstruct", "--method=kkt")
+        return re.sub(r"(?<![-_\w])num_images", "--known_num_images", message)
+
+    verdict = found.verdict._replace(reason=named(found.verdict.reason))
+    return found._replace(message=named(found.message), verdict=verdict)
 
 
 def _told(asked: Asked[Any], results: Results) -> str:
@@ -92,7 +112,7 @@ def _told(asked: Asked[Any], results: Results) -> str:
 def _kind(method: Method[Any]) -> Kind:
     return Kind(
         groups=(
-            *(TaskImages, _attacked.network(method), _attacked.told(method)),
+            *(TaskImages, victims.network(method), attacker.told(method)),
             ReconstructRun,
         ),
         defaults=_defaults,

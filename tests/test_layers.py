@@ -14,6 +14,7 @@ FILES = sorted(
 MAX_LINES = 450
 MAX_LINES_OF_BINARIES = 150
 LONGER = ("_flags", "_run")
+MAX_LINES_OF_ALL_BINARIES = 3000
 
 # From the bottom up; what shares a line never imports its neighbours.
 LAYERS = (
@@ -193,6 +194,13 @@ def test_files_stay_short_and_unpickled(path):
     assert lines <= limit, f"{lines} lines: split the file by what it does"
     assert path.stem != "utils"
     assert pickling(path.read_text(), _module(path)) == []
+
+
+def test_binaries_are_thin():
+    binaries = [path for path in FILES if path.is_relative_to(ROOT / "experiments")]
+    lines = sum(len(path.read_text().splitlines()) for path in binaries)
+    told = "what knows nothing of flags belongs into ntk_privacy"
+    assert 0 < lines <= MAX_LINES_OF_ALL_BINARIES, f"{lines} lines: {told}"
 
 
 @pytest.mark.parametrize(

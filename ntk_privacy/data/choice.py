@@ -1,18 +1,20 @@
-"""An image set that a few values choose: a name, or the place of one's own images."""
+"""Images that a few values choose: a named set or one's own, and how many of them."""
 
 import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from ntk_privacy import _checks
-from ntk_privacy.data import image_folder, places
-from ntk_privacy.data.dataset import ArgumentError
+from ntk_privacy.data import draws, image_folder, places
+from ntk_privacy.data.dataset import ArgumentError, Dataset
 from ntk_privacy.data.image_set import ImageSet
-from ntk_privacy.data.sets import SETS, Foretold, foretold, load_set
+from ntk_privacy.data.sets import SETS, Foretold, foretold, load, load_set
 from ntk_privacy.method import field
 
-__all__ = ["FOLDER", "Choice"]
+__all__ = ["FOLDER", "Choice", "Data", "TaskImages", "Tested"]
 
 FOLDER = "image_folder"
 """The set that is the folder of pictures at data_dir: so it was called at first."""
@@ -61,6 +63,8 @@ class Choice:
     def __post_init__(self):
         for name, value in _filled_in(self).items():
             object.__setattr__(self, name, value)
+        counts = {k: n for k, n in vars(self).items() if k.startswith("num_")}
+        _checks.at_least(1, **{k: n for k, n in counts.items() if n is not None})
 
     def foretold(self) -> Foretold:
         """Returns what is known of the images before they are read."""
@@ -97,6 +101,86 @@ class Choice:
         if self.dataset in SETS:
             return SETS[self.dataset].image_shape
         return _own_shape(**self.source())
+
+    def not_results(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns flags that may differ when a run goes on in its folder.
+
+        Args:
+            names: Those flags, for sets whose place does not say what is in them.
+        """
+        if self.dataset == FOLDER:
+            return (*(n for n in names if n != "data_dir"), "fingerprint")
+        if self.dataset in SETS:
+            # Absent from older folders.
+            return (*names, "image_size", "fingerprint")
+        # Of images that are gone, what was made of them may still be looked at; others
+        # are the same wherever they lie.
+        gone = self.fingerprint is None
+        return (*names, "fingerprint" if gone else "dataset")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data(Choice):
+    """Images."""
+
+    num_train: int | None = field(
+        None,
+        "Training images, balanced over the classes of a task if there is one; none is "
+        "all.",
+        former=("num_images",),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tested(Data):
+    """Images.
+
+    Example:
+        >>> from ntk_privacy.data import choice
+        >>> chosen = choice.Tested(dataset="digits", num_train=300, num_test=50)
+        >>> len(chosen.part(published=False).x_test)
+        50
+    """
+
+    num_test: int | None = field(None, "Test images; none is all of them.")
+
+    def part(self, *, published: bool, **chosen: Any) -> ImageSet:
+        """Returns a random part of the images that is the same for every seed.
+
+        Args:
+            published: Whether to normalise by the constants of published code.
+            **chosen: Further arguments of `ImageSet.subset`.
+
+        Raises:
+            ArgumentError: There are not so many, or see `source`.
+        """
+        whole, chosen["num_train"] = self.read(), self.num_train
+        images = whole.subset(num_test=self.num_test, **chosen)
+        return images.by_published() if published else images
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskImages(Data):
+    """Images."""
+
+    task: str | None = field(
+        None,
+        "odd_even, animal_vehicle, two_classes or all_classes; none is the set's "
+        "binary task, if it has one.",
+    )
+    num_train: int = field(
+        20, "Training images N, balanced over the classes.", former=("num_images",)
+    )
+
+    def load(self, seed: int) -> tuple[Dataset, jax.Array]:
+        """Returns the images of a seed, and the key of a network's weights.
+
+        Raises:
+            ArgumentError: They do not split so, or see `source`.
+        """
+        key_data, key_init = draws.keys(seed)
+        place, sizes = self.source(), {"num_train": self.num_train, "task": self.task}
+        return load(**place, **sizes, key=key_data), key_init
 
 
 def _place(choice: Choice) -> Path | None:

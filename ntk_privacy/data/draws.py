@@ -100,3 +100,14 @@ def _shuffled(key: jax.Array, count: int) -> Int32[np.ndarray, " n"]:
     # One draw for all classes: jax.random.permutation compiles anew for each size.
     priority = np.asarray(jax.random.bits(key, (count,), "uint32"))
     return np.argsort(priority, kind="stable").astype(np.int32)
+
+
+def keys(seed: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the keys of a run's images, and of a network's weights.
+
+    Args:
+        seed: Of the run, in [0, 2**32).
+    """
+    key = jax.random.fold_in(jax.random.key(0), seed)
+    key_data, key_init = jax.random.split(key)
+    return key_data, key_init

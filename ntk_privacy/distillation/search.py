@@ -31,7 +31,9 @@ __all__ = [
     "descend",
     "guarded",
     "init",
+    "lost",
     "minimize",
+    "num_steps",
     "resume",
 ]
 
@@ -98,6 +100,26 @@ Objective = Callable[[Array, Array, Any, Any], Float[Array, ""]]
 `rows` is a pytree of arrays with one row per target, of which a step may see a batch;
 `constants` is one that it always sees whole.
 """
+
+
+def num_steps(made: Distilled) -> int:
+    """Returns the steps that a set took."""
+    return int(getattr(made.state, "steps", len(made.losses)))
+
+
+def lost(method: str, config: object, made: Distilled) -> str:
+    """Returns what to do about a set whose loss is not finite.
+
+    Args:
+      method: what it is of.
+      config: of the method.
+      made: the set.
+    """
+    names = ("learning_rate", "step_size", "diag_reg")
+    told = {n: f"{n}={getattr(config, n)}" for n in names if hasattr(config, n)}
+    ridge = f", or raise {told.pop('diag_reg')}" if "diag_reg" in told else ""
+    rates = f": lower {' or '.join(told.values())}{ridge}" if told else ""
+    return f"The loss of {method} is not finite after {num_steps(made)} steps{rates}."
 
 
 def balanced_labels(

@@ -43,6 +43,7 @@ __all__ = [
     "attacked",
     "eigenvalues",
     "train",
+    "trained",
 ]
 
 ATTACKS: Mapping[str, str] = {
@@ -170,6 +171,43 @@ def train(
     )
     student = ran.result
     return Network(student.params, student.stats, ran.losses.astype(np.float32))
+
+
+def trained(
+    images: ImageSet,
+    distilled: Distilled,
+    config: Config | squeezed.Config,
+    *,
+    key: Array,
+    stage: Stage = straight,
+) -> Network:
+    """Trains a student of the config's network on a set, see `train`.
+
+    Args:
+      images: that were distilled.
+      distilled: of sre2l or cda.
+      config: of the network and its training.
+      key: typed key, that of the set's method.
+      stage: runs the loop.
+
+    Raises:
+      ValueError: the set has no soft labels, or see `train`.
+    """
+    labels = getattr(distilled.state, "soft_labels", None)
+    if labels is None:
+        raise ValueError(
+            "labels are not soft: give a set with labels of every view, of sre2l or "
+            "cda."
+        )
+    return train(
+        distilled.images,
+        labels,
+        model=squeezed.network(images, config),
+        key=squeezed.keys(key).post_train,
+        num_epochs=config.num_epochs,
+        temperature=config.temperature,
+        stage=stage,
+    )
 
 
 def accuracy(images: ImageSet, model: ResNet18, network: Network) -> float:
@@ -319,22 +357,8 @@ def _run(
     stage: Stage = straight,
 ) -> Judged:
     """Trains a student on a set and judges it; `key` is that of the set's method."""
-    labels = getattr(distilled.state, "soft_labels", None)
-    if labels is None:
-        raise ValueError(
-            "labels are not soft: give a set with labels of every view, of sre2l or "
-            "cda."
-        )
     keys, model = squeezed.keys(key), squeezed.network(images, config)
-    student = train(
-        distilled.images,
-        labels,
-        model=model,
-        key=keys.post_train,
-        num_epochs=config.num_epochs,
-        temperature=config.temperature,
-        stage=stage,
-    )
+    student = trained(images, distilled, config, key=key, stage=stage)
     found = attacked(images, model, student, config, key=keys.evaluate, stage=stage)
     top = eigenvalues(images, model, student, key=keys.evaluate)
     figures = {"accuracy": found.accuracy, "autoattack_left": found.left}

@@ -8,11 +8,9 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Array, Float
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from ntk_privacy import _checks
-from ntk_privacy.reports.plots import _COLOURS, _save
+from ntk_privacy.reports.plots import _COLOURS, drawn
 
 __all__ = ["eigenvalues"]
 
@@ -44,11 +42,7 @@ def eigenvalues(
     _checks.positive(largest_eigenvalue=largest)
     low = largest * 10.0**-_DECADES
     bins = np.geomspace(low, largest * 1.001, _BINS + 1)
-    with rc_context(
-        {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    ):
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-        axes = figure.add_subplot()
+    with drawn(path, title=title, size=(7.2, 4.2)) as axes:
         for i, (name, each) in enumerate(values.items()):
             colour = _COLOURS[i % len(_COLOURS)]
             label = f"{name}: mean {each.mean():.3g}, median {np.median(each):.3g}"
@@ -63,6 +57,4 @@ def eigenvalues(
             "top eigenvalue of the loss's Hessian in the image (dashed: mean)"
         )
         axes.set_ylabel("images")
-        axes.set_title(title, fontsize=12)
         axes.legend(frameon=False, fontsize=9)
-        _save(figure, path)

@@ -2,7 +2,6 @@
 
 import pathlib
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -11,17 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ntk_privacy import _checks
-from ntk_privacy.reports.plots import _COLOURS, _STYLES, _save
+from ntk_privacy.evaluation.kernel_study import Studied
+from ntk_privacy.reports.plots import _COLOURS, _STYLES, _save, drawn
 
-__all__ = ["distances", "picture", "spectrum"]
+__all__ = ["distances", "picture", "spectrum", "study"]
 
 _MAX_MARKED = 60  # points beyond which a line says more than markers
-
-
-def _styled() -> AbstractContextManager[None]:
-    return rc_context(
-        {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    )
 
 
 def picture(
@@ -89,9 +83,7 @@ def spectrum(
     """
     _checks.at_least(1, num_spectra=len(spectra))
     lowest = np.inf
-    with _styled():
-        figure = Figure(figsize=(7.2, 4.6), layout="constrained")
-        axes = figure.add_subplot()
+    with drawn(path, title=title) as axes:
         for i, (label, values) in enumerate(spectra.items()):
             values = np.sort(np.asarray(values, np.float64))[::-1]
             positive = values > 0
@@ -117,10 +109,8 @@ def spectrum(
         axes.set_yscale("log" if np.isfinite(lowest) else "linear")
         axes.set_xlabel("eigenvalue, sorted by size (rank)")
         axes.set_ylabel("eigenvalue (unit of the kernel)")
-        axes.set_title(title, fontsize=12)
         axes.grid(which="major", color="0.9", linewidth=0.7)
         axes.legend(frameon=False, fontsize=10)
-        _save(figure, path)
 
 
 def distances(
@@ -150,7 +140,9 @@ def distances(
     after = steps[steps > 0]
     edge = after[0] / 2 if len(after) else 1.0
     steps = np.maximum(steps, edge)
-    with _styled():
+    with rc_context(
+        {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    ):
         figure = Figure(figsize=(7.2, 5.2), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True)
         rows = (
@@ -171,3 +163,27 @@ def distances(
         upper.set_title(title, fontsize=12)
         lower.set_xlabel("training step (step 0 at the left edge)")
         _save(figure, path)
+
+
+def study(found: Studied, folder: pathlib.Path, *, called: str) -> None:
+    """Draws a kernel, its spectrum and, where it was trained, its distances.
+
+    Args:
+      found: of `evaluation.kernel_study`.
+      folder: of kernel.png, spectrum.png and distance.png.
+      called: kernel and images, for the titles.
+    """
+    moved, shown = found.moved, len(found.part)
+    if moved is not None:
+        path = folder / "distance.png"
+        distances(moved.steps, moved.distances, moved.losses, path)
+    few = f" of {found.num_images}" * (shown < found.num_images)
+    title = f"{called}, {shown} images{few}"
+    picture(found.part, folder / "kernel.png", title=title)
+    largest = max(float(values[0]) for values in found.spectra.values())
+    spectrum(
+        found.spectra,
+        folder / "spectrum.png",
+        title=f"Spectrum: {title}",
+        rounding=float(np.finfo(found.arrays["labels"].dtype).eps) * largest,
+    )

@@ -5,11 +5,9 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Array, Float
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from ntk_privacy import _checks
-from ntk_privacy.reports.plots import _COLOURS, _STYLES, _save
+from ntk_privacy.reports.plots import _COLOURS, _STYLES, drawn
 
 __all__ = ["losses"]
 
@@ -39,11 +37,7 @@ def losses(
     """
     _checks.at_least(1, num_histories=len(histories), every=every)
     unit = "steps" if every == 1 else f"losses, one in {every} steps"
-    with rc_context(
-        {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    ):
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-        axes = figure.add_subplot()
+    with drawn(path, title=title, size=(7.2, 4.2)) as axes:
         for i, (label, history) in enumerate(histories.items()):
             history = np.asarray(history, np.float64)
             steps = 1 + every * np.arange(len(history))
@@ -67,8 +61,6 @@ def losses(
             axes.set_yscale("log")
         axes.set_xlabel("step")
         axes.set_ylabel(f"loss ({kind})")
-        axes.set_title(title, fontsize=12)
         axes.grid(which="major", color="0.9", linewidth=0.7)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=10)
-        _save(figure, path)

@@ -4,14 +4,16 @@ Figures are made without pyplot, so that nothing global is touched, and files ap
 whole or not at all.
 """
 
+import contextlib
 import io
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -20,7 +22,7 @@ from ntk_privacy import _checks
 from ntk_privacy.evaluation.reconstruction_curve import squared_distance_at
 from ntk_privacy.reports.atomic import replacing
 
-__all__ = ["MAX_PAIRS", "curve", "gallery", "pictures", "scatter"]
+__all__ = ["MAX_PAIRS", "curve", "drawn", "gallery", "pictures", "scatter"]
 
 MAX_PAIRS = 60
 """The most pairs that a gallery shows; of more, evenly chosen ones."""
@@ -42,6 +44,32 @@ def _save(figure: Figure, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         return
     with replacing(path) as temporary:
         figure.savefig(temporary, **options)
+
+
+@contextlib.contextmanager
+def drawn(
+    path: str | pathlib.Path, *, title: str, size: tuple[float, float] = (7.2, 4.6)
+) -> Iterator[Axes]:
+    """Yields the axes of a figure in the style of all, and then writes it.
+
+    Args:
+      path: the PNG to write.
+      title: above the axes.
+      size: of the figure, inches.
+    """
+    with rc_context(
+        {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        yield axes
+        axes.set_title(title, fontsize=12)
+        _save(figure, path)
+
+
+def _legend_below(axes: Axes, count: int) -> None:
+    below = {"loc": "outside lower center", "ncols": 1 if count < 4 else 2}
+    axes.figure.legend(**below, frameon=False, fontsize=10)
 
 
 def curve(
@@ -74,9 +102,7 @@ def curve(
     low = min([threshold / 3, *drawable]) / 3
     high = max([threshold, *drawable]) * 3
     longest = max(1, *(len(v) for v in sorted_curves.values()))
-    with rc_context({"font.size": 11, "axes.spines.top": False}):
-        figure = Figure(figsize=(7.2, 4.6), layout="constrained")
-        axes = figure.add_subplot()
+    with drawn(path, title=title) as axes:
         axes.axhspan(low, threshold, color="#009E73", alpha=0.08, linewidth=0)
         axes.axhline(
             threshold,
@@ -105,14 +131,8 @@ def curve(
         locator.set_params(integer=True)
         axes.set_xlabel("training image, sorted by distance (rank)")
         axes.set_ylabel("squared L2 distance (intensity²)")
-        axes.set_title(title, fontsize=12)
         axes.grid(which="major", color="0.9", linewidth=0.7)
-        axes.spines["right"].set_visible(False)
-        columns = 1 if len(curves) < 4 else 2
-        figure.legend(
-            loc="outside lower center", ncols=columns, frameon=False, fontsize=10
-        )
-        _save(figure, path)
+        _legend_below(axes, len(curves))
 
 
 def scatter(
@@ -137,9 +157,7 @@ def scatter(
       ValueError: there is no series.
     """
     _checks.at_least(1, num_series=len(series))
-    with rc_context({"font.size": 11, "axes.spines.top": False}):
-        figure = Figure(figsize=(7.2, 4.6), layout="constrained")
-        axes = figure.add_subplot()
+    with drawn(path, title=title) as axes:
         for i, (label, pairs) in enumerate(series.items()):
             points = np.asarray(pairs, np.float64).reshape(-1, 2)
             points = points[np.isfinite(points).all(1) & (points > 0).all(1)]
@@ -160,14 +178,8 @@ def scatter(
             axes.set_yscale("log")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.set_title(title, fontsize=12)
         axes.grid(which="major", color="0.9", linewidth=0.7)
-        axes.spines["right"].set_visible(False)
-        columns = 1 if len(series) < 4 else 2
-        figure.legend(
-            loc="outside lower center", ncols=columns, frameon=False, fontsize=10
-        )
-        _save(figure, path)
+        _legend_below(axes, len(series))
 
 
 def _even_choice(count: int, limit: int) -> list[int]:

@@ -1,18 +1,22 @@
-"""Training images and what was read back of them, as a picture for notebooks."""
+"""Training images and what was read back of them, in a notebook or a folder."""
 
 import dataclasses
 import io
 import pathlib
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntk_privacy.evaluation import reconstruction_curve
+from ntk_privacy.data import Dataset
+from ntk_privacy.evaluation import read_back, reconstruction_curve
 from ntk_privacy.evaluation.reconstruction_curve import Evaluation
-from ntk_privacy.reports import plots
+from ntk_privacy.reconstruction import Reconstruction
+from ntk_privacy.reports import files, plots
 from ntk_privacy.reports.atomic import replacing
+from ntk_privacy.training.victim import Victim
 
-__all__ = ["Compared", "compared"]
+__all__ = ["Compared", "compared", "written"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,12 +73,70 @@ def compared(
     """
     figures = reconstruction_curve.evaluate(images, reconstructions, mean=mean)
     file = io.BytesIO()
+    _draw(images, reconstructions, figures, file, mean=mean)
+    return Compared(figures, file.getvalue())
+
+
+def _draw(images: Any, found: Any, pairs: Evaluation, file: Any, *, mean: Any) -> None:
     plots.gallery(
-        np.asarray(images)[figures.train_index],
-        np.asarray(reconstructions)[figures.reconstruction_index],
+        np.asarray(images)[pairs.train_index],
+        np.asarray(found)[pairs.reconstruction_index],
         file,
         mean=mean,
-        distances=figures.distances,
-        psnr=figures.psnr,
+        distances=pairs.distances,
+        psnr=pairs.psnr,
     )
-    return Compared(figures, file.getvalue())
+
+
+def written(
+    folder: pathlib.Path,
+    dataset: Dataset,
+    victim: Victim,
+    found: Reconstruction,
+    method: str,
+) -> dict[str, Any]:
+    """Writes arrays and pictures of an attack; returns its figures, see `read_back`.
+
+    Args:
+      folder: of arrays.npz, curve.png, gallery.png and, where there is one, ranked.png.
+      dataset: that the network was trained on.
+      victim: the network.
+      found: what the attack found.
+      method: its name.
+    """
+    figures, images, pairs, ranking, psnr = read_back.judged(dataset, victim, found)
+    mean, extra = dataset.mean, dict(found.kept)
+    told_of = victim.dynamics if victim.gradient is None else "one gradient"
+    plots.curve(
+        {f"{method}, {told_of}": pairs.squared_distances},
+        folder / "curve.png",
+        image_shape=dataset.x_train.shape[1:],
+    )
+    _draw(dataset.x_train, images, pairs, folder / "gallery.png", mean=mean)
+    if ranking is not None and psnr is not None:
+        extra |= {"ranked": ranking.images, "ranked_train_index": ranking.train_index}
+        plots.gallery(
+            dataset.x_train[ranking.train_index],
+            ranking.images - mean,
+            folder / "ranked.png",
+            mean=mean,
+            distances=-ranking.ssim,
+            sorted_by="SSIM",
+            psnr=psnr,
+            title="Training images above their reconstructions",
+        )
+    if victim.duals is not None:
+        extra["true_duals"] = victim.duals
+    files.write_arrays(
+        folder / "arrays.npz",
+        images=dataset.x_train,
+        labels=dataset.y_train,
+        mean=mean,
+        reconstructions=images,
+        duals=found.duals,
+        losses=found.losses,
+        train_index=pairs.train_index,
+        reconstruction_index=pairs.reconstruction_index,
+        **extra,
+    )
+    return figures

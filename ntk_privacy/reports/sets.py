@@ -10,7 +10,7 @@ from ntk_privacy.evaluation.copies import Nearest
 from ntk_privacy.evaluation.judged import has_classes, pixels
 from ntk_privacy.reports import plots
 
-__all__ = ["draw", "draw_nearest"]
+__all__ = ["draw", "draw_classes", "draw_nearest"]
 
 
 def _notes(distilled: Distilled) -> list[str]:
@@ -52,6 +52,29 @@ def draw(
         columns=columns,
         title=title,
     )
+
+
+def draw_classes(
+    images: ImageSet,
+    distilled: Distilled,
+    path: str | pathlib.Path,
+    *,
+    called: str,
+    dataset: str,
+) -> None:
+    """Draws a set of classes, a row or two for each.
+
+    Args:
+      images: that were distilled.
+      distilled: the set, as many images of each class.
+      path: the PNG to write.
+      called: what made it.
+      dataset: what the images are called.
+    """
+    each, count = len(distilled.images) // images.num_classes, len(images.x_train)
+    columns = min(each, 10) if each > 1 else 5
+    title = f"{called}: {count} images of {dataset} condensed to {each} of each class"
+    draw(images, distilled, path, title=title, columns=columns)
 
 
 def draw_nearest(

@@ -4,13 +4,25 @@ Source: Loo et al., ICLR 2024 (arXiv:2302.01428). A run is a row of figures; one
 failed has an `error` instead.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ntk_privacy import _checks
+from ntk_privacy.distillation import kernel_methods
 from ntk_privacy.evaluation import defence, rates, transfer
+from ntk_privacy.method import Method, by_name, field
 from ntk_privacy.reports import tables
 
-__all__ = ["Report", "accuracies", "attacks", "sound"]
+__all__ = [
+    "APPLICABLE",
+    "METHODS",
+    "Config",
+    "Report",
+    "accuracies",
+    "attacks",
+    "sound",
+]
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 """By method: the figures of each seed."""
@@ -20,6 +32,39 @@ _HEADS = {
     "accuracy": [],
     _FAULTY: ["", "Test labels as in the released code (trucks as animals):", ""],
 }
+
+
+APPLICABLE = {
+    "table": ("full", "kip", "rkip", "rkip_noise", "rkip_finite", "random"),
+    # Real images are what an undefended network is trained on.
+    "defence": ("random", "kip", "rkip", "rkip_noise", "rkip_finite"),
+}
+"""By study: the methods that it may be of, in order of its table."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(kernel_methods.Config):
+    """Several methods over several seeds."""
+
+    methods: tuple[str, ...] = field(
+        (), "Of the study, between commas; empty is all that apply."
+    )
+    noise_ratio: float | None = field(
+        None, "Share of entries that stay noise, of rkip_noise; none is 0.05."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.methods:
+            _checks.named(methods=self.methods)
+        for name in self.methods:
+            _checks.one_of(APPLICABLE["table"], methods=name)
+        noisy = not self.methods or "rkip_noise" in self.methods
+        if self.noise_ratio is not None and not noisy:
+            raise ValueError(
+                f"noise_ratio={self.noise_ratio} is for rkip_noise, which is not among "
+                f"methods={','.join(self.methods)}: leave it out, or add rkip_noise."
+            )
 
 
 class Report(NamedTuple):
@@ -134,3 +179,23 @@ def attacks(found: Runs) -> Report:
     lines = [tables.markdown([*head, "copies in the set"], cells)]
     lines += ["", "Found means a PSNR of at least 25 dB; sums over the seeds."]
     return Report(rows, "\n".join([*lines, *_failures(found)]) + "\n")
+
+
+METHODS = by_name(
+    Method(
+        name="table",
+        about="evaluates several methods over --num_runs seeds: the paper's Table 1.",
+        config=Config,
+        presets={"paper": Config},
+        run=accuracies,
+    ),
+    Method(
+        name="defence",
+        about="attacks several methods over --num_runs seeds: the paper's defence "
+        "figures.",
+        config=Config,
+        presets={"paper": Config},
+        run=attacks,
+    ),
+)
+"""Studies: each makes a report of what its cells found."""

@@ -8,7 +8,14 @@ import numpy as np
 
 from ntk_privacy.evaluation import defence, rates
 
-__all__ = ["adversarial", "aligned", "distillation", "kernel", "reconstruction"]
+__all__ = [
+    "adversarial",
+    "aligned",
+    "distillation",
+    "kernel",
+    "limits",
+    "reconstruction",
+]
 
 Results = Mapping[str, Any]
 Rows = list[tuple[str, str]]
@@ -197,3 +204,22 @@ def adversarial(results: Results) -> str:
     told = [(name, f"{b:>10}  {c:>8}  {d:>8}".rstrip()) for name, b, c, d in rows]
     warned = (f"warning: {text}" for text in results["warnings"])
     return "\n".join([aligned(told), *warned])
+
+
+def limits(row: Results) -> str:
+    """Returns a line of a limits study.
+
+    Args:
+      row: of the table, without an error.
+    """
+    certified = row["num_certified"]
+    told = "" if certified is None else f", {certified} certified"
+    stop = "" if row["early_stop_loss"] is None else ", early stopped"
+    verdict = row.get("verdict")
+    judged = "" if verdict is None else f"; {verdict['word']}: {verdict['reason']}"
+    return (
+        f"{row['dataset']} {row['task']} {row['dynamics']}{stop}: "
+        f"N={row['num_images']} "
+        f"width={row['width']}: {row['num_recovered']} recovered{told}, kernel "
+        f"distance {float(row['kernel_distance']):.2g}{judged}"
+    )

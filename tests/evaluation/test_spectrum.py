@@ -6,7 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from ntk_privacy.evaluation import kernel_movement, spectrum, trained_network
+from ntk_privacy import data
+from ntk_privacy.evaluation import (
+    kernel_movement,
+    kernel_study,
+    spectrum,
+    trained_network,
+)
+from ntk_privacy.kernels import named
 from ntk_privacy.reconstruction import candidates
 
 
@@ -34,6 +41,26 @@ def test_kernels_without_a_spectrum_are_told():
         spectrum.figures(np.asarray([[np.nan, 0.0], [0.0, 1.0]]), y)
     with pytest.raises(ValueError, match="kernel is zero everywhere"):
         spectrum.figures(np.zeros((2, 2)), y)
+
+
+def test_a_streamed_kernel_is_studied_like_one_in_memory(tmp_path):
+    key = jax.random.key(0)
+    digits = data.load("digits", num_train=10, key=key)
+    method = named.KERNELS["infinite_mlp"]
+    kernel = method.run(named.Problem(digits.x_train, 1), method.configured(), key=key)
+    images = (digits.x_train, digits.y_train, digits.class_train[::-1])
+    whole = kernel_study.study(kernel, *images, train=True)
+    path = tmp_path / "kernel.npy"
+    streamed = kernel_study.study(kernel, *images, path=path, budget=0.01)
+    assert (np.diff(whole.arrays["classes"]) >= 0).all()
+    assert (whole.moved, whole.num_images, list(whole.spectra)) == (
+        None,
+        10,
+        ["kernel"],
+    )
+    assert "kernel" not in streamed.arrays
+    np.testing.assert_allclose(np.load(path), whole.arrays["kernel"], rtol=1e-5)
+    assert streamed.figures == pytest.approx(whole.figures, 1e-2)
 
 
 @pytest.mark.parametrize(

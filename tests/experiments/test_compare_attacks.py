@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from command_lines import command_line
 
-from experiments import _flags, _run, _timed_sets, compare
-from experiments._job import Job
-from experiments._workdir import Workdir
+from experiments import _flags, compare
 from ntk_privacy import curvature, data, resume
 from ntk_privacy.data.image_set import ImageSet, Statistics
 from ntk_privacy.distillation import METHODS, Distilled, dc, timed
 from ntk_privacy.distillation.search import Kept
-from ntk_privacy.evaluation import protocol, robust_accuracy, set_attacks
+from ntk_privacy.evaluation import JUDGES, protocol, robust_accuracy, set_attacks
 from ntk_privacy.models import ConvNet
-from ntk_privacy.reports import plots, tables
+from ntk_privacy.reports import comparison, plots, tables
+from ntk_privacy.reports.loops import Loops
+from ntk_privacy.reports.workdir import Workdir
 
 TOY = {
     "attacks": "all",
@@ -296,6 +296,19 @@ def test_faults_are_one_line_and_leave_nothing(tmp_path, capsys, flags, message)
     assert not (tmp_path / "run").exists()
 
 
+def test_configs_at_a_budget_take_what_is_theirs():
+    images = data.load_set("digits").subset(num_train=300, num_test=50)
+    budget = timed.Budget(methods=("dc", "dc_curvature", "rkip"), num_targets=100)
+    given = {"width": 4, "batch_size": 8, "penalty_weight": 10.0}
+    found = timed.at_budget(images, budget, "cpu", **given)
+    assert list(found) == list(budget.methods)
+    weights = [getattr(found[name], "penalty_weight", 0) for name in found]
+    assert weights == [None, 10.0, 0]
+    assert (found["dc"].width, found["rkip"].num_targets) == (4, 100)
+    with pytest.raises(ValueError, match="num_train=300: dc: batch_size=400 is more"):
+        timed.at_budget(images, budget, "cpu", **{**given, "batch_size": 400})
+
+
 def test_curvature_is_for_the_attacks_alone():
     with pytest.raises(ValueError, match="methods='rdm_curvature' is unknown"):
         compare.PROGRAM.asked(methods=("rdm_curvature",))
@@ -336,18 +349,22 @@ def test_a_timed_method_shows_its_seconds(monkeypatch, tmp_path):
     clock = itertools.chain([1.2, 1.2], itertools.repeat(2.6))
 
     known = dataclasses.replace(METHODS["dm"], run=run)
-    monkeypatch.setattr(_timed_sets, "Progress", Bar)
+    monkeypatch.setattr(comparison, "Progress", Bar)
     monkeypatch.setattr(resume.Timer, "elapsed", lambda _: next(clock))
     # Of a run that was killed: the time they took is not known.
     (tmp_path / "experts").mkdir()
     monkeypatch.setitem(METHODS, "dm", known)
     assert timed.configured(known, "cpu", width=4, unheard=3).width == 4
     images = data.load_set("digits")
-    asked = compare.PROGRAM.asked(seconds=2.5, workdir=str(tmp_path))
-    with _run.opened(asked) as workdir:
-        made = _timed_sets.made_or_kept(
-            *(Job(asked, workdir), "dm", images, jax.random.key(0), "set"),
-            folder=".",
-        )
+    with Workdir(tmp_path, {}) as workdir:
+        made = comparison.Comparison(
+            images=images,
+            configs={"dm": timed.configured(known, "cpu")},
+            judge=JUDGES["architectures"],
+            judging=JUDGES["architectures"].configured(),
+            budget=timed.Budget(images_per_class=1, seconds=2.5),
+            dataset="digits",
+            loops=Loops(workdir),
+        ).made_or_kept("dm", images, jax.random.key(0), "set", folder=".")
     assert (made.steps, shown) == (7, [3, 1, 3])
     assert not (tmp_path / "experts").exists()

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from command_lines import asked, chunks, command_line, summary
 
-from experiments import _flags, _networks, _study_config, distill
+from experiments import _flags, _networks, _study, distill
 from experiments._groups import Run
-from experiments._workdir import Workdir
 from ntk_privacy import checkpoint, data, kip, rkip
 from ntk_privacy.data import choice
 from ntk_privacy.distillation import kernel_methods, regressed, search
 from ntk_privacy.kernels import conjugate_gradients
+from ntk_privacy.reports.workdir import Workdir
 
 TOY = {
     "num_train": 12,
@@ -330,7 +330,7 @@ def test_table_and_defence_run_cells_that_are_runs_of_their_own(tmp_path, monkey
     assert text.startswith("| method | infinite width |")
     assert json.loads((tmp_path / "table" / "table.json").read_text()) == table["rows"]
     study = _config(tmp_path / "table", table=True, **changes)
-    cells = _study_config.cells(study)
+    cells = _study.cells(study)
     assert [cell.group(Run).seed for cell in cells] == [0, 0, 1, 1]
     # Asked again nothing is computed; asked for more, only that is.
     monkeypatch.setattr(rkip, "distill", None)
@@ -422,7 +422,7 @@ def test_bad_flags_of_a_study_are_one_line_exit_2_and_leave_nothing(
 def test_cells_take_only_their_own_flags(tmp_path):
     changes = {"batch_size": 4, "label_solve": True, "noise_ratio": 0.2}
     study = _config(tmp_path, table=True, **changes)
-    told = {c.method.name: c.config for c in _study_config.cells(study)}
+    told = {c.method.name: c.config for c in _study.cells(study)}
     noisy, kip_, real = (told[name] for name in ("rkip_noise", "kip", "random"))
     assert (noisy.batch_size, noisy.label_solve, noisy.noise_ratio) == (4, True, 0.2)
     assert (kip_.batch_size, kip_.label_solve, kip_.noise_ratio) == (4, True, 0.0)

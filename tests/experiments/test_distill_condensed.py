@@ -8,8 +8,8 @@ import pytest
 from command_lines import asked, chunks, command_line, summary
 
 from experiments import _flags, distill
-from experiments._groups import Data
 from ntk_privacy import checkpoint, data
+from ntk_privacy.data.choice import Data
 from ntk_privacy.distillation import distribution_matching, dm, robust_mean
 from ntk_privacy.evaluation import students
 from ntk_privacy.models import ConvNet

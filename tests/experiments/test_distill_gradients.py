@@ -11,7 +11,6 @@ from command_lines import asked, chunks, command_line, summary
 
 from experiments import (
     _flags,
-    _made,
     _students,
     compare,
     distill,
@@ -19,6 +18,7 @@ from experiments import (
 from ntk_privacy import checkpoint, data
 from ntk_privacy.distillation import dc, gradient_matching, mtt, search, timed
 from ntk_privacy.models import ConvNet
+from ntk_privacy.reports import made_set
 from ntk_privacy.training import classification, trajectories
 
 TOY = {
@@ -285,7 +285,7 @@ def test_a_learnt_step_size_and_its_fault_are_results(
         state=search.Kept(step_size=np.float32(learnt)),
         nonfinite=jax.numpy.asarray(False),
     )
-    monkeypatch.setattr(_made, "make", lambda *_, **__: made)
+    monkeypatch.setattr(made_set, "made_or_read", lambda *_, **__: made)
     trained = []
 
     def accuracies(job, images, made, *rest):

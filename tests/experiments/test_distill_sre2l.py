@@ -13,12 +13,12 @@ import pytest
 from command_lines import summary
 from PIL import Image
 
-from experiments import _flags, _run, _soft_students, _squeezed, distill, evade
-from experiments._groups import Data, Source
+from experiments import _flags, _run, _soft_students, distill, evade
 from ntk_privacy import checkpoint, distillation
+from ntk_privacy.data.choice import Choice, Data
 from ntk_privacy.evaluation import robust_accuracy as robust
 from ntk_privacy.evaluation import soft_students
-from ntk_privacy.reports import curvature_plots
+from ntk_privacy.reports import curvature_plots, squeezed
 
 TOY = {
     "method": "sre2l",
@@ -111,7 +111,7 @@ def test_a_run_leaves_its_files_and_is_evaluated_later(tmp_path, monkeypatch, ca
             message = "has an eigenvalues.npz that cannot be read: give"
         with monkeypatch.context() as patch:
             # Before the images are read, and where there is nothing yet.
-            patch.setattr(Source, "read", None)
+            patch.setattr(Choice, "read", None)
             with pytest.raises(_flags.UsageError, match=message):
                 distill.run(_config(new, **later, baseline=str(other)))
         assert not new.exists()
@@ -200,13 +200,13 @@ def test_killed_in_any_stage_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
             break
         except _Killed:
             continue
-    assert {name for name, _ in stops} == set(_squeezed.LOOPS)
+    assert {name for name, _ in stops} == set(squeezed.LOOPS)
     assert len(stops) == len(set(stops)) == 8
     one, two = (
         (tmp_path / name / "arrays.npz").read_bytes() for name in ("whole", "parts")
     )
     assert one == two
-    assert found["accuracy_squeezed"] == whole["accuracy_squeezed"]
+    assert found["accuracysqueezed"] == whole["accuracysqueezed"]
 
 
 def test_flags_are_those_of_a_method_like_any_other(capsys):
@@ -266,7 +266,7 @@ def test_the_bound_is_part_of_adversarial_training_alone(tmp_path, monkeypatch):
 def test_what_is_whole_is_judged_again_without_its_checkpoints(tmp_path, monkeypatch):
     distill.run(_config(tmp_path))
     shutil.rmtree(tmp_path / "checkpoints")
-    monkeypatch.setattr(_squeezed, "make", None)
+    monkeypatch.setattr(squeezed, "make", None)
     monkeypatch.setattr(
         robust,
         "robust_accuracy",

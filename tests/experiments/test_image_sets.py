@@ -18,11 +18,11 @@ from experiments import (
     poison,
     reconstruct,
 )
-from experiments._groups import Source
 from experiments._program import Asked
-from experiments._workdir import Workdir
 from ntk_privacy import data
+from ntk_privacy.data.choice import Choice
 from ntk_privacy.data.sets import SETS, Set
+from ntk_privacy.reports.workdir import Workdir
 
 CONFIGS = {
     "compare": (compare.PROGRAM.asked, {}),
@@ -44,7 +44,7 @@ def _config(binary, **flags):
 
 def _data(config):
     """The flags of the set."""
-    return config.group(Source) if isinstance(config, Asked) else config
+    return config.group(Choice) if isinstance(config, Asked) else config
 
 
 def _npz(path, seed=0, *, each=6):

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from experiments import _sweep, reconstruct
+from ntk_privacy.evaluation import limits
+from ntk_privacy.reports import summaries
 
 
 @pytest.mark.parametrize(("name", "count"), [("smoke", 8), ("cpu", 56), ("full", 240)])
 def test_cells_go_from_cheap_to_dear_each_in_its_folder(name, count):
-    cells = _sweep.SWEEPS[name].cells()
+    cells = limits.STUDIES[name].cells()
     assert len(cells) == count == len({cell.name() for cell in cells})
-    most = _sweep.SWEEPS[name].most
+    most = limits.STUDIES[name].most
     for cell in cells:
         if cell.dynamics == "standard":
             assert cell.num_train <= most["standard"]
@@ -25,7 +27,7 @@ def test_cells_go_from_cheap_to_dear_each_in_its_folder(name, count):
 
 def test_a_cell_is_a_run_of_its_own():
     asked = reconstruct.PROGRAM.asked(sweep="cpu", workdir="x", seed=3, method="kkt")
-    cells = _sweep.SWEEPS["cpu"].cells()
+    cells = limits.STUDIES["cpu"].cells()
     cell = next(c for c in cells if c.task and c.early_stop_loss)
     flat = _sweep.of_cell(asked, cell).flat()
     assert flat["workdir"] == f"x/{cell.name()}"
@@ -49,7 +51,7 @@ def test_a_cell_where_nothing_was_found_is_a_row(tmp_path):
     asked = reconstruct.PROGRAM.asked(sweep="smoke", workdir=str(tmp_path))
     found = _sweep.run(asked, run_cell)
     assert not any("error" in row for row in found["table"])
-    told = _sweep.line(found["table"][0])
+    told = summaries.limits(found["table"][0])
     assert "nothing found: The rank is not clear." in told
 
 

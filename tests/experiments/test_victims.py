@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import _flags, _in_practice, reconstruct
+from experiments import _flags, reconstruct
+from ntk_privacy.reconstruction import victims
 
 STANDARD = ("--dynamics=standard", "--width=128", "--num_images=4")
 
@@ -134,9 +135,9 @@ def test_what_does_not_go_together_is_refused_in_a_line(tmp_path, capsys, flags,
 def test_without_its_flags_the_training_is_that_of_the_schedule():
     """A folder of an earlier version, which has none of them, goes on."""
     asked = reconstruct.PROGRAM.asked("closed_units", dynamics="standard")
-    (network,) = [g for g in asked.groups if isinstance(g, _in_practice.InPractice)]
+    (network,) = [g for g in asked.groups if isinstance(g, victims.InPractice)]
     assert network.recipe() is None
-    names = [entry.name for entry in dataclasses.fields(_in_practice.InPractice)]
+    names = [entry.name for entry in dataclasses.fields(victims.InPractice)]
     assert not any("before" in entry.metadata for entry in dataclasses.fields(network))
     old = {k: v for k, v in asked.flat().items() if k not in names}
     again = reconstruct.PROGRAM.asked(**{k: v for k, v in old.items() if v is not None})

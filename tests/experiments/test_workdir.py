@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments._flags import UsageError
 from experiments._run import Stored, versions
-from experiments._workdir import Workdir
+from ntk_privacy.data import ArgumentError
 from ntk_privacy.reports.atomic import replacing
+from ntk_privacy.reports.workdir import Workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +48,11 @@ def test_another_config_is_refused_with_every_difference_named(tmp_path):
     _open(tmp_path).close()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(
-        UsageError, match=r"hidden: \[1, 2\] in the folder, \[3\] asked"
+        ArgumentError, match=r"hidden: \[1, 2\] in the folder, \[3\] asked"
     ):
         _open(tmp_path, width=4096, hidden=(3,))
     with pytest.raises(
-        UsageError, match=r"width: 1024 in the folder, 4096 asked.*give"
+        ArgumentError, match=r"width: 1024 in the folder, 4096 asked.*give"
     ):
         _open(tmp_path, width=4096)
     assert sorted(tmp_path.rglob("*")) == before
@@ -63,27 +63,30 @@ def test_fields_that_came_or_went_are_differences(tmp_path):
     (tmp_path / "config.json").write_text(
         '{"width": 1024, "hidden": [1, 2], "depth": 2}'
     )
-    with pytest.raises(UsageError, match="depth: 2 in the folder, absent asked"):
+    with pytest.raises(ArgumentError, match="depth: 2 in the folder, absent asked"):
         _open(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])
 def test_a_broken_config_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UsageError, match=r"config.json is no config: give another"):
+    with pytest.raises(ArgumentError, match=r"config.json is no config: give another"):
         _open(tmp_path)
 
 
 def test_foreign_results_and_files_are_refused(tmp_path):
     (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"holds results.json but no config.json"):
+    with pytest.raises(ArgumentError, match=r"holds results.json but no config.json"):
         _open(tmp_path)
-    with pytest.raises(UsageError, match="is a file: give a folder"):
+    with pytest.raises(ArgumentError, match="is a file: give a folder"):
         _open(tmp_path / "results.json")
 
 
 def test_one_writer_at_a_time_in_one_process(tmp_path):
-    with _open(tmp_path), pytest.raises(UsageError, match="in use by another process"):
+    with (
+        _open(tmp_path),
+        pytest.raises(ArgumentError, match="in use by another process"),
+    ):
         _open(tmp_path)
     _open(tmp_path).close()
 
@@ -103,7 +106,7 @@ def test_one_writer_at_a_time_and_a_killed_one_lets_go(tmp_path):
     try:
         assert holder.stdout is not None
         holder.stdout.readline()
-        with pytest.raises(UsageError, match="in use"):
+        with pytest.raises(ArgumentError, match="in use"):
             _open(tmp_path)
     finally:
         holder.kill()

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of victims, evidence and attacks run."""
+"""The examples in the docstrings of victims, evidence, attacks and folders run."""
 
 import doctest
 
@@ -6,8 +6,10 @@ import jax
 import pytest
 
 from ntk_privacy import resume
-from ntk_privacy.reconstruction import auto, evidence
-from ntk_privacy.reports import reconstructions
+from ntk_privacy.data import choice
+from ntk_privacy.evaluation import limits
+from ntk_privacy.reconstruction import attacker, auto, evidence, victims
+from ntk_privacy.reports import loops, made_set, reconstructions, workdir
 from ntk_privacy.training import margin_victim, victim
 
 
@@ -15,6 +17,7 @@ from ntk_privacy.training import margin_victim, victim
     "module",
     [
         *(resume, evidence, victim, margin_victim, reconstructions),
+        *(attacker, choice, limits, loops, made_set, victims, workdir),
         # The README's cell is the same, and quick tests run it.
         pytest.param(auto, marks=pytest.mark.slow),
     ],

@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 
 from ntk_privacy import distillation
-from ntk_privacy.reports import loss_plots
+from ntk_privacy.reports import loss_plots, plots
 
 
 @pytest.fixture
 def figures(monkeypatch):
     kept = []
-    real = loss_plots.Figure
+    real = plots.Figure
 
     def made(*args, **options):
         kept.append(real(*args, **options))
         return kept[-1]
 
-    monkeypatch.setattr(loss_plots, "Figure", made)
+    monkeypatch.setattr(plots, "Figure", made)
     return kept
 
 

@@ -119,7 +119,7 @@ def test_the_line_stands_where_the_formula_says(tmp_path, monkeypatch):
 
 def test_losses_that_were_thinned_out_stand_at_their_steps(tmp_path, monkeypatch):
     axes = []
-    monkeypatch.setattr(loss_plots, "_save", lambda f, path: axes.extend(f.axes))
+    monkeypatch.setattr(plots, "_save", lambda f, path: axes.extend(f.axes))
     history = np.array([8.0, np.nan, 4.0, 2.0, 2.0, 2.0, 6.0])
     loss_plots.losses({"a": history}, tmp_path / "x", title="", every=25)
     raw, smooth = axes[0].get_lines()

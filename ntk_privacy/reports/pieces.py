@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments._job import Job
 from ntk_privacy import resume
+from ntk_privacy.reports.loops import Loops
+
+__all__ = ["Pieces"]
 
 Part = dict[str, Any]
 
@@ -19,12 +21,12 @@ class Pieces:
     other, its seconds in it.
 
     Args:
-      job: the run.
+      loops: of the run; each part has timers of its own.
       called: what the seconds of stages are called, where it is not the stage's name.
     """
 
-    def __init__(self, job: Job, called: Mapping[str, str]) -> None:
-        self._asked, self._workdir, self._called = job.asked, job.workdir, called
+    def __init__(self, loops: Loops, called: Mapping[str, str]) -> None:
+        self._workdir, self._loops, self._called = loops.workdir, loops, called
         self._seconds: dict[str, dict[str, float]] = {}
 
     def __call__(self, name: str, make: Callable[[resume.Stage], Part]) -> Part:
@@ -42,16 +44,18 @@ class Pieces:
         return about
 
     def _make(self, name: str, make: Callable[[resume.Stage], Part]) -> None:
-        job = Job(self._asked, self._workdir)
-        part = make(job.by_loop(self._called, name))
+        loops = self._loops.anew()
+        part = make(loops.by_loop(self._called, name))
         if all(isinstance(value, np.ndarray) for value in part.values()):
             self._workdir.write_arrays(f"{name}.npz", **part)
             part = {}
-        self._workdir.write_json(f"{name}.json", part | {"seconds": job.seconds()})
+        self._workdir.write_json(f"{name}.json", part | {"seconds": loops.seconds()})
         done = self._workdir.checkpoint_folder / name
         shutil.rmtree(done, ignore_errors=True)
 
     def seconds(self, *names: str) -> dict[str, float]:
         """Returns what was spent on all parts that were asked for, by name."""
         spent = self._seconds.values()
-        return {name: sum(part.get(name, 0.0) for part in spent) for name in names}
+        return {
+            name: sum((part.get(name, 0.0) for part in spent), 0.0) for name in names
+        }

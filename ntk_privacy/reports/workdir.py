@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments._flags import UsageError
+from ntk_privacy.data import ArgumentError
 from ntk_privacy.reports import files
 from ntk_privacy.reports.atomic import replacing
+
+__all__ = ["Workdir"]
 
 
 class Workdir(contextlib.AbstractContextManager["Workdir"]):
@@ -27,8 +29,16 @@ class Workdir(contextlib.AbstractContextManager["Workdir"]):
       older: given a folder's flags, what today's code would have written.
 
     Raises:
-      UsageError: another config or process has the folder, it is a file, or its name
+      ArgumentError: another config or process has the folder, it is a file, or its name
         is empty, which would be the current folder.
+
+    Example:
+      >>> import tempfile
+      >>> from ntk_privacy.reports.workdir import Workdir
+      >>> with Workdir(tempfile.mkdtemp(), {"seed": 0}) as workdir:
+      ...     workdir.write_json("results.json", {"loss": 0.5})
+      ...     workdir.is_done(), workdir.read_json("config.json")
+      (True, {'seed': 0})
     """
 
     def __init__(
@@ -40,10 +50,10 @@ class Workdir(contextlib.AbstractContextManager["Workdir"]):
         older: Callable[[dict[str, Any]], dict[str, Any]] = lambda stored: stored,
     ) -> None:
         if not str(folder).strip():
-            raise UsageError("workdir is empty: name a folder for the results.")
+            raise ArgumentError("workdir is empty: name a folder for the results.")
         self.folder = pathlib.Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
-            raise UsageError(f"workdir={self.folder} is a file: give a folder.")
+            raise ArgumentError(f"workdir={self.folder} is a file: give a folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
         # The system drops the lock when the process ends, however it ends.
         self._lock = (self.folder / ".lock").open("w")
@@ -61,17 +71,17 @@ class Workdir(contextlib.AbstractContextManager["Workdir"]):
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            told = "is in use by another process: wait for it or give another"
-            raise UsageError(f"workdir={self.folder} {told} --workdir.") from error
+            told = "is in use by another process: wait for it, or give another"
+            raise ArgumentError(f"workdir={self.folder} {told}.") from error
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink()  # of a killed process: the lock says no other lives
 
     def _begin(self, config: object) -> None:
         for name in ("results.json", "arrays.npz", "checkpoints"):
             if self.path(name).exists():
-                raise UsageError(
+                raise ArgumentError(
                     f"workdir={self.folder} holds {name} but no config.json, so it is "
-                    "unknown what made it: give another --workdir."
+                    "unknown what made it: give another workdir."
                 )
         self.write_json("config.json", config)
 
@@ -85,7 +95,7 @@ class Workdir(contextlib.AbstractContextManager["Workdir"]):
         with contextlib.suppress(ValueError):
             stored = self.read_json("config.json")
         if not isinstance(stored, dict):
-            raise UsageError(f"{path} is no config: give another --workdir.")
+            raise ArgumentError(f"{path} is no config: give another workdir.")
         stored = files.plain(older(stored))
 
         def told(config: dict[str, Any], name: str) -> str:
@@ -97,10 +107,10 @@ class Workdir(contextlib.AbstractContextManager["Workdir"]):
             if name not in ignore and told(stored, name) != told(config, name)
         ]
         if differences:
-            raise UsageError(
+            raise ArgumentError(
                 f"workdir={self.folder} belongs to another config ("
                 + "; ".join(differences)
-                + "): ask for the same, or give another --workdir."
+                + "): ask for the same, or give another workdir."
             )
 
     @property

@@ -1,4 +1,4 @@
-"""The set, networks and eigenvalues of a run of sre2l or cda: made once, then kept."""
+"""Set, networks and eigenvalues of sre2l or cda: made once, then kept in a folder."""
 
 import pathlib
 from collections.abc import Mapping
@@ -7,27 +7,29 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import _made
-from experiments._flags import UsageError
-from experiments._job import Job
-from experiments._program import Asked
-from experiments._workdir import Workdir
-from ntk_privacy.data import ImageSet
+from ntk_privacy.data import ArgumentError, ImageSet
 from ntk_privacy.distillation import squeezed
 from ntk_privacy.distillation.squeezed import Config
 from ntk_privacy.evaluation import soft_students
 from ntk_privacy.evaluation.soft_students import Network
+from ntk_privacy.method import Method
 from ntk_privacy.models import ResNet18, saved
-from ntk_privacy.reports import curvature_plots, files
+from ntk_privacy.reports import curvature_plots, files, sets
+from ntk_privacy.reports.loops import Loops
+from ntk_privacy.reports.workdir import Workdir
+
+__all__ = ["LOOPS", "Made", "baseline", "draw", "eigenvalues", "kept", "make"]
 
 LOOPS = ("squeeze", "recover", "relabel", "post_train")
+"""Of `make`, in their order."""
+
 _FILE = "eigenvalues.npz"
 # Where experiments.evade looks for a model, and where the other network lies.
 _FOLDERS = {"student": "", "squeezed": "squeezed"}
 
 
 class Made(NamedTuple):
-    """images: normalised. labels: their classes. model: of both networks."""
+    """images: normalised. labels: their classes. model: of student and squeezed."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -36,8 +38,14 @@ class Made(NamedTuple):
     squeezed: Network
 
 
-def kept(asked: Asked[Config], workdir: Workdir, images: ImageSet) -> Made | None:
-    """Returns what a run that is whole has left; None where files are gone."""
+def kept(config: Config, workdir: Workdir, images: ImageSet) -> Made | None:
+    """Returns what `make` has left; None where files are gone.
+
+    Args:
+      config: of the method.
+      workdir: of the run.
+      images: that were distilled.
+    """
     folders = {name: workdir.path(place) for name, place in _FOLDERS.items()}
     there = all(saved.is_saved(folder) for folder in folders.values())
     if not (there and workdir.path("arrays.npz").exists()):
@@ -45,34 +53,36 @@ def kept(asked: Asked[Config], workdir: Workdir, images: ImageSet) -> Made | Non
     arrays = workdir.read_arrays("arrays.npz")
     stored = {name: saved.load(folder) for name, folder in folders.items()}
     networks = {name: Network(s.params, s.stats) for name, s in stored.items()}
-    model = squeezed.network(images, asked.config)
+    model = squeezed.network(images, config)
     return Made(arrays["images"], arrays["labels"], model, **networks)
 
 
-def make(job: Job, images: ImageSet) -> Made:
+def make(
+    method: Method[Config],
+    config: Config,
+    images: ImageSet,
+    *,
+    key: jax.Array,
+    loops: Loops,
+    dataset: str,
+) -> Made:
     """Distils and trains the student; keeps both networks and the set.
 
     Args:
-      job: the run.
+      method: sre2l or cda.
+      config: of the method.
       images: to distil.
+      key: typed key.
+      loops: of the run, whose folder keeps what is made.
+      dataset: what the images are called.
 
     Raises:
       ValueError: a loss is not finite.
     """
-    asked, workdir, stage = job.asked, job.workdir, job.by_loop()
-    config = asked.config
-    key, normal = jax.random.key(job.seed), images.normal._asdict()
-    found = asked.method.run(images, config, key=key, stage=stage)
-    model = squeezed.network(images, config)
-    student = soft_students.train(
-        found.images,
-        found.state.soft_labels,
-        model=model,
-        key=squeezed.keys(key).post_train,
-        num_epochs=config.num_epochs,
-        temperature=config.temperature,
-        stage=stage,
-    )
+    normal, model = images.normal._asdict(), squeezed.network(images, config)
+    workdir, stage = loops.workdir, loops.by_loop()
+    found = method.run(images, config, key=key, stage=stage)
+    student = soft_students.trained(images, found, config, key=key, stage=stage)
     losses = found.state.losses | {"post_train": student.losses}
     arrays = np.asarray(found.images), np.asarray(found.labels)
     teacher = Network(found.state.params, found.state.stats)
@@ -94,13 +104,18 @@ def make(job: Job, images: ImageSet) -> Made:
             image_shape=images.image_shape,
             **normal,
         )
-    told = f"{asked.method.name}, regularizer {config.regularizer}"
-    _made.draw(job, images, found, told)
+    told = f"{method.name}, regularizer {config.regularizer}"
+    path = workdir.path("distilled.png")
+    sets.draw_classes(images, found, path, called=told, dataset=dataset)
     return made
 
 
 def baseline(folder: str | None) -> np.ndarray | None:
-    """Returns eigenvalues of another run's student, or raises UsageError."""
+    """Returns eigenvalues of another run's student; None where no folder is named.
+
+    Raises:
+      ArgumentError: there are none in the folder.
+    """
     if folder is None:
         return None
     try:
@@ -109,7 +124,7 @@ def baseline(folder: str | None) -> np.ndarray | None:
         told = f"has no {_FILE}"
     except (OSError, KeyError, ValueError):
         told = f"has an {_FILE} that cannot be read"
-    raise UsageError(
+    raise ArgumentError(
         f"baseline={folder} {told}: give the folder of a run that was evaluated."
     )
 
@@ -117,7 +132,14 @@ def baseline(folder: str | None) -> np.ndarray | None:
 def eigenvalues(
     workdir: Workdir, images: ImageSet, made: Made, key: jax.Array
 ) -> dict[str, np.ndarray]:
-    """Returns the top ones of each network, by name; what is there is kept."""
+    """Returns the top ones of each network, by name; what is there is kept.
+
+    Args:
+      workdir: of the run.
+      images: see `soft_students.eigenvalues`.
+      made: of `make`.
+      key: typed key.
+    """
     if not workdir.path(_FILE).exists():
         found = {
             name: soft_students.eigenvalues(
@@ -132,7 +154,13 @@ def eigenvalues(
 def draw(
     workdir: Workdir, beside: np.ndarray | None, results: Mapping[str, Any]
 ) -> None:
-    """Draws the student's eigenvalues, and a baseline's or the squeezed network's."""
+    """Draws the student's eigenvalues, and a baseline's or the squeezed network's.
+
+    Args:
+      workdir: of the run, with its eigenvalues.
+      beside: of `baseline`.
+      results: of the run: its regularizer, dataset and num_images.
+    """
     found, told = workdir.read_arrays(_FILE), results["regularizer"]
     shown = {f"{name} network": values for name, values in found.items()}
     of = f"{results['num_images']} images of {results['dataset']}"
