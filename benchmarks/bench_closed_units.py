@@ -64,6 +64,7 @@ ROWS = {
     "gradient_100_1024": {**_SHALLOW, "n": 100, "width": 1024},
     "gradient_200_2048": {**_SHALLOW, "n": 200, "width": 2048},
     "gradient_500_4096": {**_SHALLOW, "n": 500, "width": 4096},
+    "gradient_1000_8192": {**_SHALLOW, "n": 1000, "width": 8192},
     "learnt_200_2048": {**_SHALLOW, "n": 200, "width": 2048, "logits": 1.2},
 }
 _DEFAULT = (
@@ -170,7 +171,7 @@ def figures(found, x):
     images = np.asarray(found.images, np.float64).reshape(-1, truth.shape[1])
     if not len(images):
         return {"found": 0, "certified": 0, "false": 0, "largest": None}
-    squared = ((truth[:, None] - images[None]) ** 2).sum(-1)
+    squared = np.stack([((each - images) ** 2).sum(-1) for each in truth])
     nearest = squared.min(0)
     relative = np.sqrt(nearest) / np.linalg.norm(truth, axis=1)[squared.argmin(0)]
     return {

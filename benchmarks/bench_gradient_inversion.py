@@ -12,8 +12,9 @@ PSNR of every training image is that of the nearest one returned.
     python -m benchmarks.bench_gradient_inversion --success=gradient_100_1024 --draws=20
 
 counts, instead, in how many draws of images and weights of a row of
-`bench_closed_units` closed units return every image below a squared distance of 1e-6,
-and certify it. The first draw is read twice, as its first call compiles.
+`bench_closed_units` an attack returns every image below a squared distance of 1e-6, and
+certifies it: decoding by classes, or closed units with `--attack=closed_units`. The
+first draw is read twice, as its first call compiles.
 """
 
 import functools
@@ -27,7 +28,7 @@ import optax
 from benchmarks import _measure, bench_closed_units
 from ntk_privacy import data
 from ntk_privacy.models import MLP
-from ntk_privacy.reconstruction import closed_units
+from ntk_privacy.reconstruction import algebraic, closed_units, evidence
 
 _DEVIATION = 0.25  # of a pixel of CIFAR-10, about: the unit of a step
 _RATE = 0.1  # of that unit
@@ -159,13 +160,25 @@ def _both(n: int, seed: int, steps: int, variations: list[float]):
         }
 
 
-def _success(name: str, first: int, draws: int):
+def _by_classes(row, model, params, sent, image_shape):
+    """What decoding reads of one gradient, and its seconds."""
+    del row
+    begin = time.perf_counter()
+    known = evidence.of_gradient(model, params, sent, image_shape=image_shape)
+    found = algebraic.from_evidence(known, key=jax.random.key(7))
+    return found, time.perf_counter() - begin
+
+
+_ATTACKS = {"classes": _by_classes, "closed_units": bench_closed_units.read}
+
+
+def _success(name: str, attack: str, first: int, draws: int):
     """A row a draw, and one of them all."""
     row, made, begin = bench_closed_units.ROWS[name], [], time.perf_counter()
     for seed in range(first, first + draws):
         model, params, sent, dataset = bench_closed_units.victim_of(row, seed)
         read = functools.partial(
-            bench_closed_units.read, row, model, params, sent, dataset.x_train.shape[1:]
+            _ATTACKS[attack], row, model, params, sent, dataset.x_train.shape[1:]
         )
         if not made:
             read()
@@ -174,16 +187,20 @@ def _success(name: str, first: int, draws: int):
         exact = told["largest"] is not None and told["largest"] < _EXACT
         exact = exact and len(found.images) == row["n"]
         made.append(
-            {"case": name, "N": row["n"], "width": row["width"], "seed": seed, **told}
+            {"case": name, "attack": attack, "N": row["n"], "width": row["width"]}
+            | {"seed": seed, **told}
             | {"success": exact and told["certified"] == row["n"], "s": seconds}
         )
         yield made[-1]
     times = [each["s"] for each in made]
     yield {
         "case": name,
+        "attack": attack,
         "draws": draws,
         "successes": sum(each["success"] for each in made),
         "false": sum(each["false"] for each in made),
+        "images_per_s": bench_closed_units.ROWS[name]["n"] / float(np.median(times)),
+        "peak_gb": _measure.peak_memory(),
         "s_median": float(np.median(times)),
         "s_largest": max(times),
         "s_of_all": time.perf_counter() - begin,
@@ -193,12 +210,12 @@ def _success(name: str, first: int, draws: int):
 def main() -> None:
     options = _measure.arguments(
         batches="1,4,20", seeds="0,1,2", steps=4000, variations="0,1e-4,1e-2",
-        success="", draws=20, first=0,
+        success="", attack="classes", draws=20, first=0,
     )  # fmt: skip
     if options.success:
         rows = []
         for name in _measure.chosen(options.success, bench_closed_units.ROWS):
-            for row in _success(name, options.first, options.draws):
+            for row in _success(name, options.attack, options.first, options.draws):
                 rows.append(row)
                 _measure.report("gradient_success", [row], None)
                 if options.out is not None:
