@@ -33,10 +33,9 @@ from ntk_privacy.method import Method, field
 from ntk_privacy.models.mlp import MLP
 from ntk_privacy.reconstruction import (
     change_factors,
-    closed_rows,
     first_layer,
     result,
-    unit_set,
+    unit_reading,
     unit_space,
     unit_verdict,
 )
@@ -46,10 +45,8 @@ from ntk_privacy.resume import Stage, straight
 
 __all__ = ["METHOD", "Config", "from_evidence", "reconstruct", "reconstruct_gradient"]
 
-_FIT = 0.02  # share of a bias's change that may lie outside the row space
 _CLEAN = 1e4  # gap behind which no weight decay hides
 _DECAYED = 80  # images at most, for a first try at weight decay
-_FEW = 512  # random starts at least
 
 
 def reconstruct(
@@ -141,12 +138,13 @@ def reconstruct(
     coarse = 1.0
     if read.bias_0 is not None and read.bias_t is not None:
         coarse = max(
-            _coarse(read.bias_0, read.kernel_0), _coarse(read.bias_t, read.kernel_t)
+            unit_reading.coarse(read.bias_0, read.kernel_0),
+            unit_reading.coarse(read.bias_t, read.kernel_t),
         )
         biases = (read.bias_0, read.bias_0 if frozen_gates else read.bias_t)
         change = _bias_change(factors, read.bias_0, read.bias_t, decay)
     space = unit_space.make(factors, kernels, biases, change, coarse=coarse)
-    return _searched(
+    return unit_reading.searched(
         space, factors, image_shape, starts, key=key, roundoff=read.roundoff,
         decay=decay, num_starts=num_starts, max_rounds=max_rounds, dtype=dtype,
     )  # fmt: skip
@@ -208,21 +206,15 @@ def reconstruct_gradient(
     biases = change = None
     coarse = 1.0
     if read.bias_0 is not None and read.bias_t is not None:
-        coarse = _coarse(read.bias_t, read.kernel_t)
+        coarse = unit_reading.coarse(read.bias_t, read.kernel_t)
         biases = (read.bias_0, read.bias_0)
-        change = _fitting(factors, read.bias_t)
+        change = unit_reading.fitting(factors, read.bias_t)
     kernels = (read.kernel_0, read.kernel_0)
     space = unit_space.make(factors, kernels, biases, change, coarse=coarse)
-    return _searched(
+    return unit_reading.searched(
         space, factors, image_shape, starts, key=key, roundoff=read.roundoff,
         decay=1.0, num_starts=num_starts, max_rounds=max_rounds, dtype=dtype,
     )  # fmt: skip
-
-
-def _coarse(bias: np.ndarray, kernel: np.ndarray) -> float:
-    """How much more coarsely a bias is rounded than the kernel."""
-    sizes = [np.sqrt(np.mean(leaf**2)) for leaf in (bias, kernel)]
-    return max(1.0, float(sizes[0] / max(sizes[1], 1e-300)))
 
 
 def _check_numbers(image_shape, num_images, num_starts, max_rounds) -> None:
@@ -267,94 +259,13 @@ def _shown(
     return told, 1.0
 
 
-def _fitting(factors: change_factors.Factors, change: np.ndarray) -> np.ndarray | None:
-    """The bias's change, if it is a sum of the rows that the kernel's is."""
-    size = float(np.linalg.norm(change))
-    rest = change - factors.right.T @ (factors.right @ change)
-    return change if size > 0 and np.linalg.norm(rest) < _FIT * size else None
-
-
 def _bias_change(factors, before, after, decay: float) -> np.ndarray | None:
     """The bias's change, where biases decay too or do not."""
     for share in dict.fromkeys((decay, 1.0)):
-        change = _fitting(factors, after - share * before)
+        change = unit_reading.fitting(factors, after - share * before)
         if change is not None:
             return change
     return None
-
-
-def _searched(
-    space: unit_space.Space,
-    factors: change_factors.Factors,
-    image_shape: tuple[int, int, int],
-    starts,
-    *,
-    key: Array,
-    roundoff: float,
-    decay: float,
-    num_starts: int | None,
-    max_rounds: int,
-    dtype,
-) -> result.Reconstruction:
-    n, m = space.signals.shape
-    given = None
-    if starts is not None:
-        _checks.finite(starts=starts)
-        if tuple(starts.shape[1:]) != tuple(image_shape):
-            raise ValueError(
-                f"starts have shape {starts.shape[1:]} but image_shape is "
-                f"{image_shape}: preprocess them like the training images."
-            )
-        flat = np.asarray(starts, np.float64).reshape(len(starts), -1)
-        given = flat @ (space.left / space.values**2)
-    if n == 1:
-        return unit_verdict.single(space, factors, image_shape)
-    if m < 3 * n:
-        reason = (
-            f"The change has rank {n}, and only {m} units move: about half of them "
-            "close for an image, too few to tell so many images, or forms of augmented "
-            "ones; or it is no sum of images, as after Adam."
-        )
-        return unit_verdict.nothing(
-            image_shape, Verdict("nothing found", reason, gap=factors.gap)
-        )
-    found = closed_rows.find(
-        space, key=key, starts=given, num_starts=num_starts or max(_FEW, n),
-        max_rounds=max_rounds, dtype=dtype,
-    )  # fmt: skip
-    whole = found.whole
-    if whole is not None:
-        u, residuals = whole.u, whole.ratios
-        inside = float(np.sum(space.values**2))
-        outside = space.noise**2 * len(space.left) * len(space.alive)
-        explained = 1 - (whole.unexplained * inside + outside) / (inside + outside)
-    else:
-        rows = found.rows
-        u = np.array([row.u for row in rows]).reshape(-1, n)
-        if space.scale is not None:
-            u = u / np.where(u @ space.scale == 0, 1, u @ space.scale)[:, None]
-        residuals = np.array([row.ratio for row in rows])
-        explained = unit_set.share_explained(space, u)
-    flat = u @ space.left.T
-    if space.scale is None:
-        flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-300)
-    judged = unit_verdict.judge(
-        found, space, factors, roundoff=roundoff, explained=explained, decay=decay
-    )
-    order = np.lexsort((residuals, judged.errors, ~judged.certified))
-    images = flat[order].reshape(-1, *image_shape)
-    return result.Reconstruction(
-        images=images if roundoff < 1e-12 else images.astype(np.float32),
-        duals=np.zeros((1, len(images), 1)),
-        losses=np.zeros(0),
-        verdict=judged.verdict,
-        sources=("closed units",) * len(images),
-        certified=judged.certified[order],
-        residuals=residuals[order],
-        errors=judged.errors[order],
-        estimated_num_images=n,
-        message=judged.message,
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
