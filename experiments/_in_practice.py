@@ -7,6 +7,11 @@ from ntk_privacy import _checks
 from ntk_privacy.method import field
 from ntk_privacy.training.recipe import Recipe
 
+# Evidence that no schedule makes, and the flags that it reads all the same.
+_ALONE = {
+    "gradient": (),
+    "adapter": ("adapter_rank", "train_learning_rate", "num_epochs"),
+}
 _FIELDS = {
     "batch_size": "batch_size",
     "optimizer": "optimizer",
@@ -19,12 +24,14 @@ _FIELDS = {
 class InPractice:
     """The network."""
 
-    evidence: Literal["weights", "final_weights", "gradient"] = field(
+    evidence: Literal["weights", "final_weights", "gradient", "adapter"] = field(
         "weights",
         "What is attacked: weights after training, with those before it or, of "
         "final_weights, without, so that their seed is guessed; or one gradient of the "
-        "loss at those before it.",
+        "loss at those before it; or an adapter of the first layer (LoRA), trained by "
+        "gradient descent while all else but its bias is frozen.",
     )
+    adapter_rank: int = field(16, "r, of --evidence=adapter.")
     guess_seeds: int = field(
         100_000, "Seeds, from 0 on, that --evidence=final_weights tries."
     )
@@ -69,12 +76,14 @@ class InPractice:
 
     def check(self, dynamics: str) -> None:
         """Raises ValueError where a training is none of these dynamics."""
-        kinds = ("weights", "final_weights", "gradient")
+        kinds = ("weights", "final_weights", "gradient", "adapter")
         _checks.one_of(kinds, evidence=self.evidence)
-        _checks.at_least(1, guess_seeds=self.guess_seeds)
+        _checks.at_least(
+            1, guess_seeds=self.guess_seeds, adapter_rank=self.adapter_rank
+        )
         asked = self._asked()
         self.recipe()
-        if self.evidence != "gradient" and asked and dynamics == "linearized":
+        if self.evidence not in _ALONE and asked and dynamics == "linearized":
             name, value = next(iter(asked.items()))
             raise ValueError(
                 f"{name}={value} with dynamics=linearized: the first-order model is "
@@ -84,11 +93,12 @@ class InPractice:
 
     def unread(self) -> dict[str, str]:
         """Returns flags that are not read, each with the choice that makes it so."""
-        if self.evidence == "gradient":
-            names = ("schedule", "stop_loss", "early_stop_loss", "max_train_steps")
-            names += ("replays", "weight_decay", "guess_seeds", *_FIELDS)
-            return dict.fromkeys(names, "--evidence=gradient")
-        out = {}
+        if self.evidence in _ALONE:
+            names = {"schedule", "stop_loss", "early_stop_loss", "max_train_steps"}
+            names |= {"replays", "weight_decay", "guess_seeds", "adapter_rank"}
+            names = (names | {*_FIELDS}) - {*_ALONE[self.evidence]}
+            return dict.fromkeys(sorted(names), f"--evidence={self.evidence}")
+        out = {"adapter_rank": f"--evidence={self.evidence}"}
         if self.evidence == "weights":
             out["guess_seeds"] = "--evidence=weights"
         for name, value in self._asked().items():

@@ -12,7 +12,7 @@ from ntk_privacy.method import field
 from ntk_privacy.models.mlp import MLP
 from ntk_privacy.reconstruction.evidence import Evidence
 from ntk_privacy.resume import Stage
-from ntk_privacy.training import recipe, victim
+from ntk_privacy.training import adapter_victim, recipe, victim
 from ntk_privacy.training.victim import Victim
 
 
@@ -81,7 +81,7 @@ class Trained(InPractice, Network):
     def passed_over(self) -> dict[str, str]:
         """Returns flags that are not read, each with the choice that makes it so."""
         linearized, out = "--dynamics=linearized", self.unread()
-        if self.evidence == "gradient":
+        if self.evidence in ("gradient", "adapter"):
             return out
         if self.dynamics == "linearized":
             out["replays"] = linearized
@@ -103,6 +103,7 @@ class Trained(InPractice, Network):
             dynamics="linearized" if is_gradient else self.dynamics,
             objective=self.loss,
             is_gradient=is_gradient,
+            is_adapter=self.evidence == "adapter",
         )
 
     def train(self, dataset: data.Dataset, key: jax.Array, stage: Stage) -> Victim:
@@ -113,6 +114,12 @@ class Trained(InPractice, Network):
         if self.evidence == "gradient":
             given.pop("max_steps")
             return victim.one_gradient(*images, loss=self.loss, **given)
+        if self.evidence == "adapter":
+            given.pop("max_steps")
+            asked = {"learning_rate": self.train_learning_rate}
+            asked |= {"num_steps": self.num_epochs, "rank": self.adapter_rank}
+            given |= {name: value for name, value in asked.items() if value is not None}
+            return adapter_victim.train(*images, loss=self.loss, **given)
         return victim.train(
             *images,
             dynamics=self.dynamics,

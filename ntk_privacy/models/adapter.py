@@ -52,12 +52,12 @@ class Adapter:
       (6, 4)
     """
 
-    a_t: Float[Array | np.ndarray, "d r"]
-    b_t: Float[Array | np.ndarray, "r m"]
-    a_0: Float[Array | np.ndarray, "d r"] | None = None
-    b_0: Float[Array | np.ndarray, "r m"] | None = None
-    bias_t: Float[Array | np.ndarray, " m"] | None = None
-    scale: float = 1.0
+    a_t: Float[Array | np.ndarray, "..."]
+    b_t: Float[Array | np.ndarray, "..."]
+    a_0: Float[Array | np.ndarray, "..."] | None = None
+    b_0: Float[Array | np.ndarray, "..."] | None = None
+    bias_t: Float[Array | np.ndarray, "..."] | None = None
+    scale: _checks.Number = 1.0
 
     def __post_init__(self):
         _checks.positive(scale=self.scale)

@@ -12,13 +12,16 @@ More images than r, or a start of A that is not known: see `adapter_replay.withi
 """
 
 import dataclasses
+import json
 
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, resume
 from ntk_privacy._types import Params
+from ntk_privacy.method import Method, field
 from ntk_privacy.models.adapter import Adapter
+from ntk_privacy.models.mlp import MLP
 from ntk_privacy.reconstruction import (
     adapter_factors,
     change_factors,
@@ -28,9 +31,18 @@ from ntk_privacy.reconstruction import (
     unit_space,
     unit_verdict,
 )
+from ntk_privacy.reconstruction.evidence import Evidence
 from ntk_privacy.reconstruction.verdict import Verdict
+from ntk_privacy.resume import Stage, straight
 
-__all__ = ["METHOD", "Config", "from_evidence", "reconstruct", "reconstruct_gradient"]
+__all__ = [
+    "METHOD",
+    "Config",
+    "check",
+    "from_evidence",
+    "reconstruct",
+    "reconstruct_gradient",
+]
 
 # Share of A's way at which it stands for all steps: B of zero grows as t and moves A as
 # t^2, whose mean is a third; a B that was there moves A as t.
@@ -229,7 +241,8 @@ def _read(
 
 
 def _flat(found: result.Reconstruction) -> Float[np.ndarray, "n d"]:
-    return np.asarray(found.images, np.float64).reshape(len(found.images), -1)
+    images = np.asarray(found.images, np.float64)
+    return images.reshape(len(images), int(np.prod(images.shape[1:])))
 
 
 def _relative(part: np.ndarray, whole: np.ndarray) -> Float[np.ndarray, " n"]:
@@ -239,7 +252,7 @@ def _relative(part: np.ndarray, whole: np.ndarray) -> Float[np.ndarray, " n"]:
 
 def _outside(
     found: result.Reconstruction, adapter: Adapter, basis: Float[np.ndarray, "d n"]
-) -> Float[np.ndarray, " n"]:
+) -> Float[np.ndarray, " k"]:
     """Relative error of images for what rounding of A turns their span."""
     moved = adapter.moved_a
     assert moved is not None
@@ -254,7 +267,7 @@ def _outside(
 def _way(
     found: result.Reconstruction, adapter: Adapter, basis: Float[np.ndarray, "d n"],
     point: float,
-) -> Float[np.ndarray, " n"]:  # fmt: skip
+) -> Float[np.ndarray, " k"]:  # fmt: skip
     """Relative changes of images with the point at which A stands for all steps."""
     inside = _flat(found) @ basis
     sketched = inside @ (adapter.a_at(point).T @ basis).T
@@ -266,7 +279,7 @@ def _way(
 
 
 def _doubted(
-    found: result.Reconstruction, doubts: Float[np.ndarray, " n"], why: str
+    found: result.Reconstruction, doubts: Float[np.ndarray, " k"], why: str
 ) -> result.Reconstruction:
     """Adds what is uncertain of the images to their errors."""
     errors, n = found.errors + doubts, found.estimated_num_images or 0
@@ -285,3 +298,109 @@ def _doubted(
         message=message,
         sources=("adapter",) * len(errors),
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """How long the search goes on; attributes: see the help of each field."""
+
+    num_starts: int | None = field(
+        None, "Random starts per round; none is N, 512 at least."
+    )
+    max_rounds: int = field(20, "Rounds of starts at most.")
+
+    def __post_init__(self):
+        _checks.at_least(1, max_rounds=self.max_rounds)
+        if self.num_starts is not None:
+            _checks.at_least(1, num_starts=self.num_starts)
+
+
+_ARRAYS = ("images", "certified", "residuals", "errors")
+
+
+def from_evidence(
+    evidence: Evidence,
+    config: Config = Config(),
+    *,
+    key: Array,
+    stage: Stage = straight,
+) -> result.Reconstruction:
+    """Reads the adapter that evidence speaks of, or returns what was read before.
+
+    Args:
+      evidence: the frozen network, its adapter, image shape; number of images if told.
+      config: of the search.
+      key: typed key of the random starts.
+      stage: keeps what was found, as "adapter"; it cannot be cut short.
+
+    Raises:
+      ValueError: the evidence has no adapter, or see `reconstruct`.
+    """
+    check(evidence, config)
+    evidence.needs("adapter", "params_0")
+    adapter, public = evidence.adapter, evidence.params_0
+    assert adapter is not None
+    assert public is not None
+
+    def make():
+        found = reconstruct(
+            public,
+            adapter,
+            key=key,
+            image_shape=evidence.image_shape,
+            num_images=evidence.num_images,
+            **dataclasses.asdict(config),
+        )
+        told = {
+            "verdict": found.verdict._asdict(),
+            "message": found.message,
+            "estimated_num_images": found.estimated_num_images,
+        }
+        arrays = {name: np.asarray(getattr(found, name)) for name in _ARRAYS}
+        return {"told": np.asarray(json.dumps(told)), **arrays}
+
+    arrays = resume.once(stage, "adapter", make)
+    told, images = json.loads(str(arrays["told"])), arrays["images"]
+    network = evidence.network
+    if isinstance(network, MLP) and network.parametrization == "ntk":
+        # Images enter that layer divided by the square root of their size.
+        images = images * np.sqrt(np.prod(evidence.image_shape)).astype(images.dtype)
+    return result.Reconstruction(
+        images=images,
+        duals=np.zeros((1, len(images), evidence.num_outputs)),
+        losses=np.zeros(0),
+        verdict=Verdict(**told["verdict"]),
+        sources=("adapter",) * len(images),
+        certified=arrays["certified"],
+        residuals=arrays["residuals"],
+        errors=arrays["errors"],
+        estimated_num_images=told["estimated_num_images"],
+        message=told["message"],
+    )
+
+
+def check(evidence: Evidence, config: Config) -> None:
+    """Raises ValueError where the evidence is no adapter.
+
+    Args:
+      evidence: what is known, before or after training.
+      config: any.
+    """
+    del config
+    if not evidence.is_adapter:
+        raise ValueError(
+            "evidence is of whole layers: method=adapter reads low-rank factors alone; "
+            "give evidence=adapter, or use auto."
+        )
+
+
+METHOD = Method(
+    name="adapter",
+    about="Images from a low-rank adapter (LoRA) of the first layer: its factors tell "
+    "how many there are and their span, closed units the rest.",
+    config=Config,
+    presets={"fast": Config},
+    run=from_evidence,
+    check=check,
+    wants=("adapter", "num_images"),
+)

@@ -40,7 +40,7 @@ class Size(NamedTuple):
     gap: float
 
 
-def rank_above(
+def _rank_above(
     matrix: Float[np.ndarray, "a b"], floor: float
 ) -> tuple[int, float, Float[np.ndarray, "a k"]]:
     """Returns the rank at the widest gap above rounding, the gap, and left vectors.
@@ -58,7 +58,7 @@ def rank_above(
     return best, float(gaps[best - 1]), left
 
 
-def floor(adapter: Adapter, leaf: Float[Array | np.ndarray, "a b"]) -> float:
+def _floor(adapter: Adapter, leaf: Float[Array | np.ndarray, "a b"]) -> float:
     """Returns the size below which a direction of a factor may be rounding."""
     return _ROUNDED * adapter.roundoff * float(np.linalg.norm(np.asarray(leaf)))
 
@@ -94,7 +94,7 @@ def num_images(adapter: Adapter) -> Size:
         matrix, leaf = adapter.moved_b, adapter.b_t
     else:
         matrix, leaf = _moved_a(adapter), adapter.a_t
-    rank, gap, _ = rank_above(matrix, floor(adapter, leaf))
+    rank, gap, _ = _rank_above(matrix, _floor(adapter, leaf))
     return Size(rank, rank >= min(matrix.shape), gap)
 
 
@@ -130,7 +130,7 @@ def span(adapter: Adapter, *, rank: int | None = None) -> Float[np.ndarray, "d n
     rank = num_images(adapter).rank if rank is None else rank
     _checks.in_range(1, min(moved.shape), rank=rank)
     left, values, _ = np.linalg.svd(moved, full_matrices=False)
-    noise = floor(adapter, adapter.a_t) / _ROUNDED
+    noise = _floor(adapter, adapter.a_t) / _ROUNDED
     if values[rank - 1] <= noise:
         raise ValueError(
             f"A's change spans fewer than {rank} directions above rounding "
@@ -155,7 +155,7 @@ def equations(adapter: Adapter) -> Float[np.ndarray, "k d"]:
         raise ValueError(
             "b_0 is not zero, and leaves no direction of B without images: use span."
         )
-    rank, _, left = rank_above(adapter.moved_b, floor(adapter, adapter.b_t))
+    rank, _, left = _rank_above(adapter.moved_b, _floor(adapter, adapter.b_t))
     if rank >= min(adapter.moved_b.shape):
         raise ValueError(full(adapter))
     # A wide B has all r left vectors; a narrow one lacks the rest of the complement.

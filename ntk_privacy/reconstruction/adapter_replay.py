@@ -32,7 +32,7 @@ from ntk_privacy.models.adapter import Adapter
 from ntk_privacy.reconstruction import unit_verdict
 from ntk_privacy.reconstruction.verdict import Verdict
 
-__all__ = ["Schedule", "Within", "budget", "within"]
+__all__ = ["Schedule", "Within", "budget", "trained", "within"]
 
 _RANK = 1e-11  # of the largest singular value: below it a direction is not determined
 _REACHED = 1e-10  # relative miss of the factors in float64
@@ -99,19 +99,20 @@ def budget(adapter: Adapter, num_images: int) -> float:
     sums = np.linalg.norm(b.sum(1)) / max(total, 1e-300)
     free = m - 1 if sums < max(_SUMS, _ROUNDED * adapter.roundoff) else m
     least = min(r, free)
-    return free + r - num_images if num_images <= least else r * free / num_images
+    each = free + r - num_images if num_images <= least else r * free / num_images
+    return float(each)
 
 
 def within(
     adapter: Adapter,
     loss: Callable[..., Array],
-    basis: Float[Array | np.ndarray, "d k"],
-    starts: Float[Array | np.ndarray, "n k"],
+    basis: Float[Array | np.ndarray, "..."],
+    starts: Float[Array | np.ndarray, "..."],
     schedule: Schedule,
     *,
-    kernel: Float[Array | np.ndarray, "d m"],
-    bias: Float[Array | np.ndarray, " m"] | None = None,
-    offset: Float[Array | np.ndarray, " d"] | None = None,
+    kernel: Float[Array | np.ndarray, "..."],
+    bias: Float[Array | np.ndarray, "..."] | None = None,
+    offset: Float[Array | np.ndarray, "..."] | None = None,
     hidden: Float[Array | np.ndarray, "..."] | None = None,
     max_iterations: int = 60,
 ) -> Within:
@@ -163,7 +164,7 @@ def within(
             unknown["hidden"] = jnp.asarray(hidden, jnp.float64)
         if adapter.a_0 is None:
             # Trained A is the nearest thing to its start.
-            at = problem["offset"] + unknown["u"] @ problem["basis"].T
+            at = problem["offset"][None] + unknown["u"] @ problem["basis"].T
             unknown["y"] = at @ problem["a_t"]
         with_bias = adapter.bias_t is not None
         solved = _solve(
@@ -271,7 +272,7 @@ def _descended(loss, num_steps, with_bias, first, gram, y, start, rates):
         now, pace = carry
         p, b, c = now
         seen = y + gram @ p
-        signals = jax.grad(loss)(first + scale * seen @ b + c)
+        signals = jax.grad(loss)(first + scale * seen @ b + c[None])
         moved = (scale * signals @ b.T, scale * seen.T @ signals)
         moved += (signals.sum(0) if with_bias else jnp.zeros_like(c),)
         pace = jax.tree.map(lambda v, g: momentum * v + g, pace, moved)
@@ -284,19 +285,19 @@ def _descended(loss, num_steps, with_bias, first, gram, y, start, rates):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _trained(loss, num_steps, with_bias, x, a, w, b, start, rates):
-    first, gram = x @ w + b, x @ x.T
+    first, gram = x @ w + b[None], x @ x.T
     return _descended(loss, num_steps, with_bias, first, gram, x @ a, start, rates)
 
 
 def _misses(loss, num_steps, with_bias, unknown, problem, rates):
     """How training on guesses misses the factors, each over its size."""
     given = (unknown["hidden"],) if "hidden" in unknown else ()
-    x = problem["offset"] + unknown["u"] @ problem["basis"].T
+    x = problem["offset"][None] + unknown["u"] @ problem["basis"].T
     gram = x @ x.T
     y = unknown["y"] if "y" in unknown else x @ problem["a_0"]
     p, b, c = _descended(
         lambda z: loss(z, *given), num_steps, with_bias,
-        x @ problem["kernel"] + problem["bias"], gram, y, problem["b_0"], rates,
+        x @ problem["kernel"] + problem["bias"][None], gram, y, problem["b_0"], rates,
     )  # fmt: skip
     parts = [(b - problem["b_t"], problem["b_t"])]
     if "y" in unknown:
@@ -332,7 +333,7 @@ def _solve(loss, num_steps, with_bias, most, start, problem, rates):
         theta, rest, jacobian, damping, i, _ = carry
         sizes = jnp.maximum(jnp.linalg.norm(jacobian, axis=0), 1e-300)
         rows = jnp.concatenate(
-            [jacobian / sizes, jnp.sqrt(damping) * jnp.eye(len(theta))]
+            [jacobian / sizes[None], jnp.sqrt(damping) * jnp.eye(len(theta))]
         )
         q, upper = jnp.linalg.qr(rows)
         right = -q[: len(rest)].T @ rest
