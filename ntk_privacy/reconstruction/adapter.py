@@ -47,6 +47,7 @@ __all__ = [
 # Share of A's way at which it stands for all steps: B of zero grows as t and moves A as
 # t^2, whose mean is a third; a B that was there moves A as t.
 _STILL, _MOVING = 1 / 3, 1 / 2
+_SPANS = 2.0  # least gap in A's change behind as many directions as images
 _LOOSE = 0.3  # share of a bias's change that may lie outside rows that A's way turned
 _ROUNDINGS = 4.0  # what is stated, over the size of A's rounding
 
@@ -82,7 +83,8 @@ def reconstruct(
         parameters that are not finite, or a number out of range.
 
     Example:
-      >>>       >>> import ntk_privacy
+      >>> import jax
+      >>> import ntk_privacy
       >>> from ntk_privacy.reconstruction import adapter
       >>> from ntk_privacy.training import adapter_victim
       >>> key = jax.random.key(0)
@@ -105,6 +107,10 @@ def reconstruct(
             seen = seen._replace(rank=num_images, hidden=False)
     if seen.hidden:
         return _nothing(adapter, seen, image_shape)
+    gap = adapter_factors.span_gap(adapter, rank=seen.rank)
+    if gap < _SPANS:
+        verdict = Verdict("assumptions do not hold", _other(seen.rank, gap), gap=gap)
+        return unit_verdict.nothing(image_shape, verdict)
     basis = adapter_factors.span(adapter, rank=seen.rank)
     bias_t = moved = None
     if adapter.bias_t is not None and dense.bias is not None:
@@ -218,6 +224,15 @@ def _layer(
 def _nothing(adapter: Adapter, seen: adapter_factors.Size, image_shape):
     verdict = Verdict("nothing found", adapter_factors.full(adapter), gap=seen.gap)
     return unit_verdict.nothing(image_shape, verdict)
+
+
+def _other(rank: int, gap: float) -> str:
+    return (
+        f"B shows {rank} images, and the change of A has more directions than that "
+        f"(gap {gap:.2g}): A began otherwise than a_0 says, or its change is no sum of "
+        "images, as after Adam, weight decay or dropout before the adapter, or is "
+        "rounded too coarsely."
+    )
 
 
 def _read(

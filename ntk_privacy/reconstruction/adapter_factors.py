@@ -2,14 +2,15 @@ r"""What the factors of an adapter tell by themselves: how many images, and thei
 
 A dense layer with the frozen kernel W learns $W + s A B$, A of shape (d, r) and random
 at the start, B of shape (r, m) and zero. With images $x_i$ and their signals $d_{i,t}$
-at step t, gradient descent of any kind without decay moves the factors by
+at step t, gradient descent of any kind moves the factors by
 
 $$\Delta A = s \sum_{i,t} x_i (B_t d_{i,t})^\top, \quad
   \Delta B = s \sum_{i,t} (A_t^\top x_i) d_{i,t}^\top. $$
 
 The columns of $\Delta A$ are sums of images. By induction over the steps neither B nor
 the rows of $\Delta A$ leave the span S of the $A_0^\top x_i$, of dimension N: B has the
-rank min(N, r), and q in the complement of S has $q^\top A_T^\top x_i = 0$.
+rank min(N, r), and q in the complement of S has $q^\top A_T^\top x_i = 0$. Decay of the
+weights changes these two nothing, for A is then a multiple of A_0 and the same sums.
 """
 
 from typing import NamedTuple
@@ -20,7 +21,16 @@ from jaxtyping import Array, Float
 from ntk_privacy import _checks
 from ntk_privacy.models.adapter import Adapter
 
-__all__ = ["Size", "change", "equations", "full", "num_images", "residuals", "span"]
+__all__ = [
+    "Size",
+    "change",
+    "equations",
+    "full",
+    "num_images",
+    "residuals",
+    "span",
+    "span_gap",
+]
 
 _GAP = 5.0  # between the last direction of the images and the first of noise
 _ROUNDED = 64.0  # roundoffs of a factor, below which a direction may be noise
@@ -66,9 +76,10 @@ def _floor(adapter: Adapter, leaf: Float[Array | np.ndarray, "a b"]) -> float:
 def num_images(adapter: Adapter) -> Size:
     """Returns N, the rank that training gave the factors, where it is below theirs.
 
-    It is exact under gradient descent of any kind (minibatches, momentum, schedules;
-    no weight decay) of images that do not depend on each other, fewer than r and the
-    units. With b_0 of zero B alone tells it; with another, A's change does.
+    It is exact under gradient descent of any kind (minibatches, momentum, schedules,
+    weight decay) of images that do not depend on each other, fewer than r and the
+    units. With b_0 of zero B alone tells it; with another, A's change does, without
+    decay.
 
     Args:
       adapter: the factors.
@@ -138,6 +149,26 @@ def span(adapter: Adapter, *, rank: int | None = None) -> Float[np.ndarray, "d n
             "longer, or stored in float64."
         )
     return left[:, :rank]
+
+
+def span_gap(adapter: Adapter, *, rank: int) -> float:
+    """Returns how far a rank stands out in A's change; inf where it is all there is.
+
+    A gap of 1 or so is no sum of so many images: A's start is another one, or Adam,
+    weight decay or another input at every step moved it.
+
+    Args:
+      adapter: the factors, with A's start.
+      rank: N.
+
+    Raises:
+      ValueError: A's start is not known, or A did not move.
+    """
+    moved = _moved_a(adapter)
+    _checks.in_range(1, min(moved.shape), rank=rank)
+    values = np.linalg.svd(moved, compute_uv=False)
+    behind = values[rank] if rank < len(values) else 0.0
+    return float(values[rank - 1] / behind) if behind else float("inf")
 
 
 def equations(adapter: Adapter) -> Float[np.ndarray, "k d"]:

@@ -144,7 +144,8 @@ def within(
       >>> from ntk_privacy.reconstruction import adapter_replay
       >>> rng = np.random.default_rng(0)
       >>> x, w, a, v = (rng.normal(size=s) for s in ((2, 9), (9, 6), (9, 4), (9, 3)))
-      >>> loss = lambda z: (z**2).sum() / 2
+      >>> targets = rng.normal(size=(2, 6))
+      >>> loss = lambda z: ((z - targets) ** 2).sum() / 2
       >>> u = rng.normal(size=(2, 3))
       >>> plan = adapter_replay.Schedule(num_steps=5, learning_rate=0.01)
       >>> made = adapter_replay.trained(u @ v.T, a, loss, plan, kernel=w)

@@ -30,7 +30,7 @@ def nets():
     return kernel, bias, rng.normal(size=(M, 3)) / np.sqrt(M)
 
 
-def _trained(nets, n, *, steps=40, seed=1, freeze=False):
+def _trained(nets, n, *, steps=40, seed=1, freeze=False, decay=0.0):
     """Adapts it by minibatches with momentum; returns the adapter and its images."""
     kernel, bias, head = nets
     rng = np.random.default_rng(seed)
@@ -43,6 +43,8 @@ def _trained(nets, n, *, steps=40, seed=1, freeze=False):
         z = x[some] @ kernel + bias + 2 * (x[some] @ a) @ b + c
         out = (np.maximum(z, 0) @ head - targets[some]) @ head.T * (z > 0)
         slopes = (2 * x[some].T @ out @ b.T, 2 * (x[some] @ a).T @ out, out.sum(0))
+        decayed = (decay * a, decay * b, 0.0)
+        slopes = tuple(g + w for g, w in zip(slopes, decayed, strict=True))
         pace = [0.9 * v + g for v, g in zip(pace, slopes, strict=True)]
         a, b, c = (
             a - 0.002 * (not freeze) * pace[0],
@@ -66,6 +68,19 @@ def test_factors_tell_size_span_and_equations_after_any_gradient_descent(nets, n
     assert adapter_factors.residuals(unknown, x.reshape(n, *SHAPE)).max() < 1e-9
     other = np.random.default_rng(5).normal(size=(20, *SHAPE))
     assert adapter_factors.residuals(unknown, other).min() > 1e-3
+
+
+def test_decay_leaves_size_and_equations_and_no_span(nets, victim):
+    made, x = _trained(nets, 4, decay=0.1)
+    assert adapter_factors.num_images(made).rank == 4
+    assert adapter_factors.residuals(made, x.reshape(4, *SHAPE)).max() < 1e-9
+    # The change of A is that of another start.
+    assert adapter_factors.span_gap(made, rank=4) < 5
+    assert adapter_factors.span_gap(_trained(nets, 4)[0], rank=4) > 1e6
+    start = np.random.default_rng(0).permutation(victim.adapter.a_0)
+    found = _read(victim, dataclasses.replace(victim.adapter, a_0=start))
+    assert found.verdict.word == "assumptions do not hold"
+    assert "B shows 6 images, and the change of A has more" in found.verdict.reason
 
 
 def test_more_images_than_the_rank_leave_a_part_of_their_span(nets):

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from ntk_privacy import resume
-from ntk_privacy.reconstruction import auto, evidence
+from ntk_privacy.reconstruction import adapter, adapter_replay, auto, evidence
 from ntk_privacy.reports import reconstructions
 from ntk_privacy.training import margin_victim, victim
 
@@ -15,6 +15,7 @@ from ntk_privacy.training import margin_victim, victim
     "module",
     [
         *(resume, evidence, victim, margin_victim, reconstructions),
+        *(adapter, adapter_replay),
         # The README's cell is the same, and quick tests run it.
         pytest.param(auto, marks=pytest.mark.slow),
     ],
