@@ -124,7 +124,9 @@ def reconstruct(
         roundoff=max(adapter.roundoff, dense.roundoff),
         key=key, num_starts=num_starts, max_rounds=max_rounds,
     )  # fmt: skip
-    doubts = _way(found, adapter, basis, point) + _outside(found, adapter, basis)
+    doubts = _way(found, adapter, basis, point) + _outside(
+        found, adapter, basis, adapter.a_at(point)
+    )
     return _doubted(found, doubts, "the way of A in training")
 
 
@@ -192,7 +194,9 @@ def reconstruct_gradient(
         roundoff=max(step.roundoff, dense.roundoff),
         key=key, num_starts=num_starts, max_rounds=max_rounds,
     )  # fmt: skip
-    return _doubted(found, _outside(found, step, basis), "the gradient's rounding")
+    return _doubted(
+        found, _outside(found, step, basis, sketch.a_at(1.0)), "the gradient's rounding"
+    )
 
 
 def _layer(
@@ -266,17 +270,26 @@ def _relative(part: np.ndarray, whole: np.ndarray) -> Float[np.ndarray, " n"]:
 
 
 def _outside(
-    found: result.Reconstruction, adapter: Adapter, basis: Float[np.ndarray, "d n"]
+    found: result.Reconstruction,
+    adapter: Adapter,
+    basis: Float[np.ndarray, "d n"],
+    a: Float[np.ndarray, "d r"],
 ) -> Float[np.ndarray, " k"]:
-    """Relative error of images for what rounding of A turns their span."""
+    """Relative error of images for what moved A besides them, rounding or decay.
+
+    It turns their span; what of an image is outside then is seen by the sketch, whose
+    inverse makes more of it. And it may have moved as large a share of B.
+    """
     moved = adapter.moved_a
     assert moved is not None
     values, n = np.linalg.svd(moved, compute_uv=False), basis.shape[1]
     noise = adapter.roundoff * float(np.linalg.norm(np.asarray(adapter.a_t)))
     if n < len(values):
         noise = max(noise, float(values[n]))
-    flat = _flat(found)
-    return _ROUNDINGS * noise * _relative(flat @ basis / values[:n], flat)
+    flat, size = _flat(found), np.linalg.norm(adapter.a_at(1.0), 2)
+    more = 1 + np.linalg.norm(np.linalg.pinv(a.T @ basis), 2) * np.linalg.norm(a, 2)
+    turned = more * _relative(flat @ basis / values[:n], flat)
+    return _ROUNDINGS * noise * (turned + 1 / max(float(size), 1e-300))
 
 
 def _way(

@@ -143,6 +143,18 @@ def test_images_of_a_short_training_are_certified_within_their_errors(digits, vi
         told.needs("closed_units")
 
 
+def test_factors_that_decayed_and_a_bias_that_did_not_are_no_false_certificate(
+    digits, victim
+):
+    made, share = victim.adapter, 2e-4
+    shrunk = {name: getattr(made, name) * (1 - share) for name in ("a_t", "b_t")}
+    found = _read(victim, dataclasses.replace(made, **shrunk))
+    errors = _errors(found.images, digits.x_train).min(axis=1)
+    sure = found.certified
+    assert (errors[sure] < found.errors[sure]).all()
+    assert (found.errors[sure] > 4 * share).all()
+
+
 @pytest.mark.parametrize("kind", ["start", "public", "release"])
 def test_a_wrong_start_network_or_release_is_not_certified(victim, kind):
     rng = np.random.default_rng(3)
