@@ -108,12 +108,22 @@ def digits():
     return data.load("digits", num_train=6, key=jax.random.key(0))
 
 
+def _victim(digits, **given):
+    return adapter_victim.train(
+        digits.x_train, digits.y_train, width=256, rank=12, key=jax.random.key(1),
+        **given,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def victim(digits):
-    return adapter_victim.train(
-        digits.x_train, digits.y_train, width=256, rank=12, num_steps=25,
-        key=jax.random.key(1),
-    )  # fmt: skip
+    return _victim(digits, num_steps=50)
+
+
+def _fine(digits, steps):
+    """Of float64, where rounding hides nothing that the way of A does."""
+    with jax.enable_x64(True):
+        return _victim(digits, num_steps=steps, dtype=np.float64)
 
 
 def _errors(images, truth):
@@ -129,30 +139,31 @@ def _read(victim, made=None, public=None, **given):
     )  # fmt: skip
 
 
-def test_images_of_a_short_training_are_certified_within_their_errors(digits, victim):
-    found = _read(victim)
+def test_images_of_a_short_training_are_certified_within_their_errors(digits):
+    found = _read(_fine(digits, 10))
     assert (found.verdict.word, int(found.certified.sum())) == ("exact", 6)
-    errors = _errors(found.images, digits.x_train)
-    assert (errors.min(axis=1) < found.errors).all()
-    assert (errors.min(axis=0) < 0.02).all()
-    # Most of what is stated is the way of A, which closed units do not see.
-    assert errors.min(axis=1).max() > 5e-4
+    errors = _errors(found.images, digits.x_train).min(axis=1)
+    assert errors.max() < 1e-3
+    # Without the way of A, which closed units do not see, they state a third of it.
+    assert (errors < found.errors / 2).all()
+
+
+def test_evidence_of_an_adapter_is_for_methods_that_read_one(digits, victim):
     told = evidence.of(victim, bounds=digits.bounds)
     assert told.is_adapter
     with pytest.raises(ValueError, match="method=closed_units reads whole layers"):
         told.needs("closed_units")
 
 
-def test_factors_that_decayed_and_a_bias_that_did_not_are_no_false_certificate(
-    digits, victim
-):
-    made, share = victim.adapter, 2e-4
-    shrunk = {name: getattr(made, name) * (1 - share) for name in ("a_t", "b_t")}
-    found = _read(victim, dataclasses.replace(made, **shrunk))
+def test_decay_that_turns_the_span_takes_certificates_away(digits):
+    fine = _fine(digits, 25)
+    made, kept = fine.adapter, 1 - 1e-5
+    shrunk = {name: getattr(made, name) * kept for name in ("a_t", "b_t")}
+    found = _read(fine, dataclasses.replace(made, **shrunk))
     errors = _errors(found.images, digits.x_train).min(axis=1)
-    sure = found.certified
-    assert (errors[sure] < found.errors[sure]).all()
-    assert (found.errors[sure] > 4 * share).all()
+    assert errors.max() > 0.01
+    assert (errors < found.errors).all()
+    assert not found.certified.all()
 
 
 @pytest.mark.parametrize("kind", ["start", "public", "release"])
