@@ -41,6 +41,8 @@ class ReconstructRun(Run):
 def _defaults(method: Method[Any], preset: str) -> dict[str, Any]:
     """Returns what a preset says: published logistic runs go on for all epochs."""
     given: dict[str, Any] = {"workdir": "runs/reconstruct"}
+    if "adapter" in method.wants:
+        given["evidence"] = "adapter"
     if "logistic" in method.wants and preset == "paper":
         given["early_stop_loss"] = 0.0
     return given
@@ -60,6 +62,7 @@ def _load(asked: Asked[Any]) -> tuple[data.Dataset, jax.Array]:
     dataset, key = asked.group(TaskImages).load(asked.group(Run).seed)
     with _flags.usage():
         known = asked.group(victims.network(asked.method)).before(dataset)
+        known.needs(asked.method.name)
         asked.method.check(known, asked.config)
     return dataset, key
 

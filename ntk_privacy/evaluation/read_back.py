@@ -80,7 +80,7 @@ def judged(dataset: Dataset, victim: Victim, found: Reconstruction) -> ReadBack:
     figures = {
         "verdict": found.verdict,
         "dynamics": victim.dynamics,
-        "evidence": "weights" if victim.gradient is None else "gradient",
+        "evidence": victim.evidence,
         "train_loss": victim.loss,
         "train_steps": victim.steps,
         "converged": victim.reached,

@@ -1,5 +1,6 @@
 """Flax linen models with the initialisations that the papers use."""
 
+from ntk_privacy.models import adapter as adapter
 from ntk_privacy.models import convnet as convnet
 from ntk_privacy.models import fitting as fitting
 from ntk_privacy.models import resnet as resnet
@@ -13,6 +14,7 @@ __all__ = [
     "MLP",
     "ConvNet",
     "ResNet18",
+    "adapter",
     "convnet",
     "fitting",
     "resnet",

@@ -4,13 +4,17 @@
 `closed_units` reads images from the first layer alone, whatever the loss and the
 features did; `algebraic` decodes them from ReLU gates where training stayed linear;
 `kkt` searches for images that explain the change of the weights; `auto` tries these in
-turn; `max_margin` needs the final weights alone. `replay.replay` gives the search
+turn; `max_margin` needs the final weights alone; `adapter` reads low-rank factors
+(`adapter_factors`, `adapter_replay`). `replay.replay` gives the search
 features along the training that recovered images explain, and
 `initialisation.find_seed` gives all of them the weights before training where only
 their seed can be guessed.
 """
 
 from ntk_privacy.reconstruction import (
+    adapter,
+    adapter_factors,
+    adapter_replay,
     algebraic,
     auto,
     closed_units,
@@ -28,6 +32,9 @@ __all__ = [
     "METHODS",
     "Evidence",
     "Reconstruction",
+    "adapter",
+    "adapter_factors",
+    "adapter_replay",
     "algebraic",
     "auto",
     "closed_units",

@@ -26,6 +26,7 @@ from jaxtyping import Array
 from ntk_privacy import _checks
 from ntk_privacy.method import Method, field
 from ntk_privacy.reconstruction import (
+    adapter,
     algebraic,
     closed_units,
     first_layer,
@@ -167,6 +168,8 @@ def reconstruct(
       ((2, 8, 8, 1), 'exact')
     """
     _checks.typed_key(key=key)
+    if evidence.is_adapter:
+        return adapter.from_evidence(evidence, key=key, stage=stage)
     evidence.needs("auto", "params_0", "bounds")
     evidence.mlp("auto")
     # Before anything is decoded: points may be wrong.

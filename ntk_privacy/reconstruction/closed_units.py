@@ -33,12 +33,11 @@ from ntk_privacy.method import Method, field
 from ntk_privacy.models.mlp import MLP
 from ntk_privacy.reconstruction import (
     change_factors,
-    closed_rows,
     first_layer,
     result,
     sent_form,
     shown_change,
-    unit_set,
+    unit_reading,
     unit_space,
     unit_verdict,
 )
@@ -47,8 +46,6 @@ from ntk_privacy.reconstruction.verdict import Verdict
 from ntk_privacy.resume import Stage, straight
 
 __all__ = ["METHOD", "Config", "from_evidence", "reconstruct", "reconstruct_gradient"]
-
-_FEW = 512  # random starts at least
 
 
 def reconstruct(
@@ -145,7 +142,7 @@ def reconstruct(
         biases = (read.bias_0, read.bias_0 if frozen_gates else read.bias_t)
         change = shown_change.bias_change(factors, read.bias_0, read.bias_t, decay)
     space = unit_space.make(factors, kernels, biases, change, coarse=coarse)
-    found = _searched(
+    found = unit_reading.searched(
         space, factors, image_shape, starts, key=key,
         roundoff=max(read.roundoff, sent.roundoff), decay=decay, num_starts=num_starts,
         max_rounds=max_rounds, dtype=dtype,
@@ -210,7 +207,7 @@ def reconstruct_gradient(
         change = shown_change.fitting(factors, read.bias_t)
     kernels = (read.kernel_0, read.kernel_0)
     space = unit_space.make(factors, kernels, biases, change, coarse=coarse)
-    found = _searched(
+    found = unit_reading.searched(
         space, factors, image_shape, starts, key=key,
         roundoff=max(read.roundoff, sent.roundoff), decay=1.0, num_starts=num_starts,
         max_rounds=max_rounds, dtype=dtype,
@@ -231,80 +228,6 @@ def _check_numbers(image_shape, num_images, num_starts, max_rounds) -> None:
     if num_starts is not None:
         _checks.at_least(1, num_starts=num_starts)
     _checks.at_least(1, max_rounds=max_rounds)
-
-
-def _searched(
-    space: unit_space.Space,
-    factors: change_factors.Factors,
-    image_shape: tuple[int, int, int],
-    starts,
-    *,
-    key: Array,
-    roundoff: float,
-    decay: float,
-    num_starts: int | None,
-    max_rounds: int,
-    dtype,
-) -> result.Reconstruction:
-    n, m = space.signals.shape
-    given = None
-    if starts is not None:
-        _checks.finite(starts=starts)
-        if tuple(starts.shape[1:]) != tuple(image_shape):
-            raise ValueError(
-                f"starts have shape {starts.shape[1:]} but image_shape is "
-                f"{image_shape}: preprocess them like the training images."
-            )
-        flat = np.asarray(starts, np.float64).reshape(len(starts), -1)
-        given = flat @ (space.left / space.values**2)
-    if n == 1:
-        return unit_verdict.single(space, factors, image_shape)
-    if m < 3 * n:
-        reason = (
-            f"The change has rank {n}, and only {m} units move: about half of them "
-            "close for an image, too few to tell so many images, or forms of augmented "
-            "ones; or it is no sum of images, as after Adam."
-        )
-        return unit_verdict.nothing(
-            image_shape, Verdict("nothing found", reason, gap=factors.gap)
-        )
-    found = closed_rows.find(
-        space, key=key, starts=given, num_starts=num_starts or max(_FEW, n),
-        max_rounds=max_rounds, dtype=dtype,
-    )  # fmt: skip
-    whole = found.whole
-    if whole is not None:
-        u, residuals = whole.u, whole.ratios
-        inside = float(np.sum(space.values**2))
-        outside = space.noise**2 * len(space.left) * len(space.alive)
-        explained = 1 - (whole.unexplained * inside + outside) / (inside + outside)
-    else:
-        rows = found.rows
-        u = np.array([row.u for row in rows]).reshape(-1, n)
-        if space.scale is not None:
-            u = u / np.where(u @ space.scale == 0, 1, u @ space.scale)[:, None]
-        residuals = np.array([row.ratio for row in rows])
-        explained = unit_set.share_explained(space, u)
-    flat = u @ space.left.T
-    if space.scale is None:
-        flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-300)
-    judged = unit_verdict.judge(
-        found, space, factors, roundoff=roundoff, explained=explained, decay=decay
-    )
-    order = np.lexsort((residuals, judged.errors, ~judged.certified))
-    images = flat[order].reshape(-1, *image_shape)
-    return result.Reconstruction(
-        images=images if roundoff < 1e-12 else images.astype(np.float32),
-        duals=np.zeros((1, len(images), 1)),
-        losses=np.zeros(0),
-        verdict=judged.verdict,
-        sources=("closed units",) * len(images),
-        certified=judged.certified[order],
-        residuals=residuals[order],
-        errors=judged.errors[order],
-        estimated_num_images=n,
-        message=judged.message,
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

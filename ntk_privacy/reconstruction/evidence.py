@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from ntk_privacy import _checks, _tree
 from ntk_privacy._types import ApplyFn, Params
 from ntk_privacy.data.dataset import Dataset
+from ntk_privacy.models.adapter import Adapter
 from ntk_privacy.models.mlp import MLP
 from ntk_privacy.training.recipe import LOSSES, Loss
 from ntk_privacy.training.victim import Victim
@@ -22,6 +23,7 @@ NUM_AUXILIARY = 2000
 
 Dynamics = Literal["linearized", "standard"]
 
+_OF_ADAPTERS = ("adapter", "auto")  # methods that read the factors of one
 _REMEDIES = {
     "params_0": "give the weights before training, guess their seed with "
     "reconstruction.initialisation, or use max_margin, which needs those after it "
@@ -53,6 +55,9 @@ class Evidence:
       objective: the loss of the training.
       is_gradient: params_t are one step against a gradient at params_0: see
         `of_gradient`.
+      adapter: all that was trained, of the first dense layer; params_0 are the frozen
+        network then, and params_t that with the adapter merged.
+      is_adapter: whether it is that; said of a network that is still to be trained.
 
     Raises:
       ValueError: a number out of range, or shapes that do not fit.
@@ -70,6 +75,8 @@ class Evidence:
     num_outputs: int = 1
     objective: Loss = "mse"
     is_gradient: bool = False
+    adapter: Adapter | None = None
+    is_adapter: bool = False
 
     def __post_init__(self):
         for size in self.image_shape:
@@ -79,6 +86,8 @@ class Evidence:
             object.__setattr__(self, "num_outputs", self.network.num_outputs)
         _checks.at_least(1, num_outputs=self.num_outputs)
         _checks.one_of(LOSSES, objective=self.objective)
+        if self.adapter is not None:
+            object.__setattr__(self, "is_adapter", True)
         if self.num_images is not None:
             _checks.at_least(1, num_images=self.num_images)
         if self.labels is not None and self.labels.shape[1:] != (self.num_outputs,):
@@ -89,6 +98,11 @@ class Evidence:
 
     def needs(self, method: str, *names: str) -> None:
         """Raises ValueError unless all these are known and the weights are finite."""
+        if self.is_adapter and method not in _OF_ADAPTERS:
+            raise ValueError(
+                f"method={method} reads whole layers that were trained, and an adapter "
+                f"trains its factors: use one of {', '.join(_OF_ADAPTERS)}."
+            )
         for name in names:
             if getattr(self, name) is None:
                 raise ValueError(
@@ -162,6 +176,8 @@ def of(victim: Victim, **told: Any) -> Evidence:
         "objective": victim.objective,
         **told,
     }
+    if victim.adapter is not None:
+        told["adapter"] = victim.adapter
     if victim.gradient is not None:
         return of_gradient(victim.model, victim.params_0, victim.gradient, **told)
     return Evidence(

@@ -14,7 +14,7 @@ from ntk_privacy import _checks
 from ntk_privacy._types import Params
 from ntk_privacy.reconstruction import leaf_names
 
-__all__ = ["FirstLayer", "candidates", "read"]
+__all__ = ["Dense", "FirstLayer", "candidates", "dense", "read"]
 
 _KERNELS = ("kernel", "weight", "w")
 _BIASES = ("bias", "b")
@@ -37,6 +37,20 @@ class FirstLayer(NamedTuple):
     kernel_t: Float[np.ndarray, "d units"]
     bias_0: Float[np.ndarray, " units"] | None
     bias_t: Float[np.ndarray, " units"] | None
+    roundoff: float
+
+
+class Dense(NamedTuple):
+    """One dense layer in float64; `roundoff` is that of its stored weights.
+
+    Attributes:
+      kernel: (pixels, units).
+      bias: None where the layer has none.
+      roundoff: unit roundoff.
+    """
+
+    kernel: Float[np.ndarray, "d units"]
+    bias: Float[np.ndarray, " units"] | None
     roundoff: float
 
 
@@ -107,6 +121,35 @@ def candidates(params: Params, *, pixels: int, layer: str | None = None) -> list
     return fitting
 
 
+def dense(params: Params, *, pixels: int, name: str, where: str = "params") -> Dense:
+    """Returns a dense layer.
+
+    Args:
+      params: any pytree of kernels (in, out) or weights (out, in), with or without
+        biases, of JAX, NumPy or PyTorch, such as a state_dict().
+      pixels: values of an image.
+      name: of the layer, one of `candidates`.
+      where: what messages call the parameters.
+
+    Raises:
+      ValueError: weights that are no floating-point numbers, or not finite.
+    """
+    group, where = _groups(params)[name], f"{where}[{name}]"
+    kind = _kernel(group, pixels)
+    assert kind is not None
+    dtype = _array(group[kind]).dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"{where} has dtype {dtype}: closed units take real floating-point weights."
+        )
+    kernel = _array(group[kind]).astype(np.float64)
+    leaf = next((b for b in _BIASES if b in group), None)
+    bias = None if leaf is None else _array(group[leaf]).astype(np.float64)
+    _checks.finite(**{where: (kernel, bias)})
+    kernel = kernel.T if kind == "weight" else kernel
+    return Dense(kernel, bias, float(jnp.finfo(dtype).eps) / 2)
+
+
 def read(params_0: Params, params_t: Params, *, pixels: int, name: str) -> FirstLayer:
     """Returns a dense layer before and after training.
 
@@ -122,30 +165,15 @@ def read(params_0: Params, params_t: Params, *, pixels: int, name: str) -> First
         that did not move.
     """
     _checks.same_structure("params_0", params_0, "params_t", params_t)
-    before, after = _groups(params_0), _groups(params_t)
-    where = f"params_0[{name}]", f"params_t[{name}]"
-    kind = _kernel(before[name], pixels)
-    assert kind is not None
-    bias = next((b for b in _BIASES if b in before[name]), None)
-    dtypes = [_array(groups[name][kind]).dtype for groups in (before, after)]
-    for place, dtype in zip(where, dtypes, strict=True):
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"{place} has dtype {dtype}: closed units take real floating-point "
-                "weights."
-            )
-    roundoff = max(float(jnp.finfo(dtype).eps) for dtype in dtypes) / 2
-
-    def wide(groups, leaf):
-        array = _array(groups[name][leaf]).astype(np.float64)
-        return array.T if leaf == "weight" else array
-
-    kernels = wide(before, kind), wide(after, kind)
-    biases = (None, None) if bias is None else (wide(before, bias), wide(after, bias))
-    _checks.finite(**dict(zip(where, zip(kernels, biases, strict=True), strict=True)))
-    if np.array_equal(*kernels):
+    before, after = (
+        dense(params, pixels=pixels, name=name, where=where)
+        for params, where in ((params_0, "params_0"), (params_t, "params_t"))
+    )
+    roundoff = max(before.roundoff, after.roundoff)
+    if np.array_equal(before.kernel, after.kernel):
         raise ValueError(
             f"The layer {name} did not move: it holds nothing of the images; give the "
             "weights before and after training, of a layer that was trained."
         )
+    kernels, biases = (before.kernel, after.kernel), (before.bias, after.bias)
     return FirstLayer(name, *kernels, *biases, roundoff)

@@ -2,11 +2,18 @@
 
 A record `wants` "auxiliary" where images of the same domain help it, "num_images" where
 it reads N otherwise than for the number of candidates, and "logistic" where it is tried
-on a network of `training.margin_victim`.
+on a network of `training.margin_victim`, "adapter" on one of `training.adapter_victim`.
 """
 
 from ntk_privacy.method import by_name
-from ntk_privacy.reconstruction import algebraic, auto, closed_units, kkt, max_margin
+from ntk_privacy.reconstruction import (
+    adapter,
+    algebraic,
+    auto,
+    closed_units,
+    kkt,
+    max_margin,
+)
 
 __all__ = ["METHODS"]
 
@@ -16,4 +23,5 @@ METHODS = by_name(
     closed_units.METHOD,
     kkt.METHOD,
     max_margin.METHOD,
+    adapter.METHOD,
 )

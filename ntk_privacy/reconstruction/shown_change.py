@@ -47,15 +47,22 @@ def factorized(
     return told, 1.0
 
 
-def fitting(factors: change_factors.Factors, change: np.ndarray) -> np.ndarray | None:
+def fitting(
+    factors: change_factors.Factors, change: np.ndarray, *, share: float = _FIT
+) -> np.ndarray | None:
     """The bias's change, if it is a sum of the rows that the kernel's is, and noise.
 
     That of the kernel's entries, where it was added to a gradient, is in the bias too.
+
+    Args:
+      factors: of the kernel's change.
+      change: of the bias.
+      share: of it that may lie outside, besides that noise.
     """
     size = float(np.linalg.norm(change))
     rest = change - factors.right.T @ (factors.right @ change)
     noise = _NOISES * factors.noise * np.sqrt(len(change))
-    most = max(_FIT * size, min(noise, _NOISY * size))
+    most = max(share * size, min(noise, _NOISY * size))
     return change if size > 0 and np.linalg.norm(rest) < most else None
 
 

@@ -12,13 +12,18 @@ from ntk_privacy.method import Method, field
 from ntk_privacy.models.mlp import MLP
 from ntk_privacy.reconstruction.evidence import Evidence
 from ntk_privacy.resume import Stage, straight
-from ntk_privacy.training import logistic, margin_victim, victim
+from ntk_privacy.training import adapter_victim, logistic, margin_victim, victim
 from ntk_privacy.training import recipe as recipes
 from ntk_privacy.training.recipe import Recipe
 from ntk_privacy.training.victim import Victim
 
 __all__ = ["InPractice", "Logistic", "Network", "Trained", "network"]
 
+# Evidence that no schedule makes, and the flags that it reads all the same.
+_ALONE = {
+    "gradient": (),
+    "adapter": ("adapter_rank", "train_learning_rate", "num_epochs"),
+}
 _FIELDS = {
     "batch_size": "batch_size",
     "optimizer": "optimizer",
@@ -58,12 +63,14 @@ class Network:
 class InPractice:
     """The network: how it is trained in practice, and what is attacked."""
 
-    evidence: Literal["weights", "final_weights", "gradient"] = field(
+    evidence: Literal["weights", "final_weights", "gradient", "adapter"] = field(
         "weights",
         "What is attacked: weights after training, with those before it or, of "
         "final_weights, without, so that their seed is guessed; or one gradient of the "
-        "loss at those before it.",
+        "loss at those before it; or an adapter of the first layer (LoRA), trained by "
+        "gradient descent while all else but its bias is frozen.",
     )
+    adapter_rank: int = field(16, "r, of --evidence=adapter.")
     guess_seeds: int = field(
         100_000, "Seeds, from 0 on, that --evidence=final_weights tries."
     )
@@ -108,12 +115,14 @@ class InPractice:
 
     def check(self, dynamics: str) -> None:
         """Raises ValueError where a training is none of these dynamics."""
-        kinds = ("weights", "final_weights", "gradient")
+        kinds = ("weights", "final_weights", "gradient", "adapter")
         _checks.one_of(kinds, evidence=self.evidence)
-        _checks.at_least(1, guess_seeds=self.guess_seeds)
+        _checks.at_least(
+            1, guess_seeds=self.guess_seeds, adapter_rank=self.adapter_rank
+        )
         asked = self._asked()
         self.recipe()
-        if self.evidence != "gradient" and asked and dynamics == "linearized":
+        if self.evidence not in _ALONE and asked and dynamics == "linearized":
             name, value = next(iter(asked.items()))
             raise ValueError(
                 f"{name}={value} with dynamics=linearized: the first-order model is "
@@ -123,11 +132,12 @@ class InPractice:
 
     def unread(self) -> dict[str, str]:
         """Returns flags that are not read, each with the choice that makes it so."""
-        if self.evidence == "gradient":
-            names = ("schedule", "stop_loss", "early_stop_loss", "max_train_steps")
-            names += ("replays", "weight_decay", "guess_seeds", *_FIELDS)
-            return dict.fromkeys(names, "--evidence=gradient")
-        out = {}
+        if self.evidence in _ALONE:
+            names = {"schedule", "stop_loss", "early_stop_loss", "max_train_steps"}
+            names |= {"replays", "weight_decay", "guess_seeds", "adapter_rank"}
+            names = (names | {*_FIELDS}) - {*_ALONE[self.evidence]}
+            return dict.fromkeys(sorted(names), f"--evidence={self.evidence}")
+        out = {"adapter_rank": f"--evidence={self.evidence}"}
         if self.evidence == "weights":
             out["guess_seeds"] = "--evidence=weights"
         for name, value in self._asked().items():
@@ -200,7 +210,7 @@ class Trained(InPractice, Network):
     def passed_over(self) -> dict[str, str]:
         """Returns flags that are not read, each with the choice that makes it so."""
         linearized, out = "--dynamics=linearized", self.unread()
-        if self.evidence == "gradient":
+        if self.evidence in _ALONE:
             return out
         if self.dynamics == "linearized":
             out["replays"] = linearized
@@ -222,6 +232,7 @@ class Trained(InPractice, Network):
             dynamics="linearized" if is_gradient else self.dynamics,
             objective=self.loss,
             is_gradient=is_gradient,
+            is_adapter=self.evidence == "adapter",
         )
 
     def train(
@@ -234,6 +245,12 @@ class Trained(InPractice, Network):
         if self.evidence == "gradient":
             given.pop("max_steps")
             return victim.one_gradient(*images, loss=self.loss, **given)
+        if self.evidence == "adapter":
+            given.pop("max_steps")
+            asked = {"learning_rate": self.train_learning_rate}
+            asked |= {"num_steps": self.num_epochs, "rank": self.adapter_rank}
+            given |= {name: value for name, value in asked.items() if value is not None}
+            return adapter_victim.train(*images, loss=self.loss, **given)
         return victim.train(
             *images,
             dynamics=self.dynamics,

@@ -106,7 +106,8 @@ def written(
     """
     figures, images, pairs, ranking, psnr = read_back.judged(dataset, victim, found)
     mean, extra = dataset.mean, dict(found.kept)
-    told_of = victim.dynamics if victim.gradient is None else "one gradient"
+    kinds = {"gradient": "one gradient", "adapter": "an adapter"}
+    told_of = kinds.get(victim.evidence, victim.dynamics)
     plots.curve(
         {f"{method}, {told_of}": pairs.squared_distances},
         folder / "curve.png",

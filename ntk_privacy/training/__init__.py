@@ -1,6 +1,7 @@
 """Training: in closed form for linearized networks, step by step for the others."""
 
 from ntk_privacy.training import (
+    adapter_victim,
     adversarial,
     classification,
     gaussian_mechanism,
@@ -18,6 +19,7 @@ from ntk_privacy.training import (
 )
 
 __all__ = [
+    "adapter_victim",
     "adversarial",
     "classification",
     "gaussian_mechanism",

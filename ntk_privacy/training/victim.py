@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from ntk_privacy import _checks, resume
 from ntk_privacy._types import Params
 from ntk_privacy.kernels import structured
+from ntk_privacy.models.adapter import Adapter
 from ntk_privacy.models.mlp import MLP, Parametrization
 from ntk_privacy.resume import Stage, straight
 from ntk_privacy.training import linearized, subspace
@@ -64,6 +65,7 @@ class Victim(NamedTuple):
       objective: the loss that it was trained on.
       gradient: of the mean loss at params_0, where that is all that was shared;
         params_t are params_0 then, and steps 0.
+      adapter: of the first layer, where that was trained alone; merged into params_t.
     """
 
     model: MLP
@@ -79,6 +81,13 @@ class Victim(NamedTuple):
     is_logistic: bool = False
     objective: Loss = "mse"
     gradient: Params | None = None
+    adapter: Adapter | None = None
+
+    @property
+    def evidence(self) -> str:
+        """What is shared: "weights", "gradient" or "adapter"."""
+        shared = {"adapter": self.adapter, "gradient": self.gradient}
+        return next((k for k, v in shared.items() if v is not None), "weights")
 
 
 def train(

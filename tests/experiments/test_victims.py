@@ -88,9 +88,36 @@ def test_the_seed_of_final_weights_is_guessed(tmp_path, capsys):
     assert again[0] == 0
 
 
+def test_an_adapter_is_trained_and_read(tmp_path, capsys):
+    flags = ("--width=256", "--num_images=4", "--num_epochs=25", "--adapter_rank=8")
+    asked = ("--method=auto", "--evidence=adapter", *flags)
+    code, told = _call(capsys, tmp_path / "a", *asked)
+    assert code == 0, told
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert (results["evidence"], results["train_steps"]) == ("adapter", 25)
+    assert results["num_certified"] == results["estimated_num_images"] == 4
+    assert max(results["squared_distances"]) < 0.01
+    # The method asks for that evidence by itself.
+    code, told = _call(capsys, tmp_path / "b", "--method=adapter", *flags)
+    assert code == 0, told
+    again = json.loads((tmp_path / "b" / "results.json").read_text())
+    assert again["squared_distances"] == results["squared_distances"]
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
+        (
+            "--evidence=adapter --method=kkt",
+            "method=kkt reads whole layers that were trained, and an adapter trains it",
+        ),
+        (
+            "--evidence=weights --method=adapter",
+            "method=adapter reads low-rank factors alone; give evidence=adapter",
+        ),
+        ("--adapter_rank=4", "--adapter_rank has no effect with --evidence=weights"),
+        ("--evidence=adapter --adapter_rank=0", "adapter_rank=0 must be at least 1"),
+        ("--evidence=adapter --stop_loss=1", "no effect with --evidence=adapter"),
         ("--guess_seeds=9", "--guess_seeds has no effect with --evidence=weights"),
         (
             "--guess_seeds=0 --evidence=final_weights",

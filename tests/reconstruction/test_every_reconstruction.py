@@ -17,7 +17,7 @@ from ntk_privacy.reconstruction import (
     max_margin,
 )
 from ntk_privacy.reconstruction.verdict import Verdict
-from ntk_privacy.training import logistic, margin_victim, victim
+from ntk_privacy.training import adapter_victim, logistic, margin_victim, victim
 
 # So narrow that decoding leaves images to search for, however it rounds.
 N, WIDTH, EPOCHS = 6, 16, 20
@@ -69,6 +69,7 @@ SHORT = {
     "auto": {"num_steps": 70},
     "algebraic": {},
     "closed_units": {},
+    "adapter": {},
     "kkt": {"num_steps": 70, "num_candidates": 3},
     "max_margin": {"num_steps": 600, "num_candidates": 4},
     "toy": {"num_steps": 3, "num_candidates": 4},
@@ -78,6 +79,7 @@ STAGES = {
     "auto": ["decoded", "fill"],
     "algebraic": ["decoded"],
     "closed_units": ["closed_units"],
+    "adapter": ["adapter"],
     "kkt": ["attack"],
     "max_margin": ["attack"],
     "toy": ["attack"],
@@ -101,6 +103,9 @@ def _problem(name):
         )
         _, centre = logistic.preprocess(digits.x_train)
         return evidence.of(trained), centre
+    if name == "adapter":
+        trained = adapter_victim.train(digits.x_train, digits.y_train, **made)
+        return evidence.of(trained, bounds=digits.bounds), 0
     trained = victim.train(digits.x_train, digits.y_train, **made)
     return evidence.of(trained, bounds=digits.bounds, labels=digits.y_train), 0
 
@@ -148,7 +153,7 @@ def test_the_key_fixes_it(case):
 def test_it_stops_when_asked(case):
     name, *_, run, found = case
     part = run(resume.watched(lambda *_: True))
-    if name in ("algebraic", "closed_units"):
+    if name in ("algebraic", "closed_units", "adapter"):
         # Decoding is one piece: it cannot be cut short.
         _assert_same(part, found)
     else:
@@ -261,7 +266,7 @@ def test_help_has_the_flags_of_the_method_in_groups(capsys):
         return [line for line in lines if re.match(r"\w.*:$", line)], set(names), told
 
     titles, names, told = flags("--method=toy", "--help")
-    assert "--method=auto|algebraic|closed_units|kkt|max_margin|toy" in told
+    assert "--method=auto|algebraic|closed_units|kkt|max_margin|adapter|toy" in told
     assert "toy: Noise." in told
     own = ["method:", "flags of toy:"]
     assert titles == [*own, *_TITLES]

@@ -8,7 +8,14 @@ import pytest
 from ntk_privacy import resume
 from ntk_privacy.data import choice
 from ntk_privacy.evaluation import limits
-from ntk_privacy.reconstruction import attacker, auto, evidence, victims
+from ntk_privacy.reconstruction import (
+    adapter,
+    adapter_replay,
+    attacker,
+    auto,
+    evidence,
+    victims,
+)
 from ntk_privacy.reports import loops, made_set, reconstructions, workdir
 from ntk_privacy.training import margin_victim, victim
 
@@ -18,6 +25,7 @@ from ntk_privacy.training import margin_victim, victim
     [
         *(resume, evidence, victim, margin_victim, reconstructions),
         *(attacker, choice, limits, loops, made_set, victims, workdir),
+        *(adapter, adapter_replay),
         # The README's cell is the same, and quick tests run it.
         pytest.param(auto, marks=pytest.mark.slow),
     ],
