@@ -238,7 +238,7 @@ def several_steps(seed, u):
     """FedAvg: full batches or parts of them; or a sum with momentum."""
     params, x, y = _drawn(seed)
     rng = np.random.default_rng(seed)
-    rate, at = _between(-1, 2, u), params
+    rate, at = _between(-1, 1, u), params
     for _ in range(4):
         weights = np.ones(SIZE)
         if seed % 2:
