@@ -7,6 +7,7 @@ from ntk_privacy.evaluation import attacked_model as attacked_model
 from ntk_privacy.evaluation import attacked_set as attacked_set
 from ntk_privacy.evaluation import copies as copies
 from ntk_privacy.evaluation import defence as defence
+from ntk_privacy.evaluation import identification as identification
 from ntk_privacy.evaluation import judges as judges
 from ntk_privacy.evaluation import kernel_distance as kernel_distance
 from ntk_privacy.evaluation import kernel_movement as kernel_movement
@@ -42,6 +43,7 @@ __all__ = [
     "copies",
     "defence",
     "evaluate",
+    "identification",
     "judges",
     "kernel_distance",
     "kernel_movement",

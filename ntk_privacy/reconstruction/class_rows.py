@@ -6,7 +6,8 @@ of a class, $s_i \circ (W_3 \alpha_i)$, all share a direction $v_c = W_3 (e_c - 
 divided by it they are binary, where those of the other classes are heavy-tailed. The
 search for binary rows (`gates`) finds the former. The direction is approximate, so a
 row is then taken anew, as the one that is least where its gates are closed: that one is
-exact, and what is exact is removed before the next class is searched.
+exact, and what is exact is removed before the next class is searched. Of many images,
+or through many layers, where inputs suggest gates only roughly, it comes first.
 """
 
 from typing import NamedTuple

@@ -123,14 +123,15 @@ def _regress(target: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def _trimmed_regress(
     target: np.ndarray, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, float]:
+) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
     """`_regress` without the columns that some wrong gate spoils, by their misfit.
 
     A gate on the wrong side of zero, one in a thousand, would mix images whose duals
     differ by as much; its column misfits far more than the others.
 
     Returns:
-      Coefficients, variance factors, and the mean squared misfit of kept columns.
+      Coefficients, variance factors, the mean squared misfit of kept columns, and which
+      these are.
     """
     keep = np.ones(target.shape[1], bool)
     solved, factors = _regress(target, rows)
@@ -142,7 +143,35 @@ def _trimmed_regress(
         keep = fits
         solved, factors = _regress(target[:, keep], rows[:, keep])
         misfit = np.sum((target - solved @ rows) ** 2, axis=0)
-    return solved, factors, float(np.mean(misfit[keep]) / len(target))
+    return solved, factors, float(np.mean(misfit[keep]) / len(target)), keep
+
+
+def _settled(
+    gates: Bool[np.ndarray, "m units"],
+    signals: Float[np.ndarray, "m units"],
+    inputs: Float[np.ndarray, "d m"],
+    change: Float[np.ndarray, "d units"],
+    doubtful: Bool[np.ndarray, " units"],
+) -> Bool[np.ndarray, "m units"]:
+    """Gates, those of doubtful units as the change itself has them.
+
+    An activation within its noise of zero has a random gate, and the signals pass it on
+    to every unit of the layer below. But inputs are known by now from the other units.
+
+    Args:
+      gates: as activations have them.
+      signals: at the layer's output, of open units.
+      inputs: of the layer, times the duals.
+      change: of its kernel, `inputs @ (gates * signals)`.
+      doubtful: units that this leaves unexplained.
+    """
+    if not doubtful.any():
+        return gates
+    gates = gates.copy()
+    passed = np.linalg.lstsq(inputs, change[:, doubtful], rcond=None)[0]
+    sent = signals[:, doubtful]
+    gates[:, doubtful] = passed * sent > 0.5 * sent**2
+    return gates
 
 
 @jax.jit
@@ -244,9 +273,12 @@ def peel(
     back, gate, x, target = top, known, a, a
     active, weight = known, np.ones(len(a))
     for k in range(last - 1, -1, -1):
-        back = gate * (back @ layers.kernels[k + 1].T)
-        target = x
-        solved, factors, rest = _trimmed_regress(layers.kernel_changes[k], back)
+        signal = back @ layers.kernels[k + 1].T
+        back, target = gate * signal, x
+        change = layers.kernel_changes[k]
+        solved, factors, rest, kept = _trimmed_regress(change, back)
+        if k:
+            back = _settled(gate, signal, solved, change, ~kept) * signal
         x = (solved / scale).T
         weight = np.clip(
             variance / np.maximum(rest * factors / scale**2, 1e-300), 1e-7, 1e7

@@ -17,6 +17,7 @@ from ntk_privacy.reconstruction import (
 __all__ = ["MANY", "decode"]
 
 MANY = 48  # images, from which on the rows of a class are searched for together
+_DEEP = 3  # hidden layers, from which on they are too, however few the images
 
 
 def decode(
@@ -74,7 +75,7 @@ def decode(
         layer_inversion.activations_of, kernels[:-1], biases[:-1]
     )
     found = None
-    if rank >= MANY:
+    if rank >= MANY or last + 1 >= _DEEP:
         found = class_rows.find(
             class_rows.make(factors, layers.kernels[-1], layers.bias_changes[-1]),
             forward,

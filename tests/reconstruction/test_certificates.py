@@ -161,7 +161,7 @@ def _one_gradient(count: int) -> Iterator[Victim]:
     for seed in range(count):
         depth = 2 + seed % 2
         x, _ = digits(seed, 10)
-        y = jax.nn.one_hot(jnp.arange(10), 10)
+        y = jax.nn.one_hot(jnp.arange(10), 10, dtype=jnp.float32)
         params_0 = _init(seed, depth, outputs=10)[1]
         step = gradient(depth)(params_0, x, y)
         rate = 10.0 ** (seed % 5 - 3)
