@@ -34,7 +34,9 @@ EmbedFn = Callable[[Any], Any]
 
 _WEIGHTS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)  # of the prior, over that of the misfit
 _AGREES = 1.5  # times the smallest misfit: what a smoother image may cost
-_FULL = 1e-5  # least over largest singular value of a Jacobian that hides no direction
+_FULL = 1e-3  # least over largest singular value of a Jacobian that hides no direction
+_GAINS = 0.9  # of the squared misfit: a Newton step that is worth another one
+_IDLE = 3  # steps that are not
 _ROUNDED = 1e-4  # relative misfit of an embedding that agrees
 
 
@@ -134,19 +136,18 @@ def _scales(embeddings: Float[np.ndarray, "n length"]) -> Float[np.ndarray, " n"
 @functools.lru_cache(maxsize=16)
 def _step(embed_fn: EmbedFn, fn, num_steps: int, rate: float):
     """One step of all restarts together, and the optimizer."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(rate, num_steps))
+    optimizer = optax.scale_by_adam()
 
     def loss(images, weight, data):
         embeddings, scales, low, high, values, factor = data
         misfits = _misfits(embed_fn, images, embeddings, scales)
-        rough = _roughness(images / (high - low))
+        rough = _roughness(images / (high - low)[0])
         total = jnp.sum(misfits + weight * rough)
         if fn is not None:
             total = total + len(images) * factor * _relative(fn(images), values)
         return total
 
     def step(state, i, data):
-        del i
         images, weights, opt = state
         values, grads = jax.vmap(jax.value_and_grad(loss), (0, 0, None))(
             images, weights, data
@@ -154,7 +155,10 @@ def _step(embed_fn: EmbedFn, fn, num_steps: int, rate: float):
         low, high = data[2:4]
         # Steps are in shares of the range of each channel.
         updates, opt = optimizer.update(grads, opt)
-        images = jnp.clip(images + updates * (high - low), low, high)
+        pace = rate * (0.5 + 0.5 * jnp.cos(jnp.pi * i.astype(images.dtype) / num_steps))
+        images = jnp.clip(
+            images - pace * jnp.asarray(updates) * (high - low), low, high
+        )
         return (images, weights, opt), {"loss": values}
 
     return step, optimizer
@@ -235,7 +239,8 @@ def invert(
         data = (target[part], scales[part], low, high, values, factor)
         data = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), data)
         draw = jax.random.uniform(
-            jax.random.fold_in(key, first), (k, size, *image_shape), minval=0.45,
+            jax.random.fold_in(key, first), (k, size, *image_shape), jnp.float32,
+            minval=0.45,
             maxval=0.55,
         )  # fmt: skip
         start = low + (high - low) * draw
@@ -258,7 +263,7 @@ _jitted_misfits = jax.jit(_misfits, static_argnums=0)
 
 
 def _smoothest(misfits, weights) -> np.ndarray:
-    """The restart of the largest weight whose misfit is near the smallest, per image."""
+    """The largest weight whose misfit is near the smallest, per image."""
     near = np.sqrt(misfits) <= _AGREES * np.sqrt(misfits.min(0))
     return np.where(near, weights[:, None], -1.0).argmax(0)
 
@@ -287,7 +292,10 @@ def _checked(embed_fn, embeddings, image_shape, bounds):
             f"embeddings have length {target.shape[1]}: give the trunk that fed this "
             "head, one row per image."
         )
-    low, high = (jnp.asarray(each, jnp.float32) for each in bounds)
+    low, high = (
+        jnp.broadcast_to(jnp.asarray(each, jnp.float32), (1, 1, *image_shape))
+        for each in bounds
+    )
     if not bool(jnp.all(low < high)):
         raise ValueError(
             f"bounds={bounds} must be the smallest intensity and a larger one."
@@ -303,8 +311,8 @@ def _newton(embed_fn, images, embeddings, num_steps, num_solves):
         def embed(x):
             return embed_fn(x[None]).reshape(-1)
 
-        def step(carry, _):
-            x, best, least = carry
+        def step(state):
+            x, best, least, idle, i = state
             made, push = jax.linearize(embed, x)
             pull = jax.linear_transpose(push, x)
             damping = 1e-7 * jnp.vdot(push(x), push(x)) / (jnp.vdot(x, x) + 1e-12)
@@ -318,12 +326,19 @@ def _newton(embed_fn, images, embeddings, num_steps, num_solves):
             tried = jnp.stack([x + s * move for s in (1.0, 0.5, 0.25)])
             misfits = jax.vmap(lambda t: jnp.sum((embed(t) - target) ** 2))(tried)
             pick = jnp.argmin(misfits)
-            better = misfits[pick] < least
-            best = jnp.where(better, tried[pick], best)
-            return (tried[pick], best, jnp.minimum(misfits[pick], least)), None
+            least_now, x = misfits[pick], tried[pick]
+            best = jnp.where(least_now < least, x, best)
+            idle = jnp.where(least_now < _GAINS * least, 0, idle + 1)
+            return x, best, jnp.minimum(least_now, least), idle, i + 1
+
+        def goes_on(state):
+            _, _, least, idle, i = state
+            settled = least < 1e-14 * jnp.sum(target**2)
+            return (i < num_steps) & (idle < _IDLE) & ~settled
 
         first = jnp.sum((embed(x) - target) ** 2)
-        return jax.lax.scan(step, (x, x, first), None, length=num_steps)[0][1]
+        zero = jnp.asarray(0, jnp.int32)
+        return jax.lax.while_loop(goes_on, step, (x, x, first, zero, zero))[1]
 
     with jax.default_matmul_precision("highest"):
         return jax.lax.map(lambda pair: one(*pair), (images, embeddings))
@@ -354,8 +369,8 @@ def solve(
       num_solves: of conjugate gradients, each.
 
     Returns:
-      Solved images with their misfits, and `is_only` where the embedding agrees to
-      within 1e-4 and the Jacobian, of float32, has full rank; others as they were.
+      Images that agree to within 1e-4, with their misfits, and `is_only` where the
+      Jacobian's condition is below 1,000; the others as they were.
 
     Raises:
       ValueError: see `invert`.
@@ -370,7 +385,8 @@ def solve(
         embed_fn, jnp.asarray(start.images), jnp.asarray(target), num_steps, num_solves
     )
     made = np.sqrt(_jitted_misfits(embed_fn, solved, target, _scales(target)))
-    better = made < start.misfits
+    # Short of agreement a step moves mostly where no feature sees it.
+    better = (made < start.misfits) & (made < _ROUNDED)
     images = np.where(better[:, None, None, None], solved, start.images)
     misfits = np.where(better, made, start.misfits)
     only = [
@@ -384,8 +400,8 @@ def solve(
 def _full_rank(embed_fn: EmbedFn, image: Float[np.ndarray, "h w d"]) -> bool:
     gram = np.asarray(_gram(embed_fn, jnp.asarray(image)), np.float64)
     squares = np.linalg.eigvalsh(gram)
-    # A Gram matrix of float32 knows its least eigenvalue to within its rounding.
-    return bool(squares[0] > max(_FULL**2, 1e-6) * squares[-1])
+    # The Gram matrix of float32 is rounded at a tenth of this.
+    return bool(squares[0] > _FULL**2 * squares[-1])
 
 
 @functools.partial(jax.jit, static_argnums=0)
