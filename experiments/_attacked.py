@@ -14,10 +14,13 @@ from ntk_privacy.method import Method, field
 from ntk_privacy.reconstruction import (
     Reconstruction,
     candidates,
+    closed_units,
     evidence,
     initialisation,
+    known_trunk,
 )
 from ntk_privacy.reconstruction.evidence import Evidence
+from ntk_privacy.reconstruction.through_trunk import EmbedFn
 from ntk_privacy.resume import Stage
 from ntk_privacy.training import logistic, margin_victim
 from ntk_privacy.training.victim import Victim
@@ -101,6 +104,11 @@ def attack(
     domain = flags.get("auxiliary", "none") == "test_images"
     known = evidence.told(victim, dataset, num_images=count, auxiliary=domain)
     told: dict[str, Any] = {}
+    if flags.get("evidence") == "head":
+        key = jax.random.fold_in(jax.random.key(1), asked.group(Run).seed)
+        return closed_units.METHOD.run(
+            known, closed_units.Config(), key=key, stage=stage
+        ), told
     if flags.get("evidence") == "final_weights":
         known, guess = initialisation.guessed(
             known, _drawn(victim), seeds=range(flags["guess_seeds"]), stage=stage
@@ -118,6 +126,17 @@ def attack(
     reason = _in_flags(found.verdict.reason)
     verdict = found.verdict._replace(reason=reason)
     return found._replace(message=_in_flags(found.message), verdict=verdict), told
+
+
+def trunk(asked: Asked[Any], dataset: data.Dataset) -> EmbedFn | None:
+    """Returns the trunk below a head that is attacked; None of other evidence."""
+    flags = asked.flat()
+    if flags.get("evidence") != "head":
+        return None
+    # The others search within an image's bounds, or by an image's pixels.
+    _checks.one_of(("auto", "closed_units"), method=asked.method.name)
+    _, *sizes = dataset.x_train.shape
+    return known_trunk.named(flags["embed_fn"], (sizes[0], sizes[1], sizes[2]))
 
 
 def _drawn(victim: Victim):

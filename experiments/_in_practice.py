@@ -19,11 +19,17 @@ _FIELDS = {
 class InPractice:
     """The network."""
 
-    evidence: Literal["weights", "final_weights", "gradient"] = field(
+    evidence: Literal["weights", "final_weights", "gradient", "head"] = field(
         "weights",
         "What is attacked: weights after training, with those before it or, of "
-        "final_weights, without, so that their seed is guessed; or one gradient of the "
-        "loss at those before it.",
+        "final_weights, without, so that their seed is guessed; one gradient of the "
+        "loss at those before it; or a head trained on what a known trunk makes of the "
+        "images.",
+    )
+    embed_fn: str | None = field(
+        None,
+        "module:function that returns the trunk of --evidence=head, images to "
+        "embeddings; none is a ConvNet of fixed random weights.",
     )
     guess_seeds: int = field(
         100_000, "Seeds, from 0 on, that --evidence=final_weights tries."
@@ -69,7 +75,7 @@ class InPractice:
 
     def check(self, dynamics: str) -> None:
         """Raises ValueError where a training is none of these dynamics."""
-        kinds = ("weights", "final_weights", "gradient")
+        kinds = ("weights", "final_weights", "gradient", "head")
         _checks.one_of(kinds, evidence=self.evidence)
         _checks.at_least(1, guess_seeds=self.guess_seeds)
         asked = self._asked()
@@ -86,11 +92,13 @@ class InPractice:
         """Returns flags that are not read, each with the choice that makes it so."""
         if self.evidence == "gradient":
             names = ("schedule", "stop_loss", "early_stop_loss", "max_train_steps")
-            names += ("replays", "weight_decay", "guess_seeds", *_FIELDS)
+            names += ("replays", "weight_decay", "guess_seeds", "embed_fn", *_FIELDS)
             return dict.fromkeys(names, "--evidence=gradient")
         out = {}
-        if self.evidence == "weights":
-            out["guess_seeds"] = "--evidence=weights"
+        if self.evidence != "final_weights":
+            out["guess_seeds"] = f"--evidence={self.evidence}"
+        if self.evidence != "head":
+            out["embed_fn"] = f"--evidence={self.evidence}"
         for name, value in self._asked().items():
             out["schedule"] = f"--{name}={value}"
         if self.loss != "mse":

@@ -16,9 +16,15 @@ def written(
     victim: Victim,
     found: Reconstruction,
     method: str,
+    seen: data.Dataset | None = None,
 ) -> dict[str, Any]:
-    """Writes arrays and pictures; returns entries of results.json."""
-    figures, images, pairs, ranking, psnr = read_back.judged(dataset, victim, found)
+    """Writes arrays and pictures; returns entries of results.json.
+
+    What the network saw is `seen`, where it was not the images.
+    """
+    figures, images, pairs, ranking, psnr = read_back.judged(
+        dataset, victim, found, seen=seen
+    )
     mean, extra = dataset.mean, dict(found.kept)
     told_of = victim.dynamics if victim.gradient is None else "one gradient"
     plots.curve(

@@ -21,7 +21,7 @@ from experiments._program import Asked, Program
 from experiments._read_back import written
 from ntk_privacy import data
 from ntk_privacy.method import Method, field
-from ntk_privacy.reconstruction import METHODS
+from ntk_privacy.reconstruction import METHODS, known_trunk
 from ntk_privacy.reports import summaries
 
 
@@ -58,6 +58,7 @@ def _load(asked: Asked[Any]) -> tuple[data.Dataset, jax.Array]:
     dataset, key = asked.group(TaskImages).load(asked.group(Run).seed)
     with _flags.usage():
         known = asked.group(_attacked.network(asked.method)).before(dataset)
+        _attacked.trunk(asked, dataset)
         asked.method.check(known, asked.config)
     return dataset, key
 
@@ -65,9 +66,17 @@ def _load(asked: Asked[Any]) -> tuple[data.Dataset, jax.Array]:
 def _work(job: Job, loaded: tuple[data.Dataset, jax.Array]) -> Results:
     (dataset, key), asked = loaded, job.asked
     network = asked.group(_attacked.network(asked.method))
-    victim = network.train(dataset, key, job.stage("train", description="train"))
+    trunk, seen = _attacked.trunk(asked, dataset), dataset
+    if trunk is not None:
+        seen = known_trunk.embedded(dataset, trunk)
+    victim = network.train(seen, key, job.stage("train", description="train"))
     with _run.recorded() as told:
-        found, of_seed = _attacked.attack(asked, dataset, victim, job.stage("attack"))
+        found, of_seed = _attacked.attack(asked, seen, victim, job.stage("attack"))
+        if trunk is not None:
+            found, of_seed = known_trunk.pictured(
+                found, trunk, dataset, key=jax.random.key(job.seed),
+                stage=job.stage("images"),
+            )  # fmt: skip
     return {
         "warnings": told,
         "method": asked.method.name,
@@ -75,7 +84,7 @@ def _work(job: Job, loaded: tuple[data.Dataset, jax.Array]) -> Results:
         "width": network.width,
         "num_images": len(dataset.x_train),
         "seed": job.seed,
-        **written(job.workdir, dataset, victim, found, asked.method.name),
+        **written(job.workdir, dataset, victim, found, asked.method.name, seen),
         **of_seed,
         "seconds": job.seconds(),
     }

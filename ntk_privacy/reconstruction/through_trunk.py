@@ -173,8 +173,8 @@ def invert(
     bounds: tuple[Any, Any],
     equations: Equations | None = None,
     weights: tuple[float, ...] = _WEIGHTS,
-    num_steps: int = 500,
-    learning_rate: float = 0.03,
+    num_steps: int = 1000,
+    learning_rate: float = 0.1,
     batch_size: int = 20,
     callback: Callable[[int, Any, dict[str, Any]], bool | None] | None = None,
 ) -> Inverted:
