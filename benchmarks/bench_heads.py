@@ -41,10 +41,11 @@ _RECIPE = recipes.Recipe(
 
 def images(n: int, seed: int):
     """Images and their labels, and the range of intensities."""
+    balanced = -(-n // 10) * 10
     found = data.load(
-        "cifar10", task="all_classes", num_train=n, key=jax.random.key(seed)
+        "cifar10", task="all_classes", num_train=balanced, key=jax.random.key(seed)
     )
-    return jnp.asarray(found.x_train), jnp.asarray(found.y_train), found.bounds
+    return jnp.asarray(found.x_train[:n]), jnp.asarray(found.y_train[:n]), found.bounds
 
 
 def embeddings(x, seed: int, kind: str):
@@ -125,7 +126,7 @@ def lenet_params(key, channels=(12, 24), width=512):
     return {"trunk": trunk, "head": top}
 
 
-def end_to_end(seed: int, n: int = 10) -> list[dict[str, Any]]:
+def end_to_end(seed: int, n: int = 5) -> list[dict[str, Any]]:
     """A LeNet-shaped network: features of one gradient, then images."""
     x, y, bounds = images(n, seed)
     params, top = lenet_params(jax.random.key(seed)), MLP((512,), 10)
@@ -175,7 +176,7 @@ def pictured(made, rows, x, truth) -> dict[str, Any]:
     }
 
 
-def trunk(seed: int, n: int = 5) -> list[dict[str, Any]]:
+def trunk(seed: int, n: int = 3) -> list[dict[str, Any]]:
     """Images from true embeddings, through trunks that lose nothing, some and much."""
     x, _, bounds = images(n, seed)
     rows = []

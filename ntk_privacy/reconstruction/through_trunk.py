@@ -32,7 +32,7 @@ __all__ = ["Equations", "Inverted", "invert", "kernel_equations", "solve"]
 
 EmbedFn = Callable[[Any], Any]
 
-_WEIGHTS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)  # of the prior, over that of the misfit
+_WEIGHTS = (3.0, 1.0, 0.3, 0.1, 0.01)  # of the prior, over that of the misfit
 _AGREES = 1.5  # times the smallest misfit: what a smoother image may cost
 _FULL = 1e-3  # least over largest singular value of a Jacobian that hides no direction
 _GAINS = 0.9  # of the squared misfit: a Newton step that is worth another one
