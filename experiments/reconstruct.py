@@ -63,6 +63,7 @@ def _load(asked: Asked[Any]) -> tuple[data.Dataset, jax.Array]:
     with _flags.usage():
         known = asked.group(victims.network(asked.method)).before(dataset)
         known.needs(asked.method.name)
+        asked.group(victims.network(asked.method)).trunk(dataset, asked.method.name)
         asked.method.check(known, asked.config)
     return dataset, key
 
@@ -70,6 +71,7 @@ def _load(asked: Asked[Any]) -> tuple[data.Dataset, jax.Array]:
 def _work(job: Job, loaded: tuple[data.Dataset, jax.Array]) -> Results:
     (dataset, key), asked = loaded, job.asked
     network = asked.group(victims.network(asked.method))
+    trunk = network.trunk(dataset, asked.method.name)
     victim = network.train(dataset, key, job.stage("train", description="train"))
     with _run.recorded() as warned:
         found, of_seed = attacker.attack(
@@ -77,6 +79,7 @@ def _work(job: Job, loaded: tuple[data.Dataset, jax.Array]) -> Results:
             asked.group(attacker.Told),
             seed=job.seed,
             num_seeds=network.num_seeds,
+            trunk=trunk,
             stage=job.stage("attack"),
         )
     told = _naming_flags(found), asked.method.name
@@ -87,7 +90,9 @@ def _work(job: Job, loaded: tuple[data.Dataset, jax.Array]) -> Results:
         "width": network.width,
         "num_images": len(dataset.x_train),
         "seed": job.seed,
-        **reconstructions.written(job.workdir.folder, dataset, victim, *told),
+        **reconstructions.written(
+            job.workdir.folder, dataset, victim, *told, trunk=trunk
+        ),
         **of_seed,
         "seconds": job.seconds(),
     }

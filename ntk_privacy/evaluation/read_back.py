@@ -43,13 +43,20 @@ class ReadBack(NamedTuple):
     ranked_psnr: Float[np.ndarray, " n"] | None = None
 
 
-def judged(dataset: Dataset, victim: Victim, found: Reconstruction) -> ReadBack:
+def judged(
+    dataset: Dataset,
+    victim: Victim,
+    found: Reconstruction,
+    *,
+    seen: Dataset | None = None,
+) -> ReadBack:
     """Measures what an attack found.
 
     Args:
       dataset: that the network was trained on.
       victim: the network.
       found: of a method of `reconstruction.METHODS`.
+      seen: what the network was trained on, where it was not the images themselves.
 
     Raises:
       ValueError: see `reconstruction_curve.evaluate`.
@@ -84,7 +91,7 @@ def judged(dataset: Dataset, victim: Victim, found: Reconstruction) -> ReadBack:
         "train_loss": victim.loss,
         "train_steps": victim.steps,
         "converged": victim.reached,
-        **trained_network.figures(victim, dataset),
+        **trained_network.figures(victim, dataset if seen is None else seen),
         **{name: getattr(pairs, name) for name in _EVALUATED},
         "attack_loss": float(found.losses[-1]) if len(found.losses) else None,
         **told,

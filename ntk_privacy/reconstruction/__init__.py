@@ -8,7 +8,8 @@ turn; `max_margin` needs the final weights alone; `adapter` reads low-rank facto
 (`adapter_factors`, `adapter_replay`). `replay.replay` gives the search
 features along the training that recovered images explain, and
 `initialisation.find_seed` gives all of them the weights before training where only
-their seed can be guessed.
+their seed can be guessed. `heads` reads the embeddings that a head was trained on, and
+`through_trunk` looks for images that have them.
 """
 
 from ntk_privacy.reconstruction import (
@@ -19,10 +20,12 @@ from ntk_privacy.reconstruction import (
     auto,
     closed_units,
     evidence,
+    heads,
     initialisation,
     kkt,
     max_margin,
     replay,
+    through_trunk,
 )
 from ntk_privacy.reconstruction.evidence import Evidence
 from ntk_privacy.reconstruction.methods import METHODS
@@ -39,8 +42,10 @@ __all__ = [
     "auto",
     "closed_units",
     "evidence",
+    "heads",
     "initialisation",
     "kkt",
     "max_margin",
     "replay",
+    "through_trunk",
 ]

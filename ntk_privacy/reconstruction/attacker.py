@@ -8,8 +8,15 @@ import jax
 from ntk_privacy import _checks
 from ntk_privacy.data import Dataset, draws
 from ntk_privacy.method import Method, field
-from ntk_privacy.reconstruction import candidates, evidence, initialisation
+from ntk_privacy.reconstruction import (
+    candidates,
+    closed_units,
+    evidence,
+    initialisation,
+    known_trunk,
+)
 from ntk_privacy.reconstruction.result import Reconstruction
+from ntk_privacy.reconstruction.through_trunk import EmbedFn
 from ntk_privacy.resume import Stage, straight
 from ntk_privacy.training.victim import Victim
 
@@ -54,6 +61,7 @@ def attack(
     *,
     seed: int = 0,
     num_seeds: int | None = None,
+    trunk: EmbedFn | None = None,
     stage: Stage = straight,
 ) -> tuple[Reconstruction, dict[str, Any]]:
     """Attacks a network that was trained on a dataset.
@@ -67,6 +75,8 @@ def attack(
       seed: of the attack.
       num_seeds: of the network's weights, as `data.draws.keys` makes them, to guess
         from; None where the weights before training are known.
+      trunk: below the network, if that is a head; its embeddings are read by closed
+        units, and images searched for that have them.
       stage: runs the loops.
 
     Returns:
@@ -88,6 +98,16 @@ def attack(
       (4, 8, 8, 1)
     """
     count = told.known_num_images
+    key = jax.random.fold_in(jax.random.key(1), seed)
+    if trunk is not None:
+        seen = known_trunk.embedded(dataset, trunk)
+        known = evidence.told(victim, seen, num_images=count)
+        units = config if isinstance(config, closed_units.Config) else None
+        read = closed_units.from_evidence(
+            known, units or closed_units.Config(), key=key, stage=stage
+        )
+        key = jax.random.key(seed)
+        return known_trunk.pictured(read, trunk, dataset, key=key, stage=stage)
     domain = isinstance(told, ToldOfDomain) and told.auxiliary == "test_images"
     known = evidence.told(victim, dataset, num_images=count, auxiliary=domain)
     figures: dict[str, Any] = {}
@@ -102,7 +122,7 @@ def attack(
     found = method.run(
         known,
         candidates.doubled(config, count or len(dataset.x_train)),
-        key=jax.random.fold_in(jax.random.key(1), seed),
+        key=key,
         stage=stage,
     )
     return found, figures

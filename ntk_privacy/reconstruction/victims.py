@@ -10,7 +10,9 @@ from ntk_privacy import _checks
 from ntk_privacy.data import Dataset
 from ntk_privacy.method import Method, field
 from ntk_privacy.models.mlp import MLP
+from ntk_privacy.reconstruction import known_trunk
 from ntk_privacy.reconstruction.evidence import Evidence
+from ntk_privacy.reconstruction.through_trunk import EmbedFn
 from ntk_privacy.resume import Stage, straight
 from ntk_privacy.training import adapter_victim, logistic, margin_victim, victim
 from ntk_privacy.training import recipe as recipes
@@ -24,6 +26,7 @@ _ALONE = {
     "gradient": (),
     "adapter": ("adapter_rank", "train_learning_rate", "num_epochs"),
 }
+_OF_AUTO = ("settings", "points", "num_candidates", "num_steps", "learning_rate")
 _FIELDS = {
     "batch_size": "batch_size",
     "optimizer": "optimizer",
@@ -48,6 +51,11 @@ class Network:
         """Seeds to guess the weights before training from; None where they are told."""
         return None
 
+    def trunk(self, dataset: Dataset, method: str) -> EmbedFn | None:
+        """Returns what stands below the network and is known; None if it is whole."""
+        del dataset, method
+        return None
+
     def common(self, key: jax.Array, stage: Stage) -> dict[str, Any]:
         """Returns the arguments that every training takes."""
         return {
@@ -63,12 +71,20 @@ class Network:
 class InPractice:
     """The network: how it is trained in practice, and what is attacked."""
 
-    evidence: Literal["weights", "final_weights", "gradient", "adapter"] = field(
-        "weights",
-        "What is attacked: weights after training, with those before it or, of "
-        "final_weights, without, so that their seed is guessed; or one gradient of the "
-        "loss at those before it; or an adapter of the first layer (LoRA), trained by "
-        "gradient descent while all else but its bias is frozen.",
+    evidence: Literal["weights", "final_weights", "gradient", "adapter", "head"] = (
+        field(
+            "weights",
+            "What is attacked: weights after training, with those before it or, of "
+            "final_weights, without, so that their seed is guessed; or one gradient of the "
+            "loss at those before it; or an adapter of the first layer (LoRA), trained by "
+            "gradient descent while all else but its bias is frozen; or a head trained on "
+            "what a known trunk makes of the images.",
+        )
+    )
+    embed_fn: str | None = field(
+        None,
+        "module:function that returns the trunk of --evidence=head, images to "
+        "embeddings; none is a ConvNet of fixed random weights.",
     )
     adapter_rank: int = field(16, "r, of --evidence=adapter.")
     guess_seeds: int = field(
@@ -115,7 +131,7 @@ class InPractice:
 
     def check(self, dynamics: str) -> None:
         """Raises ValueError where a training is none of these dynamics."""
-        kinds = ("weights", "final_weights", "gradient", "adapter")
+        kinds = ("weights", "final_weights", "gradient", "adapter", "head")
         _checks.one_of(kinds, evidence=self.evidence)
         _checks.at_least(
             1, guess_seeds=self.guess_seeds, adapter_rank=self.adapter_rank
@@ -135,11 +151,18 @@ class InPractice:
         if self.evidence in _ALONE:
             names = {"schedule", "stop_loss", "early_stop_loss", "max_train_steps"}
             names |= {"replays", "weight_decay", "guess_seeds", "adapter_rank"}
+            names |= {"embed_fn"}
             names = (names | {*_FIELDS}) - {*_ALONE[self.evidence]}
             return dict.fromkeys(sorted(names), f"--evidence={self.evidence}")
         out = {"adapter_rank": f"--evidence={self.evidence}"}
-        if self.evidence == "weights":
-            out["guess_seeds"] = "--evidence=weights"
+        if self.evidence != "final_weights":
+            out["guess_seeds"] = f"--evidence={self.evidence}"
+        if self.evidence != "head":
+            out["embed_fn"] = f"--evidence={self.evidence}"
+        else:
+            # A head is read by closed units, whichever of both methods is asked.
+            names = (*_OF_AUTO, "replays", "auxiliary")
+            out |= dict.fromkeys(names, "--evidence=head")
         for name, value in self._asked().items():
             out["schedule"] = f"--{name}={value}"
         if self.loss != "mse":
@@ -207,6 +230,23 @@ class Trained(InPractice, Network):
         """Seeds to guess the weights before training from; None where they are told."""
         return self.guess_seeds if self.evidence == "final_weights" else None
 
+    def trunk(self, dataset: Dataset, method: str) -> EmbedFn | None:
+        """Returns what stands below a head and is known; None of other evidence.
+
+        Args:
+          dataset: the images.
+          method: that attacks.
+
+        Raises:
+          ValueError: there is no such trunk, or the method reads no heads.
+        """
+        if self.evidence != "head":
+            return None
+        # The others search within an image's bounds, or by an image's pixels.
+        _checks.one_of(("auto", "closed_units"), method=method)
+        _, *sizes = dataset.x_train.shape
+        return known_trunk.named(self.embed_fn, (sizes[0], sizes[1], sizes[2]))
+
     def passed_over(self) -> dict[str, str]:
         """Returns flags that are not read, each with the choice that makes it so."""
         linearized, out = "--dynamics=linearized", self.unread()
@@ -241,6 +281,9 @@ class Trained(InPractice, Network):
         """Trains on the images; a finished training is read back."""
         given = self.common(key, stage)
         given |= {"depth": self.depth, "parametrization": self.parametrization}
+        trunk = self.trunk(dataset, "closed_units")
+        if trunk is not None:
+            dataset = known_trunk.embedded(dataset, trunk)
         images = (dataset.x_train, dataset.y_train)
         if self.evidence == "gradient":
             given.pop("max_steps")

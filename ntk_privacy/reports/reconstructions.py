@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 from ntk_privacy.data import Dataset
 from ntk_privacy.evaluation import read_back, reconstruction_curve
 from ntk_privacy.evaluation.reconstruction_curve import Evaluation
-from ntk_privacy.reconstruction import Reconstruction
+from ntk_privacy.reconstruction import Reconstruction, known_trunk
+from ntk_privacy.reconstruction.through_trunk import EmbedFn
 from ntk_privacy.reports import files, plots
 from ntk_privacy.reports.atomic import replacing
 from ntk_privacy.training.victim import Victim
@@ -94,6 +95,8 @@ def written(
     victim: Victim,
     found: Reconstruction,
     method: str,
+    *,
+    trunk: EmbedFn | None = None,
 ) -> dict[str, Any]:
     """Writes arrays and pictures of an attack; returns its figures, see `read_back`.
 
@@ -103,8 +106,12 @@ def written(
       victim: the network.
       found: what the attack found.
       method: its name.
+      trunk: below the network, if it saw embeddings of the images.
     """
-    figures, images, pairs, ranking, psnr = read_back.judged(dataset, victim, found)
+    seen = None if trunk is None else known_trunk.embedded(dataset, trunk)
+    figures, images, pairs, ranking, psnr = read_back.judged(
+        dataset, victim, found, seen=seen
+    )
     mean, extra = dataset.mean, dict(found.kept)
     kinds = {"gradient": "one gradient", "adapter": "an adapter"}
     told_of = kinds.get(victim.evidence, victim.dynamics)
