@@ -215,16 +215,22 @@ def _result(
     # Certified ones first: these are what a reader takes.
     order = np.lexsort((found.residuals, judged.errors, ~judged.certified))
     dtype = found.layers.kernels[0].dtype
-    decoded = found.decoded
+    decoded, most = found.decoded, float(np.finfo(dtype).max)
+    # Duals of nothing: what was divided by them is no image.
+    kept = [decoded.inputs, decoded.duals, decoded.activations]
+    order = order[np.all([_fits(v, most) for v in kept], axis=0)[order]]
     accepted = (found.residuals < found.tolerance) | judged.certified
+    residuals, errors = (
+        np.where(v > most, np.inf, v) for v in (found.residuals, judged.errors)
+    )
     return AlgebraicReconstruction(
         images=jnp.asarray(decoded.inputs[order].reshape(-1, *image_shape), dtype),
         duals=jnp.asarray(decoded.duals[order], dtype),
         activations=jnp.asarray(decoded.activations[order], dtype),
         gates=jnp.asarray(decoded.gates[order]),
-        residuals=jnp.asarray(found.residuals[order], dtype),
+        residuals=jnp.asarray(residuals[order], dtype),
         accepted=jnp.asarray(accepted[order]),
-        errors=jnp.asarray(judged.errors[order], dtype),
+        errors=jnp.asarray(errors[order], dtype),
         certified=jnp.asarray(judged.certified[order]),
         tolerance=TOLERANCE,
         estimated_num_images=found.rank,
@@ -233,6 +239,11 @@ def _result(
         message=_message(found, int(judged.certified.sum())),
         verdict=judged.verdict,
     )
+
+
+def _fits(values: np.ndarray, most: float) -> np.ndarray:
+    """Which rows a number format holds."""
+    return np.all(np.abs(values) <= most, axis=1)
 
 
 def _message(found: layer_inversion.Decoding, count: int) -> str:

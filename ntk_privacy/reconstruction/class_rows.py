@@ -32,6 +32,7 @@ _RATIO = 1e-3  # of the two least energies, below which a row vanishes where it 
 _OPEN = 1e-3  # of the largest entry
 _AGREEMENT = 0.95  # of the units where a row vanishes with the gates that led to it
 _SPARE = 8  # closed units more than images
+_NOTHING = 1e-16  # of the largest energy
 _SUM = 0.5  # of the duals, over that of their sizes
 _POWERS = 4
 _TRIMS = 5
@@ -83,7 +84,9 @@ def make(
         units = np.sort(np.argsort(-np.abs(direction))[:kept])
         rows = factors.values[:rank, None] * right[:, units] / direction[units]
         squares, vectors = np.linalg.eigh(rows @ rows.T)
-        squares, vectors = np.maximum(squares[::-1], 1e-300), vectors[:, ::-1]
+        # Of a rank that was told and is less, the last directions hold nothing.
+        least = max(_NOTHING * squares[-1], 1e-300)
+        squares, vectors = np.maximum(squares[::-1], least), vectors[:, ::-1]
         values = np.sqrt(squares)
         columns.append(units)
         directions.append(direction[units])

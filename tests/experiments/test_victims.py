@@ -118,7 +118,10 @@ def test_an_adapter_is_trained_and_read(tmp_path, capsys):
         ("--adapter_rank=4", "--adapter_rank has no effect with --evidence=weights"),
         ("--evidence=adapter --adapter_rank=0", "adapter_rank=0 must be at least 1"),
         ("--evidence=adapter --stop_loss=1", "no effect with --evidence=adapter"),
-        ("--evidence=head --num_steps=9", "no effect with --evidence=head"),
+        (
+            "--method=auto --evidence=head --num_steps=9",
+            "no effect with --evidence=head",
+        ),
         ("--embed_fn=a:b", "--embed_fn has no effect with --evidence=weights"),
         ("--guess_seeds=9", "--guess_seeds has no effect with --evidence=weights"),
         (

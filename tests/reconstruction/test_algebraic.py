@@ -12,6 +12,7 @@ from ntk_privacy.reconstruction import (
     certificate,
     layer_inversion,
     low_rank,
+    one_output,
 )
 
 SHAPE = (8, 8, 1)
@@ -255,3 +256,23 @@ def test_units_of_more_noise_than_others_stay_closed_and_one_wrong_gate_opens_no
     rms = np.sqrt(np.mean(np.where(spoilt < 0, spoilt, 0.0) ** 2, axis=1))
     assert np.all(layer_inversion._noise_floor(spoilt) < 40 * rms)
     assert layer_inversion._noise_floor(np.ones((2, 5))).tolist() == [0.0, 0.0]
+
+
+def test_images_that_no_number_format_holds_are_left_out(monkeypatch):
+    real = one_output.decode
+
+    def spoilt(*args, **options):
+        found = real(*args, **options)
+        wild = found.decoded.inputs.copy()
+        wild[0] *= 1e60
+        residuals = found.residuals.copy()
+        residuals[0] = 1e60
+        decoded = found.decoded._replace(inputs=wild)
+        return found._replace(decoded=decoded, residuals=residuals)
+
+    monkeypatch.setattr(one_output, "decode", spoilt)
+    x, _, params_0, params_t = problem()
+    out = decode(params_0, params_t)
+    assert len(out.images) == len(out.residuals) == len(x) - 1
+    assert bool(jnp.all(jnp.isfinite(out.images)))
+    assert not bool(out.certified.any())
