@@ -21,6 +21,14 @@ from ntk_privacy.training.victim import Victim
 
 __all__ = ["InPractice", "Logistic", "Network", "Trained", "network"]
 
+_SHARED = (
+    "What is attacked: weights after training, with those before it or, of "
+    "final_weights, without, so that their seed is guessed; or one gradient of the "
+    "loss at those before it; or an adapter of the first layer (LoRA), trained by "
+    "gradient descent while all else but its bias is frozen; or a head trained on "
+    "what a known trunk makes of the images."
+)
+
 # Evidence that no schedule makes, and the flags that it reads all the same.
 _ALONE = {
     "gradient": (),
@@ -72,14 +80,7 @@ class InPractice:
     """The network: how it is trained in practice, and what is attacked."""
 
     evidence: Literal["weights", "final_weights", "gradient", "adapter", "head"] = (
-        field(
-            "weights",
-            "What is attacked: weights after training, with those before it or, of "
-            "final_weights, without, so that their seed is guessed; or one gradient of the "
-            "loss at those before it; or an adapter of the first layer (LoRA), trained by "
-            "gradient descent while all else but its bias is frozen; or a head trained on "
-            "what a known trunk makes of the images.",
-        )
+        field("weights", _SHARED)
     )
     embed_fn: str | None = field(
         None,
