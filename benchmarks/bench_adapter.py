@@ -93,7 +93,7 @@ def images(name, row, seed) -> dict:
         "case": name, "seed": seed, "N": row["n"], "rank": row["rank"],
         "width": row["width"], "loss": victim.loss, "way_of_A": float(moved),
         "N_read": found.estimated_num_images, "word": found.verdict.word,
-        "found": len(found.images), "certified": int(sure.sum()),
+        "returned": len(found.images), "certified": int(sure.sum()),
         "false": int(np.sum(errors[sure] > found.errors[sure])),
         "worst_error": float(errors.max(initial=0.0)),
         "least_cosine": _alike(found.images, whole.x_train), "s": spent,

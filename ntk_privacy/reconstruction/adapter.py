@@ -5,8 +5,9 @@ span (`adapter_factors`). If A stood still, B would be a sketch $A^\top X D$ of 
 change that the whole kernel would have seen, and in that span the sketch is undone:
 closed units read X D as they read a trained kernel. One gradient of the factors is
 such a sketch, exactly. In training A moves, as the square of B at first, so in the mean
-of B's steps it stands a third of the way; what other points of the way make of an image
-is added to its stated error.
+of B's steps it stands a third of the way. What other points of the way make of an image
+is told, but images that were not trained all along may be further off, so that images
+of a training are estimates, and those of one gradient alone are certified.
 
 More images than r, or a start of A that is not known: see `adapter_replay.within`.
 """
@@ -66,8 +67,9 @@ def reconstruct(
 ) -> result.Reconstruction:
     """Reads training images from the factors of the first layer, and their start.
 
-    A ReLU follows the layer, and the images are fewer than r. Without a bias that was
-    trained with the factors they are known up to their size, and none is certified.
+    A ReLU follows the layer, and the images are fewer than r. None is certified: A
+    moves while it is trained, and nothing shows where it stood when an image was seen.
+    Without a bias that was trained with the factors images are known up to their size.
 
     Args:
       public: parameters of the frozen network.
@@ -128,7 +130,7 @@ def reconstruct(
     doubts = _way(found, adapter, basis, point) + _outside(
         found, adapter, basis, adapter.a_at(point)
     )
-    return _doubted(found, doubts, "the way of A in training")
+    return _estimated(found, doubts)
 
 
 def reconstruct_gradient(
@@ -233,10 +235,10 @@ def _nothing(adapter: Adapter, seen: adapter_factors.Size, image_shape):
 
 def _other(rank: int, gap: float) -> str:
     return (
-        f"B shows {rank} images, and the change of A has more directions than that "
-        f"(gap {gap:.2g}): A began otherwise than a_0 says, or its change is no sum of "
-        "images, as after Adam, weight decay or dropout before the adapter, or is "
-        "rounded too coarsely."
+        f"B shows {rank} images, and the change of A does not have as many directions "
+        f"(gap {gap:.2g}): images of the first step alone leave no trace in it; or A "
+        "began otherwise than a_0 says, or its change is no sum of images, as after "
+        "Adam, weight decay or dropout before the adapter, or is rounded too coarsely."
     )
 
 
@@ -315,17 +317,44 @@ def _doubted(
     certified = found.certified & (errors <= unit_verdict.TOLERANCE)
     verdict, message, count = found.verdict, found.message, int(certified.sum())
     if found.certified.any():
-        told = f"{why} leaves up to {doubts.max():.1g} of an image open"
-        message = f"{count} of {n} images certified; {told}."
-        reason = f"{count} of {n} images certified: {told}. {verdict.reason}"
+        message = f"{count} of {n} images certified"
+        if count:
+            most = errors[certified].max()
+            message += f", within {most:.1g} of their norm of training images"
+        message += f"; {why} leaves up to {doubts.max():.1g} of an image open."
         word = "exact" if count else "approximate"
-        verdict = verdict._replace(word=word, reason=reason, num_certified=count)
+        verdict = verdict._replace(word=word, reason=message, num_certified=count)
     return found._replace(
         certified=certified,
         errors=np.where(certified, errors, np.inf),
         verdict=verdict,
         message=message,
         sources=("adapter",) * len(errors),
+    )
+
+
+def _estimated(
+    found: result.Reconstruction, doubts: Float[np.ndarray, " k"]
+) -> result.Reconstruction:
+    """Takes certificates away: where A stood when an image was seen does not show.
+
+    Images that were trained late met an A that had gone its way, those before did not,
+    and the sums of both are all there is.
+    """
+    verdict, message = found.verdict, found.message
+    if found.certified.any():
+        message = (
+            f"{len(found.images)} images read; other points of A's way change them by "
+            f"up to {doubts.max():.1g} of their norm, and more those that were not "
+            "trained all along, which the factors cannot show: none is certified."
+        )
+        verdict = verdict._replace(word="approximate", reason=message, num_certified=0)
+    m = len(found.images)
+    return found._replace(
+        **result.uncertain(m) | {"residuals": found.residuals},
+        verdict=verdict,
+        message=message,
+        sources=("adapter",) * m,
     )
 
 

@@ -59,9 +59,13 @@ def _rank_above(
       matrix: any.
       floor: below which a singular value may be rounding.
     """
-    left, values, _ = np.linalg.svd(matrix, full_matrices=False)
+    # Dead units: zeros of theirs are exact, and no sign of where the images end.
+    alive = matrix[:, np.any(matrix != 0, axis=0)]
+    left, values, _ = np.linalg.svd(alive, full_matrices=False)
     values = np.maximum(values, np.finfo(np.float64).eps * max(values[0], 1e-300))
-    gaps = np.where(values[1:] < floor, values[:-1] / values[1:], 1.0)
+    gaps = np.where(
+        (values[1:] < floor) & (values[:-1] >= floor), values[:-1] / values[1:], 1.0
+    )
     if not len(gaps) or gaps.max() < _GAP:
         return len(values), 1.0, left
     best = int(np.argmax(gaps)) + 1
@@ -106,7 +110,8 @@ def num_images(adapter: Adapter) -> Size:
     else:
         matrix, leaf = _moved_a(adapter), adapter.a_t
     rank, gap, _ = _rank_above(matrix, _floor(adapter, leaf))
-    return Size(rank, rank >= min(matrix.shape), gap)
+    room = min(len(matrix), int(np.any(matrix != 0, axis=0).sum()))
+    return Size(rank, rank >= room, gap)
 
 
 def _moved_a(adapter: Adapter) -> Float[np.ndarray, "d r"]:

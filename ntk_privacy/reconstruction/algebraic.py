@@ -236,7 +236,7 @@ def _result(
         estimated_num_images=found.rank,
         rank_gap=found.gap,
         num_rounds=found.rounds,
-        message=_message(found, int(judged.certified.sum())),
+        message=_message(found, int(judged.certified.sum()), len(order)),
         verdict=judged.verdict,
     )
 
@@ -246,12 +246,14 @@ def _fits(values: np.ndarray, most: float) -> np.ndarray:
     return np.all(np.abs(values) <= most, axis=1)
 
 
-def _message(found: layer_inversion.Decoding, count: int) -> str:
+def _message(found: layer_inversion.Decoding, count: int, decoded: int) -> str:
     """What was and what was not decoded."""
     message = f"{count} of {found.rank} images certified"
-    decoded = len(found.residuals)
-    if decoded < found.rank:
-        message += f", {found.rank - decoded} not found in {found.rounds} rounds"
+    rows = len(found.residuals)
+    if rows < found.rank:
+        message += f", {found.rank - rows} not found in {found.rounds} rounds"
+    if decoded < rows:
+        message += f", {rows - decoded} beyond all bounds and left out"
     if count < decoded:
         message += f", {decoded - count} decoded but not certified"
     if found.gap < 20.0:

@@ -32,6 +32,7 @@ _RATIO = 1e-3  # of the two least energies, below which a row vanishes where it 
 _OPEN = 1e-3  # of the largest entry
 _AGREEMENT = 0.95  # of the units where a row vanishes with the gates that led to it
 _SPARE = 8  # closed units more than images
+_DEAD = 1e-6  # of the largest weight
 _NOTHING = 1e-16  # of the largest energy
 _SUM = 0.5  # of the duals, over that of their sizes
 _POWERS = 4
@@ -45,7 +46,7 @@ class Space(NamedTuple):
 
     Attributes:
       basis: orthonormal rows of the change of the last hidden layer, in float64.
-      columns: kept units of each class, as many for all.
+      columns: kept units of each class that has output weights, as many for all.
       directions: of each class, on its units.
       factors: of the change divided by the direction of each class.
       rows: their whitened row spaces.
@@ -82,6 +83,9 @@ def make(
         kernel = kernel - kernel.mean(1, keepdims=True)
     for direction in kernel.T:
         units = np.sort(np.argsort(-np.abs(direction))[:kept])
+        sizes = np.abs(direction[units])
+        if not sizes.min(initial=np.inf) > _DEAD * sizes.max(initial=0.0):
+            continue  # Output weights that were pruned tell no gates.
         rows = factors.values[:rank, None] * right[:, units] / direction[units]
         squares, vectors = np.linalg.eigh(rows @ rows.T)
         # Of a rank that was told and is less, the last directions hold nothing.
@@ -203,6 +207,8 @@ def find(
     """
     rank, units = space.basis.shape
     classes = len(space.columns)
+    if not classes:
+        return gated_rows.GatedRows(np.zeros((0, units)), np.zeros(0), 0)
     rows, residuals, before, k = np.zeros((0, units)), np.zeros(0), -1, 0
     while k < max_rounds * classes:
         if not k % classes:

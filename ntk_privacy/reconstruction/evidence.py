@@ -220,6 +220,8 @@ def of_gradient(
     _checks.finite(gradient=gradient)
     if not float(_tree.largest(gradient)):
         raise ValueError("The gradient is zero: it holds nothing of the images.")
+    # Weights of 16 bits would round the step away.
+    params, gradient = (jax.tree.map(_single, part) for part in (params, gradient))
     ratio = float(_tree.largest(params)) / float(_tree.largest(gradient))
     step = 2.0 ** round(float(np.log2(ratio))) if ratio else 1.0
     return Evidence(
@@ -230,6 +232,14 @@ def of_gradient(
         is_gradient=True,
         **told,
     )
+
+
+def _single(leaf: Array | np.ndarray) -> Array:
+    """Returns an array in float32 at least."""
+    leaf = jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4:
+        return leaf.astype(jnp.float32)
+    return leaf
 
 
 def told(

@@ -149,8 +149,13 @@ def _told(
     is_gradient: bool,
 ) -> Embeddings:
     rows = np.asarray(found.images, np.float64).reshape(-1, length)
-    name = first_layer.candidates(before, pixels=length, layer=layer)[0]
-    read = first_layer.read(before, after, pixels=length, name=name)
+    names = first_layer.candidates(before, pixels=length, layer=layer)
+    if len(names) > 1:
+        raise ValueError(
+            f"The layers {', '.join(names)} all take {length} numbers: name the one "
+            "that takes the embeddings, layer=..."
+        )
+    read = first_layer.read(before, after, pixels=length, name=names[0])
     change = read.kernel_t - (0 if is_gradient else read.kernel_0)
     known = rows.T
     if read.bias_0 is not None and read.bias_t is not None:
@@ -164,6 +169,11 @@ def _told(
         errors=found.errors,
         signals=signals,
         backward=signals @ read.kernel_0.T,
-        verdict=found.verdict,
-        message=found.message,
+        verdict=found.verdict._replace(reason=of_embeddings(found.verdict.reason)),
+        message=of_embeddings(found.message),
     )
+
+
+def of_embeddings(text: str) -> str:
+    """Returns what closed units say, of embeddings."""
+    return text.replace("an image", "an embedding").replace("image", "embedding")

@@ -11,7 +11,7 @@ import numpy as np
 from ntk_privacy import resume
 from ntk_privacy.data.dataset import Dataset
 from ntk_privacy.models.convnet import ConvNet
-from ntk_privacy.reconstruction import result, through_trunk
+from ntk_privacy.reconstruction import heads, result, through_trunk
 from ntk_privacy.reconstruction.through_trunk import EmbedFn
 from ntk_privacy.resume import Stage, straight
 
@@ -30,6 +30,7 @@ def _random(image_shape: tuple[int, int, int]) -> EmbedFn:
     return functools.partial(net.embed_fn, params)
 
 
+@functools.lru_cache(maxsize=4)
 def named(name: str | None, image_shape: tuple[int, int, int]) -> EmbedFn:
     """Returns a trunk: images (n, h, w, c), less their mean, to embeddings (n, length).
 
@@ -59,7 +60,7 @@ def named(name: str | None, image_shape: tuple[int, int, int]) -> EmbedFn:
         )
     try:
         embed_fn = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, SyntaxError, TypeError) as error:
+    except Exception as error:
         raise ValueError(
             f"embed_fn={name!r} cannot be had ({error}): give module:function with the "
             "module on the path, a function of no arguments that returns an embed_fn."
@@ -69,9 +70,15 @@ def named(name: str | None, image_shape: tuple[int, int, int]) -> EmbedFn:
             f"embed_fn={name!r} returned {type(embed_fn).__name__}: return a function "
             "of images (n, height, width, depth)."
         )
-    made = jax.eval_shape(
-        embed_fn, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-    )
+    try:
+        made = jax.eval_shape(
+            embed_fn, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+        )
+    except Exception as error:
+        raise ValueError(
+            f"embed_fn={name!r} does not take images of shape (2, {image_shape}) "
+            f"under jax.jit ({error}): return a jax function of such images."
+        ) from error
     shape = getattr(made, "shape", ())
     if len(shape) != 2 or shape[0] != 2:
         raise ValueError(
@@ -141,7 +148,8 @@ def pictured(
         "evidence": "head",
         "embeddings": {
             "length": int(np.prod(found.images.shape[1:])),
-            "verdict": found.verdict._asdict(),
+            "verdict": found.verdict._asdict()
+            | {"reason": heads.of_embeddings(found.verdict.reason)},
             "num_certified": int(found.certified.sum()),
             "certified": found.certified,
             "errors": found.errors,
@@ -161,7 +169,10 @@ def pictured(
 
     made = resume.once(stage, "through_trunk", make)
     told["misfits"], told["is_only"] = made["misfits"], made["is_only"]
-    reason = (
+    read = found.verdict
+    exact = read.word == "exact"
+    reason = "" if exact else f"{heads.of_embeddings(read.reason).rstrip('.')}; "
+    reason += (
         f"{int(found.certified.sum())} of {len(rows)} embeddings are certified; the "
         f"images have them to within {made['misfits'].max():.1g} of their spread, and "
         f"{int(made['is_only'].sum())} of them are the only ones nearby that do: "
@@ -171,7 +182,7 @@ def pictured(
     pictures = found._replace(
         images=made["images"].astype(np.float32),
         verdict=found.verdict._replace(
-            word="approximate", reason=reason, num_certified=0
+            word="approximate" if exact else read.word, reason=reason, num_certified=0
         ),
         sources=("closed units, through the trunk",) * m,
         message=reason,

@@ -153,6 +153,8 @@ class InPractice:
             names = {"schedule", "stop_loss", "early_stop_loss", "max_train_steps"}
             names |= {"replays", "weight_decay", "guess_seeds", "adapter_rank"}
             names |= {"embed_fn"}
+            if self.evidence == "adapter":
+                names |= {*_OF_AUTO, "auxiliary"}
             names = (names | {*_FIELDS}) - {*_ALONE[self.evidence]}
             return dict.fromkeys(sorted(names), f"--evidence={self.evidence}")
         out = {"adapter_rank": f"--evidence={self.evidence}"}

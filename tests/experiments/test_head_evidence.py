@@ -6,7 +6,15 @@ import jax
 import numpy as np
 
 from experiments import _flags, reconstruct
-from ntk_privacy.reconstruction import known_trunk
+from ntk_privacy import data
+from ntk_privacy.reconstruction import known_trunk, result, verdict
+
+
+def raises():
+    def embed(images):
+        raise KeyError(images.shape)
+
+    return embed
 
 
 def halves():
@@ -40,6 +48,8 @@ def test_embeddings_are_certified_and_images_are_not(tmp_path, capsys):
     assert results["embeddings"]["length"] == 128
     assert results["embeddings"]["num_certified"] == 6
     assert max(results["embeddings"]["squared_distances"]) < 1e-6
+    assert "embeddings are within" in results["embeddings"]["verdict"]["reason"]
+    assert "image" not in results["embeddings"]["verdict"]["reason"]
     assert results["num_certified"] == 0
     assert results["verdict"]["word"] == "approximate"
     # Nothing is lost in this trunk.
@@ -52,6 +62,7 @@ def test_a_trunk_that_is_none_is_one_sentence(tmp_path, capsys):
     for flags, sentence in (
         ([f"--embed_fn={__name__}:missing"], "cannot be had"),
         ([f"--embed_fn={__name__}:number"], "cannot be had"),
+        ([f"--embed_fn={__name__}:raises"], "does not take images of shape"),
         (["--embed_fn=nothing"], "is no module:function"),
         (["--method=kkt"], "use one of auto, closed_units"),
     ):
@@ -68,3 +79,20 @@ def test_the_default_trunk_is_always_the_same():
     known_trunk._random.cache_clear()
     second = known_trunk.named(None, (8, 8, 1))(x)
     np.testing.assert_array_equal(first, second)
+
+
+def test_what_was_not_read_stays_so_whatever_is_pictured():
+    digits = data.load("digits", num_train=4, key=jax.random.key(0))
+    seen = known_trunk.embedded(digits, halves())
+    read = result.Reconstruction(
+        images=np.asarray(seen.x_train), duals=np.zeros((1, 4, 1)), losses=np.zeros(0),
+        verdict=verdict.Verdict("nothing found", "No image closes a unit."),
+        sources=("closed units",) * 4, message="", **result.uncertain(4),
+    )  # fmt: skip
+    with jax.numpy_dtype_promotion("standard"):
+        found, told = known_trunk.pictured(
+            read, halves(), digits, key=jax.random.key(0), num_steps=20
+        )
+    assert found.verdict.word == "nothing found"
+    assert found.verdict.reason.startswith("No embedding closes a unit; ")
+    assert told["embeddings"]["verdict"]["reason"] == "No embedding closes a unit."

@@ -95,7 +95,7 @@ def test_an_adapter_is_trained_and_read(tmp_path, capsys):
     assert code == 0, told
     results = json.loads((tmp_path / "a" / "results.json").read_text())
     assert (results["evidence"], results["train_steps"]) == ("adapter", 25)
-    assert results["num_certified"] == results["estimated_num_images"] == 4
+    assert (results["num_certified"], results["estimated_num_images"]) == (0, 4)
     assert max(results["squared_distances"]) < 0.01
     # The method asks for that evidence by itself.
     code, told = _call(capsys, tmp_path / "b", "--method=adapter", *flags)
@@ -114,6 +114,10 @@ def test_an_adapter_is_trained_and_read(tmp_path, capsys):
         (
             "--evidence=weights --method=adapter",
             "method=adapter reads low-rank factors alone; give evidence=adapter",
+        ),
+        (
+            "--method=auto --evidence=adapter --num_candidates=7",
+            "--num_candidates has no effect with --evidence=adapter",
         ),
         ("--adapter_rank=4", "--adapter_rank has no effect with --evidence=weights"),
         ("--evidence=adapter --adapter_rank=0", "adapter_rank=0 must be at least 1"),

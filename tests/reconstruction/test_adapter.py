@@ -80,7 +80,10 @@ def test_decay_leaves_size_and_equations_and_no_span(nets, victim):
     start = np.random.default_rng(0).permutation(victim.adapter.a_0)
     found = _read(victim, dataclasses.replace(victim.adapter, a_0=start))
     assert found.verdict.word == "assumptions do not hold"
-    assert "B shows 6 images, and the change of A has more" in found.verdict.reason
+    assert (
+        "B shows 6 images, and the change of A does not have as many"
+        in found.verdict.reason
+    )
 
 
 def test_more_images_than_the_rank_leave_a_part_of_their_span(nets):
@@ -139,13 +142,24 @@ def _read(victim, made=None, public=None, **given):
     )  # fmt: skip
 
 
-def test_images_of_a_short_training_are_certified_within_their_errors(digits):
+def test_images_of_a_short_training_are_read_and_not_certified(digits):
     found = _read(_fine(digits, 10))
-    assert (found.verdict.word, int(found.certified.sum())) == ("exact", 6)
-    errors = _errors(found.images, digits.x_train).min(axis=1)
-    assert errors.max() < 1e-3
-    # Without the way of A, which closed units do not see, they state a third of it.
-    assert (errors < found.errors / 2).all()
+    assert (found.verdict.word, found.verdict.num_certified) == ("approximate", 0)
+    assert not found.certified.any()
+    assert "none is certified" in found.verdict.reason
+    assert _errors(found.images, digits.x_train).min(axis=1).max() < 1e-3
+
+
+def test_units_that_no_image_opens_leave_the_number_of_images_as_it_is():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        x, d, a = (rng.normal(size=s) for s in ((4, 64), (4, 24), (64, 16)))
+        d[:, 14:] = 0
+        moved = (a.T @ x.T @ d).astype(np.float32)
+        noise = 1 + 1e-7 * rng.normal(size=moved.shape).astype(np.float32)
+        made = Adapter(a_t=a.astype(np.float32), b_t=moved * noise)
+        seen = adapter_factors.num_images(made)
+        assert (seen.rank, seen.hidden) == (4, False)
 
 
 def test_evidence_of_an_adapter_is_for_methods_that_read_one(digits, victim):
@@ -153,17 +167,6 @@ def test_evidence_of_an_adapter_is_for_methods_that_read_one(digits, victim):
     assert told.is_adapter
     with pytest.raises(ValueError, match="method=closed_units reads whole layers"):
         told.needs("closed_units")
-
-
-def test_decay_that_turns_the_span_takes_certificates_away(digits):
-    fine = _fine(digits, 25)
-    made, kept = fine.adapter, 1 - 1e-5
-    shrunk = {name: getattr(made, name) * kept for name in ("a_t", "b_t")}
-    found = _read(fine, dataclasses.replace(made, **shrunk))
-    errors = _errors(found.images, digits.x_train).min(axis=1)
-    assert errors.max() > 0.01
-    assert (errors < found.errors).all()
-    assert not found.certified.all()
 
 
 @pytest.mark.parametrize("kind", ["start", "public", "release"])

@@ -276,3 +276,6 @@ def test_images_that_no_number_format_holds_are_left_out(monkeypatch):
     assert len(out.images) == len(out.residuals) == len(x) - 1
     assert bool(jnp.all(jnp.isfinite(out.images)))
     assert not bool(out.certified.any())
+    told = f"{len(x) - 1} decoded but not certified"
+    assert "1 beyond all bounds and left out" in out.message
+    assert told in out.message

@@ -202,3 +202,26 @@ def test_rows_of_classes_are_where_the_search_by_zeros_begins(monkeypatch):
     given.clear()
     algebraic.from_evidence(fewer, key=jax.random.key(0))
     assert given["known"] is None
+
+
+def test_pruned_output_weights_are_passed_over(shared):
+    params, gradient, *_ = shared
+    out = params["Dense_2"]
+    pruned = out["kernel"].at[:200, 0].set(0.0)
+    alike = jnp.tile(out["kernel"][:, :1], (1, CLASSES))
+    ones = {**gradient, "Dense_2": {"bias": jnp.ones(CLASSES)}}
+    fewer = _space({**params, "Dense_2": {**out, "kernel": pruned}}, ones)
+    assert len(fewer.columns) == CLASSES - 1
+    none = _space({**params, "Dense_2": {**out, "kernel": alike}}, gradient)
+    assert len(none.columns) == 0
+    assert len(_find(params, gradient, none).rows) == 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_step_of_a_gradient_is_not_rounded_to_16_bits(dtype):
+    params = {"w": jnp.ones((4, 4), dtype)}
+    gradient = {"w": jnp.linspace(1.0, 1.1, 16).reshape(4, 4).astype(dtype)}
+    known = evidence.of_gradient(NET, params, gradient, image_shape=(2, 2, 1))
+    assert known.params_0["w"].dtype == jnp.float32
+    change = known.params_0["w"] - known.params_t["w"]
+    np.testing.assert_array_equal(change, gradient["w"].astype(jnp.float32))
