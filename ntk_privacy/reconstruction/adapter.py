@@ -13,16 +13,14 @@ More images than r, or a start of A that is not known: see `adapter_replay.withi
 """
 
 import dataclasses
-import json
 
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks, resume
+from ntk_privacy import _checks
 from ntk_privacy._types import Params
 from ntk_privacy.method import Method, field
 from ntk_privacy.models.adapter import Adapter
-from ntk_privacy.models.mlp import MLP
 from ntk_privacy.reconstruction import (
     adapter_factors,
     change_factors,
@@ -373,9 +371,6 @@ class Config:
             _checks.at_least(1, num_starts=self.num_starts)
 
 
-_ARRAYS = ("images", "certified", "residuals", "errors")
-
-
 def from_evidence(
     evidence: Evidence,
     config: Config = Config(),
@@ -401,7 +396,7 @@ def from_evidence(
     assert public is not None
 
     def make():
-        found = reconstruct(
+        return reconstruct(
             public,
             adapter,
             key=key,
@@ -409,32 +404,8 @@ def from_evidence(
             num_images=evidence.num_images,
             **dataclasses.asdict(config),
         )
-        told = {
-            "verdict": found.verdict._asdict(),
-            "message": found.message,
-            "estimated_num_images": found.estimated_num_images,
-        }
-        arrays = {name: np.asarray(getattr(found, name)) for name in _ARRAYS}
-        return {"told": np.asarray(json.dumps(told)), **arrays}
 
-    arrays = resume.once(stage, "adapter", make)
-    told, images = json.loads(str(arrays["told"])), arrays["images"]
-    network = evidence.network
-    if isinstance(network, MLP) and network.parametrization == "ntk":
-        # Images enter that layer divided by the square root of their size.
-        images = images * np.sqrt(np.prod(evidence.image_shape)).astype(images.dtype)
-    return result.Reconstruction(
-        images=images,
-        duals=np.zeros((1, len(images), evidence.num_outputs)),
-        losses=np.zeros(0),
-        verdict=Verdict(**told["verdict"]),
-        sources=("adapter",) * len(images),
-        certified=arrays["certified"],
-        residuals=arrays["residuals"],
-        errors=arrays["errors"],
-        estimated_num_images=told["estimated_num_images"],
-        message=told["message"],
-    )
+    return unit_reading.kept(stage, "adapter", make, evidence)
 
 
 def check(evidence: Evidence, config: Config) -> None:

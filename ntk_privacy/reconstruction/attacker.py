@@ -83,7 +83,7 @@ def attack(
       What was found, and figures about the evidence.
 
     Raises:
-      ValueError: the method does not take the network.
+      ValueError: the method does not take the network, or reads no heads.
 
     Example:
       >>> from ntk_privacy import reconstruction
@@ -100,6 +100,7 @@ def attack(
     count = told.known_num_images
     key = jax.random.fold_in(jax.random.key(1), seed)
     if trunk is not None:
+        _checks.one_of(("auto", "closed_units"), method=method.name)
         seen = known_trunk.embedded(dataset, trunk)
         known = evidence.told(victim, seen, num_images=count)
         units = config if isinstance(config, closed_units.Config) else None

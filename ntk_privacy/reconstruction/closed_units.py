@@ -21,16 +21,14 @@ The method is this project's own. It shares the aim of SPEAR (Dimitrov et al., N
 """
 
 import dataclasses
-import json
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks, resume
+from ntk_privacy import _checks
 from ntk_privacy._types import Params
 from ntk_privacy.method import Method, field
-from ntk_privacy.models.mlp import MLP
 from ntk_privacy.reconstruction import (
     change_factors,
     first_layer,
@@ -248,9 +246,6 @@ class Config:
             _checks.at_least(1, num_starts=self.num_starts)
 
 
-_ARRAYS = ("images", "certified", "residuals", "errors")
-
-
 def from_evidence(
     evidence: Evidence,
     config: Config = Config(),
@@ -272,7 +267,7 @@ def from_evidence(
     evidence.needs("closed_units", "params_0")
 
     def make():
-        found = reconstruct(
+        return reconstruct(
             evidence.params_0,
             evidence.params_t,
             key=key,
@@ -283,34 +278,8 @@ def from_evidence(
             num_starts=config.num_starts,
             max_rounds=config.max_rounds,
         )
-        told = {
-            "verdict": found.verdict._asdict(),
-            "message": found.message,
-            "estimated_num_images": found.estimated_num_images,
-        }
-        arrays = {name: np.asarray(getattr(found, name)) for name in _ARRAYS}
-        return {"told": np.asarray(json.dumps(told)), **arrays}
 
-    arrays = resume.once(stage, "closed_units", make)
-    told = json.loads(str(arrays["told"]))
-    images = arrays["images"]
-    network = evidence.network
-    if isinstance(network, MLP) and network.parametrization == "ntk":
-        # Images enter that layer divided by the square root of their size.
-        images = images * np.sqrt(np.prod(evidence.image_shape)).astype(images.dtype)
-    m = len(images)
-    return result.Reconstruction(
-        images=images,
-        duals=np.zeros((1, m, evidence.num_outputs)),
-        losses=np.zeros(0),
-        verdict=Verdict(**told["verdict"]),
-        sources=("closed units",) * m,
-        certified=arrays["certified"],
-        residuals=arrays["residuals"],
-        errors=arrays["errors"],
-        estimated_num_images=told["estimated_num_images"],
-        message=told["message"],
-    )
+    return unit_reading.kept(stage, "closed_units", make, evidence)
 
 
 METHOD = Method(

@@ -36,7 +36,8 @@ class Embeddings(NamedTuple):
       certified: `errors` is a bound that was verified, of the embedding.
       errors: bound on the relative L2 error of each embedding; inf where there is none.
       signals: (m, units), the row of each in the change of the layer; of a gradient,
-        what the loss sends back to the units that it opens.
+        what the loss sends back to the units that it opens. What weight decay took
+        from the old weights is in them, too.
       backward: (m, length), what the head sends back to each embedding: the signals
         through the layer's initial kernel.
       verdict: what the change says of the whole set.

@@ -1,10 +1,14 @@
 """A change of known rank, read: the search, its verdict, and images in their order."""
 
+import json
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, resume
+from ntk_privacy.models.mlp import MLP
 from ntk_privacy.reconstruction import (
     closed_rows,
     result,
@@ -13,10 +17,13 @@ from ntk_privacy.reconstruction import (
     unit_verdict,
 )
 from ntk_privacy.reconstruction.change_factors import Factors
+from ntk_privacy.reconstruction.evidence import Evidence
 from ntk_privacy.reconstruction.verdict import Verdict
+from ntk_privacy.resume import Stage
 
-__all__ = ["searched"]
+__all__ = ["kept", "searched"]
 
+_ARRAYS = ("images", "certified", "residuals", "errors")
 _FEW = 512  # random starts at least
 
 
@@ -108,4 +115,50 @@ def searched(
         errors=judged.errors[order],
         estimated_num_images=n,
         message=judged.message,
+    )
+
+
+def kept(
+    stage: Stage,
+    name: str,
+    make: Callable[[], result.Reconstruction],
+    evidence: Evidence,
+) -> result.Reconstruction:
+    """Returns what was read, now or by an earlier process, in the network's units.
+
+    Args:
+      stage: keeps it; it cannot be cut short.
+      name: of the method.
+      make: reads.
+      evidence: what of.
+    """
+
+    def arrays_of():
+        found = make()
+        told = {
+            "verdict": found.verdict._asdict(),
+            "message": found.message,
+            "estimated_num_images": found.estimated_num_images,
+        }
+        arrays = {each: np.asarray(getattr(found, each)) for each in _ARRAYS}
+        return {"told": np.asarray(json.dumps(told)), **arrays}
+
+    arrays = resume.once(stage, name, arrays_of)
+    told, images = json.loads(str(arrays["told"])), arrays["images"]
+    network = evidence.network
+    if isinstance(network, MLP) and network.parametrization == "ntk":
+        # Images enter that layer divided by the square root of their size.
+        images = images * np.sqrt(np.prod(evidence.image_shape)).astype(images.dtype)
+    m = len(images)
+    return result.Reconstruction(
+        images=images,
+        duals=np.zeros((1, m, evidence.num_outputs)),
+        losses=np.zeros(0),
+        verdict=Verdict(**told["verdict"]),
+        sources=(name.replace("_", " "),) * m,
+        certified=arrays["certified"],
+        residuals=arrays["residuals"],
+        errors=arrays["errors"],
+        estimated_num_images=told["estimated_num_images"],
+        message=told["message"],
     )

@@ -7,17 +7,21 @@ import pytest
 
 from ntk_privacy import resume
 from ntk_privacy.data import choice
-from ntk_privacy.evaluation import limits
+from ntk_privacy.evaluation import identification, limits
+from ntk_privacy.models import adapter as models_adapter
 from ntk_privacy.reconstruction import (
     adapter,
+    adapter_factors,
     adapter_replay,
     attacker,
     auto,
     evidence,
+    heads,
+    known_trunk,
     victims,
 )
 from ntk_privacy.reports import loops, made_set, reconstructions, workdir
-from ntk_privacy.training import margin_victim, victim
+from ntk_privacy.training import adapter_victim, margin_victim, victim
 
 
 @pytest.mark.parametrize(
@@ -25,7 +29,8 @@ from ntk_privacy.training import margin_victim, victim
     [
         *(resume, evidence, victim, margin_victim, reconstructions),
         *(attacker, choice, limits, loops, made_set, victims, workdir),
-        *(adapter, adapter_replay),
+        *(adapter, adapter_factors, adapter_replay, adapter_victim, identification),
+        *(heads, known_trunk, models_adapter),
         # The README's cell is the same, and quick tests run it.
         pytest.param(auto, marks=pytest.mark.slow),
     ],
