@@ -31,7 +31,7 @@ from ntk_privacy.reconstruction.algebraic_result import (
     AlgebraicReconstruction as AlgebraicReconstruction,
 )
 from ntk_privacy.reconstruction.algebraic_result import from_arrays, to_arrays
-from ntk_privacy.reconstruction.evidence import Evidence
+from ntk_privacy.reconstruction.evidence import Evidence, far
 from ntk_privacy.reconstruction.verdict import Verdict
 from ntk_privacy.resume import Stage, straight
 
@@ -307,7 +307,7 @@ def decode(
         try:
             found = reconstruct(
                 evidence.params_0,
-                evidence.params_t,
+                far(evidence),
                 key=key,
                 image_shape=evidence.image_shape,
                 num_images=evidence.num_images,

@@ -16,10 +16,14 @@ from ntk_privacy.models.mlp import MLP
 from ntk_privacy.training.recipe import LOSSES, Loss
 from ntk_privacy.training.victim import Victim
 
-__all__ = ["NUM_AUXILIARY", "Dynamics", "Evidence", "of", "of_gradient", "told"]
+__all__ = ["NUM_AUXILIARY", "Dynamics", "Evidence", "far", "of", "of_gradient", "told"]
 
 NUM_AUXILIARY = 2000
 """Test images that an attacker is told of, at most."""
+
+# Of a step that decoding takes, over one as large as the weights: these round layers
+# whose gradient is smaller than the others'.
+_LARGER = 2.0**8
 
 Dynamics = Literal["linearized", "standard"]
 
@@ -55,6 +59,7 @@ class Evidence:
       objective: the loss of the training.
       is_gradient: params_t are one step against a gradient at params_0: see
         `of_gradient`.
+      step: that step, before the weights round it; None where it is not known.
       adapter: all that was trained, of the first dense layer; params_0 are the frozen
         network then, and params_t that with the adapter merged.
       is_adapter: whether it is that; said of a network that is still to be trained.
@@ -75,6 +80,7 @@ class Evidence:
     num_outputs: int = 1
     objective: Loss = "mse"
     is_gradient: bool = False
+    step: Params | None = None
     adapter: Adapter | None = None
     is_adapter: bool = False
 
@@ -194,7 +200,8 @@ def of_gradient(
     """Returns the evidence of one gradient, such as a client shares.
 
     It is that of weights after one step of linearized training. The step is a power of
-    two that makes it as large as the weights, so that they hardly round it.
+    two that makes it as large as the weights, so that they hardly round it; `far` takes
+    a larger one.
 
     Args:
       network: the architecture.
@@ -230,8 +237,22 @@ def of_gradient(
         params_t=_tree.axpy(-step, gradient, params),
         dynamics="linearized",
         is_gradient=True,
+        step=jax.tree.map(lambda leaf: -step * leaf, gradient),
         **told,
     )
+
+
+def far(evidence: Evidence) -> Params:
+    """Returns weights after training, of one gradient after a far larger step.
+
+    For decoding, which takes changes of any size: the weights round it less.
+
+    Args:
+      evidence: of any kind.
+    """
+    if evidence.step is None or evidence.params_0 is None:
+        return evidence.params_t
+    return _tree.axpy(_LARGER, evidence.step, evidence.params_0)
 
 
 def _single(leaf: Array | np.ndarray) -> Array:

@@ -225,3 +225,22 @@ def test_the_step_of_a_gradient_is_not_rounded_to_16_bits(dtype):
     assert known.params_0["w"].dtype == jnp.float32
     change = known.params_0["w"] - known.params_t["w"]
     np.testing.assert_array_equal(change, gradient["w"].astype(jnp.float32))
+    further = known.params_0["w"] - evidence.far(known)["w"]
+    np.testing.assert_allclose(further, 256 * change, rtol=1e-5)
+
+
+def test_a_layer_of_small_gradient_is_hardly_rounded():
+    rng = np.random.default_rng(0)
+    params = {name: rng.normal(size=(8, 8)).astype(np.float32) for name in "ab"}
+    large, small = (rng.normal(size=(8, 8)).astype(np.float32) for _ in range(2))
+    gradient = {"a": large, "b": 1e-4 * small}
+    known = evidence.of_gradient(NET, params, gradient, image_shape=(8, 1, 1))
+
+    def error(params_t):
+        change = np.float64(params_t["b"]) - np.float64(params["b"])
+        change = change / np.linalg.norm(change)
+        return np.linalg.norm(change + small / np.linalg.norm(small))
+
+    assert error(evidence.far(known)) < error(known.params_t) / 50
+    whole = dataclasses.replace(known, step=None)
+    assert evidence.far(whole) is known.params_t
