@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from ntk_privacy import _checks
 from ntk_privacy._types import Params
-from ntk_privacy.method import Method, field
+from ntk_privacy.method import Method
 from ntk_privacy.models.adapter import Adapter
 from ntk_privacy.reconstruction import (
     adapter_factors,
@@ -31,6 +31,7 @@ from ntk_privacy.reconstruction import (
     unit_space,
     unit_verdict,
 )
+from ntk_privacy.reconstruction.closed_units import Config
 from ntk_privacy.reconstruction.evidence import Evidence
 from ntk_privacy.reconstruction.verdict import Verdict
 from ntk_privacy.resume import Stage, straight
@@ -50,6 +51,7 @@ _STILL, _MOVING = 1 / 3, 1 / 2
 _SPANS = 2.0  # least gap in A's change behind as many directions as images
 _LOOSE = 0.3  # share of a bias's change that may lie outside rows that A's way turned
 _ROUNDINGS = 4.0  # what is stated, over the size of A's rounding
+_CONFIG = Config()
 
 
 def reconstruct(
@@ -356,24 +358,9 @@ def _estimated(
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """How long the search goes on; attributes: see the help of each field."""
-
-    num_starts: int | None = field(
-        None, "Random starts per round; none is N, 512 at least."
-    )
-    max_rounds: int = field(20, "Rounds of starts at most.")
-
-    def __post_init__(self):
-        _checks.at_least(1, max_rounds=self.max_rounds)
-        if self.num_starts is not None:
-            _checks.at_least(1, num_starts=self.num_starts)
-
-
 def from_evidence(
     evidence: Evidence,
-    config: Config = Config(),
+    config: Config = _CONFIG,
     *,
     key: Array,
     stage: Stage = straight,

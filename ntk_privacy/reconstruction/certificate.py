@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy import optimize
 
 from ntk_privacy.reconstruction import label_evidence, layer_inversion, low_rank
 from ntk_privacy.reconstruction.verdict import Verdict
@@ -36,6 +37,8 @@ _ADMITTED = (0.25, 1e-2, 1e-3)
 # as likely as not, and show as one: their mean weighted by duals, of either sign, so up
 # to the edge of the region away.
 _REGION = 10.0
+# Of a column of what is left, over the median: a gate of it may still be wrong.
+_STANDS_OUT = 10.0
 # Share of the root mean square below which a unit is neither open nor closed.
 _BLURRED = 1e-3
 # Share of the change below which images are no explanation of it.
@@ -95,7 +98,9 @@ def _decide(rest, p, q, signal, gates, pre) -> None:
 
     A forward pass knows an activation up to its error, so a unit this near to zero has
     a random gate; the wrong one leaves a whole column of the change unexplained. Where
-    two images nearly agree and show as one, the gate between them counts in part.
+    two images nearly agree and show as one, the gate between them counts in part. What
+    a column tells, images that are alike share: one that still stands out is asked for
+    all its gates at once.
     """
     near = np.abs(pre) < _AMBIGUOUS * np.sqrt(np.mean(pre**2, axis=1, keepdims=True))
     near &= signal != 0
@@ -108,6 +113,17 @@ def _decide(rest, p, q, signal, gates, pre) -> None:
         step *= signal[i, units]
         rest[:, units] -= np.outer(p[i], step)
         q[i, units] += step
+    left = np.linalg.norm(rest, axis=0)
+    for unit in np.flatnonzero(left > _STANDS_OUT * np.median(left)):
+        who = np.flatnonzero(near[:, unit])
+        if len(who) < 2:
+            continue
+        columns = (p[who] * signal[who, unit, None]).T
+        now = np.clip(gates[who, unit].astype(np.float64), 0.0, 1.0)
+        step = optimize.lsq_linear(columns, rest[:, unit], (-now, 1 - now)).x
+        gates[who, unit] += step
+        rest[:, unit] -= columns @ step
+        q[who, unit] += signal[who, unit] * step
 
 
 def weigh(

@@ -193,6 +193,7 @@ def find(
     change: Float[Array, "d units0"],
     *,
     key: Array,
+    num_starts: int | None,
     max_rounds: int,
 ) -> gated_rows.GatedRows:
     """Sweeps over the classes until all rows are found, or one finds nothing new.
@@ -203,8 +204,10 @@ def find(
       last: kernel and bias of the last hidden layer.
       change: of the first layer; its columns span the training inputs.
       key: typed key.
+      num_starts: of each class in each sweep; None is 256.
       max_rounds: sweeps at most.
     """
+    count = num_starts or _STARTS
     rank, units = space.basis.shape
     classes = len(space.columns)
     if not classes:
@@ -216,12 +219,12 @@ def find(
                 break
             before = len(rows)
         key_inputs, key_mixes = jax.random.split(jax.random.fold_in(key, k))
-        mix = jax.random.normal(key_inputs, (_STARTS, change.shape[1]), change.dtype)
+        mix = jax.random.normal(key_inputs, (count, change.shape[1]), change.dtype)
         inputs = gates_lib._unit(gates_lib._mm(mix, change.T))
         # Unit norm: the activations' scale matters where biases are not zero.
         inputs = inputs * jnp.sqrt(jnp.asarray(inputs.shape[1], inputs.dtype)) / 4
         # Later few are left: directions that no input suggests are tried too.
-        half = _STARTS // 2 if k >= classes else 0
+        half = count // 2 if k >= classes else 0
         mixes = jax.random.normal(key_mixes, (half, rank), change.dtype)
         climbs = 2 + 2 * (k // classes)
         c = k % classes

@@ -266,17 +266,22 @@ def from_evidence(
     """
     evidence.needs("closed_units", "params_0")
 
+    given = {
+        "key": key,
+        "image_shape": evidence.image_shape,
+        "num_images": evidence.num_images,
+        **dataclasses.asdict(config),
+    }
+
     def make():
+        if evidence.step is not None:
+            # A multiple of the gradient as it came, before weights round it.
+            return reconstruct_gradient(evidence.params_0, evidence.step, **given)
         return reconstruct(
             evidence.params_0,
             evidence.params_t,
-            key=key,
-            image_shape=evidence.image_shape,
-            num_images=evidence.num_images,
-            layer=config.layer,
             frozen_gates=evidence.dynamics == "linearized",
-            num_starts=config.num_starts,
-            max_rounds=config.max_rounds,
+            **given,
         )
 
     return unit_reading.kept(stage, "closed_units", make, evidence)

@@ -40,7 +40,8 @@ def decode(
       key: typed key.
       num_images: N; None reads it from the rank.
       auxiliary: images of the same domain, flat, or None.
-      num_starts: per round, by default 2 N within 64 and 256.
+      num_starts: per round, by default 2 N within 64 and 256; of a search by classes
+        per class, by default 256.
       max_rounds: at most.
 
     Raises:
@@ -82,6 +83,7 @@ def decode(
             (kernels[-1], biases[-1]),
             first_change,
             key=jax.random.fold_in(key_rows, 1),
+            num_starts=num_starts,
             max_rounds=max_rounds,
         )
     if found is None or len(found.rows) < rank:

@@ -30,7 +30,7 @@ from broken_victims import (
 )
 
 from ntk_privacy.models import MLP
-from ntk_privacy.reconstruction import algebraic
+from ntk_privacy.reconstruction import algebraic, certificate
 
 WIDTH = 128
 
@@ -392,3 +392,29 @@ def test_wrong_rows_at_a_clear_rank_do_not_contradict_the_assumptions(monkeypatc
     assert not found.certified.any()
     assert found.verdict.word == "nothing found"
     assert f"rank of {SIZE} is clear" in found.verdict.reason
+
+
+def test_gates_of_images_that_are_alike_are_settled_together():
+    rng = np.random.default_rng(0)
+    mean = rng.normal(size=200)
+    p = mean + 0.3 * rng.normal(size=(6, 200))
+    signal = rng.normal(size=(6, 40))
+    truth = (rng.random((6, 40)) < 0.5).astype(float)
+    # Unit 7 is near zero for three images, and all three gates are wrong.
+    pre = np.where(truth > 0, 1.0, -1.0)
+    pre[:3, 7] = 1e-3
+    gates = truth.copy()
+    gates[:3, 7] = 1 - truth[:3, 7]
+    noise = 1e-6 * rng.normal(size=(200, 40))
+    rest = p.T @ (signal * truth) + noise - p.T @ (signal * gates)
+    q = signal * gates
+    certificate._decide(rest, p, q, signal, gates, pre)
+    np.testing.assert_allclose(gates, truth, atol=1e-4)
+    np.testing.assert_allclose(q, signal * truth, atol=1e-3)
+    assert np.linalg.norm(rest, axis=0).max() < 1e-3
+    # What is no gate's doing stays: a column that no near unit explains.
+    rest = noise.copy()
+    rest[:, 9] += rng.normal(size=200)
+    before = rest[:, 9].copy()
+    certificate._decide(rest, p, q, signal, gates, pre)
+    np.testing.assert_array_equal(rest[:, 9], before)

@@ -77,6 +77,7 @@ def _find(params, gradient, space):
         (second["kernel"], second["bias"]),
         gradient["Dense_0"]["kernel"],
         key=jax.random.key(1),
+        num_starts=None,
         max_rounds=10,
     )
 

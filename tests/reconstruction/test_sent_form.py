@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ntk_privacy.models import MLP
 from ntk_privacy.reconstruction import (
     change_factors,
     closed_units,
+    evidence,
     sent_form,
     shown_change,
 )
@@ -130,3 +132,12 @@ def test_stated_errors_are_no_smaller_than_the_rounding_to_16_bits():
     np.testing.assert_allclose(found[0].errors, found[1].errors)
     assert found[1].errors.min() >= 2 * float(jnp.finfo(jnp.bfloat16).eps)
     assert "a number of bfloat16" in found[1].verdict.reason
+    # As evidence it is read as it came, not as weights rounded it.
+    known = evidence.of_gradient(
+        MLP((16,)), stored.params_0, stored.params_t, image_shape=SMALL
+    )
+    told = closed_units.from_evidence(known, key=KEY)
+    np.testing.assert_allclose(
+        np.sort(told.errors), np.sort(found[1].errors), rtol=1e-3
+    )
+    assert "a number of bfloat16" in told.verdict.reason
