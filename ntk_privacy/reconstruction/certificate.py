@@ -118,9 +118,12 @@ def _decide(rest, p, q, signal, gates, pre) -> None:
         who = np.flatnonzero(near[:, unit])
         if len(who) < 2:
             continue
-        columns = (p[who] * signal[who, unit, None]).T
+        columns = (p[who] * signal[who, unit, None]).T.astype(np.float64)
+        column = rest[:, unit].astype(np.float64)
+        if not (np.isfinite(columns).all() and np.isfinite(column).all()):
+            continue
         now = np.clip(gates[who, unit].astype(np.float64), 0.0, 1.0)
-        step = optimize.lsq_linear(columns, rest[:, unit], (-now, 1 - now)).x
+        step = optimize.lsq_linear(columns, column, (-now, 1 - now)).x
         gates[who, unit] += step
         rest[:, unit] -= columns @ step
         q[who, unit] += signal[who, unit] * step

@@ -25,6 +25,7 @@ __all__ = [
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _BEYOND = 3.0  # times the largest error that is seen
+_LEAST_DUAL = 1e-12  # of the largest; an image with less has left no trace
 
 
 class Layers(NamedTuple):
@@ -261,7 +262,8 @@ def peel(
     )[:, columns]
     mixed, factors = _regress(change, signals)
     duals = mixed[-1]
-    scale = np.where(duals == 0, 1e-300, duals)
+    least = _LEAST_DUAL * np.max(np.abs(duals), initial=1e-300)
+    scale = np.where(np.abs(duals) < least, least, duals)
     a = (mixed[:-1] / scale).T
     spread = np.mean((change - mixed @ signals) ** 2)
     variance = spread * factors / scale**2

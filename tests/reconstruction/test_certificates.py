@@ -121,14 +121,15 @@ def _trained(
     sets = [digits(int(s)) for s in seeds]
     before = [_init(int(s), depth)[1] for s in seeds]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *before)
-    after = _trainer(optimizer, batch, depth)(
-        stacked,
-        jnp.asarray(rates, jnp.float32),
-        jnp.asarray(steps),
-        jnp.stack([x for x, _ in sets]),
-        jnp.stack([y for _, y in sets]),
-        jax.random.split(jax.random.key(2), count),
-    )
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
+        after = _trainer(optimizer, batch, depth)(
+            stacked,
+            jnp.asarray(rates, jnp.float32),
+            jnp.asarray(steps),
+            jnp.stack([x for x, _ in sets]),
+            jnp.stack([y for _, y in sets]),
+            jax.random.split(jax.random.key(2), count),
+        )
     for i in range(count):
         params_t = jax.tree.map(lambda leaf, i=i: leaf[i], after)
         if all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params_t)):

@@ -15,7 +15,7 @@ from ntk_privacy.models import MLP
 from ntk_privacy.reconstruction import algebraic, evidence
 
 _NET = MLP((batches.WIDTH, batches.WIDTH), batches.CLASSES)
-_CONFIG = algebraic.Config(max_rounds=2, num_starts=64)
+_CONFIG = algebraic.Config(max_rounds=2, num_starts=256)
 _SHARED = 3  # gates that images which are read as one may differ in
 
 
