@@ -160,6 +160,8 @@ def test_units_that_no_image_opens_leave_the_number_of_images_as_it_is():
         made = Adapter(a_t=a.astype(np.float32), b_t=moved * noise)
         seen = adapter_factors.num_images(made)
         assert (seen.rank, seen.hidden) == (4, False)
+        made.b_t[:, 3:] = 0  # fewer units than images: their zeros are no gap
+        assert adapter_factors.num_images(made) == (3, True, 1.0)
 
 
 def test_evidence_of_an_adapter_is_for_methods_that_read_one(digits, victim):

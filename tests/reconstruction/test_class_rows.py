@@ -134,6 +134,55 @@ def test_a_row_of_no_single_image_is_none(shared):
     few = np.ones(gates.shape[1], bool)
     few[:10] = False
     assert class_rows._exact(space, 0, few) is None
+    # The row of image 0 vanishes here, and on as many units that are told open.
+    more = gates[0].copy()
+    more[np.flatnonzero(~more)[:50]] = True
+    assert np.sum(~more) > 16 + class_rows._SPARE
+    assert class_rows._exact(space, 0, more) is None
+
+
+def test_more_images_than_there_are_leave_directions_of_nothing_finite():
+    params, gradient, _ = _shared(_cross_entropy, 8)
+    left, values, right = np.linalg.svd(
+        np.asarray(gradient["Dense_1"]["kernel"], np.float64), full_matrices=False
+    )
+    values[8:] = 0.0
+    factors = low_rank.Factors(
+        jnp.asarray(left[:, :20], jnp.float32),
+        values[:20],
+        jnp.asarray(right[:20], jnp.float32),
+        1.0,
+    )
+    kernel = np.asarray(params["Dense_2"]["kernel"])
+    space = class_rows.make(factors, kernel, np.asarray(gradient["Dense_2"]["bias"]))
+    for divided in space.factors:
+        assert np.all(divided.values >= 0.9e-8 * divided.values[0])
+        assert np.all(np.isfinite(np.asarray(divided.right)))
+        assert np.all(np.isfinite(np.asarray(divided.left)))
+
+
+def test_few_images_through_many_layers_are_searched_by_class_first(monkeypatch):
+    asked = []
+
+    def find(space, *_, **__):
+        asked.append(space.basis.shape[0])
+        raise low_rank.RankHiddenError(1.0, 1, 1)
+
+    monkeypatch.setattr(class_rows, "find", find)
+    for depth in (2, 3):
+        net = MLP((48,) * depth, CLASSES)
+        params = net.init_params(jax.random.key(0), (4, 4, 1))
+        x = jax.random.normal(jax.random.key(1), (5, 4, 4, 1), jnp.float32)
+        gradient = jax.grad(
+            lambda p, net=net, x=x: _cross_entropy(
+                net.apply_fn(p, x), jnp.arange(5) % CLASSES
+            )
+        )(params)
+        known = evidence.of_gradient(net, params, gradient, image_shape=(4, 4, 1))
+        algebraic.from_evidence(
+            known, algebraic.Config(max_rounds=1), key=jax.random.key(0)
+        )
+    assert asked == [5]
 
 
 @pytest.mark.parametrize(
