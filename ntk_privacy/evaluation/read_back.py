@@ -13,7 +13,12 @@ from ntk_privacy.evaluation import (
 )
 from ntk_privacy.evaluation.max_margin_ranking import Ranking
 from ntk_privacy.evaluation.reconstruction_curve import Evaluation
-from ntk_privacy.reconstruction import Reconstruction, result
+from ntk_privacy.reconstruction import (
+    Reconstruction,
+    evidence,
+    result,
+    shared_labels,
+)
 from ntk_privacy.training.victim import Victim
 
 __all__ = ["ReadBack", "judged"]
@@ -84,6 +89,8 @@ def judged(
         # The network takes images less their mean image.
         images = images + victim.centre
     pairs = reconstruction_curve.evaluate(dataset.x_train, images, mean=dataset.mean)
+    if victim.gradient is not None:
+        told |= _labels(dataset, victim, images, pairs)
     figures = {
         "verdict": found.verdict,
         "dynamics": victim.dynamics,
@@ -97,3 +104,25 @@ def judged(
         **told,
     }
     return ReadBack(figures, np.asarray(images), pairs, ranking, psnr)
+
+
+def _labels(
+    dataset: Dataset,
+    victim: Victim,
+    images: Float[np.ndarray, "m h w c"],
+    pairs: Evaluation,
+) -> dict[str, Any]:
+    """Labels of what was read from a gradient: classes, or -1 and +1; None: unclear."""
+    read = shared_labels.read(evidence.told(victim, dataset), np.asarray(images))
+    if read is None:
+        return {}
+    truth = np.asarray(dataset.y_train)[pairs.train_index]
+    found = pairs.reconstruction_index
+    same = np.all(np.isclose(read.codes[read.chosen[found]], truth), axis=1)
+    one = read.codes.shape[1] == 1
+    names = np.sign(read.codes[:, 0]) if one else np.argmax(read.codes, axis=1)
+    each = zip(names[read.chosen], read.clear, strict=True)
+    return {
+        "labels": [int(name) if clear else None for name, clear in each],
+        "num_labels_right": int(np.sum(same & read.clear[found])),
+    }

@@ -8,7 +8,8 @@ turn; `max_margin` needs the final weights alone; `adapter` reads low-rank facto
 (`adapter_factors`, `adapter_replay`). `replay.replay` gives the search
 features along the training that recovered images explain, and
 `initialisation.find_seed` gives all of them the weights before training where only
-their seed can be guessed. `heads` reads the embeddings that a head was trained on, and
+their seed can be guessed. `shared_labels` tells which label each image of a gradient
+had. `heads` reads the embeddings that a head was trained on, and
 `through_trunk` looks for images that have them.
 """
 
@@ -25,6 +26,7 @@ from ntk_privacy.reconstruction import (
     kkt,
     max_margin,
     replay,
+    shared_labels,
     through_trunk,
 )
 from ntk_privacy.reconstruction.evidence import Evidence
@@ -47,5 +49,6 @@ __all__ = [
     "kkt",
     "max_margin",
     "replay",
+    "shared_labels",
     "through_trunk",
 ]

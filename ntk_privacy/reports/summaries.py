@@ -78,6 +78,10 @@ def _decoded(results: Results) -> Rows:
         told = "unknown" if count is None else f"{count}"
         rows.append(("size of the training set, as read from the weights", told))
         rows.append(("images certified", str(results["num_certified"])))
+    if "labels" in results:
+        clear = sum(label is not None for label in results["labels"])
+        told = f"{clear}, {results['num_labels_right']} of them right"
+        rows.append(("labels, as read from the duals", told))
     if "ranking" in results:
         best = results["ranking"]["mean_ssim_best_10"]
         unseen = results["ranking"]["mean_ssim_best_10_of_unseen_images"]

@@ -24,6 +24,7 @@ __all__ = [
     "Recipe",
     "TrainState",
     "init",
+    "losses",
     "mean_loss",
     "steps_per_epoch",
     "takes",
@@ -123,8 +124,23 @@ def takes(loss: Loss, num_outputs: int) -> None:
         )
 
 
-def _losses(loss: Loss, outputs: Array, y: Array) -> Float[Array, " n"]:
-    """Loss of every image; classes are the greatest target, or the target's sign."""
+def losses(
+    loss: Loss, outputs: Float[Array, "n c"], y: Float[Array, "n c"]
+) -> Float[Array, " n"]:
+    """Returns the loss of every image.
+
+    Args:
+      loss: see `Recipe`.
+      outputs: of the network.
+      y: targets; classes are the greatest one, or its sign.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.training import recipe
+      >>> out, y = jnp.asarray([[0.5]]), jnp.asarray([[1.0]])
+      >>> float(recipe.losses("mse", out, y)[0])
+      0.125
+    """
     if loss == "mse":
         return 0.5 * jnp.mean((outputs - y) ** 2, axis=1)
     if loss == "logistic":
@@ -149,7 +165,7 @@ def mean_loss(
       y: targets, -1 or +1 of one output, else one-hot, centred or not.
       loss: see `Recipe`.
     """
-    return jnp.mean(_losses(loss, model.apply_fn(params, x), y))
+    return jnp.mean(losses(loss, model.apply_fn(params, x), y))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +196,7 @@ class _Step:
             x, y, weights = self.batch(step, data)
 
             def mean(params):
-                each = _losses(loss, self.model.apply_fn(params, x), y)
+                each = losses(loss, self.model.apply_fn(params, x), y)
                 return jnp.sum(weights * each) / jnp.sum(weights)
 
             grads, optimizer = (

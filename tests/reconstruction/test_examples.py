@@ -18,6 +18,7 @@ from ntk_privacy.reconstruction import (
     evidence,
     heads,
     known_trunk,
+    shared_labels,
     victims,
 )
 from ntk_privacy.reports import loops, made_set, reconstructions, workdir
@@ -30,7 +31,7 @@ from ntk_privacy.training import adapter_victim, margin_victim, victim
         *(resume, evidence, victim, margin_victim, reconstructions),
         *(attacker, choice, limits, loops, made_set, victims, workdir),
         *(adapter, adapter_factors, adapter_replay, adapter_victim, identification),
-        *(heads, known_trunk, models_adapter),
+        *(heads, known_trunk, models_adapter, shared_labels),
         # The README's cell is the same, and quick tests run it.
         pytest.param(auto, marks=pytest.mark.slow),
     ],
