@@ -21,7 +21,7 @@ from experiments._groups import NOT_RESULTS, Run
 from experiments._job import Job
 from experiments._kinds import Results
 from experiments._program import Asked
-from ntk_privacy import data
+from ntk_privacy import _versions, data
 from ntk_privacy.data.choice import Choice
 from ntk_privacy.reports import files
 from ntk_privacy.reports.workdir import Workdir
@@ -168,7 +168,7 @@ def versions() -> dict[str, str]:
 def precision(name: str | None) -> Iterator[None]:
     """Computes in float64 where that is asked for, or set; None is what is set."""
     double = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
-    with jax.enable_x64(name == "float64" or double):
+    with _versions.enable_x64(name == "float64" or double):
         yield
 
 

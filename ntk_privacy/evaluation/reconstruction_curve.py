@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _versions
 
 __all__ = [
     "Evaluation",
@@ -192,7 +192,7 @@ def _psnr_and_ssim(
     window = min(11, side if side % 2 else side - 1)
     a, b = truth.astype(np.float32), found.astype(np.float32)
     # dm-pix mixes dtypes when float64 is on: one precision for every caller.
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+    with _versions.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         psnr = dm_pix.psnr(a, b)
         ssim = dm_pix.ssim(a, b, filter_size=window)
         return np.asarray(psnr, np.float64), np.asarray(ssim, np.float64)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ntk_privacy import _versions
 from ntk_privacy._types import KernelFn
 from ntk_privacy.kernels import blockwise
 
@@ -54,7 +55,7 @@ def in_float64(
       fn: takes no float64 if it raises for them, or answers in less.
       arrays: concrete.
     """
-    with jax.enable_x64(True), jax.default_device(_processor()):
+    with _versions.enable_x64(True), jax.default_device(_processor()):
         wide = [jnp.asarray(np.asarray(x).astype(np.float64)) for x in arrays]
         return np.asarray(fn(*wide), np.float64) if _takes(fn, wide) else None
 

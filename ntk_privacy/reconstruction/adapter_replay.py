@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _versions
 from ntk_privacy.models.adapter import Adapter
 from ntk_privacy.reconstruction import unit_verdict
 from ntk_privacy.reconstruction.verdict import Verdict
@@ -157,7 +157,7 @@ def within(
     """
     n, k = _checked(adapter, basis, starts, schedule, kernel, bias, offset)
     _checks.at_least(1, max_iterations=max_iterations)
-    with jax.enable_x64(True):
+    with _versions.enable_x64(True):
         problem = _problem(adapter, basis, kernel, bias, offset)
         unknown = {"u": jnp.asarray(starts, jnp.float64)}
         if hidden is not None:
@@ -199,7 +199,7 @@ def trained(
       scale: of the product.
       trains_bias: the bias is trained too.
     """
-    with jax.enable_x64(True):
+    with _versions.enable_x64(True):
         x, a, w = (jnp.asarray(leaf, jnp.float64) for leaf in (images, a_0, kernel))
         b = jnp.zeros(w.shape[1]) if bias is None else jnp.asarray(bias, jnp.float64)
         rates = (schedule.learning_rate, schedule.momentum, scale)

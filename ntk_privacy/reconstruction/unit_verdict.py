@@ -132,7 +132,7 @@ def judge(
             f"{count} of {n} images are within {worst:.1g} of their norm of training "
             "images, or of a mean of nearly equal ones, which no weights tell apart: "
             f"each row of signals vanishes on the units that its image closes, "
-            f"{100 * whole.agreement.min():.0f}% or more agree; {share}{told}."
+            f"{_agreeing(whole.agreement.min())}; {share}{told}."
         )
         message = f"{count} of {n} images certified{told}."
         return Judged(
@@ -211,3 +211,10 @@ def single(
         message=f"0 of 1 images certified: {reason}",
         **result.uncertain(1),
     )
+
+
+def _agreeing(share: float) -> str:
+    """Says how many units agree; never all of what is less."""
+    if share == 1.0:
+        return "and all of these agree"
+    return f"{np.floor(1000 * share) / 10:g}% or more agree"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from handmade_files import cifar_files, mnist_files, tiny_files, write
 
-from ntk_privacy import data
+from ntk_privacy import _versions, data
 from ntk_privacy.data import SETS
 
 KEY = jax.random.key(3)
@@ -111,7 +111,7 @@ def test_one_key_gives_one_subset_and_another_key_another():
 
 def test_subset_is_the_same_in_float32_mode():
     double = data.load("digits", num_train=20, num_test=9, key=KEY)
-    with jax.enable_x64(False):
+    with _versions.enable_x64(False):
         single = data.load("digits", num_train=20, num_test=9, key=KEY)
     chex.assert_trees_all_equal(single, double)
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ntk_privacy import data
+from ntk_privacy import _versions, data
 from ntk_privacy.evaluation import (
     kernel_movement,
     kernel_study,
@@ -69,6 +69,6 @@ def test_a_streamed_kernel_is_studied_like_one_in_memory(tmp_path):
     ids=lambda module: module.__name__,
 )
 def test_the_examples_print_what_they_say(module):
-    with jax.enable_x64(False):
+    with _versions.enable_x64(False):
         failed, attempted = doctest.testmod(module)
     assert (failed, attempted > 0) == (0, True)

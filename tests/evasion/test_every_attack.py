@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from ntk_privacy import _versions
 from ntk_privacy.evasion import (
     METHODS,
     ThreatModel,
@@ -312,7 +313,7 @@ def test_infinite_gradients_leave_images_in_the_ball(toy, model, name, norm):
 
 @pytest.mark.parametrize("eps", [8 / 255, 0.1])
 def test_numpy_images_of_64_bits_stay_in_the_ball_of_32(toy, untyped, eps):
-    with jax.enable_x64(False):
+    with _versions.enable_x64(False):
         x = np.asarray(toy.x, np.float64)
         out = ATTACKS["pgd"][0](
             toy.logits_fn,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_privacy import data
+from ntk_privacy import _versions, data
 from ntk_privacy.models.adapter import Adapter
 from ntk_privacy.reconstruction import (
     adapter,
@@ -125,7 +125,7 @@ def victim(digits):
 
 def _fine(digits, steps):
     """Of float64, where rounding hides nothing that the way of A does."""
-    with jax.enable_x64(True):
+    with _versions.enable_x64(True):
         return _victim(digits, num_steps=steps, dtype=np.float64)
 
 

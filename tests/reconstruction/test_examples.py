@@ -2,10 +2,9 @@
 
 import doctest
 
-import jax
 import pytest
 
-from ntk_privacy import resume
+from ntk_privacy import _versions, resume
 from ntk_privacy.data import choice
 from ntk_privacy.evaluation import identification, limits
 from ntk_privacy.models import adapter as models_adapter
@@ -38,7 +37,7 @@ from ntk_privacy.training import adapter_victim, margin_victim, victim
     ids=lambda module: module.__name__,
 )
 def test_the_examples_print_what_they_say(module):
-    with jax.enable_x64(False):
+    with _versions.enable_x64(False):
         failed, attempted = doctest.testmod(module)
     assert attempted
     assert failed == 0

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ntk_privacy import _versions
 from ntk_privacy.training import gaussian_mechanism, shared_update
 
 N, FEATURES = 6, 5
@@ -191,7 +192,7 @@ def test_enough_noise_needs_no_epsilon():
 
 @pytest.mark.parametrize("module", [shared_update, gaussian_mechanism])
 def test_the_examples_print_what_they_say(module):
-    with jax.enable_x64(False):
+    with _versions.enable_x64(False):
         failed, attempted = doctest.testmod(module)
     assert attempted
     assert failed == 0
