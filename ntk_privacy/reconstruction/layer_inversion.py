@@ -25,7 +25,7 @@ __all__ = [
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _BEYOND = 3.0  # times the largest error that is seen
-_LEAST_DUAL = 1e-12  # of the largest; an image with less has left no trace
+_LEAST_DUAL = 1e-15  # of the largest product with activations; less leaves no trace
 
 
 class Layers(NamedTuple):
@@ -262,8 +262,9 @@ def peel(
     )[:, columns]
     mixed, factors = _regress(change, signals)
     duals = mixed[-1]
-    least = _LEAST_DUAL * np.max(np.abs(duals), initial=1e-300)
-    scale = np.where(np.abs(duals) < least, least, duals)
+    largest = float(np.max(np.abs(mixed), initial=0.0)) or 1.0
+    # No trace, no image: any scale will do, and this one overflows nothing.
+    scale = np.where(np.abs(duals) < _LEAST_DUAL * largest, largest, duals)
     a = (mixed[:-1] / scale).T
     spread = np.mean((change - mixed @ signals) ** 2)
     variance = spread * factors / scale**2
@@ -282,10 +283,9 @@ def peel(
         if k:
             back = _settled(gate, signal, solved, change, ~kept) * signal
         x = (solved / scale).T
-        weight = np.clip(
-            variance / np.maximum(rest * factors / scale**2, 1e-300), 1e-7, 1e7
-        )
-        variance = rest * factors / scale**2
+        before, variance = variance, rest * factors / scale**2
+        least_variance = np.maximum(1e-9 * before, 1e-300)
+        weight = np.clip(before / np.maximum(variance, least_variance), 1e-7, 1e7)
         active = gate
         gate = x > _noise_floor(x)[:, None]
     # One inactive unit taken for active would spoil an image: both must agree.

@@ -258,6 +258,22 @@ def test_units_of_more_noise_than_others_stay_closed_and_one_wrong_gate_opens_no
     assert layer_inversion._noise_floor(np.ones((2, 5))).tolist() == [0.0, 0.0]
 
 
+def test_a_row_whose_bias_did_not_move_is_no_image_and_no_overflow():
+    rng = np.random.default_rng(0)
+    shapes = [(9, 12), (12, 20), (20, 1)]
+    layers = layer_inversion.Layers(
+        [rng.normal(size=s) for s in shapes],
+        [np.zeros(s[1]) for s in shapes],
+        [rng.normal(size=s) for s in shapes],
+        [rng.normal(size=12), np.zeros(20), np.ones(1)],
+    )
+    rows = rng.normal(size=(3, 20)) * (rng.random((3, 20)) < 0.5)
+    decoded = layer_inversion.peel(
+        layers, rows, np.arange(20), span=None, dtype=np.dtype(np.float64)
+    )
+    assert np.all(decoded.forward_residuals > 0.1)
+
+
 def test_images_that_no_number_format_holds_are_left_out(monkeypatch):
     real = one_output.decode
 
