@@ -9,7 +9,8 @@ turn; `max_margin` needs the final weights alone; `adapter` reads low-rank facto
 features along the training that recovered images explain, and
 `initialisation.find_seed` gives all of them the weights before training where only
 their seed can be guessed. `heads` reads the embeddings that a head was trained on, and
-`through_trunk` looks for images that have them.
+`through_trunk` looks for images that have them. `evidence_files` makes evidence of the
+weights that people have.
 """
 
 from ntk_privacy.reconstruction import (
@@ -20,6 +21,7 @@ from ntk_privacy.reconstruction import (
     auto,
     closed_units,
     evidence,
+    evidence_files,
     heads,
     initialisation,
     kkt,
@@ -42,6 +44,7 @@ __all__ = [
     "auto",
     "closed_units",
     "evidence",
+    "evidence_files",
     "heads",
     "initialisation",
     "kkt",
