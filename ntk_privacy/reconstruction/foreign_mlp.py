@@ -271,10 +271,11 @@ def _denses(flat: Mapping[str, np.ndarray], name: str) -> list[_Dense]:
     """Groups leaves by layer, in the order of storing."""
     groups: dict[str, dict[str, str]] = {}
     for leaf, array in flat.items():
-        layer, _, last = leaf.rpartition(".")
-        axes, other = array.ndim, _OTHERS.search(leaf)
-        if axes > 2:
+        if array.ndim > 2:
             raise _not_plain(name, leaf, array.shape, "is a convolution or the like")
+    for leaf, array in flat.items():
+        layer, _, last = leaf.rpartition(".")
+        other = _OTHERS.search(leaf)
         if other:
             why = f"looks like part of another layer ({other.group()})"
             raise _not_plain(name, leaf, array.shape, why)
@@ -364,7 +365,9 @@ def _turned(
                     "read so"
                 )
             return [turned[i] for i in orders[0]]
-        several = several or len(orders) > 1
+        several = len(orders) > 1
+        if several:
+            break
     raise _unchained(layers, tried, pixels, name, several)
 
 
