@@ -22,7 +22,9 @@ from ntk_privacy.models import saved, weight_files
 __all__ = ["Published", "as_numpy", "opened", "read"]
 
 # Collections of the parameters within what is saved beside them.
-_COLLECTIONS = ("params", "state_dict", "model_state_dict")
+_COLLECTIONS = ("params", "state_dict", "model_state_dict", "model")
+# A layer may be called model: beside these it is all of them.
+_BESIDE_MODEL = {"optimizer", "optimizer_state_dict", "opt_state", "epoch", "step"}
 _COUNTERS = ("num_batches_tracked", "step", "count", "epoch")
 _TOLD = 3  # names in a note
 _DROPPED = "left out"
@@ -156,6 +158,8 @@ def _checked(tree: Any, name: str) -> Published:
     dropped: list[str] = []
     while isinstance(tree, Mapping):
         inner = [k for k in _COLLECTIONS if isinstance(tree.get(k), Mapping)]
+        if inner == ["model"] and not _BESIDE_MODEL & set(tree):
+            break
         if not inner:
             break
         others = [str(key) for key in tree if key != inner[0]]

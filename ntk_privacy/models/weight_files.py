@@ -46,6 +46,8 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     kind, suffix = _files.kind(path), path.suffix.lower()
     if kind == "a folder":
         return _folder(path)
+    if kind:
+        raise ValueError(f"{_files.shown(path)} is {kind}: give {_KINDS}.")
     if suffix in _PICKLES:
         lines = _EXPORT.format(path=str(path), there=str(path.with_suffix("")) + _SAFE)
         raise ValueError(
@@ -53,8 +55,6 @@ def read(path: pathlib.Path) -> dict[str, Any]:
             "when it is opened, so it is never opened here: export it to safetensors "
             f"where you trust it, in three lines:\n{lines}"
         )
-    if kind:
-        raise ValueError(f"{_files.shown(path)} is {kind}: give {_KINDS}.")
     if suffix == ".npz":
         return _nested(_npz(path))
     if suffix == _SAFE:
@@ -183,12 +183,17 @@ def scale_beside(path: pathlib.Path) -> float | None:
     text = _files.read(config, most=_files.MAX_TEXT_BYTES, remedy=_REMEDY)
     try:
         told = json.loads(text)
+        if told.get("rank_pattern") or told.get("alpha_pattern"):
+            raise ValueError("layers have their own, by a pattern")
         rank = float(told["r"])
         return float(told["lora_alpha"]) / (
             math.sqrt(rank) if told.get("use_rslora") else rank
         )
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError),
+        *(ZeroDivisionError, RecursionError),
+    ) as error:
         raise ValueError(
-            f"{_files.shown(config)} tells no r and lora_alpha ({error!r}): {_REMEDY}, "
-            "or tell adapter_scale."
+            f"{_files.shown(config)} does not tell r and lora_alpha ({error!r}): tell "
+            "adapter_scale."
         ) from error

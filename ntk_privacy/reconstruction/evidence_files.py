@@ -145,6 +145,8 @@ def from_file(
         **told,
     }
     if not isinstance(net, MLP):
+        for name, tree in params.items():
+            _checks.same_structure(base, params[base], name, tree)
         net, count = _applied(net, params[base], fields["image_shape"])
         fields = {"num_outputs": count, **fields}
     if adapter is not None:

@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -228,11 +227,6 @@ def same_leaves(name_a: str, a: Params, name_b: str, b: Params) -> None:
                 f"in {name_a} and {told[1]} in {name_b}; give the weights of one "
                 "training, before it and after it."
             )
-    if jax.tree.structure(a) != jax.tree.structure(b):
-        raise ValueError(
-            f"{name_a} and {name_b} have the same leaves in different structures: "
-            "export both in the same way."
-        )
 
 
 def _flat(params: Params) -> dict[str, np.ndarray]:

@@ -28,18 +28,19 @@ def kind(leaf: Any) -> np.dtype:
     array = published.as_numpy(leaf)
     if array.ndim < 2 or array.dtype.itemsize <= 2:
         return array.dtype
-    flat = array[array != 0].ravel()
-    for dtype in map(jnp.dtype, _COARSE):
-        if dtype.itemsize >= array.dtype.itemsize or len(flat) < _FEWEST:
-            break
-        with np.errstate(over="ignore", under="ignore"):
-            same = (
-                np.array_equal(part.astype(dtype).astype(array.dtype), part)
-                for part in (flat[:_FIRST], flat)
-            )
-            if all(same):
-                return dtype
-    return array.dtype
+    # Most differ at once: no copy of a large matrix is made for these.
+    first = array.flat[:_FIRST]
+    coarse = [jnp.dtype(d) for d in _COARSE]
+    coarse = [d for d in coarse if d.itemsize < array.itemsize and _hold(d, first)]
+    if not coarse or np.count_nonzero(array) < _FEWEST:
+        return array.dtype
+    return next((d for d in coarse if _hold(d, array)), array.dtype)
+
+
+def _hold(dtype: np.dtype, numbers: np.ndarray) -> bool:
+    """Whether a format holds each of these numbers."""
+    with np.errstate(over="ignore", under="ignore"):
+        return np.array_equal(numbers.astype(dtype).astype(numbers.dtype), numbers)
 
 
 def roundoff(leaf: Any) -> float:

@@ -116,7 +116,9 @@ class TestMemory:
             found["mlp/~/linear_0"]["w"], params["mlp/~/linear_0"]["w"]
         )
 
-    @pytest.mark.parametrize("form", ["module", "state_dict", "checkpoint", "arrays"])
+    @pytest.mark.parametrize(
+        "form", ["module", "state_dict", "checkpoint", "beside", "arrays"]
+    )
     def test_pytorch_in_all_its_forms(self, form):
         net = _torch()
         state = net.state_dict()
@@ -124,11 +126,14 @@ class TestMemory:
             "module": net,
             "state_dict": state,
             "checkpoint": {"state_dict": state, "epoch": 3},
+            "beside": {"model": state, "epoch": 3, "optimizer": {}},
             "arrays": {name: np.asarray(leaf) for name, leaf in state.items()},
         }[form]
         found = published.opened(source)
         _same(found.params, "1.weight", "1.bias", turned=True)
-        assert any("epoch" in note for note in found.notes) == (form == "checkpoint")
+        assert any("epoch" in note for note in found.notes) == (
+            form in ("checkpoint", "beside")
+        )
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
     def test_pytorch_numbers_are_kept_as_they_are(self, dtype):
@@ -145,6 +150,10 @@ class TestMemory:
         assert "1.num_batches_tracked" not in found.params
         assert "1.running_mean" in found.params
         assert "num_batches_tracked is no weights and left out" in found.notes[0]
+
+    def test_a_layer_that_is_called_model_is_a_layer(self):
+        found = published.read({"model": PLAIN, "head": {"w": KERNEL}})
+        assert set(found) == {"model", "head"}
 
     def test_lists_and_tuples_stay(self):
         found = published.read([(KERNEL, BIAS), (KERNEL.T, KERNEL[0])])
@@ -332,6 +341,7 @@ class TestFiles:
         (tmp_path / "w.h5").touch()
         for name, told in {
             "none.npz": "is missing",
+            "none.pt": "is missing",
             "empty": "is an empty folder",
             "other": "holds no checkpoint",
             "w.h5": "ends in '.h5', which is not read",
@@ -374,7 +384,14 @@ class TestFiles:
         assert weight_files.scale_beside(tmp_path) == 4.0
         config.write_text(json.dumps({"r": 4, "lora_alpha": 16, "use_rslora": True}))
         assert weight_files.scale_beside(tmp_path / "w.safetensors") == 8.0
-        for text in ("{}", "[", '{"r": 0, "lora_alpha": 1}', '{"r": "a"}'):
+        for text in (
+            json.dumps({"r": 4, "lora_alpha": 1, "rank_pattern": {"fc1": 2}}),
+            "{}",
+            "[",
+            '{"r": 0, "lora_alpha": 1}',
+            '{"r": "a"}',
+            "3",
+        ):
             config.write_text(text)
-            with pytest.raises(ValueError, match="tells no r and lora_alpha"):
+            with pytest.raises(ValueError, match="does not tell r and lora_alpha"):
                 weight_files.scale_beside(tmp_path)
