@@ -83,6 +83,8 @@ def opened(source: Any, *, name: str | None = None) -> Published:
     """
     if not isinstance(source, str | pathlib.PurePath):
         return _checked(_from_memory(source), name or "params")
+    if not str(source) or "\0" in str(source):
+        raise ValueError(f"{str(source)!r} is no path: give that of a file or folder.")
     path = pathlib.Path(source)
     told = _files.shown(path)
     if _files.kind(path) == "a folder" and saved.is_saved(path):

@@ -163,10 +163,12 @@ def layout(
             f"{name}: {', '.join(bare)} without a bias, and the MLP has none there"
             f"{more}"
         )
+    count, chain = len(layers), " -> ".join(map(str, sizes))
     notes.append(
-        f"{name}: a chain of {len(layers)} dense layers, "
-        f"{' -> '.join(map(str, sizes))}, taken to have a ReLU behind each but the "
-        "last, which weights do not tell"
+        f"{name}: a chain of {count} dense layers, {chain}, taken to have a ReLU "
+        "behind each but the last, which weights do not tell"
+        if count > 1
+        else f"{name}: one dense layer, {chain}"
     )
     return Layout(
         spots=tuple(layer.spot for layer in layers),
@@ -234,13 +236,13 @@ def _flat(params: Params) -> dict[str, np.ndarray]:
 
 
 def _three(image_shape: Sequence[int]) -> tuple[int, int, int]:
-    sizes = [int(n) for n in image_shape]
-    if len(sizes) != 3 or min(sizes) < 1:
+    sizes = [n for n in image_shape if isinstance(n, int | np.integer) and n > 0]
+    if len(image_shape) != 3 or len(sizes) != 3:
         raise ValueError(
-            f"image_shape={tuple(image_shape)} must be (height, width, depth), whole "
+            f"image_shape={image_shape!r} must be (height, width, depth), whole "
             "numbers above 0."
         )
-    return sizes[0], sizes[1], sizes[2]
+    return int(sizes[0]), int(sizes[1]), int(sizes[2])
 
 
 def _square(pixels: int, name: str) -> tuple[int, int, int]:
@@ -257,7 +259,8 @@ def _square(pixels: int, name: str) -> tuple[int, int, int]:
 
 def _not_plain(name: str, leaf: str, shape: Sequence[int], why: str) -> ValueError:
     return ValueError(
-        f"{name} is no plain MLP: {leaf}, of shape {tuple(shape)}, {why}; {_REMEDY}."
+        f"{name} is no plain MLP: {leaf or 'its array'}, of shape "
+        f"{tuple(shape)}, {why}; {_REMEDY}."
     )
 
 
@@ -314,7 +317,7 @@ def _unnamed(flat: Mapping[str, np.ndarray], name: str) -> list[_Dense]:
         raise _not_plain(name, leaf, flat[leaf].shape, why)
     biases = biases or [None] * len(kernels)
     return [
-        _paired(kernel, kernel, bias, flat, False, name)
+        _paired(kernel or name, kernel, bias, flat, False, name)
         for kernel, bias in zip(kernels, biases, strict=True)
     ]
 
@@ -324,6 +327,8 @@ def _paired(
     transposed: bool, name: str,
 ) -> _Dense:  # fmt: skip
     shape, outputs = flat[kernel].shape, None
+    if not flat[kernel].size:
+        raise _not_plain(name, kernel, shape, "is empty")
     if bias is not None:
         vector = flat[bias].shape
         if len(vector) != 1 or vector[0] not in shape:

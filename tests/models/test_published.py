@@ -349,6 +349,9 @@ class TestFiles:
             with pytest.raises(ValueError, match=told) as caught:
                 published.read(tmp_path / name)
             assert "give an .npz or .safetensors file" in str(caught.value)
+        for name in ("", "a\0b"):
+            with pytest.raises(ValueError, match="is no path: give that of"):
+                published.read(name)
 
     def test_absurd_sizes_take_no_memory(self, tmp_path, monkeypatch):
         header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (10**9, 1000)}"

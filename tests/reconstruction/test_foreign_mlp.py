@@ -224,6 +224,11 @@ class TestWhatIsInferred:
         assert found.image_shape == shape
         assert f"taken as {shape}" in found.notes[0]
 
+    def test_one_matrix_is_one_layer(self):
+        model, _, notes = as_mlp(np.ones((16, 3), np.float32))
+        assert model == MLP((), 3, use_bias=(False,))
+        assert "params: one dense layer, 16 -> 3" in notes
+
     def test_another_image_does(self):
         with pytest.raises(ValueError, match="takes 60 values, which are no square"):
             as_mlp(_dense((60, 3, 2)))
@@ -299,6 +304,9 @@ def test_other_networks_are_named_by_their_leaf(source, told):
     [
         (_dense(), {"image_shape": (4, 4, 1)}, "has 16 values but the first layer of"),
         (_dense(), {"image_shape": (4, 4)}, r"must be \(height, width, depth\)"),
+        (_dense(), {"image_shape": (4, 4, 0)}, "whole numbers above 0"),
+        ({"a": {"kernel": np.ones((0, 3))}}, {}, r"a\.kernel, of .* is empty"),
+        (np.float32(3) * np.ones(()), {}, "its array, of shape"),
         (
             {**_dense((16, 5)), **_dense((16, 7), "Dense_1{}")},
             {},
