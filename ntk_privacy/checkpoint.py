@@ -1,5 +1,6 @@
 """Saving and restoring the state of long runs: orbax, atomic, no pickle."""
 
+import math
 import pathlib
 from typing import Any
 
@@ -10,8 +11,9 @@ import orbax.checkpoint as ocp
 
 from ntk_privacy import _checks
 
-__all__ = ["latest_step", "restore", "save"]
+__all__ = ["foreign", "latest_step", "restore", "save"]
 
+_METADATA = "_METADATA"  # where orbax tells what a checkpoint of arrays holds
 _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 
@@ -150,3 +152,66 @@ def restore(folder: str | pathlib.Path, step: int, like: Any) -> Any:
         like,
         stored,
     )
+
+
+def foreign(folder: str | pathlib.Path, *, most: int) -> Any:
+    """Returns what others wrote with orbax, as arrays of NumPy.
+
+    Args:
+      folder: a checkpoint, or a `CheckpointManager`'s, of which the newest step is
+        taken.
+      most: bytes that it may take.
+
+    Raises:
+      ValueError: there is none, several in one step, a damaged one, or a larger one.
+    """
+    item = _item(pathlib.Path(folder).absolute())
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            told = reader.metadata(item)
+            told = getattr(told, "item_metadata", told)
+            told = getattr(told, "tree", told)
+            arrays = [leaf for leaf in jax.tree.leaves(told) if hasattr(leaf, "shape")]
+            size = sum(
+                math.prod(leaf.shape or ()) * np.dtype(leaf.dtype).itemsize
+                for leaf in arrays
+            )
+            _refuse_more(size, most)
+            # NumPy's: nothing of the devices that it was written on.
+            kinds = jax.tree.map(
+                lambda leaf: ocp.RestoreArgs(
+                    restore_type=np.ndarray if hasattr(leaf, "shape") else None
+                ),
+                told,
+            )
+            wanted = ocp.args.PyTreeRestore(restore_args=kinds)
+            return reader.restore(item, args=wanted)
+    except Exception as error:  # of tensorstore, JSON, protobuf and the file system
+        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(
+            f"{item} cannot be restored as an orbax checkpoint ({first})"
+        ) from error
+
+
+def _refuse_more(size: int, most: int) -> None:
+    if size > most:
+        raise ValueError(
+            f"it announces {size / 1e9:.3g} GB, more than the {most / 1e9:.3g} GB that "
+            "weights may take on this machine"
+        )
+
+
+def _item(folder: pathlib.Path) -> pathlib.Path:
+    """Finds the one checkpoint of arrays in a folder."""
+    if (folder / _METADATA).is_file():
+        return folder
+    inside = [path for path in folder.iterdir() if path.is_dir()]
+    steps = [path for path in inside if path.name.isdecimal()]
+    if steps:
+        return _item(max(steps, key=lambda path: int(path.name)))
+    items = [path for path in inside if (path / _METADATA).is_file()]
+    if len(items) != 1:
+        names = ", ".join(sorted(path.name for path in items))
+        told = f"several checkpoints ({names}): name one" if items else "no checkpoint"
+        raise ValueError(f"{folder} holds {told}")
+    return items[0]

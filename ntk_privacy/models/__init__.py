@@ -3,6 +3,7 @@
 from ntk_privacy.models import adapter as adapter
 from ntk_privacy.models import convnet as convnet
 from ntk_privacy.models import fitting as fitting
+from ntk_privacy.models import published as published
 from ntk_privacy.models import resnet as resnet
 from ntk_privacy.models import saved as saved
 from ntk_privacy.models.convnet import ConvNet as ConvNet
@@ -17,6 +18,7 @@ __all__ = [
     "adapter",
     "convnet",
     "fitting",
+    "published",
     "resnet",
     "saved",
     "softplus",

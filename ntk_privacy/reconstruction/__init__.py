@@ -10,7 +10,8 @@ features along the training that recovered images explain, and
 `initialisation.find_seed` gives all of them the weights before training where only
 their seed can be guessed. `shared_labels` tells which label each image of a gradient
 had. `heads` reads the embeddings that a head was trained on, and
-`through_trunk` looks for images that have them.
+`through_trunk` looks for images that have them. `evidence_files` makes evidence of the
+weights that people have.
 """
 
 from ntk_privacy.reconstruction import (
@@ -21,6 +22,7 @@ from ntk_privacy.reconstruction import (
     auto,
     closed_units,
     evidence,
+    evidence_files,
     heads,
     initialisation,
     kkt,
@@ -44,6 +46,7 @@ __all__ = [
     "auto",
     "closed_units",
     "evidence",
+    "evidence_files",
     "heads",
     "initialisation",
     "kkt",

@@ -12,12 +12,12 @@ from jaxtyping import Float
 
 from ntk_privacy import _checks
 from ntk_privacy._types import Params
-from ntk_privacy.reconstruction import leaf_names
+from ntk_privacy.models import published
+from ntk_privacy.reconstruction import leaf_names, precision
 
 __all__ = ["Dense", "FirstLayer", "candidates", "dense", "read"]
 
-_KERNELS = ("kernel", "weight", "w")
-_BIASES = ("bias", "b")
+_KERNELS, _BIASES = leaf_names.KERNELS, leaf_names.BIASES
 
 
 class FirstLayer(NamedTuple):
@@ -62,15 +62,6 @@ def _groups(params: Params) -> dict[str, dict[str, Any]]:
         if names and hasattr(leaf, "dtype") and hasattr(leaf, "ndim"):
             groups.setdefault(".".join(names[:-1]), {})[names[-1]] = leaf
     return groups
-
-
-def _array(leaf) -> np.ndarray:
-    """A leaf on the host; PyTorch's may have gradients or be bfloat16, NumPy's not."""
-    if hasattr(leaf, "detach"):
-        leaf = leaf.detach().cpu()
-        if str(leaf.dtype) == "torch.bfloat16":
-            return np.asarray(leaf.float()).astype(jnp.bfloat16)
-    return np.asarray(leaf)
 
 
 def _kernel(group: dict[str, Any], pixels: int) -> str | None:
@@ -137,17 +128,18 @@ def dense(params: Params, *, pixels: int, name: str, where: str = "params") -> D
     group, where = _groups(params)[name], f"{where}[{name}]"
     kind = _kernel(group, pixels)
     assert kind is not None
-    dtype = _array(group[kind]).dtype
+    stored = published.as_numpy(group[kind])
+    dtype = stored.dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
             f"{where} has dtype {dtype}: closed units take real floating-point weights."
         )
-    kernel = _array(group[kind]).astype(np.float64)
+    kernel = stored.astype(np.float64)
     leaf = next((b for b in _BIASES if b in group), None)
-    bias = None if leaf is None else _array(group[leaf]).astype(np.float64)
+    bias = None if leaf is None else published.as_numpy(group[leaf]).astype(np.float64)
     _checks.finite(**{where: (kernel, bias)})
     kernel = kernel.T if kind == "weight" else kernel
-    return Dense(kernel, bias, float(jnp.finfo(dtype).eps) / 2)
+    return Dense(kernel, bias, precision.roundoff(stored))
 
 
 def read(params_0: Params, params_t: Params, *, pixels: int, name: str) -> FirstLayer:

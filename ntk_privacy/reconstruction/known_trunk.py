@@ -1,7 +1,6 @@
 """A head under attack: the trunk below it, what the head was fed, what is pictured."""
 
 import functools
-import importlib
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 from ntk_privacy import resume
 from ntk_privacy.data.dataset import Dataset
 from ntk_privacy.models.convnet import ConvNet
-from ntk_privacy.reconstruction import heads, result, through_trunk
+from ntk_privacy.reconstruction import heads, named_network, result, through_trunk
 from ntk_privacy.reconstruction.through_trunk import EmbedFn
 from ntk_privacy.resume import Stage, straight
 
@@ -52,18 +51,13 @@ def named(name: str | None, image_shape: tuple[int, int, int]) -> EmbedFn:
     """
     if name is None:
         return _random(image_shape)
-    module, colon, function = name.partition(":")
-    if not colon or not all(map(str.isidentifier, (*module.split("."), function))):
-        raise ValueError(
-            f"embed_fn={name!r} is no module:function: name a function that returns "
-            "an embed_fn of images."
-        )
+    wants = "a function of no arguments that returns an embed_fn of images"
+    make = named_network.loaded(name, flag="embed_fn", wants=wants)
     try:
-        embed_fn = getattr(importlib.import_module(module), function)()
+        embed_fn = make()
     except Exception as error:
         raise ValueError(
-            f"embed_fn={name!r} cannot be had ({error}): give module:function with the "
-            "module on the path, a function of no arguments that returns an embed_fn."
+            f"embed_fn={name!r} cannot be had ({error}): name {wants}."
         ) from error
     if not callable(embed_fn):
         raise ValueError(  # noqa: TRY004

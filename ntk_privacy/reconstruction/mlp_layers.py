@@ -4,7 +4,6 @@ Order and shapes matter, names do not: Flax (Linen, NNX) and PyTorch spell them
 differently, and checkpoints come nested and in half precision.
 """
 
-import itertools
 from typing import NamedTuple
 
 import jax
@@ -13,14 +12,18 @@ import numpy as np
 
 from ntk_privacy import _checks
 from ntk_privacy._types import Params
-from ntk_privacy.reconstruction import layer_inversion, leaf_names
+from ntk_privacy.reconstruction import (
+    layer_chain,
+    layer_inversion,
+    leaf_names,
+    precision,
+)
 
 __all__ = ["OTHER", "read"]
 
 OTHER = "use reconstruction.kkt.reconstruct, which optimises images and needs no rank"
 
-_KERNELS = ("kernel", "weight", "w")
-_BIASES = ("bias", "b")
+_KERNELS, _BIASES = leaf_names.KERNELS, leaf_names.BIASES
 _READ = (
     f"kernel and bias (names that are read: {', '.join(_KERNELS)} and "
     f"{', '.join(_BIASES)})"
@@ -37,22 +40,8 @@ class _Layer(NamedTuple):
 
 def _grouped(name: str, params: Params) -> dict[str, dict[str, np.ndarray]]:
     """Groups floating-point leaves by layer, in the order in which they are stored."""
-    leaves = []
-
-    def walk(node, path):
-        # jax.tree would sort the keys of a dict: the order of storing is evidence.
-        if hasattr(node, "items"):
-            for key, value in node.items():
-                walk(value, [*path, *str(key).split(".")])
-            return
-        for more, leaf in jax.tree_util.tree_leaves_with_path(node):
-            leaves.append(
-                (leaf_names.names([*map(jax.tree_util.DictKey, path), *more]), leaf)
-            )
-
-    walk(params, [])
     groups: dict[str, dict[str, np.ndarray]] = {}
-    for names, leaf in leaves:
+    for names, leaf in leaf_names.leaves(params):
         if not hasattr(leaf, "dtype"):
             leaf = np.asarray(leaf)
         if jnp.issubdtype(leaf.dtype, np.integer) or jnp.issubdtype(
@@ -103,29 +92,6 @@ def _layer(name: str, leaves: dict[str, np.ndarray]) -> _Layer:
     return _Layer(name, kernel, bias)
 
 
-def _chains(layers: list[_Layer]) -> bool:
-    pairs = itertools.pairwise(layers)
-    return all(a.kernel.shape[1] == b.kernel.shape[0] for a, b in pairs)
-
-
-def _orders(layers: list[_Layer], pixels: int | None) -> list[list[_Layer]]:
-    """Returns up to two orders in which shapes fit, by depth-first search."""
-    found: list[list[_Layer]] = []
-
-    def extend(chain, rest):
-        if len(found) > 1:
-            return
-        if not rest:
-            found.append(chain)
-        for i, layer in enumerate(rest):
-            size = chain[-1].kernel.shape[1] if chain else pixels
-            if size is None or layer.kernel.shape[0] == size:
-                extend([*chain, layer], rest[:i] + rest[i + 1 :])
-
-    extend([], layers)
-    return found
-
-
 def _ordered(
     name: str, groups: dict[str, dict[str, np.ndarray]], pixels: int | None
 ) -> list[_Layer]:
@@ -138,18 +104,14 @@ def _ordered(
             f"{OTHER}."
         )
     names = [layer.name for layer in layers]
-    natural = sorted(layers, key=lambda layer: leaf_names.natural(layer.name))
-    # Stored in the order of the alphabet, as JAX leaves dicts, says nothing.
-    tried = [natural] if names == sorted(names) else [layers, natural]
-    for order in tried:
-        if _chains(order) and pixels in (None, order[0].kernel.shape[0]):
-            return order
-    orders = _orders(layers, pixels)
+    sizes = [(layer.kernel.shape[0], layer.kernel.shape[1]) for layer in layers]
+    orders = layer_chain.orders(names, sizes, pixels)
     if len(orders) == 1:
-        return orders[0]
+        return [layers[i] for i in orders[0]]
     shapes = ", ".join(f"{layer.name} {layer.kernel.shape}" for layer in layers)
-    if not orders and pixels is not None and _orders(layers, None):
-        first = _orders(layers, None)[0][0].kernel.shape[0]
+    free = layer_chain.orders(names, sizes, None)
+    if not orders and pixels is not None and free:
+        first = sizes[free[0][0]][0]
         raise ValueError(
             f"image_shape has {pixels} values but the first layer takes "
             f"{first}: give the shape of the training images."
@@ -184,12 +146,13 @@ def read(
     before = _ordered("params_0", trees["params_0"], pixels)
     after = {key or "params_t": _layer(key, v) for key, v in trees["params_t"].items()}
     after = [after[layer.name] for layer in before]
-    kinds = [
-        leaf.dtype
+    weights = [
+        leaf
         for leaf in jax.tree.leaves((params_0, params_t))
         if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
-    roundoff = max((float(jnp.finfo(k).eps) / 2 for k in kinds), default=2.0**-53)
+    kinds = [leaf.dtype for leaf in weights]
+    roundoff = max(map(precision.roundoff, weights), default=2.0**-53)
     wide = max(jnp.finfo(k).bits for k in kinds) > 32 if kinds else True
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(np.float64) if wide else np.float32)
     pairs = list(zip(before, after, strict=True))
