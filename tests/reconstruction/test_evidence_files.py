@@ -16,6 +16,7 @@ import torch
 from flax import linen as nn
 from sklearn.datasets import load_digits
 
+from ntk_privacy import _versions
 from ntk_privacy.models import MLP, ConvNet, published, saved
 from ntk_privacy.reconstruction import adapter as adapter_attack
 from ntk_privacy.reconstruction import (
@@ -274,7 +275,7 @@ class TestPrecision:
 
     def test_float64_is_kept_where_jax_has_no_room_for_it(self, trained):
         wide = [{k: v.double() for k, v in s.items()} for s in trained[1:]]
-        with jax.enable_x64(False):
+        with _versions.enable_x64(False):
             known, _ = evidence_files.from_file(wide[1], before=wide[0])
             assert known.params_t["Dense_0"]["kernel"].dtype == np.float64
 
@@ -510,7 +511,7 @@ class TestClumsyInputs:
     "module", [published, foreign_mlp, named_network, evidence_files]
 )
 def test_the_examples_print_what_they_say(module):
-    with jax.enable_x64(False):
+    with _versions.enable_x64(False):
         result = doctest.testmod(module)
     assert result.attempted
     assert not result.failed
