@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import pathlib
 import sys
 import textwrap
 import types
@@ -176,11 +177,18 @@ def _former(entries: Sequence[Entry]) -> dict[str, str]:
     }
 
 
+def _program() -> str:
+    """Returns how the program was called."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    name = spec.name if spec else pathlib.Path(sys.argv[0]).name
+    if name.endswith("__main__") or name == "ntk-privacy":
+        return " ".join(["ntk-privacy", *sys.argv[1:2]])
+    return f"python -m {name}" if spec else "program"
+
+
 def help_text(about: str, entries: Sequence[Entry], more: Sequence[str] = ()) -> str:
     """Returns what `--help` prints: a flag of one value is no choice, and left out."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    program = f"python -m {spec.name}" if spec else "program"
-    lines = [f"usage: {program} [--flag=value ...]", ""]
+    lines = [f"usage: {_program()} [--flag=value ...]", ""]
     for paragraph in about.splitlines():
         lines += [*textwrap.wrap(paragraph, 88), ""]
     group = ""

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from experiments._groups import Run
-from experiments._program import Asked
 from ntk_privacy.reports.loops import Loops
 from ntk_privacy.reports.workdir import Workdir
+
+from ._groups import Run
+from ._program import Asked
 
 
 class Job(Loops):

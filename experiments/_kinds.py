@@ -9,8 +9,8 @@ from ntk_privacy.reports import files
 from ntk_privacy.reports.workdir import Workdir
 
 if TYPE_CHECKING:
-    from experiments._job import Job
-    from experiments._program import Asked
+    from ._job import Job
+    from ._program import Asked
 
 Results = dict[str, Any]
 Run = Callable[["Asked[Any]"], Results]

@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from experiments import _flags
 from ntk_privacy.method import Method, field
 
+from . import _flags
+
 if TYPE_CHECKING:
-    from experiments._program import Program
+    from ._program import Program
 
 
 def own(kind: type, flat: Mapping[str, Any]) -> dict[str, Any]:

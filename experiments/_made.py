@@ -5,14 +5,15 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import _run
-from experiments._job import Job
-from experiments._kinds import Results
-from experiments._program import Asked
 from ntk_privacy.data.choice import Data
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.reports import summaries
+
+from . import _run
+from ._job import Job
+from ._kinds import Results
+from ._program import Asked
 
 
 class Loaded(NamedTuple):

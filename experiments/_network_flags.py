@@ -3,9 +3,10 @@
 import dataclasses
 from typing import Any
 
-from experiments._program import Asked
 from ntk_privacy.evaluation import defence, transfer
 from ntk_privacy.method import field
+
+from ._program import Asked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

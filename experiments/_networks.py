@@ -5,13 +5,6 @@ from typing import Any
 
 import jax
 
-from experiments import _flags, _made
-from experiments._groups import Run
-from experiments._job import Job
-from experiments._kinds import Kind, Results
-from experiments._made import Loaded
-from experiments._network_flags import Networks, fits, passed_over
-from experiments._program import Asked
 from ntk_privacy.data import draws
 from ntk_privacy.data.choice import Data
 from ntk_privacy.data.image_set import ImageSet
@@ -21,6 +14,14 @@ from ntk_privacy.evaluation import JUDGES, copies
 from ntk_privacy.evaluation.judged import Judged
 from ntk_privacy.reports import made_set, plots, sets
 from ntk_privacy.reports.workdir import Workdir
+
+from . import _flags, _made
+from ._groups import Run
+from ._job import Job
+from ._kinds import Kind, Results
+from ._made import Loaded
+from ._network_flags import Networks, fits, passed_over
+from ._program import Asked
 
 
 def load(asked: Asked[Any]) -> Loaded:

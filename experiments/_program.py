@@ -5,10 +5,11 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from experiments import _flags, _listed
-from experiments._kinds import Kind
 from ntk_privacy import _checks
 from ntk_privacy.method import Method
+
+from . import _flags, _listed
+from ._kinds import Kind
 
 Config = TypeVar("Config")
 Group = TypeVar("Group")

@@ -16,15 +16,16 @@ from typing import Any
 
 import jax
 
-from experiments import _flags, _listed
-from experiments._groups import NOT_RESULTS, Run
-from experiments._job import Job
-from experiments._kinds import Results
-from experiments._program import Asked
 from ntk_privacy import _versions, data
 from ntk_privacy.data.choice import Choice
 from ntk_privacy.reports import files
 from ntk_privacy.reports.workdir import Workdir
+
+from . import _flags, _listed
+from ._groups import NOT_RESULTS, Run
+from ._job import Job
+from ._kinds import Results
+from ._program import Asked
 
 
 def opened(asked: Asked[Any]) -> Workdir:

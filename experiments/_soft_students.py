@@ -6,18 +6,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import _made
-from experiments._groups import Run
-from experiments._job import Job
-from experiments._kinds import Kind, Results
-from experiments._program import Asked
-from experiments._soft_flags import Images, Students, defaults
 from ntk_privacy.data import ImageSet
 from ntk_privacy.distillation.squeezed import Config, keys
 from ntk_privacy.evaluation import soft_students
 from ntk_privacy.evasion import threat_model
 from ntk_privacy.reports import squeezed
 from ntk_privacy.reports.workdir import Workdir
+
+from . import _made
+from ._groups import Run
+from ._job import Job
+from ._kinds import Kind, Results
+from ._program import Asked
+from ._soft_flags import Images, Students, defaults
 
 _JUDGING = ("eps", "attack_steps", "num_queries", "attacks", "judged_on", "num_test")
 

@@ -11,12 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import _flags, _made
-from experiments._groups import Run
-from experiments._job import Job
-from experiments._kinds import Kind, Results
-from experiments._made import Loaded
-from experiments._program import Asked
 from ntk_privacy import resume
 from ntk_privacy.data.choice import Tested
 from ntk_privacy.data.image_set import ImageSet
@@ -26,6 +20,13 @@ from ntk_privacy.evaluation import JUDGES, copies, rates, students
 from ntk_privacy.method import Method, field
 from ntk_privacy.models import ConvNet, saved
 from ntk_privacy.reports import loss_plots, made_set, sets
+
+from . import _flags, _made
+from ._groups import Run
+from ._job import Job
+from ._kinds import Kind, Results
+from ._made import Loaded
+from ._program import Asked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

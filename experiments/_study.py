@@ -9,14 +9,15 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from experiments import _flags, _networks, _run
-from experiments._flags import UsageError
-from experiments._groups import Run
-from experiments._kinds import Kind, Results
-from experiments._network_flags import Networks
-from experiments._program import Asked
 from ntk_privacy.data.choice import Data
 from ntk_privacy.reports import studies, study_plots
+
+from . import _flags, _networks, _run
+from ._flags import UsageError
+from ._groups import Run
+from ._kinds import Kind, Results
+from ._network_flags import Networks
+from ._program import Asked
 
 _OPTIONS = ("num_runs", "num_finite_runs", "methods", "evaluate")
 # One folder may hold both studies, of any methods.

@@ -9,12 +9,13 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from experiments import _run
-from experiments._groups import Run
-from experiments._kinds import Results
-from experiments._program import Asked
 from ntk_privacy.evaluation import limits
 from ntk_privacy.reports import study_plots, summaries
+
+from . import _run
+from ._groups import Run
+from ._kinds import Results
+from ._program import Asked
 
 # What a study sets in every cell, in place of the flags.
 AXES = (*limits.Cell._fields, "known_num_images", "image_size", "fingerprint")

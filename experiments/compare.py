@@ -16,11 +16,6 @@ import dataclasses
 import functools
 from typing import Any
 
-from experiments import _flags, _run
-from experiments._groups import Run
-from experiments._job import Job
-from experiments._kinds import Kind, Results
-from experiments._program import Asked, Program
 from ntk_privacy import _checks
 from ntk_privacy.data.choice import Tested
 from ntk_privacy.data.image_set import ImageSet
@@ -30,6 +25,12 @@ from ntk_privacy.evaluation import JUDGES, students
 from ntk_privacy.method import Method, field
 from ntk_privacy.poisoning import Scene, scene
 from ntk_privacy.reports.comparison import Comparison
+
+from . import _flags, _run
+from ._groups import Run
+from ._job import Job
+from ._kinds import Kind, Results
+from ._program import Asked, Program
 
 Loaded = tuple[ImageSet, dict[str, Any], dict[int, Scene]]
 

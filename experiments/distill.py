@@ -19,7 +19,13 @@ goes on. --evaluate and --attack may also be asked for later: what is known is k
 import collections
 from typing import Any
 
-from experiments import (
+from ntk_privacy import distillation
+from ntk_privacy.distillation import squeezed
+from ntk_privacy.distillation.regressed import TaskConfig
+from ntk_privacy.method import Method
+from ntk_privacy.reports import studies
+
+from . import (
     _flags,
     _networks,
     _run,
@@ -27,13 +33,8 @@ from experiments import (
     _students,
     _study,
 )
-from experiments._kinds import Kind
-from experiments._program import Program
-from ntk_privacy import distillation
-from ntk_privacy.distillation import squeezed
-from ntk_privacy.distillation.regressed import TaskConfig
-from ntk_privacy.method import Method
-from ntk_privacy.reports import studies
+from ._kinds import Kind
+from ._program import Program
 
 
 def _kind(method: Method[Any]) -> Kind:

@@ -17,11 +17,6 @@ from typing import Any
 
 import jax
 
-from experiments import _flags, _run
-from experiments._groups import Run
-from experiments._job import Job
-from experiments._kinds import Kind, Results
-from experiments._program import Asked, Program
 from ntk_privacy.data import ArgumentError
 from ntk_privacy.data.choice import Choice
 from ntk_privacy.data.image_set import ImageSet
@@ -31,6 +26,12 @@ from ntk_privacy.evaluation.attacked_set import Config as Attacks
 from ntk_privacy.method import field
 from ntk_privacy.reports import adversarial_plots, summaries
 from ntk_privacy.reports.workdir import Workdir
+
+from . import _flags, _run
+from ._groups import Run
+from ._job import Job
+from ._kinds import Kind, Results
+from ._program import Asked, Program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _flags, _run
-from experiments._groups import Run
-from experiments._job import Job
-from experiments._kinds import Kind, Results
-from experiments._program import Asked, Program
 from ntk_privacy import _checks
 from ntk_privacy.data.choice import TaskImages
 from ntk_privacy.evaluation import kernel_study
@@ -30,6 +25,12 @@ from ntk_privacy.kernels import blockwise, named
 from ntk_privacy.kernels.named import BUDGET, KERNELS
 from ntk_privacy.method import Method, field
 from ntk_privacy.reports import kernel_plots, summaries
+
+from . import _flags, _run
+from ._groups import Run
+from ._job import Job
+from ._kinds import Kind, Results
+from ._program import Asked, Program
 
 Loaded = tuple[named.Kernel, jax.Array, jax.Array, np.ndarray]
 

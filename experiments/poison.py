@@ -14,11 +14,6 @@ again with the same --workdir it goes on with the first part that is not done.
 import dataclasses
 from typing import Any
 
-from experiments import _flags, _run
-from experiments._groups import Run
-from experiments._job import Job
-from experiments._kinds import Kind, Results
-from experiments._program import Asked, Program
 from ntk_privacy import distillation, poisoning
 from ntk_privacy.data.choice import Tested
 from ntk_privacy.data.image_set import ImageSet
@@ -26,6 +21,12 @@ from ntk_privacy.evaluation import poisoned_sets, poisoned_table, students
 from ntk_privacy.method import Method, field
 from ntk_privacy.reports import poisoned_plots
 from ntk_privacy.reports.pieces import Pieces
+
+from . import _flags, _run
+from ._groups import Run
+from ._job import Job
+from ._kinds import Kind, Results
+from ._program import Asked, Program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

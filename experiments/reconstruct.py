@@ -14,17 +14,18 @@ from typing import Any, Literal
 
 import jax
 
-from experiments import _flags, _run, _sweep
-from experiments._groups import Run
-from experiments._job import Job
-from experiments._kinds import Kind, Results
-from experiments._program import Asked, Program
 from ntk_privacy import data
 from ntk_privacy.data.choice import TaskImages
 from ntk_privacy.evaluation import limits
 from ntk_privacy.method import Method, field
 from ntk_privacy.reconstruction import METHODS, Reconstruction, attacker, victims
 from ntk_privacy.reports import reconstructions, summaries
+
+from . import _flags, _run, _sweep
+from ._groups import Run
+from ._job import Job
+from ._kinds import Kind, Results
+from ._program import Asked, Program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

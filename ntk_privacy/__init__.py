@@ -18,6 +18,7 @@ from ntk_privacy import (
 
 # As notebooks know them.
 from ntk_privacy import distillation as condensation
+from ntk_privacy._version import __version__ as __version__
 from ntk_privacy.distillation import kip, rkip
 
 _former_names.register()

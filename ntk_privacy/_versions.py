@@ -13,4 +13,4 @@ def enable_x64(new: bool) -> contextlib.AbstractContextManager[None]:
         return jax.enable_x64(new)
     from jax import experimental  # up to jax 0.7
 
-    return experimental.enable_x64(new)
+    return experimental.enable_x64(new)  # pyright: ignore[reportAttributeAccessIssue]
