@@ -2,6 +2,7 @@
 
 from ntk_privacy import (
     _former_names,
+    auditing,
     checkpoint,
     curvature,
     data,
@@ -18,11 +19,14 @@ from ntk_privacy import (
 
 # As notebooks know them.
 from ntk_privacy import distillation as condensation
+from ntk_privacy.auditing import audit
 from ntk_privacy.distillation import kip, rkip
 
 _former_names.register()
 
 __all__ = [
+    "audit",
+    "auditing",
     "checkpoint",
     "condensation",
     "curvature",

@@ -27,6 +27,7 @@ LAYERS = (
     ("distillation",),
     ("poisoning",),
     ("evaluation",),
+    ("auditing",),
     ("reports",),
     ("experiments",),
 )
@@ -38,6 +39,7 @@ RANK["_former_names"] = RANK["poisoning"]
 BASE = {
     *("_types", "_checks", "_class_checks", "_tree", "_linalg", "_programs"),
     *("_loop", "_files", "_archives", "checkpoint", "method", "resume", "sharding"),
+    "_thumbnails",
 }
 WRITERS = (
     "data/fetch.py",
