@@ -22,7 +22,6 @@ from experiments._job import Job
 from experiments._kinds import Results
 from experiments._program import Asked
 from ntk_privacy import data
-from ntk_privacy.data.choice import Choice
 from ntk_privacy.reports import files
 from ntk_privacy.reports.workdir import Workdir
 
@@ -33,12 +32,15 @@ def opened(asked: Asked[Any]) -> Workdir:
     Raises:
       UsageError: another run has it.
     """
-    later = (*NOT_RESULTS, *asked.kind.later(asked))
+    ignore = (*NOT_RESULTS, *asked.kind.later(asked))
+    for group in asked.groups:
+        if hasattr(group, "not_results"):
+            ignore = group.not_results(ignore)
     with _flags.usage(data.ArgumentError):
         return Workdir(
             asked.group(Run).workdir,
             asked.flat(),
-            ignore=asked.group(Choice).not_results(later),
+            ignore=ignore,
             older=functools.partial(_of_today, asked),
         )
 

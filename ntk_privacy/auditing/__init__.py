@@ -10,15 +10,18 @@ from ntk_privacy.auditing import (
     comparison,
     controls,
     given_images,
+    inputs,
     membership,
     statement,
     units,
 )
 from ntk_privacy.auditing.auditor import Audit, audit, examine
 from ntk_privacy.auditing.cases import Case, case
+from ntk_privacy.auditing.methods import METHODS
 from ntk_privacy.auditing.statement import Statement
 
 __all__ = [
+    "METHODS",
     "Audit",
     "Case",
     "Statement",
@@ -31,6 +34,7 @@ __all__ = [
     "controls",
     "examine",
     "given_images",
+    "inputs",
     "membership",
     "statement",
     "units",

@@ -84,8 +84,10 @@ def audit(
     unseen: Any = None,
     distilled: Any = None,
     image_shape: Sequence[int] | None = None,
-    bounds: tuple[Any, Any] = (0.0, 1.0),
+    bounds: tuple[Any, Any] | None = None,
     num_images: int | None = None,
+    adapter_before: Any = None,
+    adapter_scale: float | int | None = None,
     minutes: float | int = 5.0,
     key: Array | None = None,
     stage: Stage = straight,
@@ -106,7 +108,9 @@ def audit(
       distilled: a set that is to be published, to compare with `images`.
       image_shape: (height, width, depth); None takes that of the images.
       bounds: smallest and largest intensity that the network took, scalar or per
-        channel.
+        channel; None is (0, 1), or what a saved model says.
+      adapter_before: the adapter before training, where it is known.
+      adapter_scale: of the adapter's product; None is what its file tells, or 1.
       num_images: N, where it is known and the weights may hide it.
       minutes: after which searches stop; what is read exactly is finished.
       key: of random starts; `jax.random.key(0)` if None.
@@ -147,6 +151,8 @@ def audit(
         image_shape=image_shape,
         bounds=bounds,
         num_images=num_images,
+        adapter_before=adapter_before,
+        adapter_scale=adapter_scale,
     )
     return examine(given, minutes=minutes, key=key, stage=stage)
 

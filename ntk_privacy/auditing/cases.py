@@ -41,7 +41,7 @@ def case(
     distilled: Any = None,
     seeds: tuple[int, int] | None = None,
     image_shape: Sequence[int] | None = None,
-    bounds: tuple[Any, Any] = (0.0, 1.0),
+    bounds: tuple[Any, Any] | None = None,
     num_images: int | None = None,
     **weights: Any,
 ) -> Case:
@@ -84,13 +84,15 @@ def case(
             raise ValueError(
                 "before alone shows nothing: give after, a gradient or an adapter too."
             )
+        told = {name: value for name, value in weights.items() if value is not None}
         read = evidence_files.from_file(
-            after, image_shape=shape, bounds=bounds, num_images=num_images, **weights
+            after, image_shape=shape, bounds=bounds, num_images=num_images, **told
         )
-        known = read.evidence
+        known, shape = read.evidence, read.evidence.image_shape
         about += read.notes
-        shape = known.image_shape
-        units.told_by_bounds(bounds, shape[2])
+        if known.bounds is None:
+            known = dataclasses.replace(known, bounds=(0.0, 1.0))
+        units.told_by_bounds(known.bounds, shape[2])
     others = [
         None if one is None else given_images.read(one, name=name, image_shape=shape)
         for name, one in (("unseen", unseen), ("distilled", distilled))
