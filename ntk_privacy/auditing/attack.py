@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from ntk_privacy import resume
+from ntk_privacy import _checks, resume
+from ntk_privacy._types import Params
 from ntk_privacy.models.mlp import MLP
 from ntk_privacy.reconstruction import (
     METHODS,
@@ -26,6 +27,7 @@ from ntk_privacy.resume import Stage, straight
 
 __all__ = ["Attacked", "attack"]
 
+_NAMES = {"kernel": "weight", "bias": "bias"}  # PyTorch's, by Flax's
 _CANDIDATES = 100  # of a search, where the number of images is not known
 _EXACT_NEEDS = "exact reading (it needs the weights before training, or their seed)"
 _SEARCH_NOT_NEEDED = "a search (all images that the weights show were read exactly)"
@@ -67,8 +69,13 @@ def attack(
       stage: runs the loops.
 
     Raises:
-      ValueError: the weights hold a NaN or do not differ.
+      ValueError: the weights hold a NaN, do not differ, or are of two networks.
     """
+    _checks.finite(after=evidence.params_t)
+    if evidence.params_0 is not None:
+        ends = ("before", evidence.params_0, "after", evidence.params_t)
+        _checks.same_structure(*ends)
+        _checks.differ(*ends)
     deadline = time.monotonic() + seconds
     stage = resume.until(stage, lambda: time.monotonic() >= deadline)
     if evidence.is_adapter:
@@ -97,36 +104,36 @@ def attack(
 def _seeded(
     evidence: Evidence, seeds: Iterable[int], stage: Stage
 ) -> tuple[Evidence, SeedFound]:
-    """Looks for the seed among Flax's initialisations, then among PyTorch's."""
+    """Looks for the seed among PyTorch's initialisations, then Flax's."""
     network, params_t = evidence.mlp("an audit by seeds"), evidence.params_t
+    layers = {name: np.shape(layer["kernel"]) for name, layer in params_t.items()}
+    if all("bias" in layer for layer in params_t.values()):
+        torch = TorchLinear(layers)
+        found = initialisation.find_seed(torch, _as_torch(params_t), seeds=seeds)
+        if found.seed is not None:
+            drawn = torch(found.seed)
+            params_0 = {
+                name: {
+                    ours: np.asarray(drawn[f"{name}.{theirs}"].T, leaf[ours].dtype)
+                    for ours, theirs in _NAMES.items()
+                }
+                for name, leaf in params_t.items()
+            }
+            return dataclasses.replace(evidence, params_0=params_0), found
     dtype = jax.tree.leaves(params_t)[0].dtype
 
     def flax(seed):
         return network.init_params(jax.random.key(seed), evidence.image_shape, dtype)
 
-    known, found = initialisation.guessed(evidence, flax, seeds=seeds, stage=stage)
-    if found.seed is not None or any("bias" not in one for one in params_t.values()):
-        return known, found
-    torch = TorchLinear(
-        {name: np.shape(layer["kernel"]) for name, layer in params_t.items()}
-    )
-    named = {
+    return initialisation.guessed(evidence, flax, seeds=seeds, stage=stage)
+
+
+def _as_torch(params: Params) -> dict[str, np.ndarray]:
+    return {
         f"{name}.{theirs}": np.asarray(layer[ours]).T
-        for name, layer in params_t.items()
-        for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
+        for name, layer in params.items()
+        for ours, theirs in _NAMES.items()
     }
-    other = initialisation.find_seed(torch, named, seeds=seeds)
-    if other.seed is None:
-        return known, found
-    drawn = torch(other.seed)
-    params_0 = {
-        name: {"kernel": drawn[f"{name}.weight"].T, "bias": drawn[f"{name}.bias"]}
-        for name in params_t
-    }
-    params_0 = jax.tree.map(
-        lambda leaf, like: np.asarray(leaf, like.dtype), params_0, params_t
-    )
-    return dataclasses.replace(evidence, params_0=params_0), other
 
 
 def _from_final_weights(evidence: Evidence, key: Array, stage: Stage) -> Attacked:
@@ -152,11 +159,11 @@ def _from_both(evidence: Evidence, key: Array, stage: Stage) -> Attacked:
     is_mlp = isinstance(evidence.network, MLP)
     if is_mlp and (evidence.num_images is not None or _shows_count(evidence, key)):
         found = method.run(evidence, method.configured(), key=key, stage=stage)
-        searched = any("kkt" in source for source in found.sources)
         tried = ("exact reading of closed units", "exact decoding of ReLU gates")
-        if searched:
+        if any("kkt" in source for source in found.sources):
             return Attacked(found, evidence, (*tried, "search and polishing"), ())
-        return Attacked(found, evidence, tried[:1], (_SEARCH_NOT_NEEDED,))
+        used = tried[1:] if found.decoded is not None else tried[:1]
+        return Attacked(found, evidence, used, (_SEARCH_NOT_NEEDED,))
     try:
         found = closed_units.from_evidence(evidence, key=key, stage=stage)
     except ValueError as error:

@@ -90,9 +90,9 @@ def case(
         )
         known, shape = read.evidence, read.evidence.image_shape
         about += read.notes
-        if known.bounds is None:
-            known = dataclasses.replace(known, bounds=(0.0, 1.0))
-        units.told_by_bounds(known.bounds, shape[2])
+        edges = (0.0, 1.0) if known.bounds is None else known.bounds
+        units.told_by_bounds(edges, shape[2])
+        known = dataclasses.replace(known, bounds=edges)
     others = [
         None if one is None else given_images.read(one, name=name, image_shape=shape)
         for name, one in (("unseen", unseen), ("distilled", distilled))

@@ -167,14 +167,12 @@ def _told(
 ) -> str:
     free = round(float(np.max(true[false == 0])) * n)
     told = (
-        f"{free} of {n} private images score above all {k} unseen ones; so few of them "
-        f"tell false-positive rates in steps of {100 / k:.2g}%"
+        f"{free} of {n} private images score above all {k} unseen ones. So many unseen "
+        f"images tell false-positive rates in steps of {100 / k:.2g}%"
     )
     hidden = [rate.false_positives for rate in rates if rate.true_positives is None]
     if hidden:
         names = " and ".join(f"{100 * rate:g}%" for rate in hidden)
-        told += (
-            f", so the true positives at {names} are not known: give "
-            f"{round(1 / min(hidden))} unseen images or more"
-        )
+        most = round(1 / min(hidden))
+        told += f"; true positives at {names} are not known from them: give {most}"
     return told + "."

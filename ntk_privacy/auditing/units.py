@@ -109,11 +109,11 @@ def fitted(
       >>> units.fitted(x, (x[::-1] - 0.5) / 0.25)
       Units(scale=array([0.25]), shift=array([0.5]))
     """
+    if min(len(images), len(found)) < _FEWEST:
+        return None
     _checks.same_width(
         images=images.reshape(len(images), -1), found=found.reshape(len(found), -1)
     )
-    if min(len(images), len(found)) < _FEWEST:
-        return None
     truth, read = (np.asarray(a, np.float64) for a in (images, found))
     alike = _unit(truth) @ _unit(read).T
     rows, columns = reconstruction_curve.greedy_pairs(-alike)

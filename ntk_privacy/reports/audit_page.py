@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jinja2
+import markupsafe
 
 from ntk_privacy.auditing import Audit
 from ntk_privacy.reports import audit_view
@@ -26,6 +27,15 @@ def _plain(text: object) -> str:
     return line
 
 
+def _coded(text: str) -> markupsafe.Markup:
+    """Returns text, escaped, with what stands between backticks as code."""
+    parts = [markupsafe.escape(part) for part in text.split("`")]
+    last = len(parts) - 1
+    for i in range(1, last if last % 2 else last + 1, 2):
+        parts[i] = markupsafe.Markup("<code>{}</code>").format(parts[i])
+    return markupsafe.Markup("").join(parts)
+
+
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ntk_privacy.reports"),
@@ -33,7 +43,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters["plain"] = _plain
+    environment.filters |= {"plain": _plain, "coded": _coded}
     return environment
 
 

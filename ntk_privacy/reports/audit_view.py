@@ -389,7 +389,7 @@ def _table(
     columns = ["image", "certain", "error"]
     if audit.private is not None:
         columns += ["PSNR (dB)", "SSIM"]
-        columns += ["rank among decoys", "p"] if identified is not None else []
+        columns += ["rank among decoys", "p-value"] if identified is not None else []
         columns += ["share of the change"] if members is not None else []
     cells = []
     for row in rows:
