@@ -95,7 +95,7 @@ def explained_shares(
     params = evidence.params_0 if evidence.is_gradient else evidence.params_t
     x = jnp.asarray(images, jax.tree.leaves(params)[0].dtype)
     gram, along = (
-        np.asarray(a, np.float64) for a in _products(evidence, params, change, x)
+        np.array(a, np.float64) for a in _products(evidence, params, change, x)
     )
     gram = gram.transpose(0, 2, 1, 3).reshape(count, count)
     gram[np.diag_indices(count)] += max(_RIDGE * np.trace(gram) / count, 1e-300)
