@@ -47,9 +47,12 @@ def compared(given: Case, attacked: Attacked, notes: list[str]) -> Compared:
     certified = np.asarray(found.certified, bool)
     num_certified = int(certified.sum())
     pairs = recovered = certain = None
+    scaled_too = 0
     if given.private is not None:
         real = given.private.images
-        other = units.fitted(real, images[certified])
+        # Without a certificate half of all images must fit, in the same units.
+        some = certified if num_certified else np.ones(len(images), bool)
+        other = units.fitted(real, images[some])
         if other is not None:
             images = other.intensities(images)
             scale, shift = (other.scale * scaled.scale), 0
@@ -57,7 +60,7 @@ def compared(given: Case, attacked: Attacked, notes: list[str]) -> Compared:
             scaled = units.Units(scale, shift)
             notes.append(
                 "The network saw intensities in other units than the bounds say: "
-                f"certain images are given ones times {_list(1 / scale)} after "
+                f"images that were read are given ones times {_list(1 / scale)} after "
                 f"{_list(shift)} is subtracted, per channel; they are compared so."
             )
         pairs = reconstruction_curve.evaluate(
@@ -66,11 +69,14 @@ def compared(given: Case, attacked: Attacked, notes: list[str]) -> Compared:
         recovered = pairs.num_recovered
         above = pairs.psnr >= RECOVERED_PSNR
         certain = int(np.sum(certified[pairs.reconstruction_index] & above))
+        if not recovered and found.verdict.word == "approximate":
+            scaled_too = units.num_up_to_brightness(real, found.images)
     estimated = found.estimated_num_images
     estimated = None if estimated is None else int(estimated)
     private = None if given.private is None else len(given.private.images)
     counts = statement.Counts(
-        *(len(images), num_certified, estimated, private, recovered, certain)
+        *(len(images), num_certified, estimated, private, recovered, certain),
+        up_to_brightness=scaled_too,
     )
     made = {
         "reconstruction": found,

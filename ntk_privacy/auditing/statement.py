@@ -39,6 +39,8 @@ class Counts(NamedTuple):
       private: images given to compare with; None without.
       recovered: of them, at 25 dB.
       certain: of these, by a certified image.
+      up_to_brightness: of the private ones, those that are a reconstructed one times a
+        number.
     """
 
     images: int
@@ -47,6 +49,7 @@ class Counts(NamedTuple):
     private: int | None = None
     recovered: int | None = None
     certain: int | None = None
+    up_to_brightness: int = 0
 
 
 class Copies(NamedTuple):
@@ -185,6 +188,12 @@ def _against_truth(counts: Counts, what: str) -> tuple[str, Word]:
             f"{recovered} of {counts.private} training images can be computed from "
             f"{what}; {sure}.{more}",
             "certain" if certain or others else "likely",
+        )
+    if counts.up_to_brightness and not others:
+        return (
+            f"{counts.up_to_brightness} of {counts.private} training images can be "
+            f"computed from {what} up to their brightness; none is certain.",
+            "likely",
         )
     if others:
         are = "image" if others == 1 else "images"

@@ -16,7 +16,7 @@ from ntk_privacy import _checks
 from ntk_privacy.evaluation import reconstruction_curve
 from ntk_privacy.evaluation.reconstruction_curve import RECOVERED_PSNR
 
-__all__ = ["Units", "fitted", "told_by_bounds"]
+__all__ = ["Units", "fitted", "num_up_to_brightness", "told_by_bounds"]
 
 _ALIKE = 0.95  # correlation of a pair that may be one image in two units
 _FEWEST = 2  # pairs; one image alone might be bent to fit another
@@ -135,6 +135,36 @@ def fitted(
     if np.median(error) > 10 ** (-RECOVERED_PSNR / 10):
         return None
     return Units(scale.round(_DECIMALS), shift.round(_DECIMALS))
+
+
+def num_up_to_brightness(
+    images: Float[np.ndarray, "n h w c"], found: Float[np.ndarray, "m h w c"]
+) -> int:
+    """Returns how many given images are found ones times a number, at 25 dB.
+
+    Of a network without a bias in its first layer images are known up to that.
+
+    Args:
+      images: private ones, in [0, 1].
+      found: reconstructed ones, in units in which black is 0.
+
+    Example:
+      >>> import numpy as np
+      >>> from ntk_privacy.auditing import units
+      >>> x = np.random.default_rng(0).random((4, 5, 5, 1))
+      >>> units.num_up_to_brightness(x, -7 * x[:3])
+      3
+    """
+    if not len(found):
+        return 0
+    truth, read = (a.reshape(len(a), -1).astype(np.float64) for a in (images, found))
+    norms = np.sum(read**2, axis=1)
+    along = truth @ read.T / np.maximum(norms, 1e-300)
+    least = np.sum(truth**2, axis=1)[:, None] - along**2 * norms
+    rows, columns = reconstruction_curve.greedy_pairs(np.nan_to_num(least, nan=np.inf))
+    # The product above cancels digits: take the pairs' own differences.
+    apart = truth[rows] - along[rows, columns][:, None] * read[columns]
+    return int(np.sum(np.mean(apart**2, axis=1) <= 10 ** (-RECOVERED_PSNR / 10)))
 
 
 def _unit(images: np.ndarray) -> np.ndarray:

@@ -8,9 +8,12 @@ import pytest
 
 import ntk_privacy
 from ntk_privacy import auditing
-from ntk_privacy.auditing import controls, given_images
+from ntk_privacy.auditing import comparison, controls, given_images
+from ntk_privacy.auditing.attack import Attacked
 from ntk_privacy.data import load_set
 from ntk_privacy.models import MLP
+from ntk_privacy.reconstruction.result import uncertain
+from ntk_privacy.reconstruction.verdict import Verdict
 
 SHAPE, N = (8, 8, 1), 6
 NET = MLP((384, 64), num_outputs=2)
@@ -239,3 +242,22 @@ def test_the_weights_before_are_found_by_their_seed(kind):
     found = ntk_privacy.audit(after, seeds=(0, 500), images=X)
     assert found.settings["seed"] == 77
     assert found.num_certified == N
+
+
+def test_units_are_found_of_estimates_too(audited, trained):
+    """What is no certificate is not called nothing for the units it is in."""
+    before, after, _ = trained
+    case = auditing.case(after, before=before, images=X)
+    found = audited.reconstruction._replace(
+        images=(X[::-1] - 0.3) / 0.25,
+        verdict=Verdict("approximate", "By a search."),
+        **uncertain(N),
+    )
+    notes = []
+    attacked = Attacked(found, case.evidence, (), ())
+    told = comparison.compared(case, attacked, notes)
+    assert told.counts.recovered == N
+    assert told.counts.certain == told.counts.certified == 0
+    assert len(notes) == 1
+    other = attacked._replace(found=found._replace(images=UNSEEN[:N] * 3.0 - 1))
+    assert comparison.compared(case, other, notes).counts.recovered == 0

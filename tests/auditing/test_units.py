@@ -35,6 +35,13 @@ def test_one_image_alone_and_negatives_prove_no_units():
     assert units.fitted(X * 0 + 0.5, X * 0) is None
 
 
+def test_brightness_alone_makes_no_other_image_of_one():
+    assert units.num_up_to_brightness(X, 3 * X[2:]) == 4
+    assert units.num_up_to_brightness(X, RNG.random((6, 5, 5, 3))) == 0
+    assert units.num_up_to_brightness(X, X[:2] * 0) == 0
+    assert units.num_up_to_brightness(X, X[:2] * np.nan) == 0
+
+
 @pytest.mark.parametrize("bounds", [(0, 1), (-1.0, 1.0), ((-2, -1, 0), (1, 2, 5))])
 def test_bounds_are_black_and_white(bounds):
     found = units.told_by_bounds(bounds, 3)
