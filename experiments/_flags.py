@@ -118,7 +118,8 @@ class _Parser(flags.ArgumentParser):
         return f"{word}|none" if self.optional else word
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Returns a value as a command line has it."""
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "empty"
     # By identity of type: 0 and 1 equal False and True.
@@ -141,10 +142,10 @@ class Entry:
 
     def told_default(self) -> str:
         """Returns what `--help` says of it."""
-        shown = {name: _shown(value) for name, value in self.presets.items()}
-        if len(set(shown.values())) > 1:
-            return ", ".join(f"{name}: {value}" for name, value in shown.items())
-        return f"default: {next(iter(shown.values()))}"
+        told = {name: shown(value) for name, value in self.presets.items()}
+        if len(set(told.values())) > 1:
+            return ", ".join(f"{name}: {value}" for name, value in told.items())
+        return f"default: {next(iter(told.values()))}"
 
 
 def entries(config_class: type, group: str, presets: Mapping[str, Any]) -> list[Entry]:

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 
 from ntk_privacy import _versions, data
-from ntk_privacy.data.choice import Choice
 from ntk_privacy.reports import files
 from ntk_privacy.reports.workdir import Workdir
 
@@ -34,12 +33,15 @@ def opened(asked: Asked[Any]) -> Workdir:
     Raises:
       UsageError: another run has it.
     """
-    later = (*NOT_RESULTS, *asked.kind.later(asked))
+    ignore = (*NOT_RESULTS, *asked.kind.later(asked))
+    for group in asked.groups:
+        if hasattr(group, "not_results"):
+            ignore = group.not_results(ignore)
     with _flags.usage(data.ArgumentError):
         return Workdir(
             asked.group(Run).workdir,
             asked.flat(),
-            ignore=asked.group(Choice).not_results(later),
+            ignore=ignore,
             older=functools.partial(_of_today, asked),
         )
 

@@ -2,6 +2,7 @@
 
 from ntk_privacy import (
     _former_names,
+    auditing,
     checkpoint,
     curvature,
     data,
@@ -19,11 +20,14 @@ from ntk_privacy import (
 # As notebooks know them.
 from ntk_privacy import distillation as condensation
 from ntk_privacy._version import __version__ as __version__
+from ntk_privacy.auditing import audit
 from ntk_privacy.distillation import kip, rkip
 
 _former_names.register()
 
 __all__ = [
+    "audit",
+    "auditing",
     "checkpoint",
     "condensation",
     "curvature",

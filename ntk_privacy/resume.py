@@ -35,6 +35,7 @@ __all__ = [
     "resumed",
     "straight",
     "timed",
+    "until",
     "watched",
 ]
 
@@ -377,6 +378,30 @@ def finite(stage: Stage, remedy: str) -> Stage:
             return go(state, done, watch)
 
         return stage(name, start, checked, num_steps)
+
+    return run
+
+
+def until(stage: Stage, is_over: Callable[[], bool]) -> Stage:
+    """Returns a stage whose loops stop after the chunk in which a time is over.
+
+    Args:
+      stage: that runs them; what is made in one piece is finished.
+      is_over: asked after each chunk.
+
+    Example:
+      >>> from ntk_privacy import resume
+      >>> stage = resume.until(resume.straight, resume.Every(60.0))
+    """
+
+    def run(name, start, go, num_steps):
+        def stopping(state, done, callback):
+            def watch(step, state, metrics):
+                return bool(callback(step, state, metrics)) or is_over()
+
+            return go(state, done, watch)
+
+        return stage(name, start, stopping, num_steps)
 
     return run
 

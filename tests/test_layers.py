@@ -27,6 +27,7 @@ LAYERS = (
     ("distillation",),
     ("poisoning",),
     ("evaluation",),
+    ("auditing",),
     ("reports",),
     ("experiments",),
 )
@@ -39,6 +40,7 @@ BASE = {
     *("_types", "_checks", "_class_checks", "_tree", "_linalg", "_programs"),
     *("_version", "_versions"),
     *("_loop", "_files", "_archives", "checkpoint", "method", "resume", "sharding"),
+    "_thumbnails",
 }
 WRITERS = (
     "data/fetch.py",

@@ -48,12 +48,12 @@ def load_raw(folder: Path | str, *, size: int | None = None) -> Raw:
     names = _class_names(parts[0])
     listed = [_list(part, names) for part in parts]
     if size is None:
-        size = _own_size([path for paths, _ in listed for path in paths])
+        size = own_size([path for paths, _ in listed for path in paths])
     classes = [labels for _, labels in listed]
     images = [
-        _read(part, paths, size) for part, (paths, _) in zip(parts, listed, strict=True)
+        read(part, paths, size) for part, (paths, _) in zip(parts, listed, strict=True)
     ]
-    if all(_is_grey(part) for part in images):
+    if all(is_grey(part) for part in images):
         images = [part[..., :1].copy() for part in images]
     if len(parts) == 1:
         rows = splits.hold_out(classes[0])
@@ -201,7 +201,7 @@ def _list(folder: Path, names: list[str]) -> tuple[list[Path], Int32[np.ndarray,
     return [path for part in per_class for path in part], labels
 
 
-def _own_size(paths: list[Path]) -> int:
+def own_size(paths: list[Path]) -> int:
     """Returns the pixels a side of all pictures, or the default."""
     sizes = set()
     for path in paths:
@@ -219,9 +219,10 @@ def _bytes(path: Path) -> bytes:
     return _files.read(path, most=_files.MAX_IMAGE_BYTES, remedy=_REMEDY)
 
 
-def _read(
+def read(
     folder: Path, paths: list[Path], size: int
 ) -> UInt8[np.ndarray, "n size size 3"]:
+    """Returns pictures of a folder, `size` pixels a side."""
     images = _files.room(
         len(paths),
         (size, size, 3),
@@ -233,7 +234,8 @@ def _read(
     return images
 
 
-def _is_grey(images: UInt8[np.ndarray, "n size size 3"]) -> bool:
+def is_grey(images: UInt8[np.ndarray, "n size size 3"]) -> bool:
+    """Returns whether all channels of every picture are alike."""
     return all(
         np.array_equal(image[..., 0], image[..., channel])
         for image in images

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ntk_privacy import _thumbnails
 from ntk_privacy.reconstruction.algebraic_result import AlgebraicReconstruction
 from ntk_privacy.reconstruction.verdict import Verdict
 
@@ -55,6 +56,24 @@ class Reconstruction(NamedTuple):
     replay_misses: tuple[float, ...] = ()
     decoded: AlgebraicReconstruction | None = None
     kept: Mapping[str, np.ndarray] = MappingProxyType({})
+
+    def __repr__(self) -> str:
+        """Returns one line; the arrays are attributes."""
+        sure = int(np.sum(self.certified))
+        known = self.estimated_num_images
+        of = "" if known is None else f" of {known} that the weights show"
+        return f"<{len(self.images)} images{of}, {sure} certified: {self.verdict.word}>"
+
+    def _repr_html_(self) -> str:
+        """Returns the verdict above the images, as notebooks show it."""
+        told = [
+            f"image {i + 1}: {source}, {'certified' if sure else 'an estimate'}"
+            for i, (source, sure) in enumerate(
+                zip(self.sources, self.certified, strict=False)
+            )
+        ]
+        sentence = f"{self.verdict.word}: {self.verdict.reason}"
+        return _thumbnails.html(sentence, self.images, captions=told)
 
 
 def uncertain(count: int) -> dict[str, Any]:

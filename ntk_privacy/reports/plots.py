@@ -48,12 +48,15 @@ def _save(figure: Figure, path: str | pathlib.Path | io.BufferedIOBase) -> None:
 
 @contextlib.contextmanager
 def drawn(
-    path: str | pathlib.Path, *, title: str, size: tuple[float, float] = (7.2, 4.6)
+    path: str | pathlib.Path | io.BufferedIOBase,
+    *,
+    title: str,
+    size: tuple[float, float] = (7.2, 4.6),
 ) -> Iterator[Axes]:
     """Yields the axes of a figure in the style of all, and then writes it.
 
     Args:
-      path: the PNG to write.
+      path: the PNG to write, or a stream.
       title: above the axes.
       size: of the figure, inches.
     """
@@ -74,7 +77,7 @@ def _legend_below(axes: Axes, count: int) -> None:
 
 def curve(
     curves: Mapping[str, Float[Array | np.ndarray, " k"]],
-    path: str | pathlib.Path,
+    path: str | pathlib.Path | io.BufferedIOBase,
     *,
     image_shape: tuple[int, int, int],
     title: str = "Reconstruction curve",

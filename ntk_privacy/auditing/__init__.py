@@ -1,0 +1,41 @@
+"""An audit of what is to be published: what can be read back, in plain words.
+
+`audit` is the whole of it; `reports.audit_page` makes a page of what it returns.
+"""
+
+from ntk_privacy.auditing import (
+    attack,
+    auditor,
+    cases,
+    comparison,
+    controls,
+    given_images,
+    inputs,
+    membership,
+    statement,
+    units,
+)
+from ntk_privacy.auditing.auditor import Audit, audit, examine
+from ntk_privacy.auditing.cases import Case, case
+from ntk_privacy.auditing.methods import METHODS
+from ntk_privacy.auditing.statement import Statement
+
+__all__ = [
+    "METHODS",
+    "Audit",
+    "Case",
+    "Statement",
+    "attack",
+    "audit",
+    "auditor",
+    "case",
+    "cases",
+    "comparison",
+    "controls",
+    "examine",
+    "given_images",
+    "inputs",
+    "membership",
+    "statement",
+    "units",
+]

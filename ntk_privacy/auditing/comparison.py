@@ -1,0 +1,157 @@
+"""What was read back against private images: pairs, controls, membership."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from ntk_privacy.auditing import controls as nulls
+from ntk_privacy.auditing import membership, statement, units
+from ntk_privacy.auditing.attack import Attacked
+from ntk_privacy.auditing.cases import Case
+from ntk_privacy.auditing.controls import Controls
+from ntk_privacy.auditing.given_images import GivenImages
+from ntk_privacy.auditing.membership import Membership
+from ntk_privacy.evaluation import reconstruction_curve
+from ntk_privacy.evaluation.reconstruction_curve import RECOVERED_PSNR
+from ntk_privacy.reconstruction import Evidence
+
+__all__ = ["Compared", "compared", "controlled"]
+
+
+class Compared(NamedTuple):
+    """parts: of an `Audit`, by name. scaled: units of the network. counts: of all."""
+
+    parts: dict[str, Any]
+    scaled: units.Units
+    counts: statement.Counts
+
+
+def compared(given: Case, attacked: Attacked, notes: list[str]) -> Compared:
+    """Returns images as intensities, pairs with private ones, and the counts.
+
+    Args:
+      given: to the audit.
+      attacked: what was found in it.
+      notes: get what is noticed of units.
+
+    Raises:
+      ValueError: shapes that differ.
+    """
+    found, known = attacked.found, attacked.evidence
+    bounds = (0.0, 1.0) if known.bounds is None else known.bounds
+    scaled = units.told_by_bounds(bounds, known.image_shape[2])
+    images = scaled.intensities(found.images)
+    certified = np.asarray(found.certified, bool)
+    num_certified = int(certified.sum())
+    pairs = recovered = certain = None
+    scaled_too = 0
+    if given.private is not None:
+        real = given.private.images
+        # Without a certificate half of all images must fit, in the same units.
+        some = certified if num_certified else np.ones(len(images), bool)
+        other = units.fitted(real, images[some])
+        if other is not None:
+            images = other.intensities(images)
+            scale, shift = (other.scale * scaled.scale), 0
+            shift = other.scale * scaled.shift + other.shift
+            scaled = units.Units(scale, shift)
+            notes.append(
+                "The network saw intensities in other units than the bounds say: "
+                f"images that were read are given ones times {_list(1 / scale)} after "
+                f"{_list(shift)} is subtracted, per channel; they are compared so."
+            )
+        pairs = reconstruction_curve.evaluate(
+            real, images, mean=np.zeros(real.shape[-1])
+        )
+        recovered = pairs.num_recovered
+        above = pairs.psnr >= RECOVERED_PSNR
+        certain = int(np.sum(certified[pairs.reconstruction_index] & above))
+        if not recovered and found.verdict.word == "approximate":
+            scaled_too = units.num_up_to_brightness(real, found.images)
+    estimated = found.estimated_num_images
+    estimated = None if estimated is None else int(estimated)
+    private = None if given.private is None else len(given.private.images)
+    counts = statement.Counts(
+        *(len(images), num_certified, estimated, private, recovered, certain),
+        up_to_brightness=scaled_too,
+    )
+    made = {
+        "reconstruction": found,
+        "images": images,
+        "pairs": pairs,
+        "num_recovered": recovered,
+        "num_certified": num_certified,
+        "estimated_num_images": estimated,
+    }
+    return Compared(made, scaled, counts)
+
+
+def _list(values: np.ndarray) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def controlled(
+    given: Case,
+    attacked: Attacked,
+    seen: Compared,
+    key: Array,
+    notes: list[str],
+) -> dict[str, Any]:
+    """Returns controls and membership, as far as they can be had.
+
+    Args:
+      given: to the audit.
+      attacked: what was found in it.
+      seen: of `compared`.
+      key: of the controls.
+      notes: get what was left out.
+
+    Raises:
+      ValueError: shapes that differ.
+    """
+    known, images = attacked.evidence, seen.parts["images"]
+    wrong = Controls()
+    if known.params_0 is not None and not known.is_adapter:
+        wrong = nulls.on_wrong_weights(known, key=jax.random.fold_in(key, 1))
+    found: dict[str, Any] = {}
+    private, unseen = given.private, given.unseen
+    if private is not None:
+        wrong = dataclasses.replace(
+            wrong,
+            shuffled_recovered=nulls.recovered_when_shuffled(private.images, images),
+            identified=nulls.among_decoys(private, images, unseen),
+        )
+        if unseen is None:
+            notes.append(
+                "Membership was not measured, and decoys are the images themselves "
+                "with their pixels in other orders: give unseen images for both."
+            )
+        elif known.params_0 is None or known.is_adapter:
+            notes.append("Membership was not measured: it needs whole weights before.")
+        else:
+            found["membership"] = _members(known, private, unseen, seen, notes)
+    return {"controls": wrong, **found}
+
+
+def _members(
+    known: Evidence,
+    private: GivenImages,
+    unseen: GivenImages,
+    seen: Compared,
+    notes: list[str],
+) -> Membership | None:
+    most = membership.MOST_ROWS // known.num_outputs - len(private.images)
+    if most < 1:
+        notes.append("Membership was not measured: there are too many images.")
+        return None
+    others = unseen.images[:most]
+    if len(others) < len(unseen.images):
+        notes.append(f"Membership was measured against {len(others)} unseen images.")
+    both = seen.scaled.as_seen(np.concatenate([private.images, others]))
+    shares = membership.explained_shares(known, both)
+    return membership.measured(
+        shares[: len(private.images)], shares[len(private.images) :]
+    )

@@ -1,0 +1,253 @@
+"""What an audit says, in plain words: one sentence first, then what it rests on.
+
+It never says that anything is safe: attacks that find nothing prove nothing.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+from ntk_privacy.auditing.attack import Attacked
+from ntk_privacy.reconstruction import Evidence
+
+__all__ = ["NOTHING", "Copies", "Counts", "Statement", "Word", "state"]
+
+Word = Literal["certain", "likely", "nothing found"]
+
+NOTHING = "nothing found by these attacks"
+_DISTILL = (
+    "Publish, in place of what was trained on the images, a distilled set or what is "
+    "trained on one: `python -m experiments.distill --method=rkip`; audit it by "
+    "`--distilled=FILE --images=...`."
+)
+_NOISE = (
+    "Where the network itself must be published, train it with differential privacy; "
+    "noise of a size that is stated is the one defence with a proof."
+)
+_AGAIN = (
+    "Audit again before you publish what is trained longer, on fewer images, or wider: "
+    "each of these shows more."
+)
+
+
+class Counts(NamedTuple):
+    """What was counted.
+
+    Attributes:
+      images: reconstructed ones.
+      certified: of them, with a bound that was verified.
+      estimated: N, as the weights show it.
+      private: images given to compare with; None without.
+      recovered: of them, at 25 dB.
+      certain: of these, by a certified image.
+      up_to_brightness: of the private ones, those that are a reconstructed one times a
+        number.
+    """
+
+    images: int
+    certified: int
+    estimated: int | None
+    private: int | None = None
+    recovered: int | None = None
+    certain: int | None = None
+    up_to_brightness: int = 0
+
+
+class Copies(NamedTuple):
+    """Distilled images, and how many of them are private ones at 25 dB."""
+
+    distilled: int
+    copies: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Statement:
+    """The verdict, and what stands behind it.
+
+    Attributes:
+      sentence: the verdict.
+      word: "certain": images with a certificate, or copies in plain sight; "likely":
+        images recovered or estimated without one; "nothing found": by these attacks.
+      rests_on: figures that decided.
+      assumed: what nothing here shows.
+      supported, contradicted: assumptions that the evidence bears out, or not.
+      tried, not_tried: attacks.
+      remedies: what to do.
+    """
+
+    sentence: str
+    word: Word
+    rests_on: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    supported: tuple[str, ...] = ()
+    contradicted: tuple[str, ...] = ()
+    tried: tuple[str, ...] = ()
+    not_tried: tuple[str, ...] = ()
+    remedies: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+def state(
+    attacked: Attacked | None, counts: Counts | None, copies: Copies | None = None
+) -> Statement:
+    """Returns the statement of an audit.
+
+    Args:
+      attacked: what was found in weights; None where none were given.
+      counts: of it.
+      copies: in a distilled set; None where none was given.
+
+    Example:
+      >>> from ntk_privacy.auditing import statement
+      >>> statement.state(None, None, statement.Copies(10, 3)).sentence
+      '3 of 10 distilled images are copies of private images.'
+    """
+    sentences: list[str] = []
+    words: list[Word] = []
+    told: dict[str, tuple[str, ...]] = {}
+    if attacked is not None and counts is not None:
+        sentence, word = _of_weights(attacked, counts)
+        sentences, words, told = [sentence], [word], _behind(attacked)
+    if copies is not None:
+        sentence, word = _of_copies(copies)
+        sentences.append(sentence)
+        words.append(word)
+        told["rests_on"] = (
+            *told.get("rests_on", ()),
+            "A distilled image is a copy where its PSNR to a private one is 25 dB or "
+            "more.",
+        )
+        told["tried"] = (*told.get("tried", ()), "comparison of the distilled set")
+        if attacked is None:
+            told["not_tried"] = (
+                "attacks on networks that are trained on the distilled set: "
+                "`python -m experiments.compare --judge=attacks`",
+            )
+    order: tuple[Word, ...] = ("certain", "likely", "nothing found")
+    worst = min(words, key=order.index)
+    remedies = (_AGAIN,) if worst == "nothing found" else (_DISTILL, _NOISE)
+    return Statement(
+        sentence=" ".join(sentences), word=worst, remedies=remedies, **told
+    )
+
+
+def _of_copies(copies: Copies) -> tuple[str, Word]:
+    if copies.copies:
+        are = "is a copy" if copies.copies == 1 else "are copies"
+        return (
+            f"{copies.copies} of {copies.distilled} distilled images {are} of private "
+            "images.",
+            "certain",
+        )
+    return (
+        f"None of {copies.distilled} distilled images is a copy of a private image: "
+        f"{NOTHING}.",
+        "nothing found",
+    )
+
+
+def _kind(evidence: Evidence) -> str:
+    if evidence.is_adapter:
+        return "this adapter"
+    return "this gradient" if evidence.is_gradient else "these weights"
+
+
+def _of_weights(attacked: Attacked, counts: Counts) -> tuple[str, Word]:
+    what = _kind(attacked.evidence)
+    if counts.private is not None and counts.recovered is not None:
+        return _against_truth(counts, what)
+    if counts.certified:
+        known = counts.estimated is not None and counts.estimated >= counts.certified
+        of = f" of {counts.estimated}" if known else ""
+        more = counts.images - counts.certified
+        rest = f" {more} more are estimates." if more else ""
+        every = f"{counts.certified}{of} training images"
+        return f"{every} can be computed from {what} with certainty.{rest}", "certain"
+    if counts.images and attacked.found.verdict.word == "approximate":
+        are = "image was" if counts.images == 1 else "images were"
+        return (
+            f"{counts.images} {are} estimated from {what}; none is certain.",
+            "likely",
+        )
+    return f"No image was computed from {what}: {NOTHING}.", "nothing found"
+
+
+def _against_truth(counts: Counts, what: str) -> tuple[str, Word]:
+    certain, recovered = counts.certain or 0, counts.recovered or 0
+    others = counts.certified - certain
+    more = ""
+    if others:
+        are = "image that is" if others == 1 else "images that are"
+        more = f" {others} further {are} certain is not among those given."
+        more = more if others == 1 else more.replace("is not", "are not")
+    if recovered:
+        are = "is" if certain == 1 else "are"
+        sure = f"{certain} {are} certain" if certain else "none is certain"
+        return (
+            f"{recovered} of {counts.private} training images can be computed from "
+            f"{what}; {sure}.{more}",
+            "certain" if certain or others else "likely",
+        )
+    if counts.up_to_brightness and not others:
+        return (
+            f"{counts.up_to_brightness} of {counts.private} training images can be "
+            f"computed from {what} up to their brightness; none is certain.",
+            "likely",
+        )
+    if others:
+        are = "image" if others == 1 else "images"
+        return (
+            f"{others} {are} can be computed from {what} with certainty, but none of "
+            f"the {counts.private} given ones is among them.",
+            "certain",
+        )
+    return (
+        f"None of the {counts.private} given images was computed from {what}: "
+        f"{NOTHING}.",
+        "nothing found",
+    )
+
+
+def _behind(attacked: Attacked) -> dict[str, tuple[str, ...]]:
+    """Returns what stands behind the sentence about weights."""
+    evidence, verdict = attacked.evidence, attacked.found.verdict
+    rests_on = [verdict.reason]
+    if attacked.seed is not None and attacked.seed.seed is not None:
+        found = attacked.seed
+        rests_on.append(
+            f"The weights before training are those of seed {found.seed}: a wrong one "
+            f"of {found.num_seeds} would resemble them as much with a probability of "
+            f"{found.p_value:.1g}."
+        )
+    assumed = ["Both files are of one network, before and after one training."]
+    if evidence.is_gradient:
+        assumed = ["The gradient was taken at the weights that were given."]
+    elif evidence.params_0 is None:
+        assumed = ["The training was by cross-entropy, from a tiny first layer."]
+    elif evidence.is_adapter:
+        assumed = ["The adapter is of the first dense layer of this network."]
+    plain = (
+        "The first layer is dense with a ReLU behind it, and every image moved it by a "
+        "multiple of itself: SGD of any kind, without Adam and without noise."
+    )
+    supported, contradicted = (), ()
+    if verdict.word == "exact":
+        supported = (plain,)
+    elif verdict.word == "assumptions do not hold":
+        contradicted = (plain,)
+    else:
+        assumed.append(plain)
+    not_tried = (
+        *attacked.left_out,
+        "attacks on answers alone, without weights",
+        "attacks by other images of the same people or things",
+    )
+    return {
+        "rests_on": tuple(text for text in rests_on if text),
+        "assumed": tuple(assumed),
+        "supported": supported,
+        "contradicted": contradicted,
+        "tried": attacked.tried,
+        "not_tried": not_tried,
+    }
