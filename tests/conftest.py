@@ -29,12 +29,21 @@ def pytest_configure(config):
     if jax.__version_info__[:2] == (0, 10):
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} {_FLAGS}"
+        from jax._src.interpreters import mlir
+
+        mlir.make_ir_context = functools.partial(_ir_context, mlir.make_ir_context)
 
 
 def pytest_collection_finish():
     """What the imports made is not looked through for garbage again."""
     gc.collect()
     gc.freeze()
+
+
+@functools.cache
+def _ir_context(make):
+    """One for all programs of a file, where JAX makes one for each: 5 ms and 1 MB."""
+    return make()
 
 
 @functools.cache
@@ -84,6 +93,7 @@ def few_programs():
     """Thousands of compiled programs fill a worker's memory; few serve two files."""
     yield
     jax.clear_caches()
+    _ir_context.cache_clear()
 
 
 @pytest.fixture(scope="session")
