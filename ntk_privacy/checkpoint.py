@@ -81,6 +81,20 @@ def _filled(tree: Any) -> Any:
     )
 
 
+def _placed(like: Any, leaf: Any) -> Any:
+    """Returns a stored leaf, bound to its device only where the one expected is."""
+    if not like.size:
+        return jnp.zeros(like.shape, like.dtype)
+    if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) > 1:
+        return leaf
+    if isinstance(like, jax.Array):
+        bound = like.committed
+    else:
+        bound = getattr(like, "sharding", None) is not None
+    # Orbax binds it, and for that alone a loop would be compiled again, twice.
+    return leaf if bound else jax.device_put(np.asarray(leaf))
+
+
 def _as_stored(metadata: Any) -> Any:
     """Returns the shapes of a checkpoint's leaves, and whether there is one at all."""
     if metadata is None:
@@ -147,11 +161,7 @@ def restore(folder: str | pathlib.Path, step: int, like: Any) -> Any:
                 f"({str(error).splitlines()[0][:200]}): remove the folder to start "
                 "anew."
             ) from error
-    return jax.tree.map(
-        lambda old, leaf: leaf if old.size else jnp.zeros(old.shape, old.dtype),
-        like,
-        stored,
-    )
+    return jax.tree.map(_placed, like, stored)
 
 
 def foreign(folder: str | pathlib.Path, *, most: int) -> Any:

@@ -48,6 +48,20 @@ def test_a_state_comes_back_to_the_bit(tmp_path):
     assert jax.random.uniform(key) == jax.random.uniform(jax.random.key(0))
 
 
+def test_a_restored_state_runs_the_program_of_the_first_and_stays_where_it_was(
+    tmp_path,
+):
+    free, bound = jnp.ones(3), jax.device_put(jnp.ones(3), jax.devices()[0])
+    program = jax.jit(lambda x: 2 * x)
+    program(free)
+    checkpoint.save(tmp_path, 0, {"free": free, "bound": bound})
+    back = checkpoint.restore(tmp_path, 0, {"free": free, "bound": bound})
+    assert (back["free"].committed, back["bound"].committed) == (False, True)
+    for like in (back, None):
+        program(checkpoint.restore(tmp_path, 0, like)["free"])
+    assert program._cache_size() == 1
+
+
 def test_the_newest_two_are_kept(tmp_path):
     for step in (5, 10, 200):
         checkpoint.save(tmp_path, step, _state(step))

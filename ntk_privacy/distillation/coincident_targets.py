@@ -1,12 +1,10 @@
 """Images that a kernel cannot tell apart, where the ridge is too small to help."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ntk_privacy import _programs
 from ntk_privacy._types import KernelFn
 from ntk_privacy.kernels import blockwise, regression
 
@@ -51,15 +49,15 @@ def refuse(
     limit = max(16 * eps, 8 * kernel_error(kernel_fn, x))
     if diag_reg > limit:
         return
-    program = jax.jit(functools.partial(_first_pair, kernel_fn))
     root = jnp.sqrt(blockwise.diagonal(kernel_fn, x))
     size = min(block_size, len(x))
     starts = range(0, len(x), size)
     for i in starts:
         for j in (j for j in starts if j >= i):
             rows, columns = slice(i, i + size), slice(j, j + size)
-            found = program(
-                x[rows], x[columns], root[rows], root[columns], 1 - limit, i == j
+            roots = (root[rows], root[columns])
+            found = _first_pair(
+                kernel_fn, x[rows], x[columns], *roots, 1 - limit, i == j
             )
             first = int(found)
             if first < 0:
@@ -73,6 +71,7 @@ def refuse(
             )
 
 
+@_programs.jit()
 def _first_pair(kernel_fn, x1, x2, root1, root2, nearly, same):
     """Row and column, as one number, of images that coincide; -1 if none do."""
     k = kernel_fn(x1, x2)

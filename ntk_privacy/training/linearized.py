@@ -182,11 +182,6 @@ def gradient_descent(
         _checks.at_least(0, steps=count)
         _checks.in_range(0, 2**31 - 1, steps=count)
 
-    def compose(g, f):
-        """The affine map g after f: matrices less the identity, offsets."""
-        (mg, bg), (mf, bf) = g, f
-        return mg + mf + matmul(mg, mf), matmul(mg, bf[..., None])[..., 0] + bf + bg
-
     def gain(eigenvalues):
         dtype = eigenvalues.dtype
         eta, beta = jnp.asarray(learning_rate, dtype), jnp.asarray(momentum, dtype)
@@ -203,20 +198,31 @@ def gradient_descent(
             ),
             jnp.stack([eta * ones, eta * ones], -1),
         )
-        nothing = jax.tree.map(jnp.zeros_like, step)
-        count = jnp.asarray(steps, jnp.int32)
-
-        def body(i, carry):
-            power, total = carry
-            taken = compose(power, total)
-            odd = (count >> i) & 1 == 1
-            total = jax.tree.map(lambda a, b: jnp.where(odd, a, b), taken, total)
-            return compose(power, power), total
-
-        _, (_, offset) = jax.lax.fori_loop(0, 31, body, (step, nothing))
+        _, offset = _repeated(step, jnp.asarray(steps, jnp.int32))
         return offset[:, 0]
 
     return gain
+
+
+@jax.jit
+def _repeated(step: tuple[Array, Array], count: Int[Array, ""]) -> tuple[Array, Array]:
+    """Returns an affine map applied `count` times, as `_after` gives it."""
+    nothing = jax.tree.map(jnp.zeros_like, step)
+
+    def body(i, carry):
+        power, total = carry
+        taken = _after(power, total)
+        odd = (count >> i) & 1 == 1
+        total = jax.tree.map(lambda a, b: jnp.where(odd, a, b), taken, total)
+        return _after(power, power), total
+
+    return jax.lax.fori_loop(0, 31, body, (step, nothing))[1]
+
+
+def _after(g: tuple[Array, Array], f: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The affine map g after f: matrices less the identity, offsets."""
+    (mg, bg), (mf, bf) = g, f
+    return mg + mf + matmul(mg, mf), matmul(mg, bf[..., None])[..., 0] + bf + bg
 
 
 def _gains(spectrum: Spectrum, gain: Gain) -> tuple[Array, Array]:

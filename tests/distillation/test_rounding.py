@@ -184,3 +184,19 @@ def test_the_losses_of_a_search_among_contradicting_copies_are_right():
     )
     expected = rkip.loss(images, y_s, x, y, kernel_fn=mlp)
     np.testing.assert_allclose(found.losses[0], expected, rtol=0.02)
+
+
+def test_the_gradient_of_a_kernel_is_compiled_once():
+    calls = []
+
+    def kernel(x1, x2):
+        calls.append(1)
+        return x1.reshape(len(x1), -1) @ x2.reshape(len(x2), -1).T
+
+    def error(x):
+        return rounding.gradient_error(kernel, x, labels, diag_reg=0.1)
+
+    x = jax.random.normal(jax.random.key(0), (4, 6), f32)
+    first, count = error(x), len(calls)
+    assert 0 < error(2 * x) < 1e-4 > first
+    assert len(calls) == count
