@@ -4,7 +4,13 @@ import contextlib
 
 import jax
 
-__all__ = ["enable_x64"]
+__all__ = ["OWN_PRIMITIVES", "enable_x64"]
+
+OWN_PRIMITIVES = jax.__version_info__ >= (0, 10)
+"""Primitives of ours are differentiated and sharded as JAX's own.
+
+Before 0.8 second derivatives of a bilinear one are wrong; before 0.10 its gradient is
+not summed over devices."""
 
 
 def enable_x64(new: bool) -> contextlib.AbstractContextManager[None]:

@@ -8,13 +8,13 @@ import re
 import pytest
 
 import ntk_privacy
+from ntk_privacy import _versions
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_the_example_prints_what_it_says():
-    with_x64_off = pytest.importorskip("jax").enable_x64(False)
-    with with_x64_off:
+    with _versions.enable_x64(False):
         failed, attempted = doctest.testfile(
             str(ROOT / "README.md"), module_relative=False
         )

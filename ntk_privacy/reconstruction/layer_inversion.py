@@ -239,6 +239,16 @@ def _noise_floor(a: np.ndarray) -> np.ndarray:
     return np.clip(_BEYOND * np.max(noise, axis=1, initial=0.0), 4.0 * rms, 16.0 * rms)
 
 
+def _variance(
+    noise: Float[np.ndarray, "..."] | float,
+    factors: Float[np.ndarray, " m"],
+    scale: Float[np.ndarray, " m"],
+) -> Float[np.ndarray, " m"]:
+    """Of what a row solves; of a row that is nothing, as large as numbers go."""
+    with np.errstate(over="ignore"):
+        return np.minimum(noise * factors / scale**2, 1e300)
+
+
 def peel(
     layers: Layers,
     signals: Float[np.ndarray, "m units"],
@@ -267,7 +277,7 @@ def peel(
     scale = np.where(np.abs(duals) < _LEAST_DUAL * largest, largest, duals)
     a = (mixed[:-1] / scale).T
     spread = np.mean((change - mixed @ signals) ** 2)
-    variance = spread * factors / scale**2
+    variance = _variance(float(spread), factors, scale)
     out = layers.kernels[-1][:, 0].astype(np.float64)
     gates = a @ layers.kernels[last] + layers.biases[last] > 0
     top = gates * out
@@ -283,7 +293,7 @@ def peel(
         if k:
             back = _settled(gate, signal, solved, change, ~kept) * signal
         x = (solved / scale).T
-        before, variance = variance, rest * factors / scale**2
+        before, variance = variance, _variance(rest, factors, scale)
         least_variance = np.maximum(1e-9 * before, 1e-300)
         weight = np.clip(before / np.maximum(variance, least_variance), 1e-7, 1e7)
         active = gate

@@ -2,9 +2,9 @@
 
 import doctest
 
-import jax
 import pytest
 
+from ntk_privacy import _versions
 from ntk_privacy.auditing import (
     auditor,
     controls,
@@ -27,7 +27,7 @@ from ntk_privacy.reports import audit_page, shown
     ids=lambda module: module.__name__,
 )
 def test_the_examples_print_what_they_say(module):
-    with jax.enable_x64(False):
+    with _versions.enable_x64(False):
         failed, attempted = doctest.testmod(module)
     assert attempted
     assert failed == 0

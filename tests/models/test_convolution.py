@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from ntk_privacy import _versions
 from ntk_privacy.kernels import equations
 from ntk_privacy.models import conv_primitive, conv_products, convolution
 
@@ -24,6 +25,12 @@ SHAPES = [
     ((3, 4, 4, 33), 36),
     ((2, 2, 2, 2), 40),
 ]
+
+
+differentiated = pytest.mark.skipif(
+    not _versions.OWN_PRIMITIVES,
+    reason="this JAX does not differentiate such primitives, and they are not used",
+)
 
 
 def _drawn(seed, *shapes):
@@ -96,6 +103,7 @@ def test_images_that_do_not_fit_go_in_blocks(num_images, small_cache):
     )
 
 
+@differentiated
 @pytest.mark.parametrize(("shape", "depth"), SHAPES)
 def test_derivatives_of_every_order_are_those_of_the_plain_one(
     shape, depth, small_cache
@@ -179,6 +187,7 @@ def test_what_does_not_move_costs_nothing():
         assert text.count("convolve_3x3") == count
 
 
+@differentiated
 def test_types_meet_as_in_a_product():
     x, kernel = _drawn(5, (1, 2, 2, 1), (3, 3, 1, 2))
     x = x.astype(jnp.float32)
@@ -268,6 +277,7 @@ def test_what_is_not_mapped_is_not_repeated():
         assert "f64[10," not in text
 
 
+@differentiated
 @pytest.mark.parametrize("shape", [(2, 4, 4, 3), (8, 4, 4, 33)])
 def test_within_shard_map_the_gradient_is_summed_over_devices(shape, small_cache):
     x, kernel = _drawn(9, shape, (3, 3, shape[-1], 36))
@@ -319,6 +329,7 @@ print("equal")
 """
 
 
+@differentiated
 def test_two_devices_share_the_images():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     done = subprocess.run(

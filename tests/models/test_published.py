@@ -6,8 +6,6 @@ import pathlib
 import pickle
 import zipfile
 
-import equinox as eqx
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +13,16 @@ import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 import safetensors.torch
-import torch
 from flax import linen as nn
 from flax import nnx
 from flax.training import train_state
 
 from ntk_privacy import _files, checkpoint
 from ntk_privacy.models import MLP, published, saved, weight_files
+
+eqx = pytest.importorskip("equinox", reason="weights as Equinox holds them")
+hk = pytest.importorskip("haiku", reason="weights as Haiku holds them")
+torch = pytest.importorskip("torch", reason="weights as PyTorch holds them")
 
 KEY = jax.random.key(0)
 KERNEL = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)

@@ -272,6 +272,10 @@ def test_a_row_whose_bias_did_not_move_is_no_image_and_no_overflow():
         layers, rows, np.arange(20), span=None, dtype=np.dtype(np.float64)
     )
     assert np.all(decoded.forward_residuals > 0.1)
+    rows[0] *= 1e-160
+    layer_inversion.peel(
+        layers, rows, np.arange(20), span=None, dtype=np.dtype(np.float64)
+    )
 
 
 def test_images_that_no_number_format_holds_are_left_out(monkeypatch):

@@ -12,7 +12,6 @@ import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 import safetensors.torch
-import torch
 from flax import linen as nn
 from sklearn.datasets import load_digits
 
@@ -28,6 +27,8 @@ from ntk_privacy.reconstruction import (
     precision,
 )
 from ntk_privacy.training import adapter_victim
+
+torch = pytest.importorskip("torch", reason="weights as PyTorch holds them")
 
 KEY = jax.random.key(0)
 N = 8

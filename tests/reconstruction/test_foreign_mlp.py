@@ -2,19 +2,20 @@
 
 import itertools
 
-import equinox as eqx
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import linen as nn
 from flax import nnx
 
 from ntk_privacy.models import MLP, published
 from ntk_privacy.reconstruction import foreign_mlp
 from ntk_privacy.reconstruction.evidence_files import as_apply_fn, as_mlp
+
+eqx = pytest.importorskip("equinox", reason="weights as Equinox holds them")
+hk = pytest.importorskip("haiku", reason="weights as Haiku holds them")
+torch = pytest.importorskip("torch", reason="weights as PyTorch holds them")
 
 KEY = jax.random.key(0)
 SHAPE = (2, 2, 3)
