@@ -5,7 +5,12 @@ FAST_TESTS = $(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not slow"
 # Tests that need the real files look here; they skip with a reason without them.
 export NTK_PRIVACY_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: reconstruct test test-slow test-processors notebooks lint format bench clean
+# What is compiled by these is lowered for accelerators, and takes their branches.
+LOWERED = tests/*/test_every_*.py tests/distillation/test_contract.py tests/curvature \
+	tests/kernels tests/evaluation/test_robust_accuracy.py \
+	tests/reconstruction/test_closed_units.py tests/reconstruction/test_algebraic.py
+
+.PHONY: reconstruct test test-slow test-processors test-lowering notebooks lint format bench clean
 
 .venv: .venv/installed
 
@@ -36,6 +41,15 @@ test-processors: .venv
 		esac; \
 		echo "== $$isa: $$flags"; \
 		env $$flags $(FAST_TESTS) || failed="$$failed $$isa"; \
+	done; \
+	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+test-lowering: .venv
+	@failed=; \
+	for platform in tpu cuda; do \
+		echo "== $$platform"; \
+		LOWER_FOR=$$platform PYTHONPATH=tests $(BIN)/python -m pytest -q -p lowering \
+			-m "not slow" $(LOWERED) || failed="$$failed $$platform"; \
 	done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 

@@ -38,7 +38,7 @@ RANK["_former_names"] = RANK["poisoning"]
 # Below everything: they import nothing of the package but one another.
 BASE = {
     *("_types", "_checks", "_class_checks", "_tree", "_linalg", "_programs"),
-    *("_version", "_versions"),
+    *("_platform", "_version", "_versions"),
     *("_loop", "_files", "_archives", "checkpoint", "method", "resume", "sharding"),
     "_thumbnails",
 }

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks, _class_checks
+from ntk_privacy import _checks, _class_checks, _platform
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
 from ntk_privacy.distillation import search, synthetic_set
@@ -99,7 +99,7 @@ def _constant_gradient(
     if (
         not isinstance(model, ConvNet)
         or model.norm == "batch"
-        or jax.default_backend() != "cpu"
+        or _platform.name() != "cpu"
         or blocks * _BLOCK != len(images)
     ):
         return jax.grad(_cross_entropy(model))(params, images, labels)
@@ -426,7 +426,7 @@ def distill(
         inner_epochs=inner_epochs,
         inner_learning_rate=inner_learning_rate,
         inner_batch_size=inner_batch_size,
-        parallel=jax.default_backend() != "cpu" if parallel is None else parallel,
+        parallel=_platform.name() != "cpu" if parallel is None else parallel,
     )
     return search.descend(
         step, begin, data, num_steps=num_steps, chunk=chunk, callback=callback

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from ntk_privacy import _checks, _class_checks
+from ntk_privacy import _checks, _class_checks, _platform
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import crops
 from ntk_privacy.distillation import search
@@ -331,7 +331,7 @@ def recover(
         params, stats, (-m / s)[at], ((1 - m) / s)[at], _checks.key_data(key=key)
     )
     if parallel is None:
-        parallel = jax.default_backend() != "cpu"
+        parallel = _platform.name() != "cpu"
     step = _Step(
         model,
         num_classes,

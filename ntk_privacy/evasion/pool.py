@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ntk_privacy import _platform
 from ntk_privacy.evasion.task import Found, Task, batch_size
 from ntk_privacy.evasion.threat_model import per_sample, wide
 
@@ -167,7 +168,7 @@ def _select(where: Array, new: Any, old: Any) -> Any:
 def _fewer_places(num_places: int, kept: float) -> int:
     """Returns how many places follow so many; 0 if there is nothing to give up."""
     fewer = int(kept * num_places)
-    return fewer if fewer >= _SHRINKS.get(jax.default_backend(), num_places) else 0
+    return fewer if fewer >= _SHRINKS.get(_platform.name(), num_places) else 0
 
 
 def drive(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ntk_privacy import _platform
 from ntk_privacy.evasion import inputs
 from ntk_privacy.evasion.threat_model import Limits
 
@@ -85,7 +86,7 @@ def _unit(model: Any, x: Array, key: Array) -> float:
     found = [float(jnp.finfo(x.dtype).eps)]
     # What "default" precision of a product means there: tensor floats, bfloat16.
     products = {"gpu": 2.0**-10, "tpu": 2.0**-7}
-    found.append(products.get(jax.default_backend(), 0.0))
+    found.append(products.get(_platform.name(), 0.0))
 
     def walk(jaxpr):
         for equation in jaxpr.eqns:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _platform
 from ntk_privacy.evasion import inputs, losses, reading
 from ntk_privacy.evasion.threat_model import (
     Adversarial,
@@ -59,7 +59,7 @@ _CONFIRMING = 10
 
 def batch_size(count: int) -> int:
     """Returns how many of so many images are best evaluated at once."""
-    return min(_BATCH.get(jax.default_backend(), _MOST), count)
+    return min(_BATCH.get(_platform.name(), _MOST), count)
 
 
 class Task(NamedTuple):

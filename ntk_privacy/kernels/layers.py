@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _platform
 from ntk_privacy.kernels.dual_activation import (
     Gaps,
     Nonlinearity,
@@ -347,7 +347,7 @@ def apart(fn: Callable, anchor: Float[Array, ""], argument):
     times over (measured: 20 times slower for three layers), and removes optimisation
     barriers first. It does not fuse into the branches of a condition.
     """
-    if jax.default_backend() != "cpu":
+    if _platform.name() != "cpu":
         return fn(argument)
     leaves, tree = jax.tree.flatten(argument)
     arrays = [x for x in leaves if isinstance(x, jax.Array)]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _platform
 from ntk_privacy._types import Params
 from ntk_privacy.models import convolution
 
@@ -264,7 +264,7 @@ def embed_in_blocks(
     size = 0
     # Batch normalisation mixes images; an accelerator wants all of them at once.
     split = isinstance(model, ConvNet) and model.norm != "batch"
-    if isinstance(model, ConvNet) and split and jax.default_backend() == "cpu":
+    if isinstance(model, ConvNet) and split and _platform.name() == "cpu":
         fits = max(1, _CACHED // (h * w * model.width))
         size = max(d for d in range(1, min(fits, n) + 1) if n % d == 0)
         # An awkward number of images: small blocks cost more than they save.

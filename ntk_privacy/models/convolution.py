@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ntk_privacy import _versions
+from ntk_privacy import _platform, _versions
 from ntk_privacy.models import conv_primitive
 from ntk_privacy.models.conv_products import plain
 
@@ -41,7 +41,7 @@ def convolve(
       padding: pixels of zero around the images.
       precision: of products.
     """
-    ours = _versions.OWN_PRIMITIVES and jax.default_backend() == "cpu"
+    ours = _versions.OWN_PRIMITIVES and _platform.name() == "cpu"
     if not ours or padding < 1:
         return plain(x, kernel, padding, precision)
     more = padding - 1
@@ -67,7 +67,7 @@ def convolve_strided(
       padding: pixels of zero around the images.
       precision: of products.
     """
-    if jax.default_backend() != "cpu":
+    if _platform.name() != "cpu":
         return plain(x, kernel, padding, precision, stride=stride)
     size, c = kernel.shape[0], kernel.shape[2]
     if padding:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks, _class_checks, _loop
+from ntk_privacy import _checks, _class_checks, _loop, _platform
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
 from ntk_privacy.models import fitting
@@ -185,7 +185,7 @@ def train(
     x, n = jnp.asarray(x_train), len(x_train)
     batch_size = min(batch_size, n)
     if parallel is None:
-        parallel = jax.default_backend() != "cpu"
+        parallel = _platform.name() != "cpu"
     pairs = jax.vmap(jax.random.split)(keys)
     if state is None:
         state = init(x, model=model, keys=keys)
