@@ -8,6 +8,7 @@ from ntk_privacy import _versions
 from ntk_privacy.auditing import (
     auditor,
     controls,
+    distilled_sets,
     given_images,
     inputs,
     membership,
@@ -20,7 +21,7 @@ from ntk_privacy.reports import audit_page, shown
 @pytest.mark.parametrize(
     "module",
     [
-        *(controls, given_images, inputs, membership, statement, units),
+        *(controls, distilled_sets, given_images, inputs, membership, statement, units),
         *(audit_page, shown),
         pytest.param(auditor, marks=pytest.mark.slow),
     ],
