@@ -6,7 +6,7 @@ these, and tuples of numbers or texts (between commas on the command line). Flag
 on a private `FlagValues`, so that one process can import any number of binaries.
 
 Exit codes: 0 done, 1 a file or its contents, 2 a flag, 130 interrupted. Errors are one
-line on stderr.
+line on stderr; lines to be pasted stand below it.
 """
 
 import contextlib
@@ -320,7 +320,11 @@ def call(
 def _fail(error: Exception | str, code: int) -> int:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         error = f"{error.filename}: {error.strerror}."
-    print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+    told, _, lines = str(error).partition(":\n")
+    text = " ".join(told.split())
+    if lines:  # to be pasted, such as those that export a pickle
+        text = f"{text}:\n{lines}"
+    print("error:", text, file=sys.stderr, flush=True)
     return code
 
 

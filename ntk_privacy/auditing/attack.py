@@ -155,26 +155,39 @@ def _from_final_weights(evidence: Evidence, key: Array, stage: Stage) -> Attacke
 def _from_both(evidence: Evidence, key: Array, stage: Stage) -> Attacked:
     """Reads exactly, and searches for what is left where the number of images shows."""
     evidence.needs("an audit", "params_0", "bounds")
-    method = METHODS["auto"]
-    is_mlp = isinstance(evidence.network, MLP)
+    reading, decoding = "exact reading of closed units", "exact decoding of ReLU gates"
+    method, is_mlp = METHODS["auto"], isinstance(evidence.network, MLP)
+    try:
+        units, why = closed_units.from_evidence(evidence, key=key, stage=stage), ""
+    except ValueError as error:
+        units, why = None, str(error)
+    if units is not None and len(units.images) and units.certified.all():
+        return Attacked(units, evidence, (reading,), (_SEARCH_NOT_NEEDED,))
     if is_mlp and (evidence.num_images is not None or _shows_count(evidence, key)):
         found = method.run(evidence, method.configured(), key=key, stage=stage)
-        tried = ("exact reading of closed units", "exact decoding of ReLU gates")
         if any("kkt" in source for source in found.sources):
-            return Attacked(found, evidence, (*tried, "search and polishing"), ())
-        used = tried[1:] if found.decoded is not None else tried[:1]
+            tried = reading, decoding, "search and polishing"
+            return Attacked(_better(units, found), evidence, tried, ())
+        used = reading, decoding
         return Attacked(found, evidence, used, (_SEARCH_NOT_NEEDED,))
-    try:
-        found = closed_units.from_evidence(evidence, key=key, stage=stage)
-    except ValueError as error:
-        found = _nothing(evidence, str(error))
-    if len(found.images) and found.certified.all():
-        left = _SEARCH_NOT_NEEDED
-    elif is_mlp:
+    if units is None:
+        return Attacked(_nothing(evidence, why), evidence, (), (f"{reading} ({why})",))
+    left = "a search (it takes an MLP, or the number of images)"
+    if is_mlp:
         left = "a search (the weights do not show how many images to search for)"
-    else:
-        left = "a search (it takes an MLP, or the number of images)"
-    return Attacked(found, evidence, ("exact reading of closed units",), (left,))
+    return Attacked(units, evidence, (reading,), (left,))
+
+
+def _better(units: Reconstruction | None, found: Reconstruction) -> Reconstruction:
+    """Returns estimates of closed units, where a search that came after explains less.
+
+    A search begins from noise: it may end far from what was read without a certificate.
+    """
+    if units is None or found.certified.any() or units.verdict.word != "approximate":
+        return found
+    shares = [one.verdict.explained or 0.0 for one in (units, found)]
+    worse = found.verdict.word != "approximate" or shares[1] < shares[0]
+    return units if worse else found
 
 
 def _shows_count(evidence: Evidence, key: Array) -> bool:

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ntk_privacy import _checks
 from ntk_privacy.auditing import given_images, units
 from ntk_privacy.auditing.given_images import GivenImages
@@ -102,6 +104,8 @@ def case(
     if private is not None:
         # Of an image shape that was inferred.
         private = given_images.read(private, name="images", image_shape=shape)
+        if others[0] is not None:
+            others[0] = _without(others[0], private, about)
     return Case(
         evidence=known,
         private=private,
@@ -110,6 +114,27 @@ def case(
         seeds=seeds,
         notes=tuple(about),
     )
+
+
+def _without(
+    unseen: GivenImages, private: GivenImages, notes: list[str]
+) -> GivenImages:
+    """Leaves out unseen images that are private ones: they were trained on."""
+    known = {image.tobytes() for image in np.asarray(private.images, np.float32)}
+    flat = np.asarray(unseen.images, np.float32)
+    kept = np.asarray([image.tobytes() not in known for image in flat])
+    if kept.all():
+        return unseen
+    if not kept.any():
+        raise ValueError(
+            "unseen images are all among images: give ones that were not trained on, "
+            "or leave unseen out."
+        )
+    count = int(np.sum(~kept))
+    are = "is" if count == 1 else "are"
+    notes.append(f"{count} of the unseen images {are} among images, and left out.")
+    classes = None if unseen.classes is None else unseen.classes[kept]
+    return unseen._replace(images=unseen.images[kept], classes=classes)
 
 
 def _check_seeds(seeds: tuple[int, int], *, before: Any) -> None:

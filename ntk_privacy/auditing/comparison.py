@@ -21,6 +21,9 @@ from ntk_privacy.reconstruction import Evidence
 __all__ = ["Compared", "compared", "controlled"]
 
 
+_NORM_1 = 1e-4
+
+
 class Compared(NamedTuple):
     """parts: of an `Audit`, by name. scaled: units of the network. counts: of all."""
 
@@ -47,7 +50,7 @@ def compared(given: Case, attacked: Attacked, notes: list[str]) -> Compared:
     certified = np.asarray(found.certified, bool)
     num_certified = int(certified.sum())
     pairs = recovered = certain = None
-    scaled_too = 0
+    scaled_too, sizeless = 0, _has_no_size(found.images)
     if given.private is not None:
         real = given.private.images
         # Without a certificate half of all images must fit, in the same units.
@@ -55,21 +58,27 @@ def compared(given: Case, attacked: Attacked, notes: list[str]) -> Compared:
         other = units.fitted(real, images[some])
         if other is not None:
             images = other.intensities(images)
-            scale, shift = (other.scale * scaled.scale), 0
+            scale = other.scale * scaled.scale
             shift = other.scale * scaled.shift + other.shift
-            scaled = units.Units(scale, shift)
-            notes.append(
-                "The network saw intensities in other units than the bounds say: "
+            told = (
                 f"images that were read are given ones times {_list(1 / scale)} after "
                 f"{_list(shift)} is subtracted, per channel; they are compared so."
             )
+            if sizeless:
+                notes.append(f"The weights do not tell the images' size: {told}")
+            else:
+                scaled = units.Units(scale, shift)
+                notes.append(
+                    "The network saw intensities in other units than the bounds say: "
+                    f"{told}"
+                )
         pairs = reconstruction_curve.evaluate(
             real, images, mean=np.zeros(real.shape[-1])
         )
         recovered = pairs.num_recovered
         above = pairs.psnr >= RECOVERED_PSNR
         certain = int(np.sum(certified[pairs.reconstruction_index] & above))
-        if not recovered and found.verdict.word == "approximate":
+        if sizeless or not recovered:
             scaled_too = units.num_up_to_brightness(real, found.images)
     estimated = found.estimated_num_images
     estimated = None if estimated is None else int(estimated)
@@ -87,6 +96,12 @@ def compared(given: Case, attacked: Attacked, notes: list[str]) -> Compared:
         "estimated_num_images": estimated,
     }
     return Compared(made, scaled, counts)
+
+
+def _has_no_size(images: np.ndarray) -> bool:
+    """Whether readers gave images norm 1, for want of a bias that tells it."""
+    norms = np.sqrt(np.sum(np.square(images, dtype=np.float64), axis=(1, 2, 3)))
+    return len(norms) > 1 and bool(np.all(np.abs(norms - 1) < _NORM_1))
 
 
 def _list(values: np.ndarray) -> str:
@@ -119,9 +134,23 @@ def controlled(
     found: dict[str, Any] = {}
     private, unseen = given.private, given.unseen
     if private is not None:
+        shuffled = nulls.recovered_when_shuffled(private.images, images)
+        if shuffled:
+            notes.append(
+                f"{shuffled} of the given images count as recovered with their pixels "
+                "in another order too: of images with so little in them 25 dB proves "
+                "nothing."
+            )
+        equal = len(private.images) - len(np.unique(private.images, axis=0))
+        if equal:
+            notes.append(
+                f"{equal} of the given images equal others of them; what is read back "
+                "counts for one of each, so at most "
+                f"{len(private.images) - equal} can count as recovered."
+            )
         wrong = dataclasses.replace(
             wrong,
-            shuffled_recovered=nulls.recovered_when_shuffled(private.images, images),
+            shuffled_recovered=shuffled,
             identified=nulls.among_decoys(private, images, unseen),
         )
         if unseen is None:

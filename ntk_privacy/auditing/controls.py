@@ -208,7 +208,9 @@ def among_decoys(
 def _chosen(
     given: GivenImages, unseen: GivenImages, rng: np.random.Generator, seed: int
 ) -> tuple[np.ndarray, str]:
-    if given.classes is not None and unseen.classes is not None:
+    # Numbers of folders are those of their names.
+    alike = given.class_names == unseen.class_names
+    if given.classes is not None and unseen.classes is not None and alike:
         there = np.bincount(unseen.classes, minlength=int(given.classes.max()) + 1)
         if there[np.unique(given.classes)].min() >= NUM_DECOYS:
             rows = identification.choose_decoys(

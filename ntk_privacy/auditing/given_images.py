@@ -35,11 +35,13 @@ class GivenImages(NamedTuple):
       images: (n, h, w, c), intensities in [0, 1].
       classes: (n,), or None where nothing tells them.
       source: where they are from, for people.
+      class_names: of folders, in the order of their numbers; None of arrays.
     """
 
     images: Float[np.ndarray, "n h w c"]
     classes: Int[np.ndarray, " n"] | None
     source: str
+    class_names: tuple[str, ...] | None = None
 
 
 def read(
@@ -168,7 +170,9 @@ def _folder(
             )
         images = images[..., :1]
     found = _intensities("images", np.ascontiguousarray(images))
-    return GivenImages(found, classes if below else None, source)
+    if not below:
+        return GivenImages(found, None, source)
+    return GivenImages(found, classes, source, tuple(part.name for part in below))
 
 
 _FILL = "put the pictures that were trained on there"

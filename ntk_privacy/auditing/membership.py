@@ -20,6 +20,7 @@ from ntk_privacy._types import Params
 from ntk_privacy.kernels import empirical, structured
 from ntk_privacy.models.mlp import MLP
 from ntk_privacy.reconstruction import Evidence
+from ntk_privacy.reconstruction.verdict import told_bound
 
 __all__ = ["MOST_ROWS", "Membership", "Rate", "explained_shares", "measured"]
 
@@ -168,11 +169,13 @@ def _told(
     free = round(float(np.max(true[false == 0])) * n)
     told = (
         f"{free} of {n} private images score above all {k} unseen ones. So many unseen "
-        f"images tell false-positive rates in steps of {100 / k:.2g}%"
+        f"images tell false-positive rates in steps of {100 / k:.3g}%"
     )
     hidden = [rate.false_positives for rate in rates if rate.true_positives is None]
     if hidden:
         names = " and ".join(f"{100 * rate:g}%" for rate in hidden)
         most = round(1 / min(hidden))
         told += f"; true positives at {names} are not known from them: give {most}"
-    return told + "."
+    # Birnbaum and Klose, Annals of Mathematical Statistics 28 (1957).
+    spread = told_bound(0.5 / np.sqrt(min(n, k)))
+    return f"{told}. The standard error of the area is at most {spread}."

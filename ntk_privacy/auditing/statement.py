@@ -11,7 +11,7 @@ from ntk_privacy.reconstruction import Evidence
 
 __all__ = ["NOTHING", "Copies", "Counts", "Statement", "Word", "state"]
 
-Word = Literal["certain", "likely", "nothing found"]
+Word = Literal["certain", "likely", "nothing found", "not attacked"]
 
 NOTHING = "nothing found by these attacks"
 _DISTILL = (
@@ -22,6 +22,10 @@ _DISTILL = (
 _NOISE = (
     "Where the network itself must be published, train it with differential privacy; "
     "noise of a size that is stated is the one defence with a proof."
+)
+_MORE = (
+    "Give the weights before training too, or their seed: those who publish them, or "
+    "start from a public network, give them to everybody."
 )
 _AGAIN = (
     "Audit again before you publish what is trained longer, on fewer images, or wider: "
@@ -39,8 +43,8 @@ class Counts(NamedTuple):
       private: images given to compare with; None without.
       recovered: of them, at 25 dB.
       certain: of these, by a certified image.
-      up_to_brightness: of the private ones, those that are a reconstructed one times a
-        number.
+      up_to_brightness: of the private ones, those that are a reconstructed one up to
+        brightness and contrast; counted where others count for nothing.
     """
 
     images: int
@@ -66,7 +70,8 @@ class Statement:
     Attributes:
       sentence: the verdict.
       word: "certain": images with a certificate, or copies in plain sight; "likely":
-        images recovered or estimated without one; "nothing found": by these attacks.
+        images recovered or estimated without one; "nothing found": by these attacks;
+        "not attacked": none takes what was given.
       rests_on: figures that decided.
       assumed: what nothing here shows.
       supported, contradicted: assumptions that the evidence bears out, or not.
@@ -124,9 +129,12 @@ def state(
                 "attacks on networks that are trained on the distilled set: "
                 "`python -m experiments.compare --judge=attacks`",
             )
-    order: tuple[Word, ...] = ("certain", "likely", "nothing found")
+    order: tuple[Word, ...] = ("certain", "likely", "not attacked", "nothing found")
     worst = min(words, key=order.index)
-    remedies = (_AGAIN,) if worst == "nothing found" else (_DISTILL, _NOISE)
+    remedies = (_DISTILL, _NOISE)
+    if worst in ("nothing found", "not attacked"):
+        blind = attacked is not None and attacked.evidence.params_0 is None
+        remedies = (_MORE, _AGAIN) if blind else (_AGAIN,)
     return Statement(
         sentence=" ".join(sentences), word=worst, remedies=remedies, **told
     )
@@ -155,6 +163,12 @@ def _kind(evidence: Evidence) -> str:
 
 def _of_weights(attacked: Attacked, counts: Counts) -> tuple[str, Word]:
     what = _kind(attacked.evidence)
+    if not attacked.tried:
+        return (
+            f"Nothing was tried on {what}: no attack here takes what was given, which "
+            "says nothing of what they hold.",
+            "not attacked",
+        )
     if counts.private is not None and counts.recovered is not None:
         return _against_truth(counts, what)
     if counts.certified:
@@ -165,9 +179,11 @@ def _of_weights(attacked: Attacked, counts: Counts) -> tuple[str, Word]:
         every = f"{counts.certified}{of} training images"
         return f"{every} can be computed from {what} with certainty.{rest}", "certain"
     if counts.images and attacked.found.verdict.word == "approximate":
-        are = "image was" if counts.images == 1 else "images were"
+        # A search returns more candidates than there are images.
+        count = min(counts.images, counts.estimated or counts.images)
+        are = "image was" if count == 1 else "images were"
         return (
-            f"{counts.images} {are} estimated from {what}; none is certain.",
+            f"{count} {are} estimated from {what}; none is certain.",
             "likely",
         )
     return f"No image was computed from {what}: {NOTHING}.", "nothing found"
@@ -181,7 +197,7 @@ def _against_truth(counts: Counts, what: str) -> tuple[str, Word]:
         are = "image that is" if others == 1 else "images that are"
         more = f" {others} further {are} certain is not among those given."
         more = more if others == 1 else more.replace("is not", "are not")
-    if recovered:
+    if recovered > counts.up_to_brightness or (recovered and certain):
         are = "is" if certain == 1 else "are"
         sure = f"{certain} {are} certain" if certain else "none is certain"
         return (
@@ -192,14 +208,19 @@ def _against_truth(counts: Counts, what: str) -> tuple[str, Word]:
     if counts.up_to_brightness and not others:
         return (
             f"{counts.up_to_brightness} of {counts.private} training images can be "
-            f"computed from {what} up to their brightness; none is certain.",
+            f"computed from {what} up to brightness and contrast; none is certain.",
             "likely",
         )
     if others:
         are = "image" if others == 1 else "images"
+        but = f", but none of the {counts.private} given ones is among them."
+        if counts.up_to_brightness:
+            but = (
+                f"; {counts.up_to_brightness} of the {counts.private} given ones match "
+                "them up to brightness and contrast."
+            )
         return (
-            f"{others} {are} can be computed from {what} with certainty, but none of "
-            f"the {counts.private} given ones is among them.",
+            f"{others} {are} can be computed from {what} with certainty{but}",
             "certain",
         )
     return (
@@ -228,14 +249,16 @@ def _behind(attacked: Attacked) -> dict[str, tuple[str, ...]]:
     elif evidence.is_adapter:
         assumed = ["The adapter is of the first dense layer of this network."]
     plain = (
-        "The first layer is dense with a ReLU behind it, and every image moved it by a "
-        "multiple of itself: SGD of any kind, without Adam and without noise."
+        "The first layer is dense with a ReLU behind it, the training images are fewer "
+        "than its inputs and units, and each moved it by a multiple of itself: SGD of "
+        "any kind, without Adam and without noise."
     )
+    searched = any("kkt" in source for source in attacked.found.sources)
     supported, contradicted = (), ()
     if verdict.word == "exact":
         supported = (plain,)
-    elif verdict.word == "assumptions do not hold":
-        contradicted = (plain,)
+    elif verdict.word == "assumptions do not hold" and not searched:
+        contradicted = (f"At least one of these does not hold. {plain}",)
     else:
         assumed.append(plain)
     not_tried = (

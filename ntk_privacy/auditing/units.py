@@ -19,6 +19,7 @@ from ntk_privacy.evaluation.reconstruction_curve import RECOVERED_PSNR
 __all__ = ["Units", "fitted", "num_up_to_brightness", "told_by_bounds"]
 
 _ALIKE = 0.95  # correlation of a pair that may be one image in two units
+_SURELY_ALIKE = 0.98  # of a pair by itself
 _FEWEST = 2  # pairs; one image alone might be bent to fit another
 _SAME = 0.02  # of a scale from 1 and of a shift from 0: the told units are right
 _DECIMALS = 4
@@ -140,31 +141,34 @@ def fitted(
 def num_up_to_brightness(
     images: Float[np.ndarray, "n h w c"], found: Float[np.ndarray, "m h w c"]
 ) -> int:
-    """Returns how many given images are found ones times a number, at 25 dB.
+    """Returns how many given images are found ones up to brightness and contrast.
 
-    Of a network without a bias in its first layer images are known up to that.
+    Of a network without a bias in its first layer images are known up to that, and one
+    image alone tells no units. A pair counts that correlates by 0.98 at least, or as
+    much with its sign turned, and is within 25 dB by the best scale and shift: a black
+    image, which any scale of zero would fit, is no pair of anything.
 
     Args:
       images: private ones, in [0, 1].
-      found: reconstructed ones, in units in which black is 0.
+      found: reconstructed ones, in any units.
 
     Example:
       >>> import numpy as np
       >>> from ntk_privacy.auditing import units
       >>> x = np.random.default_rng(0).random((4, 5, 5, 1))
-      >>> units.num_up_to_brightness(x, -7 * x[:3])
+      >>> units.num_up_to_brightness(x, 3 - 7 * x[:3])
       3
     """
     if not len(found):
         return 0
-    truth, read = (a.reshape(len(a), -1).astype(np.float64) for a in (images, found))
-    norms = np.sum(read**2, axis=1)
-    along = truth @ read.T / np.maximum(norms, 1e-300)
-    least = np.sum(truth**2, axis=1)[:, None] - along**2 * norms
-    rows, columns = reconstruction_curve.greedy_pairs(np.nan_to_num(least, nan=np.inf))
-    # The product above cancels digits: take the pairs' own differences.
-    apart = truth[rows] - along[rows, columns][:, None] * read[columns]
-    return int(np.sum(np.mean(apart**2, axis=1) <= 10 ** (-RECOVERED_PSNR / 10)))
+    truth, read = (np.asarray(a, np.float64) for a in (images, found))
+    alike = np.abs(_unit(truth) @ _unit(read).T)
+    rows, columns = reconstruction_curve.greedy_pairs(-alike)
+    kept = alike[rows, columns]
+    spread = np.mean((truth - truth.mean(axis=(1, 2), keepdims=True)) ** 2, (1, 2, 3))
+    error = spread[rows] * np.maximum(1 - kept**2, 0)
+    near = error <= 10 ** (-RECOVERED_PSNR / 10)
+    return int(np.sum(near & (kept >= _SURELY_ALIKE)))
 
 
 def _unit(images: np.ndarray) -> np.ndarray:

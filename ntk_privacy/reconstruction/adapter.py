@@ -33,7 +33,7 @@ from ntk_privacy.reconstruction import (
 )
 from ntk_privacy.reconstruction.closed_units import Config
 from ntk_privacy.reconstruction.evidence import Evidence
-from ntk_privacy.reconstruction.verdict import Verdict
+from ntk_privacy.reconstruction.verdict import Verdict, told_bound
 from ntk_privacy.resume import Stage, straight
 
 __all__ = [
@@ -320,8 +320,8 @@ def _doubted(
         message = f"{count} of {n} images certified"
         if count:
             most = errors[certified].max()
-            message += f", within {most:.1g} of their norm of training images"
-        message += f"; {why} leaves up to {doubts.max():.1g} of an image open."
+            message += f", within {told_bound(most)} of their norm of training images"
+        message += f"; {why} leaves up to {told_bound(doubts.max())} of an image open."
         word = "exact" if count else "approximate"
         verdict = verdict._replace(word=word, reason=message, num_certified=count)
     return found._replace(

@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float
 from ntk_privacy import _checks, _versions
 from ntk_privacy.models.adapter import Adapter
 from ntk_privacy.reconstruction import unit_verdict
-from ntk_privacy.reconstruction.verdict import Verdict
+from ntk_privacy.reconstruction.verdict import Verdict, told_bound
 
 __all__ = ["Schedule", "Within", "budget", "trained", "within"]
 
@@ -426,7 +426,7 @@ def _said(adapter, unknown, images, miss, condition, errors, count) -> Within:
         reason = (
             f"Training on {int(certified.sum())} of {n} images ends at the factors "
             f"to {miss:.1g}, with errors of at most "
-            f"{float(errors[certified].max(initial=0.0)):.1g} ({counted})."
+            f"{told_bound(float(errors[certified].max(initial=0.0)))} ({counted})."
         )
     if not certified.any():
         errors = np.full(n, np.inf)

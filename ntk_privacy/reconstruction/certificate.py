@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from scipy import optimize
 
 from ntk_privacy.reconstruction import label_evidence, layer_inversion, low_rank
-from ntk_privacy.reconstruction.verdict import Verdict
+from ntk_privacy.reconstruction.verdict import Verdict, told_bound
 
 __all__ = ["Judgement", "Weighed", "judge", "weigh"]
 
@@ -317,8 +317,8 @@ def _verdict(
     why = f"the images explain {share} of the change's squared norm"
     if number:
         word = "exact"
-        worst = float(errors[certified].max())
-        why = f"{number} of {found.rank} images are within {worst:.1g} of their norm"
+        worst = told_bound(float(errors[certified].max()))
+        why = f"{number} of {found.rank} images are within {worst} of their norm"
         why += f" of training images; they explain {share} of the change's squared norm"
     elif not decoded:
         word = "nothing found"

@@ -81,11 +81,16 @@ def factorize(
         none, the factors have rank 0.
     """
     limit = min(change.shape)
+    # Pixels that are always black leave no noise: where it ends is no rank.
+    moved = min(int(np.any(change, axis=axis).sum()) for axis in (0, 1))
     size = min(limit, _FIRST if rank is None else rank + 24)
     while True:
         left, values, right = _leading(change, size)
         whole = len(values) == limit
-        shown = _shown_rank(values, whole=whole)
+        ends = whole or len(values) >= moved
+        shown = _shown_rank(values[:moved], whole=ends) if moved else None
+        if shown is None:
+            shown = _shown_rank(values, whole=whole)
         if rank is not None or shown is not None or whole:
             break
         size = min(limit, 3 * size)

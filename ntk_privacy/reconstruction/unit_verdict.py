@@ -9,7 +9,7 @@ from ntk_privacy.reconstruction import result
 from ntk_privacy.reconstruction.change_factors import Factors
 from ntk_privacy.reconstruction.closed_rows import Found
 from ntk_privacy.reconstruction.unit_space import Space
-from ntk_privacy.reconstruction.verdict import Verdict
+from ntk_privacy.reconstruction.verdict import Verdict, told_bound
 
 __all__ = ["TOLERANCE", "Judged", "hidden", "judge", "nothing", "single"]
 
@@ -127,9 +127,9 @@ def judge(
         f"spectrum's gap is {gap:.3g}"
     )
     if count:
-        worst = float(errors[certified].max())
+        worst = told_bound(float(errors[certified].max()))
         reason = (
-            f"{count} of {n} images are within {worst:.1g} of their norm of training "
+            f"{count} of {n} images are within {worst} of their norm of training "
             "images, or of a mean of nearly equal ones, which no weights tell apart: "
             f"each row of signals vanishes on the units that its image closes, "
             f"{_agreeing(whole.agreement.min())}; {share}{told}."

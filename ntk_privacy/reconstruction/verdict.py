@@ -5,9 +5,10 @@ attack therefore judges what it returns by the evidence alone: how much of the c
 the parameters its images explain, and which of its assumptions that evidence bears out.
 """
 
+import math
 from typing import Literal, NamedTuple
 
-__all__ = ["Verdict", "Word"]
+__all__ = ["Verdict", "Word", "told_bound"]
 
 Word = Literal["exact", "approximate", "assumptions do not hold", "nothing found"]
 
@@ -35,3 +36,21 @@ class Verdict(NamedTuple):
     gap: float | None = None
     num_certified: int = 0
     replay_misses: float | None = None
+
+
+def told_bound(bound: float) -> str:
+    """Returns a bound in words of one digit, rounded up: what is told holds too.
+
+    Args:
+      bound: at least 0.
+
+    Example:
+      >>> from ntk_privacy.reconstruction import verdict
+      >>> verdict.told_bound(0.00014), verdict.told_bound(0.0002)
+      ('0.0002', '0.0002')
+    """
+    near = f"{bound:.1g}"
+    if float(near) >= bound or not math.isfinite(bound):
+        return near
+    digit, _, power = f"{bound:.0e}".partition("e")
+    return f"{float(f'{int(digit) + 1}e{power}'):.1g}"

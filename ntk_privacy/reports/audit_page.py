@@ -19,10 +19,16 @@ from ntk_privacy.reports.atomic import replacing
 __all__ = ["figures", "html", "markdown", "write"]
 
 
+def _on_one_line(text: object) -> str:
+    """Returns text as a block of code takes it, where nothing is escaped."""
+    return " ".join(str(text).split())
+
+
 def _plain(text: object) -> str:
     """Returns text that Markdown takes as such, on one line."""
-    line = " ".join(str(text).split())
-    for mark, harmless in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|")):
+    line = _on_one_line(text)
+    marks = ("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("[", "\\["), ("*", "\\*")
+    for mark, harmless in marks:
         line = line.replace(mark, harmless)
     return line
 
@@ -43,7 +49,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"plain": _plain, "coded": _coded}
+    environment.filters |= {"plain": _plain, "coded": _coded, "oneline": _on_one_line}
     return environment
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from ntk_privacy import _thumbnails
 from ntk_privacy.auditing import Audit
 from ntk_privacy.auditing.membership import Membership
+from ntk_privacy.reconstruction.verdict import told_bound
 from ntk_privacy.reports import plots
 
 __all__ = ["MOST", "Line", "Page", "view"]
@@ -18,11 +19,12 @@ __all__ = ["MOST", "Line", "Page", "view"]
 MOST = 200
 """Images in the gallery, at most."""
 
-_KINDS = {"certain": "certain", "likely": "likely", "nothing found": "nothing"}
+_KINDS = {"certain": "certain", "likely": "likely"}  # others: nothing
 _WORDS = {
     "certain": "Certain: it can be read back",
     "likely": "Likely: read back, without a certificate",
     "nothing found": "Nothing found by these attacks",
+    "not attacked": "Not attacked: not one attack takes what was given",
 }
 
 
@@ -131,7 +133,7 @@ def view(
     return Page(
         sentence=verdict.sentence,
         word=_WORDS[verdict.word],
-        kind=_KINDS[verdict.word],
+        kind=_KINDS.get(verdict.word, "nothing"),
         aspect=_aspect(audit),
         figures=tuple(_figures(audit)),
         behind=_behind(audit),
@@ -262,7 +264,7 @@ def _caption(row: _Row) -> str:
         return "Not read back."
     parts = ["certain" if row.certified else "an estimate"]
     if row.certified:
-        parts.append(f"within {row.error:.1g} of its norm")
+        parts.append(f"within {told_bound(row.error)} of its norm")
     if row.psnr is not None:
         told = "equal" if math.isinf(row.psnr) else f"{row.psnr:.0f} dB"
         parts.append(f"{told}{'' if row.psnr >= 25 else ', not recovered'}")
@@ -396,7 +398,7 @@ def _table(
         kind = "private" if row.truth is not None else "reconstruction"
         number = row.truth if row.truth is not None else row.found
         cell = [f"{kind} {(number or 0) + 1}", "yes" if row.certified else "no"]
-        cell.append(_number(row.error, ".1g") if row.certified else "")
+        cell.append(told_bound(row.error) if row.certified else "")
         if audit.private is not None:
             cell += [_number(row.psnr, ".1f"), _number(row.ssim, ".3f")]
             i = row.truth

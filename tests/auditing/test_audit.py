@@ -8,10 +8,11 @@ import pytest
 
 import ntk_privacy
 from ntk_privacy import auditing
-from ntk_privacy.auditing import comparison, controls, given_images
+from ntk_privacy.auditing import attack, cases, comparison, controls, given_images
 from ntk_privacy.auditing.attack import Attacked
 from ntk_privacy.data import load_set
 from ntk_privacy.models import MLP
+from ntk_privacy.reconstruction import unit_verdict
 from ntk_privacy.reconstruction.result import uncertain
 from ntk_privacy.reconstruction.verdict import Verdict
 
@@ -261,3 +262,36 @@ def test_units_are_found_of_estimates_too(audited, trained):
     assert len(notes) == 1
     other = attacked._replace(found=found._replace(images=UNSEEN[:N] * 3.0 - 1))
     assert comparison.compared(case, other, notes).counts.recovered == 0
+
+
+def test_what_was_trained_on_is_not_unseen():
+    x = np.random.default_rng(0).random((3, 8, 8, 1)).astype(np.float32)
+    with pytest.raises(ValueError, match="unseen images are all among images"):
+        cases.case(distilled=x, images=x, unseen=x)
+    more = np.concatenate([x[:1], 1 - x])
+    found = cases.case(distilled=x, images=x, unseen=more)
+    assert len(found.unseen.images) == 3
+    assert "1 of the unseen images is among images" in found.notes[0]
+
+
+def test_decoys_are_of_a_class_only_where_classes_have_the_same_names():
+    x = np.random.default_rng(0).random((100, 2, 2, 1))
+    one = given_images.GivenImages(x[:1], np.zeros(1, np.int32), "", ("cat",))
+    for name, told in (("cat", "of its class"), ("dog", "unseen images")):
+        zeros = np.zeros(100, np.int32)
+        other = given_images.GivenImages(x, zeros, "", (name,))
+        found = controls.among_decoys(one, x[:1], other)
+        assert found.decoys.endswith(told)
+
+
+def test_estimates_outlive_a_worse_search():
+    def made(word, explained):
+        nothing = unit_verdict.nothing((2, 2, 1), Verdict(word, "", explained))
+        return nothing._replace(images=np.zeros((1, 2, 2, 1)))
+
+    units = made("approximate", 0.99)
+    for word, share in (("assumptions do not hold", 1.0), ("approximate", 0.5)):
+        assert attack._better(units, made(word, share)) is units
+    search = made("approximate", 0.995)
+    assert attack._better(units, search) is search
+    assert attack._better(None, search) is search

@@ -80,3 +80,10 @@ def test_faults_of_files_name_the_file(tmp_path):
     _png(tmp_path / "colour" / "a.png", np.arange(192).reshape(8, 8, 3))
     with pytest.raises(ValueError, match="in colour, and the network takes one"):
         given_images.read(tmp_path / "colour", name="images", image_shape=(8, 8, 1))
+
+
+def test_classes_of_folders_keep_their_names(tmp_path):
+    for name in ("b", "c"):
+        _png(tmp_path / name / "0.png", [[0, 255], [255, 0]])
+    found = given_images.read(tmp_path, name="images")
+    assert found.class_names == ("b", "c")

@@ -57,7 +57,7 @@ def test_rates_are_told_where_there_are_images_enough():
     few = membership.measured(np.ones(16), np.zeros(16))
     assert [rate.true_positives for rate in few.rates] == [None, None]
     assert "not known" in few.told
-    assert "steps of 6.2%" in few.told
+    assert "steps of 6.25%" in few.told
     some = membership.measured(np.ones(16), np.zeros(100))
     assert [rate.true_positives for rate in some.rates] == [1.0, None]
     many = membership.measured(np.ones(16), np.zeros(1000))
@@ -92,3 +92,9 @@ def test_bad_input_is_one_sentence():
         membership.explained_shares(still, X)
     with pytest.raises(ValueError, match="num_others"):
         membership.measured(np.ones(3), np.ones(0))
+
+
+def test_few_images_tell_how_little_they_tell():
+    told = membership.measured(np.ones(4), np.zeros(1)).told
+    assert "in steps of 100%" in told
+    assert "standard error of the area is at most 0.5" in told

@@ -28,6 +28,37 @@ def _attacked(word="exact"):
     return Attacked(found, known, ("reading",), ())
 
 
+def test_where_nothing_was_tried_nothing_is_said_to_be_found():
+    known = Evidence(network=MLP((2,)), params_t={}, image_shape=(2, 2, 1))
+    blind = _attacked("nothing found")._replace(evidence=known, tried=())
+    found = statement.state(blind, Counts(0, 0, None, 3, 0, 0))
+    assert found.sentence.startswith("Nothing was tried on these weights")
+    assert statement.NOTHING not in found.sentence
+    assert found.word == "not attacked"
+    assert "weights before training" in found.remedies[0]
+
+
+def test_a_search_contradicts_no_assumption_of_exact_readers():
+    counts = Counts(0, 0, None)
+    exact = _attacked("assumptions do not hold")
+    told = statement.state(exact, counts).contradicted[0]
+    assert told.startswith("At least one of these does not hold")
+    searched = exact._replace(found=exact.found._replace(sources=("kkt",)))
+    assert not statement.state(searched, counts).contradicted
+
+
+def test_no_more_images_are_told_than_there_are():
+    found = statement.state(_attacked("approximate"), Counts(29, 0, 16))
+    assert found.sentence.startswith("16 images were estimated")
+
+
+def test_certain_images_in_other_units_are_not_denied():
+    counts = Counts(5, 5, 5, 5, 0, 0, up_to_brightness=5)
+    found = statement.state(_attacked("exact"), counts)
+    assert "none of the" not in found.sentence
+    assert "5 of the 5 given ones match them" in found.sentence
+
+
 @pytest.mark.parametrize(
     ("word", "counts", "sentence", "told"),
     [
@@ -81,8 +112,8 @@ def _attacked(word="exact"):
         (
             "approximate",
             Counts(8, 0, 8, 8, 0, 0, 7),
-            "7 of 8 training images can be computed from these weights up to their "
-            "brightness; none is certain.",
+            "7 of 8 training images can be computed from these weights up to "
+            "brightness and contrast; none is certain.",
             "likely",
         ),
         (

@@ -56,3 +56,13 @@ def test_bounds_are_black_and_white(bounds):
 def test_bounds_out_of_order_are_refused(bounds):
     with pytest.raises(ValueError, match="the smallest and the largest intensity"):
         units.told_by_bounds(bounds, 3)
+
+
+def test_a_black_image_is_no_other_up_to_brightness():
+    x = np.random.default_rng(0).random((4, 5, 5, 1))
+    assert units.num_up_to_brightness(np.zeros_like(x), x) == 0
+    assert units.num_up_to_brightness(1 - x, x) == 4
+    assert (
+        units.num_up_to_brightness(x[::-1], np.random.default_rng(1).random(x.shape))
+        == 0
+    )

@@ -380,3 +380,15 @@ def test_seeds_that_wrap_and_names_that_repeat_are_told(program, flags, told):
         known.parse(flags.split())
     fits = flags.replace("429496729", "42949672").replace(",dc", "")
     assert known.parse(fits.split())
+
+
+def test_lines_to_be_pasted_stay_lines(tmp_path, capsys):
+    (tmp_path / "net.pt").write_bytes(b"\x80\x04K\x01.")
+    words = [f"--after={tmp_path / 'net.pt'}", f"--workdir={tmp_path / 'work'}"]
+    audit = importlib.import_module("experiments.audit")
+    assert _flags.call(audit.main, audit.PROGRAM.parse, words) == 1
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: ")
+    assert first.endswith("in three lines:")
+    assert len(lines) == 3
+    compile("\n".join(lines), "pasted", "exec")
