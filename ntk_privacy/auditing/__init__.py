@@ -12,18 +12,21 @@ from ntk_privacy.auditing import (
     given_images,
     inputs,
     membership,
+    recipes,
     statement,
     units,
 )
 from ntk_privacy.auditing.auditor import Audit, audit, examine
 from ntk_privacy.auditing.cases import Case, case
 from ntk_privacy.auditing.methods import METHODS
+from ntk_privacy.auditing.recipes import KnownTraining
 from ntk_privacy.auditing.statement import Statement
 
 __all__ = [
     "METHODS",
     "Audit",
     "Case",
+    "KnownTraining",
     "Statement",
     "attack",
     "audit",
@@ -36,6 +39,7 @@ __all__ = [
     "given_images",
     "inputs",
     "membership",
+    "recipes",
     "statement",
     "units",
 ]
