@@ -10,7 +10,23 @@ LOWERED = tests/*/test_every_*.py tests/distillation/test_contract.py tests/curv
 	tests/kernels tests/evaluation/test_robust_accuracy.py \
 	tests/reconstruction/test_closed_units.py tests/reconstruction/test_algebraic.py
 
-.PHONY: reconstruct test test-slow test-processors test-lowering notebooks lint format bench clean
+UV ?= $(BIN)/uv
+# Where no interpreter is named, uv looks for it; pyenv shows the one that is asked for.
+PYTHON311 ?= $(shell PYENV_VERSION=3.11 $(UV) python find --system 3.11)
+PYTHON313 ?= $(shell PYENV_VERSION=3.13 $(UV) python find --system 3.13)
+VERSIONS = lowest colab newest
+# The broad part of the fast tests that runs in each of them.
+BROAD_TESTS = tests/test_checks.py tests/test_checkpoint.py tests/test_loop.py \
+	tests/test_method.py tests/test_programs.py tests/test_public_names.py \
+	tests/test_resume.py tests/test_versions.py tests/data tests/models tests/training \
+	tests/curvature tests/poisoning tests/reports tests/evasion/test_every_attack.py \
+	tests/distillation/test_contract.py tests/reconstruction/test_closed_units.py \
+	tests/reconstruction/test_algebraic.py tests/kernels/test_structured.py \
+	tests/kernels/test_empirical.py
+
+.PHONY: reconstruct test test-slow test-processors test-versions test-versions-quick \
+	test-lowering \
+	notebooks lint format bench clean
 
 .venv: .venv/installed
 
@@ -53,6 +69,60 @@ test-lowering: .venv
 	done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
+# The lowest versions that are asked for, Colab's, and the newest. Into Colab's the
+# package is installed as a notebook does it, and pip must leave what is there.
+.versions/lowest/installed .versions/colab/installed: pyproject.toml tests/colab.txt
+.versions/newest/installed: pyproject.toml
+
+.versions/lowest/installed: | .venv
+	@test -n "$(PYTHON311)" || { echo "Name a Python 3.11 in PYTHON311."; exit 1; }
+	$(UV) venv --quiet --clear --python "$(PYTHON311)" .versions/lowest
+	$(UV) pip install --quiet --python .versions/lowest \
+		--resolution lowest-direct -e ".[test]"
+	touch $@
+
+.versions/colab/installed: | .venv
+	@test -n "$(PYTHON313)" || { echo "Name a Python 3.13 in PYTHON313."; exit 1; }
+	$(UV) venv --quiet --clear --seed --python "$(PYTHON313)" .versions/colab
+	$(UV) pip install --quiet --python .versions/colab -r tests/colab.txt
+	$(LEAVES_COLAB)
+	$(UV) pip install --quiet --python .versions/colab -c tests/colab.txt -e ".[test]"
+	touch $@
+
+.versions/newest/installed: | .venv
+	@test -n "$(PYTHON313)" || { echo "Name a Python 3.13 in PYTHON313."; exit 1; }
+	$(UV) venv --quiet --clear --python "$(PYTHON313)" .versions/newest
+	$(UV) pip install --quiet --python .versions/newest --upgrade -e ".[test]"
+	touch $@
+
+LEAVES_COLAB = .versions/colab/bin/python -m pip install --dry-run \
+	--disable-pip-version-check -e . > .versions/colab/dry_run.txt \
+	&& ! grep -E "^Would install.* (jax|jaxlib|numpy|flax)-[0-9]" .versions/colab/dry_run.txt
+
+# The broad part in each environment.
+test-versions: $(VERSIONS:%=.versions/%/installed)
+	@failed=; for name in $(VERSIONS); do \
+		echo "== $$name"; \
+		env -u NTK_PRIVACY_REQUIRE_ORACLE .versions/$$name/bin/python -m pytest -n 2 \
+			--dist loadfile -q -m "not slow" $(BROAD_TESTS) || failed="$$failed $$name"; \
+	done; \
+	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+# The main job in each, which must recover ten of ten digits, and what was asked for.
+test-versions-quick: $(VERSIONS:%=.versions/%/installed)
+	$(LEAVES_COLAB)
+	@failed=; for name in $(VERSIONS); do \
+		echo "== $$name"; \
+		python=.versions/$$name/bin/python; work=.versions/$$name/digits; \
+		rm -rf "$$work"; \
+		{ $$python -m experiments.reconstruct --dataset=digits --num_train=10 --width=256 \
+			--workdir="$$work" --noprogress \
+		&& $$python -c "import json, sys; r = json.load(open(sys.argv[1])); \
+			sys.exit(r['num_recovered'] != 10)" "$$work/results.json" \
+		&& $$python -m pytest -q tests/test_versions.py; } || failed="$$failed $$name"; \
+	done; \
+	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
 notebooks: .venv
 	$(BIN)/python -m pytest -q tests/test_notebooks.py
 
@@ -69,4 +139,4 @@ bench: .venv
 	for b in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$b .py) || exit 1; done
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .versions

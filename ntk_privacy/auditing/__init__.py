@@ -10,21 +10,25 @@ from ntk_privacy.auditing import (
     comparison,
     controls,
     distilled_sets,
+    epsilon,
     given_images,
     inputs,
     membership,
+    recipes,
     statement,
     units,
 )
 from ntk_privacy.auditing.auditor import Audit, audit, examine
 from ntk_privacy.auditing.cases import Case, case
 from ntk_privacy.auditing.methods import METHODS
+from ntk_privacy.auditing.recipes import KnownTraining
 from ntk_privacy.auditing.statement import Statement
 
 __all__ = [
     "METHODS",
     "Audit",
     "Case",
+    "KnownTraining",
     "Statement",
     "attack",
     "audit",
@@ -34,10 +38,12 @@ __all__ = [
     "comparison",
     "controls",
     "distilled_sets",
+    "epsilon",
     "examine",
     "given_images",
     "inputs",
     "membership",
+    "recipes",
     "statement",
     "units",
 ]

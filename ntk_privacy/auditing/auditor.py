@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from ntk_privacy import _checks, _thumbnails
 from ntk_privacy.auditing import attack as attacks
-from ntk_privacy.auditing import comparison, statement
+from ntk_privacy.auditing import comparison, recipes, statement
 from ntk_privacy.auditing.cases import Case, case
 from ntk_privacy.auditing.controls import Controls
 from ntk_privacy.auditing.given_images import GivenImages
@@ -88,6 +88,7 @@ def audit(
     num_images: int | None = None,
     adapter_before: Any = None,
     adapter_scale: float | int | None = None,
+    recipe: Any = None,
     minutes: float | int = 5.0,
     key: Array | None = None,
     stage: Stage = straight,
@@ -112,6 +113,8 @@ def audit(
       adapter_before: the adapter before training, where it is known.
       adapter_scale: of the adapter's product; None is what its file tells, or 1.
       num_images: N, where it is known and the weights may hide it.
+      recipe: what is known of the training: a .json or .toml file, or values by name,
+        those of `recipes.KnownTraining`.
       minutes: after which searches stop; what is read exactly is finished.
       key: of random starts; `jax.random.key(0)` if None.
       stage: runs the loops.
@@ -153,6 +156,7 @@ def audit(
         num_images=num_images,
         adapter_before=adapter_before,
         adapter_scale=adapter_scale,
+        recipe=recipe,
     )
     return examine(given, minutes=minutes, key=key, stage=stage)
 
@@ -193,6 +197,8 @@ def examine(
         parts |= seen.parts
         parts |= comparison.controlled(given, attacked, seen, key, notes)
         counts = seen.counts
+        if given.training is not None:
+            notes += recipes.unused(given.training, attacked.evidence)
     near = copied = None
     if given.distilled is not None and given.private is not None:
         made_set, real = given.distilled.images, given.private.images
@@ -202,7 +208,7 @@ def examine(
     settings = _settings(given, attacked, minutes)
     settings["seconds"] = round(time.monotonic() - start, 1)
     return Audit(
-        verdict=statement.state(attacked, counts, copied),
+        verdict=statement.state(attacked, counts, copied, given.training),
         notes=tuple(notes),
         settings=settings,
         **parts,
@@ -217,6 +223,9 @@ def _settings(
         one = getattr(given, name)
         if one is not None:
             told[name] = f"{len(one.images)} images of {one.source}"
+    if given.training is not None:
+        known = given.training.told().items()
+        told["recipe"] = ", ".join(f"{name}={value}" for name, value in known)
     if attacked is None:
         return told
     known = attacked.evidence

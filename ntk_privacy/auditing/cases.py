@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from ntk_privacy import _checks
-from ntk_privacy.auditing import given_images, units
+from ntk_privacy.auditing import given_images, recipes, units
 from ntk_privacy.auditing.given_images import GivenImages
+from ntk_privacy.auditing.recipes import KnownTraining
 from ntk_privacy.reconstruction import Evidence, evidence_files
 
 __all__ = ["Case", "case"]
@@ -24,6 +25,7 @@ class Case:
       unseen: images that were not.
       distilled: a set that is to be published.
       seeds: of the weights before training, from the first up to the second.
+      training: what is known of it.
       notes: what was inferred, in sentences.
     """
 
@@ -32,6 +34,7 @@ class Case:
     unseen: GivenImages | None = None
     distilled: GivenImages | None = None
     seeds: tuple[int, int] | None = None
+    training: KnownTraining | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -45,6 +48,7 @@ def case(
     image_shape: Sequence[int] | None = None,
     bounds: tuple[Any, Any] | None = None,
     num_images: int | None = None,
+    recipe: Any = None,
     **weights: Any,
 ) -> Case:
     """Reads what an audit looks at; arguments are those of `audit`.
@@ -64,6 +68,7 @@ def case(
             _checks.at_least(1, image_shape=size)
     if seeds is not None:
         _check_seeds(seeds, before=weights.get("before"))
+    training = None if recipe is None else recipes.read(recipe)
     private = None
     if images is not None:
         private = given_images.read(images, name="images", image_shape=shape)
@@ -87,9 +92,8 @@ def case(
                 "before alone shows nothing: give after, a gradient or an adapter too."
             )
         told = {name: value for name, value in weights.items() if value is not None}
-        read = evidence_files.from_file(
-            after, image_shape=shape, bounds=bounds, num_images=num_images, **told
-        )
+        told |= _of_training(training, num_images, is_gradient="gradient" in told)
+        read = evidence_files.from_file(after, image_shape=shape, bounds=bounds, **told)
         known, shape = read.evidence, read.evidence.image_shape
         about += read.notes
         edges = (0.0, 1.0) if known.bounds is None else known.bounds
@@ -112,6 +116,7 @@ def case(
         unseen=others[0],
         distilled=others[1],
         seeds=seeds,
+        training=training,
         notes=tuple(about),
     )
 
@@ -135,6 +140,21 @@ def _without(
     notes.append(f"{count} of the unseen images {are} among images, and left out.")
     classes = None if unseen.classes is None else unseen.classes[kept]
     return unseen._replace(images=unseen.images[kept], classes=classes)
+
+
+def _of_training(
+    training: KnownTraining | None, num_images: int | None, *, is_gradient: bool
+) -> dict[str, Any]:
+    """Returns fields of evidence, by the recipe and by what is told beside it."""
+    told = {} if training is None else training.of_evidence(is_gradient=is_gradient)
+    if num_images is None:
+        return told
+    if told.get("num_images", num_images) != num_images:
+        raise ValueError(
+            f"num_images={num_images}, and the recipe says {told['num_images']}: give "
+            "one of them."
+        )
+    return {**told, "num_images": num_images}
 
 
 def _check_seeds(seeds: tuple[int, int], *, before: Any) -> None:

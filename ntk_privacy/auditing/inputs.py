@@ -13,7 +13,7 @@ __all__ = ["PATHS", "Given", "case"]
 
 PATHS = (
     *("before", "after", "gradient", "adapter", "adapter_before"),
-    *("images", "unseen", "distilled"),
+    *("images", "unseen", "distilled", "recipe"),
 )
 """Fields that name files or folders."""
 
@@ -68,6 +68,11 @@ class Given:
     )
     num_images: int | None = field(
         None, "Training images, if known; none: as the weights show."
+    )
+    recipe: str | None = field(
+        None,
+        "What is known of the training, a .json or .toml file with keys such as loss, "
+        "optimizer, num_images and weight_decay.",
     )
     fingerprint: str | None = field(
         None, "Of all files that are given, which must be these; none: it is filled in."

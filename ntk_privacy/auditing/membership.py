@@ -17,6 +17,8 @@ from jaxtyping import Array, Float
 
 from ntk_privacy import _checks, _tree
 from ntk_privacy._types import Params
+from ntk_privacy.auditing import epsilon
+from ntk_privacy.auditing.epsilon import LowerBound
 from ntk_privacy.kernels import empirical, structured
 from ntk_privacy.models.mlp import MLP
 from ntk_privacy.reconstruction import Evidence
@@ -56,6 +58,7 @@ class Membership(NamedTuple):
       area: under it; 0.5 is chance.
       rates: at 1% and 0.1% false positives.
       told: what so many images can tell, in a sentence.
+      epsilon: a lower bound on that of differential privacy.
     """
 
     members: Float[np.ndarray, " n"]
@@ -65,6 +68,7 @@ class Membership(NamedTuple):
     area: float
     rates: tuple[Rate, ...]
     told: str
+    epsilon: LowerBound
 
 
 def explained_shares(
@@ -154,6 +158,7 @@ def measured(
     return Membership(
         *(np.asarray(members), np.asarray(others), false, true, area, rates),
         told=_told(true, false, len(members), len(others), rates),
+        epsilon=epsilon.lower_bound(np.asarray(members), np.asarray(others)),
     )
 
 

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Literal, NamedTuple
 
 from ntk_privacy.auditing.attack import Attacked
+from ntk_privacy.auditing.recipes import KnownTraining
 from ntk_privacy.reconstruction import Evidence
 
 __all__ = ["NOTHING", "Copies", "Counts", "Statement", "Word", "state"]
@@ -94,7 +95,10 @@ class Statement:
 
 
 def state(
-    attacked: Attacked | None, counts: Counts | None, copies: Copies | None = None
+    attacked: Attacked | None,
+    counts: Counts | None,
+    copies: Copies | None = None,
+    training: KnownTraining | None = None,
 ) -> Statement:
     """Returns the statement of an audit.
 
@@ -102,6 +106,7 @@ def state(
       attacked: what was found in weights; None where none were given.
       counts: of it.
       copies: in a distilled set; None where none was given.
+      training: what is known of it.
 
     Example:
       >>> from ntk_privacy.auditing import statement
@@ -113,7 +118,11 @@ def state(
     told: dict[str, tuple[str, ...]] = {}
     if attacked is not None and counts is not None:
         sentence, word = _of_weights(attacked, counts)
-        sentences, words, told = [sentence], [word], _behind(attacked)
+        sentences, words, told = (
+            [sentence],
+            [word],
+            _behind(attacked, training or KnownTraining()),
+        )
     if copies is not None:
         sentence, word = _of_copies(copies)
         sentences.append(sentence)
@@ -230,7 +239,7 @@ def _against_truth(counts: Counts, what: str) -> tuple[str, Word]:
     )
 
 
-def _behind(attacked: Attacked) -> dict[str, tuple[str, ...]]:
+def _behind(attacked: Attacked, training: KnownTraining) -> dict[str, tuple[str, ...]]:
     """Returns what stands behind the sentence about weights."""
     evidence, verdict = attacked.evidence, attacked.found.verdict
     rests_on = [verdict.reason]
@@ -245,7 +254,7 @@ def _behind(attacked: Attacked) -> dict[str, tuple[str, ...]]:
     if evidence.is_gradient:
         assumed = ["The gradient was taken at the weights that were given."]
     elif evidence.params_0 is None:
-        assumed = ["The training was by cross-entropy, from a tiny first layer."]
+        assumed = _of_max_margin(training)
     elif evidence.is_adapter:
         assumed = ["The adapter is of the first dense layer of this network."]
     plain = (
@@ -254,12 +263,13 @@ def _behind(attacked: Attacked) -> dict[str, tuple[str, ...]]:
         "any kind, without Adam and without noise."
     )
     searched = any("kkt" in source for source in attacked.found.sources)
-    supported, contradicted = (), ()
+    supported, contradicted = (), _by_recipe(attacked, training)
     if verdict.word == "exact":
         supported = (plain,)
     elif verdict.word == "assumptions do not hold" and not searched:
-        contradicted = (f"At least one of these does not hold. {plain}",)
-    else:
+        told = f"At least one of these does not hold. {plain}"
+        contradicted = (told, *contradicted)
+    elif evidence.is_gradient or not training.is_by_entry:
         assumed.append(plain)
     not_tried = (
         *attacked.left_out,
@@ -274,3 +284,35 @@ def _behind(attacked: Attacked) -> dict[str, tuple[str, ...]]:
         "tried": attacked.tried,
         "not_tried": not_tried,
     }
+
+
+def _of_max_margin(training: KnownTraining) -> list[str]:
+    if training.loss is None:
+        return ["The training was by cross-entropy, from a tiny first layer."]
+    return ["The training was long, from a tiny first layer."]
+
+
+def _by_recipe(attacked: Attacked, training: KnownTraining) -> tuple[str, ...]:
+    """Returns where the recipe and what is assumed, or shown, say different things."""
+    evidence, found, told = attacked.evidence, attacked.found, []
+    is_exact = found.verdict.word == "exact"
+    if training.is_by_entry and not evidence.is_gradient:
+        says = f"The recipe says optimizer={training.optimizer}"
+        told.append(
+            f"{says}, but certified images do explain the change, as after SGD: these "
+            "are weights of another training, or the recipe is wrong."
+            if is_exact
+            else f"{says}, which scales every entry of a weight by itself: what exact "
+            "attacks assume does not hold, and where they find nothing this says "
+            "nothing of what the weights hold."
+        )
+    if evidence.params_0 is None and training.loss == "mse":
+        told.append(
+            "The recipe says loss=mse: a search near the margin assumes cross-entropy."
+        )
+    told_count, shown = training.num_images, found.estimated_num_images
+    if told_count is not None and shown is not None and int(shown) != told_count:
+        told.append(
+            f"The recipe says num_images={told_count}: the weights show {int(shown)}."
+        )
+    return tuple(told)

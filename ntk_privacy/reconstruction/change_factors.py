@@ -158,7 +158,10 @@ def decay(
         left, _, right = _leading(rest, count)
         left, right = left[:, :count], right[:count]
         base = _outside(before, left, right)
-        step = float(np.vdot(base, _outside(rest, left, right)) / np.vdot(base, base))
+        size = np.vdot(base, base)
+        if not size:  # the leading part is all there is
+            break
+        step = float(np.vdot(base, _outside(rest, left, right)) / size)
         a += step
         if abs(step) < _STILL:
             break

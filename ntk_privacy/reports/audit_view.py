@@ -381,7 +381,13 @@ def _members(found: Membership) -> Members:
         )
     rows.append(Line("Private images", str(len(found.members))))
     rows.append(Line("Unseen images", str(len(found.others))))
-    return Members(found.told, tuple(rows))
+    bound = found.epsilon
+    if bound.epsilon is not None:
+        told = (
+            f"{bound.epsilon:.2f} (delta={bound.delta:g}, {100 * bound.confidence:g}%"
+        )
+        rows.append(Line("Epsilon at least", f"{told} confidence)"))
+    return Members(f"{found.told} {bound.told}", tuple(rows))
 
 
 def _table(

@@ -92,6 +92,7 @@ def test_a_folder_belongs_to_its_files_wherever_they_lie(given, tmp_path):
         (["--seeds=5"], "seeds='5' must be the first", 2),
         (["--bounds=1,0"], "the smallest and the largest", 2),
         (["--after=absent.safetensors"], "absent.safetensors", 1),
+        (["--recipe=absent.toml"], "recipe absent.toml: there is no such file", 1),
         (["--minutes=0"], "minutes", 2),
         (["--image_shape=8,8"], "expected 3 values", 2),
         (["--imges=x"], "images", 2),
