@@ -11,9 +11,10 @@ from jaxtyping import Array, Float
 
 from ntk_privacy import _checks, _thumbnails
 from ntk_privacy.auditing import attack as attacks
-from ntk_privacy.auditing import comparison, recipes, statement
+from ntk_privacy.auditing import comparison, distilled_sets, recipes, statement
 from ntk_privacy.auditing.cases import Case, case
 from ntk_privacy.auditing.controls import Controls
+from ntk_privacy.auditing.distilled_sets import Decoded
 from ntk_privacy.auditing.given_images import GivenImages
 from ntk_privacy.auditing.membership import Membership
 from ntk_privacy.auditing.statement import Statement
@@ -42,6 +43,7 @@ class Audit:
       controls: what the attack finds where there is nothing.
       membership: None without private and unseen images, or without weights before.
       distilled, nearest: a distilled set, and the private image nearest to each.
+      decoded: what came back from a network that is trained on it.
       notes: what was inferred or left out, in sentences.
       settings: of the audit, by name.
     """
@@ -58,6 +60,7 @@ class Audit:
     membership: Membership | None = None
     distilled: GivenImages | None = None
     nearest: Nearest | None = None
+    decoded: Decoded | None = None
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -203,8 +206,19 @@ def examine(
     if given.distilled is not None and given.private is not None:
         made_set, real = given.distilled.images, given.private.images
         near = copies.nearest(real, made_set, mean=np.zeros(real.shape[-1], np.float32))
-        copied = statement.Copies(len(made_set), near.num_copies)
-        parts |= {"distilled": given.distilled, "nearest": near}
+        decoded = distilled_sets.decoded(
+            given.distilled,
+            given.private,
+            key=jax.random.fold_in(key, 2),
+            seconds=60.0 * minutes,
+            stage=stage,
+        )
+        copied = statement.Copies(len(made_set), near.num_copies, decoded)
+        parts |= {
+            "distilled": given.distilled,
+            "nearest": near,
+            "decoded": decoded,
+        }
     settings = _settings(given, attacked, minutes)
     settings["seconds"] = round(time.monotonic() - start, 1)
     return Audit(

@@ -6,7 +6,11 @@ It never says that anything is safe: attacks that find nothing prove nothing.
 import dataclasses
 from typing import Literal, NamedTuple
 
+import numpy as np
+
+from ntk_privacy.auditing import distilled_sets
 from ntk_privacy.auditing.attack import Attacked
+from ntk_privacy.auditing.distilled_sets import Decoded
 from ntk_privacy.auditing.recipes import KnownTraining
 from ntk_privacy.reconstruction import Evidence
 
@@ -58,10 +62,12 @@ class Counts(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """Distilled images, and how many of them are private ones at 25 dB."""
+    """Distilled images, how many of them are private ones at 25 dB, and what a network
+    gives away that is trained on them; None where none was attacked."""  # noqa: D205, D209
 
     distilled: int
     copies: int
+    decoded: Decoded | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,11 +139,9 @@ def state(
             "more.",
         )
         told["tried"] = (*told.get("tried", ()), "comparison of the distilled set")
-        if attacked is None:
-            told["not_tried"] = (
-                "attacks on networks that are trained on the distilled set: "
-                "`python -m experiments.compare --judge=attacks`",
-            )
+        if copies.decoded is not None:
+            told["rests_on"] += (_of_decoded(copies),)
+            told["tried"] += ("an attack on a network that is trained on it",)
     order: tuple[Word, ...] = ("certain", "likely", "not attacked", "nothing found")
     worst = min(words, key=order.index)
     remedies = (_DISTILL, _NOISE)
@@ -149,7 +153,32 @@ def state(
     )
 
 
+def _of_decoded(copies: Copies) -> str:
+    """What came back from a network; whether the attack worked is told first."""
+    decoded = copies.decoded
+    assert decoded is not None
+    told = (
+        f"From a network of width {distilled_sets.WIDTH} that is trained on the set, "
+        f"{decoded.own} of its {copies.distilled} images come back at 25 dB, and "
+        f"{decoded.originals} private ones"
+    )
+    if np.isfinite(decoded.best_psnr):
+        told += f" (the nearest at {decoded.best_psnr:.1f} dB)"
+    if not decoded.own:
+        told += "; the attack found nothing of the set itself, so it shows nothing"
+    return told + "."
+
+
 def _of_copies(copies: Copies) -> tuple[str, Word]:
+    beyond = copies.decoded.originals if copies.decoded is not None else 0
+    if beyond > copies.copies:
+        are = "image comes" if beyond == 1 else "images come"
+        return (
+            f"{beyond} private {are} back from a network that is trained on the "
+            f"distilled set; {copies.copies} of {copies.distilled} distilled images "
+            "are copies.",
+            "likely",
+        )
     if copies.copies:
         are = "is a copy" if copies.copies == 1 else "are copies"
         return (

@@ -146,5 +146,6 @@ def figures(audit: Audit) -> dict[str, Any]:
             "num_copies": nearest.num_copies,
             "nearest": nearest.psnr_index,
             "psnr": nearest.psnr,
+            "decoded": audit.decoded,
         }
     return told | {"settings": dict(audit.settings)}

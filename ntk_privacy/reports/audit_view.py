@@ -175,6 +175,9 @@ def _figures(audit: Audit) -> Iterable[Line]:
         yield Line(
             "distilled images that are copies", f"{audit.nearest.num_copies} of {count}"
         )
+    if audit.decoded is not None:
+        told = f"{audit.decoded.originals} (and {audit.decoded.own} of the set itself)"
+        yield Line("private images read back from a network trained on it", told)
     if audit.membership is not None:
         yield Line("area under the membership curve", f"{audit.membership.area:.3f}")
 

@@ -167,6 +167,9 @@ def test_copies_of_a_distilled_set_are_counted():
         "2 of 5 distilled images are copies of private images."
     )
     assert found.num_recovered is None
+    # Of the three that are alike the network is trained on one; two are private ones.
+    assert (found.decoded.own, found.decoded.originals) == (3, 2)
+    assert any("3 of its 5 images come back" in text for text in found.verdict.rests_on)
 
 
 def test_shuffled_units_keep_every_unit_with_its_bias():

@@ -23,7 +23,8 @@ def test_what_comes_back_is_the_set_and_a_copy_that_it_holds():
     told = _decoded(PICTURES[:4], PICTURES[4:], np.asarray([3, 1, 3, 1], np.int32))
     assert (told.own, told.originals) == (4, 0)
     assert told.best_psnr < 25
-    told = _decoded(PICTURES[:4], PICTURES[3:])
+    twice = np.concatenate([PICTURES[:4], PICTURES[:3]])
+    told = _decoded(twice, PICTURES[3:])
     assert (told.own, told.originals) == (4, 1)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from ntk_privacy.auditing import statement
 from ntk_privacy.auditing.attack import Attacked
+from ntk_privacy.auditing.distilled_sets import Decoded
 from ntk_privacy.auditing.statement import Copies, Counts
 from ntk_privacy.models import MLP
 from ntk_privacy.reconstruction import Evidence, Reconstruction
@@ -157,6 +158,15 @@ def test_nothing_is_ever_called_safe():
         assert found.not_tried
         if found.word == "nothing found":
             assert statement.NOTHING in found.sentence
+
+
+def test_what_a_network_gives_away_beyond_copies_comes_first():
+    beyond = statement.state(None, None, Copies(10, 1, Decoded(10, 2, 31.0)))
+    assert beyond.sentence.startswith("2 private images come back from a network")
+    assert beyond.word == "likely"
+    none = statement.state(None, None, Copies(10, 0, Decoded(0, 0, -np.inf)))
+    assert none.word == "nothing found"
+    assert any("it shows nothing" in text for text in none.rests_on)
 
 
 def test_a_distilled_set_alone_is_told_too():
