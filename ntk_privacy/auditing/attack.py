@@ -31,6 +31,7 @@ _NAMES = {"kernel": "weight", "bias": "bias"}  # PyTorch's, by Flax's
 _CANDIDATES = 100  # of a search, where the number of images is not known
 _EXACT_NEEDS = "exact reading (it needs the weights before training, or their seed)"
 _SEARCH_NOT_NEEDED = "a search (all images that the weights show were read exactly)"
+_SEARCH_NOT_BETTER = "a search (the images that were read explain the change as it is)"
 
 
 class Attacked(NamedTuple):
@@ -168,8 +169,9 @@ def _from_both(evidence: Evidence, key: Array, stage: Stage) -> Attacked:
         if any("kkt" in source for source in found.sources):
             tried = reading, decoding, "search and polishing"
             return Attacked(_better(units, found), evidence, tried, ())
-        used = reading, decoding
-        return Attacked(found, evidence, used, (_SEARCH_NOT_NEEDED,))
+        sure = found.certified.all()
+        left = _SEARCH_NOT_NEEDED if sure else _SEARCH_NOT_BETTER
+        return Attacked(found, evidence, (reading, decoding), (left,))
     if units is None:
         return Attacked(_nothing(evidence, why), evidence, (), (f"{reading} ({why})",))
     left = "a search (it takes an MLP, or the number of images)"

@@ -45,6 +45,7 @@ __all__ = ["METHOD", "Config", "reconstruct"]
 # Above this ratio of singular values the rank is beyond doubt: the change is a sum of
 # one outer product per image, as linearized dynamics leave it.
 _LINEAR_GAP = 100.0
+_EXPLAINED = 0.999  # by a set of closed units that no search betters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,7 +186,7 @@ def reconstruct(
         if len(units.images) and units.certified.all():
             return units
     found = _others(_Attack(evidence, config, key, stage, units, decoded))
-    return found if units is None else _with_certified(units, found)
+    return found if units is None or found is units else _with_certified(units, found)
 
 
 def _has_classes(evidence: Evidence, key: Array) -> bool:
@@ -354,8 +355,18 @@ def _with(values: np.ndarray, extra: int, value: Any) -> np.ndarray:
 
 
 def _from_noise(attack: _Attack, count: int | None, message: str) -> Reconstruction:
-    """Searches from noise; refines as many images as there are, where features move."""
-    evidence = attack.evidence
+    """Searches from noise; refines as many images as there are, where features move.
+
+    Not where closed units read all images, and these explain the change: a search keeps
+    images within the bounds, which may be told wrong, and moves them away.
+    """
+    evidence, units = attack.evidence, attack.units
+    if (
+        units is not None
+        and len(units.images) == units.estimated_num_images
+        and (units.verdict.explained or 0.0) > _EXPLAINED
+    ):
+        return units
     if count is not None:
         evidence = dataclasses.replace(evidence, num_images=count)
     given = {} if attack.starts is None else {"starts": attack.starts}

@@ -185,6 +185,25 @@ def test_images_that_they_do_not_certify_are_starts(units, parts, word):
     assert found.message.endswith("; closed units: closed told.")
 
 
+@pytest.mark.parametrize("explained", [0.99, 0.9995])
+def test_a_whole_set_that_explains_the_change_is_not_searched_on(
+    units, parts, monkeypatch, explained
+):
+    known, _ = units
+
+    def read(*_, **__):
+        found = _read((False, False), "approximate")
+        return found._replace(verdict=found.verdict._replace(explained=explained))
+
+    monkeypatch.setattr(closed_units, "from_evidence", read)
+    found = auto.reconstruct(known, key=jax.random.key(0))
+    if explained > auto._EXPLAINED:
+        assert "search" not in parts
+        np.testing.assert_array_equal(found.images, _read((0, 0), "").images)
+    else:
+        assert "search" in parts
+
+
 def test_a_certified_image_stays_as_it_was_read(units, parts):
     known, give = units
     give(True, False)
