@@ -39,7 +39,7 @@ __all__ = ["as_kernel_fn", "as_neural_tangents", "load"]
 
 INSTALL = "pip install frozendict && pip install --no-deps neural-tangents==0.6.5"
 _TESTED_VERSION = "0.6.5"
-_TESTED_JAX = ((0, 10), (0, 12))
+_TESTED_JAX = ((0, 7), (0, 12))
 
 
 @functools.cache

@@ -248,7 +248,7 @@ def test_predict_works_under_jit(nt):
 
 def test_nothing_is_left_on_jax(nt):
     assert neural_tangents.load() is nt
-    assert "jax.util" not in sys.modules
+    assert "jax.util" not in sys.modules or jax.__version_info__ < (0, 8)  # its own
     for name in ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var"):
         assert name not in vars(jax.core)
     assert "zeros_like_p" not in vars(jax.interpreters.ad)
@@ -270,7 +270,7 @@ def test_an_oracle_that_is_required_must_be_there(load_oracle, monkeypatch):
 
 def test_the_versions_of_jax_it_warns_of_are_those_the_package_refuses():
     requirements = importlib.metadata.requires("ntk_privacy")
-    (asked,) = [r for r in requirements if re.match(r"jax\b", r)]
+    (asked,) = [r for r in requirements if re.match(r"jax(?![-\w])", r)]
     ends = re.findall(r"([<>]=?)(\d+)\.(\d+)", asked)
     (low_major, low_minor), (major, minor) = neural_tangents._TESTED_JAX
     assert (">=", str(low_major), str(low_minor)) in ends
