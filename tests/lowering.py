@@ -16,7 +16,8 @@ import numpy as np
 
 _REAL = jax.jit
 _PLATFORM = os.environ.get("LOWER_FOR", "tpu")
-_SEEN: dict[Any, tuple[Any, tuple, dict]] = {}
+_SEEN: dict[Any, Any] = {}
+_WRONG: list[str] = []
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
 
 
@@ -45,7 +46,8 @@ def _jit(fun: Any = None, **options: Any) -> Any:
         shapes = None if place in _SEEN else jax.tree.map(_shape, (args, kwargs))
         result = made(*args, **kwargs)
         if shapes is not None:
-            _SEEN[place] = (made, *shapes)
+            _SEEN[place] = made  # kept alive: its number is not another one's
+            _lower(made, *shapes)
         return result
 
     for name in ("lower", "trace", "eval_shape", "clear_cache", "_cache_size"):
@@ -54,27 +56,23 @@ def _jit(fun: Any = None, **options: Any) -> Any:
     return functools.update_wrapper(call, fun, assigned=with_name, updated=())
 
 
-def lowered() -> tuple[int, list[str]]:
-    """Lowers all that was seen; returns how many, and what failed."""
-    wrong = []
-    for made, args, kwargs in _SEEN.values():
-        try:
-            made.trace(*args, **kwargs).lower(lowering_platforms=(_PLATFORM,))
-        except Exception as error:  # told, whatever it is
-            name = getattr(made, "__qualname__", repr(made))
-            module = getattr(made, "__module__", "")
-            told = " ".join(str(error).split())[:300]
-            wrong.append(f"{module}.{name}: {type(error).__name__}: {told}")
-    return len(_SEEN), wrong
+def _lower(made: Any, args: tuple, kwargs: dict) -> None:
+    """Lowers at once: what a program closes over may be bound for the call alone."""
+    try:
+        made.trace(*args, **kwargs).lower(lowering_platforms=(_PLATFORM,))
+    except Exception as error:  # told, whatever it is
+        name = getattr(made, "__qualname__", repr(made))
+        module = getattr(made, "__module__", "")
+        told = " ".join(str(error).split())[:300]
+        _WRONG.append(f"{module}.{name}: {type(error).__name__}: {told}")
 
 
 def pytest_sessionfinish(session: Any) -> None:
-    """Lowers, and fails the run where something is not to be lowered."""
-    count, wrong = lowered()
-    print(f"\n{count} programs for {_PLATFORM}, {len(wrong)} not lowered")
-    for line in wrong:
+    """Fails the run where something was not lowered."""
+    print(f"\n{len(_SEEN)} programs for {_PLATFORM}, {len(_WRONG)} not lowered")
+    for line in _WRONG:
         print("not lowered:", line)
-    if wrong or not count:
+    if _WRONG or not _SEEN:
         session.exitstatus = 1
 
 
