@@ -63,6 +63,7 @@ def test_a_wheel_holds_the_binaries_inside_the_package_and_runs_elsewhere(tmp_pa
     assert tops == {"ntk_privacy"}
     assert "ntk_privacy/experiments/reconstruct.py" in names
     assert "ntk_privacy/py.typed" in names
+    assert "ntk_privacy/reports/templates/audit.html.j2" in names
     place = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(place)
     env = {**os.environ, "PYTHONPATH": str(place), "JAX_PLATFORMS": "cpu"}

@@ -243,22 +243,19 @@ def unused(training: KnownTraining, evidence: Evidence) -> tuple[str, ...]:
             "closed units and decoding take any loss; replays, which alone take it and "
             "labels, are of an MLP on squared loss",
         )
-    if "batch_size" in told:
-        value = {"batch_size": told.pop("batch_size")}
-        notes += _together(
-            value,
-            "closed units and decoding take batches of any size, and a replay takes "
-            "all images at every step",
-        )
-    if "weight_decay" in told:
-        value = {"weight_decay": told.pop("weight_decay")}
-        notes += _together(
-            value,
-            "closed units recognise decay by the weights, and decoding and searches "
-            "assume none",
-        )
+    for name, why in _WHY.items():
+        if name in told:
+            notes += _together({name: told.pop(name)}, why)
     notes += _together(told, "attacks take steps of any size and number")
     return tuple(notes)
+
+
+_WHY = {
+    "batch_size": "closed units and decoding take batches of any size, and a replay "
+    "takes all images at every step",
+    "weight_decay": "closed units recognise decay by the weights, and decoding and "
+    "searches assume none",
+}
 
 
 def _together(told: Mapping[str, Any], why: str) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ def read(
 
     Returns:
       None where the evidence is another, or there are more images than units that
-      feed the last layer.
+      feed the last layer, or no hidden ones.
 
     Example:
       >>> import jax
@@ -135,6 +135,8 @@ def read(
     """
     net, before = known.network, known.params_0
     if not (known.is_gradient and isinstance(net, MLP)) or before is None:
+        return None
+    if not net.widths:
         return None
     last = f"Dense_{len(net.widths)}"
     if not len(images) or len(images) > net.widths[-1]:

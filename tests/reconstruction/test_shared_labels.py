@@ -81,3 +81,5 @@ def test_labels_are_of_gradients_of_fewer_images_than_units():
     assert shared_labels.read(known, np.zeros((41, *SHAPE), np.float32)) is None
     whole = evidence.dataclasses.replace(known, is_gradient=False)
     assert shared_labels.read(whole, np.asarray(x)) is None
+    linear = evidence.dataclasses.replace(known, network=MLP((), 3))
+    assert shared_labels.read(linear, np.asarray(x)) is None
