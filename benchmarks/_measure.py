@@ -66,6 +66,11 @@ def arguments(**extra: Any) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def peer_device() -> str:
+    """Where PyTorch is to compute: on the accelerator that JAX has, if it is CUDA's."""
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
 def chosen(names: str, known: Mapping[str, Any]) -> list[str]:
     """Returns names between commas; ends with a sentence where one is unknown."""
     found = [name for name in names.split(",") if name]

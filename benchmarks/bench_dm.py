@@ -146,6 +146,7 @@ def main() -> None:
     }
     if torch is not None:
         torch.set_num_threads(options.threads)
+        torch.set_default_device(_measure.peer_device())
         for name, layout in (
             ("PyTorch, DM", torch.contiguous_format),
             ("PyTorch, DM, channels last", torch.channels_last),

@@ -131,6 +131,8 @@ def best_of_theirs(nt, apply_fn, arguments):
 
 def main() -> None:
     options = _measure.arguments(repeats=0, case="all", shrink=1, alone="")
+    # As ours are, whatever else an accelerator would multiply in.
+    jax.config.update("jax_default_matmul_precision", "highest")
     if options.alone:
         run_alone(options)
         return

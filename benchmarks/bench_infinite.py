@@ -52,6 +52,8 @@ def cases(stax, shrink):
 
 def main() -> None:
     options = _measure.arguments(repeats=0, shrink=1)
+    # As ours are, whatever else an accelerator would multiply in.
+    jax.config.update("jax_default_matmul_precision", "highest")
     nt = neural_tangents.load()
     rows = []
     for name, ours, theirs, arguments, rounds in cases(nt.stax, options.shrink):

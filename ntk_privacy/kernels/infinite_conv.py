@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _platform
 from ntk_privacy._types import KernelFn
 from ntk_privacy.kernels import coincidence, infinite
 from ntk_privacy.kernels.conv_layers import (
@@ -57,8 +57,9 @@ __all__ = [
     "nngp_and_ntk",
 ]
 
-# Numbers in one array of a tile: larger leaves the cache, smaller is all overhead.
-_TILE = 2**19
+# Numbers in one array of a tile, on a processor, whose cache more leaves, and on an
+# accelerator, which fewer leave idle.
+_TILE, _WIDE_TILE = 2**19, 2**24
 
 
 def nngp_and_ntk(layers: Sequence[Layer]) -> Callable[..., Kernels]:
@@ -304,7 +305,8 @@ def _conv_kernels(layers: tuple[Layer, ...], x1: Array, x2: Array | None) -> Ker
     tracked = full and any(isinstance(x, Activation) for x in flat[pools[0] :])
     symmetric = x2 is None
     positions = math.prod(x1.shape[1:3]) ** (2 if full else 1)
-    side = max(1, math.isqrt(_TILE // positions))
+    tile_size = _TILE if _platform.name() == "cpu" else _WIDE_TILE
+    side = max(1, math.isqrt(tile_size // positions))
 
     def tiles(x: Array) -> tuple[Array, tuple[Array, ...]]:
         # Tiles of equal size: the last one is not padded by more than it must.

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from ntk_privacy import _checks, _programs
+from ntk_privacy import _checks, _platform, _programs
 from ntk_privacy._types import ApplyFn, Params
 from ntk_privacy.kernels import layer_trace
 
@@ -79,7 +79,9 @@ def network_shapes(apply_fn: ApplyFn, params: Params, image: Any) -> Any:
     """Returns `layer_trace.trace` without the program; remembered where possible."""
     leaves, structure = jax.tree.flatten(params)
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    key = (apply_fn, structure, shapes, image.shape, image.dtype)
+    # Networks may compute in one way here and in another there.
+    where = _platform.name()
+    key = (apply_fn, structure, shapes, image.shape, image.dtype, where)
 
     def make():
         structs = [jax.ShapeDtypeStruct(*shape) for shape in shapes]

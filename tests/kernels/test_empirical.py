@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ntk_privacy import _platform
 from ntk_privacy.kernels import empirical
-from ntk_privacy.models import MLP
+from ntk_privacy.models import MLP, ConvNet
 
 
 def _setup(num_outputs):
@@ -57,3 +58,17 @@ def test_float32_stays_float32():
     params = model.init_params(jax.random.key(0), (2, 2, 1))
     x = jax.random.normal(jax.random.key(1), (3, 2, 2, 1), jnp.float32)
     chex.assert_type(empirical.ntk(model.apply_fn, params, x), jnp.float32)
+
+
+def test_what_was_planned_on_one_device_is_not_taken_on_another(monkeypatch):
+    # A ConvNet convolves in our own primitive on processors alone.
+    model = ConvNet(2, 3, 1)
+    params = model.init_params(jax.random.key(0), (4, 4, 1), jnp.float64)
+    x = jax.random.normal(jax.random.key(1), (2, 4, 4, 1))
+    kernels = []
+    for platform in ("gpu", "cpu"):
+        monkeypatch.setattr(_platform, "name", lambda name=platform: name)
+        # As JAX does where another device is chosen.
+        jax.clear_caches()
+        kernels.append(empirical.ntk(model.apply_fn, params, x))
+    chex.assert_trees_all_close(*kernels, rtol=1e-10)
