@@ -406,6 +406,24 @@ def until(stage: Stage, is_over: Callable[[], bool]) -> Stage:
     return run
 
 
+def named(stage: Stage, prefix: str) -> Stage:
+    """Returns a stage whose loops are kept apart from others of the same names.
+
+    Args:
+      stage: that runs them.
+      prefix: that goes before the names.
+
+    Example:
+      >>> from ntk_privacy import resume
+      >>> stage = resume.named(resume.straight, "control")
+    """
+
+    def run(name, start, go, num_steps):
+        return stage(f"{prefix}_{name}", start, go, num_steps)
+
+    return run
+
+
 def timed(stage: Stage, name: str, make: Callable[[], Result]) -> Result:
     """Returns what `make` makes, its time counted as the stage's; nothing is stored."""
     return stage(name, {}, lambda *_: make(), 1).result

@@ -25,11 +25,12 @@ from ntk_privacy.reconstruction.initialisation import SeedFound, TorchLinear
 from ntk_privacy.reconstruction.verdict import Verdict
 from ntk_privacy.resume import Stage, straight
 
-__all__ = ["Attacked", "attack"]
+__all__ = ["Attacked", "again", "attack"]
 
 _NAMES = {"kernel": "weight", "bias": "bias"}  # PyTorch's, by Flax's
 _CANDIDATES = 100  # of a search, where the number of images is not known
 _EXACT_NEEDS = "exact reading (it needs the weights before training, or their seed)"
+_READING, _DECODING = "exact reading of closed units", "exact decoding of ReLU gates"
 _SEARCH_NOT_NEEDED = "a search (all images that the weights show were read exactly)"
 _SEARCH_NOT_BETTER = "a search (the images that were read explain the change as it is)"
 
@@ -43,6 +44,7 @@ class Attacked(NamedTuple):
       tried: attacks that were run, in words.
       left_out: those that were not, each with the reason.
       seed: the seed that was looked for; None if none was.
+      seconds: that it took.
     """
 
     found: Reconstruction
@@ -50,6 +52,7 @@ class Attacked(NamedTuple):
     tried: tuple[str, ...]
     left_out: tuple[str, ...]
     seed: SeedFound | None = None
+    seconds: float = 0.0
 
 
 def attack(
@@ -77,8 +80,37 @@ def attack(
         ends = ("before", evidence.params_0, "after", evidence.params_t)
         _checks.same_structure(*ends)
         _checks.differ(*ends)
-    deadline = time.monotonic() + seconds
-    stage = resume.until(stage, lambda: time.monotonic() >= deadline)
+    start = time.monotonic()
+    stage = resume.until(stage, lambda: time.monotonic() >= start + seconds)
+    made = _attacked(evidence, key, seeds, stage)
+    return made._replace(seconds=time.monotonic() - start)
+
+
+def again(
+    attacked: Attacked, evidence: Evidence, *, key: Array, stage: Stage = straight
+) -> Reconstruction:
+    """Returns what the same attacks find in other evidence, in as long a time.
+
+    Args:
+      attacked: weights from before and after training, or a gradient.
+      evidence: of a network of the same shape.
+      key: of random starts.
+      stage: runs the loops.
+
+    Raises:
+      ValueError: they cannot be run on it.
+    """
+    if _DECODING not in attacked.tried:
+        return closed_units.from_evidence(evidence, key=key, stage=stage)
+    end = time.monotonic() + attacked.seconds
+    stage = resume.until(stage, lambda: time.monotonic() >= end)
+    method = METHODS["auto"]
+    return method.run(evidence, method.configured(), key=key, stage=stage)
+
+
+def _attacked(
+    evidence: Evidence, key: Array, seeds: Iterable[int] | None, stage: Stage
+) -> Attacked:
     if evidence.is_adapter:
         found = METHODS["adapter"].run(
             evidence, METHODS["adapter"].configured(), key=key, stage=stage
@@ -156,28 +188,27 @@ def _from_final_weights(evidence: Evidence, key: Array, stage: Stage) -> Attacke
 def _from_both(evidence: Evidence, key: Array, stage: Stage) -> Attacked:
     """Reads exactly, and searches for what is left where the number of images shows."""
     evidence.needs("an audit", "params_0", "bounds")
-    reading, decoding = "exact reading of closed units", "exact decoding of ReLU gates"
     method, is_mlp = METHODS["auto"], isinstance(evidence.network, MLP)
     try:
         units, why = closed_units.from_evidence(evidence, key=key, stage=stage), ""
     except ValueError as error:
         units, why = None, str(error)
     if units is not None and len(units.images) and units.certified.all():
-        return Attacked(units, evidence, (reading,), (_SEARCH_NOT_NEEDED,))
+        return Attacked(units, evidence, (_READING,), (_SEARCH_NOT_NEEDED,))
     if is_mlp and (evidence.num_images is not None or _shows_count(evidence, key)):
         found = method.run(evidence, method.configured(), key=key, stage=stage)
         if any("kkt" in source for source in found.sources):
-            tried = reading, decoding, "search and polishing"
+            tried = _READING, _DECODING, "search and polishing"
             return Attacked(_better(units, found), evidence, tried, ())
         sure = found.certified.all()
         left = _SEARCH_NOT_NEEDED if sure else _SEARCH_NOT_BETTER
-        return Attacked(found, evidence, (reading, decoding), (left,))
+        return Attacked(found, evidence, (_READING, _DECODING), (left,))
     if units is None:
-        return Attacked(_nothing(evidence, why), evidence, (), (f"{reading} ({why})",))
+        return Attacked(_nothing(evidence, why), evidence, (), (f"{_READING} ({why})",))
     left = "a search (it takes an MLP, or the number of images)"
     if is_mlp:
         left = "a search (the weights do not show how many images to search for)"
-    return Attacked(units, evidence, (reading,), (left,))
+    return Attacked(units, evidence, (_READING,), (left,))
 
 
 def _better(units: Reconstruction | None, found: Reconstruction) -> Reconstruction:

@@ -118,7 +118,8 @@ def audit(
       num_images: N, where it is known and the weights may hide it.
       recipe: what is known of the training: a .json or .toml file, or values by name,
         those of `recipes.KnownTraining`.
-      minutes: after which searches stop; what is read exactly is finished.
+      minutes: after which searches stop; what is read exactly is finished, and the
+        control on wrong weights may search for as long again.
       key: of random starts; `jax.random.key(0)` if None.
       stage: runs the loops.
 
@@ -198,7 +199,7 @@ def examine(
         )
         seen = comparison.compared(given, attacked, notes)
         parts |= seen.parts
-        parts |= comparison.controlled(given, attacked, seen, key, notes)
+        parts |= comparison.controlled(given, attacked, seen, key, notes, stage=stage)
         counts = seen.counts
         if given.training is not None:
             notes += recipes.unused(given.training, attacked.evidence)

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from ntk_privacy import resume
 from ntk_privacy.auditing import controls as nulls
 from ntk_privacy.auditing import membership, statement, units
-from ntk_privacy.auditing.attack import Attacked
+from ntk_privacy.auditing.attack import Attacked, again
 from ntk_privacy.auditing.cases import Case
 from ntk_privacy.auditing.controls import Controls
 from ntk_privacy.auditing.given_images import GivenImages
@@ -17,6 +18,7 @@ from ntk_privacy.auditing.membership import Membership
 from ntk_privacy.evaluation import reconstruction_curve
 from ntk_privacy.evaluation.reconstruction_curve import RECOVERED_PSNR
 from ntk_privacy.reconstruction import Evidence
+from ntk_privacy.resume import Stage, straight
 
 __all__ = ["Compared", "compared", "controlled"]
 
@@ -114,6 +116,8 @@ def controlled(
     seen: Compared,
     key: Array,
     notes: list[str],
+    *,
+    stage: Stage = straight,
 ) -> dict[str, Any]:
     """Returns controls and membership, as far as they can be had.
 
@@ -123,6 +127,7 @@ def controlled(
       seen: of `compared`.
       key: of the controls.
       notes: get what was left out.
+      stage: runs the loops of attacks on wrong weights.
 
     Raises:
       ValueError: shapes that differ.
@@ -130,7 +135,7 @@ def controlled(
     known, images = attacked.evidence, seen.parts["images"]
     wrong = Controls()
     if known.params_0 is not None and not known.is_adapter:
-        wrong = nulls.on_wrong_weights(known, key=jax.random.fold_in(key, 1))
+        wrong = _attacked_wrongly(given, attacked, seen, key, notes, stage)
     found: dict[str, Any] = {}
     private, unseen = given.private, given.unseen
     if private is not None:
@@ -163,6 +168,42 @@ def controlled(
         else:
             found["membership"] = _members(known, private, unseen, seen, notes)
     return {"controls": wrong, **found}
+
+
+def _attacked_wrongly(
+    given: Case,
+    attacked: Attacked,
+    seen: Compared,
+    key: Array,
+    notes: list[str],
+    stage: Stage,
+) -> Controls:
+    """The same attacks, where the change meets weights that it does not belong to."""
+    key = jax.random.fold_in(key, 1)
+    other = nulls.on_wrong_weights(attacked.evidence, key=key)
+    try:
+        found = again(attacked, other, key=key, stage=resume.named(stage, "control"))
+    except ValueError as error:
+        return Controls(wrong_weights_told=f"Not run: {error}")
+    recovered = None
+    if given.private is not None:
+        recovered = 0
+        if len(found.images):
+            recovered = reconstruction_curve.evaluate(
+                given.private.images,
+                seen.scaled.intensities(found.images),
+                mean=np.zeros(given.private.images.shape[-1]),
+            ).num_recovered
+        if recovered:
+            notes.append(
+                f"{recovered} of the given images count as recovered from wrong "
+                "weights too: what is recovered without a certificate proves little."
+            )
+    return Controls(
+        wrong_weights=int(np.sum(found.certified)),
+        wrong_weights_told=found.verdict.reason,
+        wrong_weights_recovered=recovered,
+    )
 
 
 def _members(

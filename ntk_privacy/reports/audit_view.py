@@ -346,11 +346,14 @@ def _plots(audit: Audit) -> Iterable[Plot]:
 def _controls(audit: Audit) -> Iterable[Control]:
     controls = audit.controls
     if controls.wrong_weights is not None or controls.wrong_weights_told:
-        count = controls.wrong_weights
+        count, recovered = controls.wrong_weights, controls.wrong_weights_recovered
+        expected, seen = "0 certain", f"{count} certain"
+        if recovered is not None:
+            expected, seen = "0 certain, 0 recovered", f"{seen}, {recovered} recovered"
         yield Control(
-            "the true change on weights with shuffled units",
-            "0 certain",
-            "not run" if count is None else f"{count} certain",
+            "the same attacks, the true change on weights with shuffled units",
+            expected,
+            "not run" if count is None else seen,
             controls.wrong_weights_told,
         )
     if controls.shuffled_recovered is not None:
