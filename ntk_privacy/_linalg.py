@@ -1,11 +1,31 @@
-"""Dense symmetric solves with one meaning of `diag_reg`."""
+"""Dense symmetric solves with one meaning of `diag_reg`, and products in full."""
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def full_precision(fun: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Returns `fun`, whose products are in full where they do not say otherwise.
+
+    Accelerators multiply in bfloat16 or TF32 by default: 1e-3 off. What it traces, the
+    networks of users and their derivatives too, is traced so.
+    """
+
+    @functools.wraps(fun)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with jax.default_matmul_precision("highest"):
+            return fun(*args, **kwargs)
+
+    return call
 
 
 def add_ridge(k: Float[Array, "n n"], diag_reg: float) -> Float[Array, "n n"]:

@@ -146,7 +146,8 @@ def penalty(
         return (_squares if mode == "curvature" else _norms)(move)
 
     made = {"gradient": gradient_norm, "loss_difference": loss_difference}
-    return made.get(mode, curvature)
+    # Differences of gradients lose what coarse products leave.
+    return _linalg.full_precision(made.get(mode, curvature))
 
 
 def regularize(

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ntk_privacy import _programs
+from ntk_privacy import _linalg, _programs
 from ntk_privacy._types import ApplyFn, Params
 from ntk_privacy.kernels import arguments, contraction, model_checks, planning
 from ntk_privacy.kernels.planning import Plan
@@ -187,6 +187,7 @@ def _method(apply_fn, settings, params, x) -> contraction.Method:
 
 
 @_programs.jit(num_static=2)
+@_linalg.full_precision
 def _ntk(apply_fn, settings, params, x1, x2):
     method = _method(apply_fn, settings, params, x1)
     return contraction.assemble(
@@ -195,6 +196,7 @@ def _ntk(apply_fn, settings, params, x1, x2):
 
 
 @_programs.jit(num_static=2)
+@_linalg.full_precision
 def _diagonal(apply_fn, settings, params, x):
     method = _method(apply_fn, settings, params, x)
     return jax.lax.map(

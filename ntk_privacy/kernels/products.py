@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from ntk_privacy import _checks, _programs, _tree
+from ntk_privacy import _checks, _linalg, _programs, _tree
 from ntk_privacy._types import ApplyFn, Params
 from ntk_privacy.kernels import arguments, contraction, model_checks, planning
 
@@ -79,6 +79,7 @@ def _block_size(apply_fn, params, x, memory_budget) -> int:
 
 
 @_programs.jit(num_static=2)
+@_linalg.full_precision
 def _product(apply_fn, block, params, x1, x2, v):
     network, own = contraction.trainable(apply_fn, params)
     dtype = arguments.result_dtype(jax.eval_shape(apply_fn, params, x1[:1]), params)

@@ -78,6 +78,7 @@ class Step:
             return latents
         return _linalg.matmul(latents, problem.basis.T)
 
+    @_linalg.full_precision
     def loss(self, variables, step, problem: Problem):
         """Loss with the box penalty; as auxiliary the former alone and the duals."""
         latents, duals = variables

@@ -1,0 +1,201 @@
+"""Kernels, solves and second derivatives where products are coarse by default.
+
+Accelerators multiply float32 in bfloat16 (TPU) or TF32 (GPU) unless told otherwise.
+Here the lowering of products and convolutions for the processor is replaced by one that
+rounds its operands like that wherever a program leaves the precision open.
+"""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from jax.interpreters import mlir
+
+from ntk_privacy import _linalg, _platform, curvature, kip, rkip
+from ntk_privacy.kernels import empirical, infinite, infinite_conv, products, structured
+from ntk_privacy.models import MLP, ConvNet
+from ntk_privacy.reconstruction import kkt
+from ntk_privacy.training import linearized
+
+_internal = pytest.importorskip("jax._src.interpreters.mlir")
+MANTISSA = {"bfloat16": 7, "tf32": 10}
+PRODUCTS = (jax.lax.dot_general_p, jax.lax.conv_general_dilated_p)
+_OPEN = {None, jax.lax.Precision.DEFAULT}
+KEY = jax.random.key(0)
+
+
+def _rule(primitive, usual, bits):
+    def rule(context, *operands, **params):
+        told = params.get("precision")
+        told = told if isinstance(told, tuple) else (told, told)
+        narrow = all(aval.dtype == jnp.float32 for aval in context.avals_in)
+        if not narrow or not set(told) <= _OPEN:
+            return usual(context, *operands, **params)
+
+        def rounded(*arrays):
+            coarse = [jax.lax.reduce_precision(a, 8, bits) for a in arrays]
+            high = jax.lax.Precision.HIGHEST
+            return primitive.bind(*coarse, **params | {"precision": (high, high)})
+
+        lowered = mlir.lower_fun(rounded, multiple_results=False)
+        return lowered(context, *operands)
+
+    return rule
+
+
+@contextlib.contextmanager
+def _coarse(kind):
+    """Products as on an accelerator, whose branches are taken too."""
+    rules, everywhere = (
+        _internal._platform_specific_lowerings["cpu"],
+        _internal._lowerings,
+    )
+    jax.clear_caches()
+    with pytest.MonkeyPatch.context() as patch:
+        for primitive in PRODUCTS:
+            entry = rules.get(primitive, everywhere.get(primitive))
+            usual = getattr(entry, "rule", entry)
+            made = _rule(primitive, usual, MANTISSA[kind])
+            replaced = made if usual is entry else type(entry)(made, entry.inline)
+            patch.setitem(rules, primitive, replaced)
+        patch.setattr(_platform, "name", lambda: "gpu")
+        yield
+    jax.clear_caches()
+
+
+def _normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
+
+
+class Theirs(nn.Module):
+    """A network of a user, who thinks of no precision."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3))(x)).reshape(x.shape[0], -1)
+        return nn.Dense(3)(nn.tanh(nn.Dense(16)(x)))
+
+
+def _theirs():
+    model, x = Theirs(), _normal(1, 4, 6, 6, 2)
+    params = model.init(KEY, x)["params"]
+    return lambda p, x: model.apply({"params": p}, x), params, x
+
+
+def _ours():
+    model, x = ConvNet(3, 4, 2), _normal(2, 4, 8, 8, 2)
+    return model.apply_fn, model.init_params(KEY, (8, 8, 2), jnp.float32), x
+
+
+def _losses(apply_fn, params, x, y):
+    logits = apply_fn(params, x)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y)
+
+
+def _curvature(network):
+    apply_fn, params, x = network()
+    y = jnp.arange(len(x)) % 3
+    added = curvature.penalty(functools.partial(_losses, apply_fn), step=0.5)
+    slope = jax.grad(lambda p: added(p, x, y).sum())(params)
+    return added(params, x, y), jax.tree.leaves(slope)
+
+
+def _trained():
+    model, x = MLP((32, 32)), _normal(3, 6, 5, 5, 1)
+    params_0 = model.init_params(KEY, (5, 5, 1), jnp.float32)
+    y = jnp.asarray([[1.0], [-1.0]] * 3, jnp.float32)
+    kernel = structured.ntk(model, params_0, x, trace_outputs=False)
+    spectrum = linearized.decompose(kernel, model.apply_fn(params_0, x), y)
+    duals = linearized.duals(spectrum, linearized.gradient_flow(5.0))
+    return model, params_0, linearized.params_at(model.apply_fn, params_0, x, duals)
+
+
+def _search(settings):
+    model, params_0, params_t = _trained()
+    attack = kkt.prepare(
+        model,
+        params_0,
+        params_t,
+        key=KEY,
+        image_shape=(5, 5, 1),
+        num_images=8,
+        bounds=(-3.0, 3.0),
+        points="init",
+        settings=settings,
+    )
+    loss = attack.step.loss
+    at = (attack.state.latents, attack.state.duals)
+    step = jnp.asarray(0, jnp.int32)
+    value, slopes = jax.value_and_grad(loss, has_aux=True)(at, step, attack.problem)
+    return value[0], slopes[0]
+
+
+def _kernel_loss(module):
+    x, s = _normal(4, 20, 30), _normal(5, 6, 30)
+    y, labels = _normal(6, 20, 2), _normal(7, 6, 2)
+
+    def loss(s):
+        return module.loss(s, labels, x, y, kernel_fn=infinite.mlp(2), diag_reg=1e-2)
+
+    return jax.value_and_grad(loss)(s)
+
+
+def _product():
+    apply_fn, params, x = _theirs()
+    v = _normal(8, len(x), 3)
+    return products.ntk_vector_product(apply_fn, params, x, None, v)
+
+
+CASES = {
+    "infinite FC": lambda: infinite.mlp(2)(_normal(1, 9, 40), _normal(2, 7, 40)),
+    "infinite Conv": lambda: infinite_conv.convnet(2)(_normal(1, 3, 5, 5, 2)),
+    "infinite Conv, pooled": lambda: infinite_conv.convnet(1, head="global_pool")(
+        _normal(1, 3, 5, 5, 2)
+    ),
+    "empirical, ConvNet": lambda: empirical.ntk(*_ours()),
+    "empirical, any network": lambda: empirical.ntk(*_theirs()),
+    "its Jacobians": lambda: empirical.ntk(*_theirs(), method="jacobian"),
+    "its products of vectors": lambda: empirical.ntk(*_theirs(), method="ntk_vector"),
+    "its diagonal": lambda: empirical.diagonal(*_theirs()),
+    "its product": _product,
+    "linearized training": lambda: jax.tree.leaves(_trained()[2]),
+    "solve": lambda: _linalg.solve_ridge(
+        2 * jnp.eye(9, dtype="f") + 0.1, _normal(2, 9, 2)
+    ),
+    "KIP": lambda: _kernel_loss(kip),
+    "RKIP": lambda: _kernel_loss(rkip),
+    "curvature, ConvNet": lambda: _curvature(_ours),
+    "curvature, any network": lambda: _curvature(_theirs),
+    "a step of the search": lambda: _search(kkt.FAST),
+    "of the published search": lambda: _search(kkt.PAPER),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_they_agree_with_full_float32(name):
+    # The coarser of the two is the harder one.
+    want = jax.tree.map(np.asarray, CASES[name]())
+    with _coarse("bfloat16"):
+        got = jax.tree.map(np.asarray, CASES[name]())
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.dtype == np.float32
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "low"), [("bfloat16", 1e-3), ("tf32", 1e-4)])
+def test_products_that_say_nothing_are_coarse(kind, low):
+    a, b = _normal(1, 20, 30), _normal(2, 30, 10)
+    want = np.asarray(a, np.float64) @ np.asarray(b, np.float64)
+    apply_fn, params, x = _theirs()
+    exact = np.asarray(apply_fn(params, x))
+    with _coarse(kind):
+        product, outputs = np.asarray(a @ b), np.asarray(apply_fn(params, x))
+    error = np.abs(product - want).max() / np.abs(want).max()
+    assert low / 2 < error < 10 * low
+    # As a user's network is, outside of a kernel.
+    assert np.abs(outputs - exact).max() > low / 10
