@@ -51,3 +51,14 @@ def test_nothing_is_committed_but_the_source(path):
     for cell in json.loads(path.read_text())["cells"]:
         assert cell.get("outputs", []) == []
         assert cell.get("execution_count") is None
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_installs_the_project_and_no_jax(path):
+    cells = json.loads(path.read_text())["cells"]
+    first = next(cell for cell in cells if cell["cell_type"] == "code")
+    installs = [line for line in first["source"] if "pip install" in line]
+    assert [line.split() for line in installs] == [
+        ["%pip", "install", "--quiet", "{found[-1]}"]
+    ]
+    assert '"/content/ntk_privacy*"' in "".join(first["source"])
