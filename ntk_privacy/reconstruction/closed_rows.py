@@ -6,7 +6,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ntk_privacy.reconstruction import unit_rows, unit_search, unit_set, unit_space
+from ntk_privacy.reconstruction import (
+    fine_unit_search,
+    unit_rows,
+    unit_search,
+    unit_set,
+    unit_space,
+)
 from ntk_privacy.reconstruction.unit_space import Space
 
 __all__ = ["Found", "find", "passes"]
@@ -23,6 +29,7 @@ _DOUBT = 1000.0  # over the least ratio: rows that bar the way to others
 _NOISY = 100.0  # over its noise: a row of less is weak, or rounded, and in no doubt
 _HOPELESS = 64  # rough images that led to no row, before the first one that does
 _IN_VAIN = 24  # after it: those that vanish best come first
+_NARROW = 16  # units an image, below which the search is fine from the first round
 
 
 class Found(NamedTuple):
@@ -167,15 +174,23 @@ def find(
         found = np.array([row.c for row in rows]).reshape(-1, n)
         inverse = unit_space.inverse_gates(space, found)
         key_starts, key_shifts = jax.random.split(jax.random.fold_in(key, k))
-        u = np.asarray(jax.random.normal(key_starts, (count, n)), np.float64)
+        fine = fine_unit_search.most_starts(space)
+        # By turns: either climb finds rows that the other one does not.
+        fine *= (k % 2 == 0) if space.signals.shape[1] < _NARROW * n else idle % 2
+        size = min(count, fine) if fine else count
+        u = np.asarray(jax.random.normal(key_starts, (size, n)), np.float64)
         if starts is not None and not k:
-            u = np.concatenate([starts, u])[: max(count, len(starts))]
+            u = np.concatenate([starts, u])[: max(size, len(starts))]
         if len(found):
             basis = np.linalg.qr(found.T)[0]
             u = u - (u @ basis) @ basis.T
         if space.scale is not None:
             u = u * np.where(u @ space.scale < 0, -1, 1)[:, None]
-        rough = unit_search.climb(space, u, inverse, key=key_shifts, dtype=dtype)
+        given = {"key": key_shifts, "dtype": dtype}
+        if fine:
+            rough = fine_unit_search.climb(space, u, inverse, found, **given)
+        else:
+            rough = unit_search.climb(space, u, inverse, **given)
         if space.scale is not None:
             rough = rough * np.where(rough @ space.scale < 0, -1, 1)[:, None]
         new = _accepted(space, rough, rows, inverse, limit)
