@@ -29,6 +29,7 @@ _DOUBT = 1000.0  # over the least ratio: rows that bar the way to others
 _NOISY = 100.0  # over its noise: a row of less is weak, or rounded, and in no doubt
 _HOPELESS = 64  # rough images that led to no row, before the first one that does
 _IN_VAIN = 24  # after it: those that vanish best come first
+_BOUNDED = 0.1  # error of images in a set that is worth something
 _NARROW = 16  # units an image, below which the search is fine from the first round
 
 
@@ -205,11 +206,15 @@ def find(
                 judged = passes(made)
                 if whole is None or judged.sum() > good.sum():
                     whole, good = made, judged
-                if judged.all():
+                bounded = bool(np.any(made.errors < _BOUNDED))
+                if judged.all() and (bounded or k + 1 == max_rounds):
                     return Found(rows, unit_set.polish(space, made), judged, k + 1)
             sure, limit = _sure(rows, limit)
             if len(sure) < n:
                 rows = sure
+            elif judged.all():
+                # One that nearly is another's spoils all zeros: the worst goes.
+                rows = sorted(rows, key=lambda row: row.ratio)[: n - 1]
             elif made is not None:
                 rows = [
                     row._replace(c=c)

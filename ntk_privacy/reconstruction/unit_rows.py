@@ -244,6 +244,7 @@ def _reweighted(space: Space, closed: np.ndarray, least: int):
     (Cauchy's weights), nearer and nearer.
     """
     inner, weight = space.rows[:, closed], np.ones(len(closed))
+    row = weight
     for _ in range(_TURNS):
         c, _ = _least((inner * weight) @ inner.T)
         row = np.abs(c @ inner)
