@@ -12,7 +12,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Bool, Float
 
-from ntk_privacy.reconstruction import unit_rows, unit_space
+from ntk_privacy.reconstruction import fuller_rows, unit_rows, unit_space
 from ntk_privacy.reconstruction.unit_space import Space
 
 __all__ = ["Whole", "complete", "polish"]
@@ -35,6 +35,7 @@ _SCALE = 0.1  # of the most that a bias's misfit could do
 _WORSE = 0.01  # agreement of a row's own that a new one may lose
 _NEAR = 1e-3  # of a row's median: what vanishes for its own agreement
 _FEW = 5  # units that tell a leak
+_FULLER = 3  # turns, as a row that was false spoils the image of another
 
 
 class Whole(NamedTuple):
@@ -329,6 +330,12 @@ def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
     if best is None:
         return None
     c, seen, _ = best
+    for _ in range(_FULLER):
+        more = fuller_rows.fuller(space, c, seen.u, seen.z < 0)
+        now = None if np.array_equal(more, c) else _look(space, more)
+        if now is None:
+            break
+        c, seen = more, now
     is_open = ~seen.zeros
     enough = np.sum(~is_open, axis=1) >= len(c) + unit_rows.EXTRA
     # One that closes too little is free, so that it spoils none of the others.
@@ -350,6 +357,7 @@ def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
     # What of the bias fits no image may have moved the scale of any.
     rest = space.misfit * np.sqrt(len(space.alive))
     errors = np.hypot(errors, _SCALE * rest * np.linalg.norm(again.u, axis=1))
+    errors += fuller_rows.unsettled(space, joint, again.u, again.z < 0)
     return Whole(
         joint, again.u, closed_vanish, open_vanish, again.agreement, leaks,
         np.where(enough, ratios, 1.0), np.where(enough, errors, np.inf),
