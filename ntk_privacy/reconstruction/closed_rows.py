@@ -177,6 +177,7 @@ def passes(whole: unit_set.Whole) -> Bool[np.ndarray, " n"]:
         & (whole.agreement > all_of_them)
         & (whole.leaks < leaks)
         & (whole.ratios < _RATIO)
+        & (whole.surplus > 0)
     )
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from ntk_privacy.reconstruction import fuller_rows, unit_rows, unit_space
 from ntk_privacy.reconstruction.unit_space import Space
@@ -58,6 +58,10 @@ class Whole(NamedTuple):
       misfit: root mean square of the bias's change that is no sum of rows, over the
         noise that belongs there; 0 without a bias.
       is_open: (n, m) entries of the rows that are not taken for zero.
+      surplus: zeros of each row beyond N - 1, less the units that its image closes at
+        either end of training and that are none. Of signals in general position a row
+        of N - 1 zeros may be had anywhere, so with a surplus no other one vanishes on
+        as many units.
     """
 
     c: Float[np.ndarray, "n n"]
@@ -73,6 +77,7 @@ class Whole(NamedTuple):
     noise: float
     misfit: float
     is_open: Bool[np.ndarray, "n m"]
+    surplus: Int[np.ndarray, " n"]
 
 
 class _Seen(NamedTuple):
@@ -303,6 +308,11 @@ def _errors(
     return np.sqrt(inside + outside) / np.sqrt(np.maximum(sizes, 1e-300))
 
 
+def _surplus(is_open: np.ndarray, closed: np.ndarray) -> np.ndarray:
+    odd = np.sum(closed & is_open, axis=1)
+    return np.sum(~is_open, axis=1) - (len(is_open) - 1) - odd
+
+
 def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
     """Refines a full set of rows and weighs it; None where its rows depend.
 
@@ -362,7 +372,7 @@ def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
         joint, again.u, closed_vanish, open_vanish, again.agreement, leaks,
         np.where(enough, ratios, 1.0), np.where(enough, errors, np.inf),
         np.zeros(len(c)), unexplained, noise, space.misfit / (floor * space.coarse),
-        fitted.is_open,
+        fitted.is_open, _surplus(fitted.is_open, again.z < 0),
     )  # fmt: skip
 
 
