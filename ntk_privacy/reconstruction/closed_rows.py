@@ -33,7 +33,7 @@ _BOUNDED = 0.1  # error of an image that is worth something
 _WHOLES = 3  # sets that agree with their units, where no error is bounded in any
 _ROWS = 8  # an image, true and false ones, that a fine round may find
 _DEPENDS = 1e-3  # of a row: what others leave of it, if it depends on them
-_NARROW = 16  # units an image, below which the search is fine from the first round
+_NARROW = 16  # units an image, below which it is hard to tell combinations
 
 
 class Found(NamedTuple):
@@ -212,12 +212,15 @@ def find(
     idle, limit, count, most, suspects = 0, _RATIO, num_starts, 0, _Suspects()
     most_fine, wholes = fine_unit_search.most_starts(space), 0
     narrow = most_fine > 0 and space.signals.shape[1] < _NARROW * n
+    hard, turn, failed = False, 0, 0
     for k in range(max_rounds):
         found = np.array([row.c for row in rows]).reshape(-1, n)
         inverse = unit_space.inverse_gates(space, found)
         key_starts, key_shifts = jax.random.split(jax.random.fold_in(key, k))
-        # By turns: either climb finds rows that the other one does not.
-        fine = most_fine > 0 and (k % 2 == 0 if narrow else idle % 2 == 1)
+        # By turns, once the rough climb stalls: either finds rows that the other one
+        # does not.
+        fine = most_fine > 0 and (turn if hard else idle) % 2 == 1
+        turn += hard
         size = min(count, most_fine) if fine else count
         u = np.asarray(jax.random.normal(key_starts, (size, n)), np.float64)
         if starts is not None and not k:
@@ -234,7 +237,7 @@ def find(
             rough = unit_search.climb(space, u, inverse, **given)
         if space.scale is not None:
             rough = rough * np.where(rough @ space.scale < 0, -1, 1)[:, None]
-        if fine or narrow:
+        if fine or hard:
             new = _accepted(space, rough, rows, inverse, limit, most=_ROWS * n)
             rows = _fullest(space, rows + new)
         else:
@@ -243,6 +246,8 @@ def find(
         if len(rows) > most:
             most, idle = len(rows), 0
             suspects.clear()
+        elif narrow and not hard:
+            hard, turn = True, 1
         if len(rows) == n:
             judged = np.zeros(n, bool)
             made = unit_set.complete(space, np.array([row.c for row in rows]))
@@ -258,11 +263,14 @@ def find(
                 if judged.all() and (enough or k + 1 == max_rounds):
                     return Found(rows, unit_set.polish(space, made), judged, k + 1)
             sure, limit = _sure(rows, limit)
+            failed += 1
+            if narrow and not hard and failed > 1:
+                hard, turn = True, 1
             if len(sure) < n:
                 rows = sure
-            elif narrow:
+            elif hard:
                 # Combinations among them spoil the images: the least full ones go.
-                rows = rows[: -1 - k % max(n // 4, 1)]
+                rows = _fullest(space, rows)[: -1 - k % max(n // 4, 1)]
             elif made is not None:
                 rows = [
                     row._replace(c=c)
@@ -280,7 +288,7 @@ def find(
             if len(sure) < len(rows):
                 rows, idle, most = sure, 0, len(sure)
                 suspects.clear()
-            elif narrow:
+            elif hard:
                 rows = rows[: -1 - k % max(n // 4, 1)]
                 idle, most = 0, len(rows)
             else:
