@@ -40,7 +40,7 @@ def _least_sizes(
     little is.
     """
     rows, v = space.rows[:, closed], space.mix @ u
-    weight = np.ones(rows.shape[1])
+    weight = sizes = np.ones(rows.shape[1])
     for last in np.geomspace(1, _LAST, _TURNS):
         gram = (rows * weight) @ rows.T
         gram += np.finfo(np.float64).eps * np.trace(gram) * np.eye(len(gram))

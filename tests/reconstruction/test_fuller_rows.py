@@ -9,6 +9,11 @@ N, PIXELS, UNITS = 5, 20, 96
 TIED = 0.1, 1, 1
 
 
+def _scaled(space, u):
+    assert space.scale is not None
+    return u / (u @ space.scale)[:, None]
+
+
 def _made(near, opened, seed=1):
     """Images, 0 and 1 so near that they differ in few gates, and signals with zeros.
 
@@ -34,7 +39,7 @@ def _made(near, opened, seed=1):
     assert space.alive.all()
     c = signals @ np.linalg.pinv(space.signals)
     u = np.linalg.inv(c).T
-    return space, c, u / (u @ space.scale)[:, None], closed, signals, odd
+    return space, c, _scaled(space, u), closed, signals, odd
 
 
 def _told(closed, odd):
@@ -47,7 +52,7 @@ def _mixed(space, c, signals, odd):
     false = c.copy()
     false[0] -= signals[0, odd[0]] / signals[1, odd[0]] * c[1]
     u = np.linalg.inv(false).T
-    return false, u / (u @ space.scale)[:, None]
+    return false, _scaled(space, u)
 
 
 def _alike(a, b):
@@ -69,7 +74,7 @@ def test_a_combination_of_three_gives_way_too():
     false, _ = _mixed(space, c, signals, odd)
     false[0] += 0.01 * c[2]
     u = np.linalg.inv(false).T
-    made = fuller_rows.fuller(space, false, u / (u @ space.scale)[:, None], closed)
+    made = fuller_rows.fuller(space, false, _scaled(space, u), closed)
     np.testing.assert_allclose(_alike(made, c), 1, atol=1e-9)
 
 
