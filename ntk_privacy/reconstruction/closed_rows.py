@@ -6,7 +6,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ntk_privacy.reconstruction import unit_rows, unit_search, unit_set, unit_space
+from ntk_privacy.reconstruction import (
+    fine_unit_search,
+    unit_rows,
+    unit_search,
+    unit_set,
+    unit_space,
+)
 from ntk_privacy.reconstruction.unit_space import Space
 
 __all__ = ["Found", "find", "passes"]
@@ -23,6 +29,11 @@ _DOUBT = 1000.0  # over the least ratio: rows that bar the way to others
 _NOISY = 100.0  # over its noise: a row of less is weak, or rounded, and in no doubt
 _HOPELESS = 64  # rough images that led to no row, before the first one that does
 _IN_VAIN = 24  # after it: those that vanish best come first
+_BOUNDED = 0.1  # error of an image that is worth something
+_WHOLES = 3  # sets that agree with their units, where no error is bounded in any
+_ROWS = 8  # an image, true and false ones, that a fine round may find
+_DEPENDS = 1e-3  # of a row: what others leave of it, if it depends on them
+_NARROW = 16  # units an image, below which it is hard to tell combinations
 
 
 class Found(NamedTuple):
@@ -60,13 +71,19 @@ def _doubtful(row: unit_rows.Row, limit: float) -> bool:
 
 
 def _accepted(
-    space: Space, rough: np.ndarray, rows: list, inverse, limit: float = _RATIO
+    space: Space,
+    rough: np.ndarray,
+    rows: list,
+    inverse,
+    limit: float = _RATIO,
+    *,
+    most: int | None = None,
 ) -> list:
     """Rows that rough images lead to and that are not among those known."""
     new, misses, tried = [], 0, np.zeros((0, space.gates.shape[1]))
-    known = _signals(space, rows)
+    known, most = _signals(space, rows), most or len(space.values)
     for u in rough:
-        if len(rows) + len(new) >= len(space.values):
+        if len(rows) + len(new) >= most:
             break
         if misses >= (_IN_VAIN if new else _HOPELESS) and (new or not rows):
             break
@@ -92,6 +109,27 @@ def _sure(rows: list[unit_rows.Row], limit: float) -> tuple[list, float]:
     """Rows that are in no doubt, and the limit of ratios for those to come."""
     limit = min(limit, _DOUBT * min(row.ratio for row in rows))
     return [row for row in rows if not _doubtful(row, limit)], limit
+
+
+def _fullest(space: Space, rows: list[unit_rows.Row]) -> list[unit_rows.Row]:
+    """Independent rows that vanish on most of the units that their images close.
+
+    A combination vanishes on fewer than its parts, as a rule: once these are found, it
+    depends on rows that came before it.
+    """
+    if not rows:
+        return rows
+    c, u = (np.array([getattr(row, name) for row in rows]) for name in ("c", "u"))
+    closed = unit_rows.preactivations(space, u) < 0
+    zeros = np.sum(unit_rows.vanishing(space, c) & closed, axis=1)
+    kept, basis = [], np.zeros((0, c.shape[1]))
+    for k in np.argsort(-zeros, kind="stable"):
+        rest = c[k] - (c[k] @ basis.T) @ basis
+        size = np.linalg.norm(rest)
+        if size > _DEPENDS * np.linalg.norm(c[k]):
+            kept.append(rows[k])
+            basis = np.concatenate([basis, rest[None] / size])
+    return kept
 
 
 class _Suspects:
@@ -139,7 +177,16 @@ def passes(whole: unit_set.Whole) -> Bool[np.ndarray, " n"]:
         & (whole.agreement > all_of_them)
         & (whole.leaks < leaks)
         & (whole.ratios < _RATIO)
+        & (whole.surplus > 0)
     )
+
+
+def _bounded(whole: unit_set.Whole) -> int:
+    return int(np.sum(whole.errors < _BOUNDED))
+
+
+def _more_bounded(one: unit_set.Whole, other: unit_set.Whole | None) -> unit_set.Whole:
+    return one if other is None or _bounded(other) <= _bounded(one) else other
 
 
 def find(
@@ -163,38 +210,67 @@ def find(
     """
     n, rows, whole, good = len(space.values), [], None, np.zeros(0, bool)
     idle, limit, count, most, suspects = 0, _RATIO, num_starts, 0, _Suspects()
+    most_fine, wholes = fine_unit_search.most_starts(space), 0
+    narrow = most_fine > 0 and space.signals.shape[1] < _NARROW * n
+    hard, turn, failed = False, 0, 0
     for k in range(max_rounds):
         found = np.array([row.c for row in rows]).reshape(-1, n)
         inverse = unit_space.inverse_gates(space, found)
         key_starts, key_shifts = jax.random.split(jax.random.fold_in(key, k))
-        u = np.asarray(jax.random.normal(key_starts, (count, n)), np.float64)
+        # By turns, once the rough climb stalls: either finds rows that the other one
+        # does not.
+        fine = most_fine > 0 and (turn if hard else idle) % 2 == 1
+        turn += hard
+        size = min(count, most_fine) if fine else count
+        u = np.asarray(jax.random.normal(key_starts, (size, n)), np.float64)
         if starts is not None and not k:
-            u = np.concatenate([starts, u])[: max(count, len(starts))]
+            u = np.concatenate([starts, u])[: max(size, len(starts))]
         if len(found):
             basis = np.linalg.qr(found.T)[0]
             u = u - (u @ basis) @ basis.T
         if space.scale is not None:
             u = u * np.where(u @ space.scale < 0, -1, 1)[:, None]
-        rough = unit_search.climb(space, u, inverse, key=key_shifts, dtype=dtype)
+        given = {"key": key_shifts, "dtype": dtype}
+        if fine:
+            rough = fine_unit_search.climb(space, u, inverse, found, **given)
+        else:
+            rough = unit_search.climb(space, u, inverse, **given)
         if space.scale is not None:
             rough = rough * np.where(rough @ space.scale < 0, -1, 1)[:, None]
-        new = _accepted(space, rough, rows, inverse, limit)
-        rows, idle = rows + new, idle + 1
+        if fine or hard:
+            new = _accepted(space, rough, rows, inverse, limit, most=_ROWS * n)
+            rows = _fullest(space, rows + new)
+        else:
+            rows = rows + _accepted(space, rough, rows, inverse, limit)
+        idle += 1
         if len(rows) > most:
             most, idle = len(rows), 0
             suspects.clear()
+        elif narrow and not hard:
+            hard, turn = True, 1
         if len(rows) == n:
             judged = np.zeros(n, bool)
             made = unit_set.complete(space, np.array([row.c for row in rows]))
+            if narrow and made is not None and _bounded(made) < n:
+                # Rows that were false are replaced by now, and spoil no zeros.
+                made = _more_bounded(made, unit_set.complete(space, made.c))
             if made is not None:
                 judged = passes(made)
                 if whole is None or judged.sum() > good.sum():
                     whole, good = made, judged
-                if judged.all():
+                wholes += judged.all()
+                enough = not narrow or _bounded(made) or wholes == _WHOLES
+                if judged.all() and (enough or k + 1 == max_rounds):
                     return Found(rows, unit_set.polish(space, made), judged, k + 1)
             sure, limit = _sure(rows, limit)
+            failed += 1
+            if narrow and not hard and failed > 1:
+                hard, turn = True, 1
             if len(sure) < n:
                 rows = sure
+            elif hard:
+                # Combinations among them spoil the images: the least full ones go.
+                rows = _fullest(space, rows)[: -1 - k % max(n // 4, 1)]
             elif made is not None:
                 rows = [
                     row._replace(c=c)
@@ -212,6 +288,9 @@ def find(
             if len(sure) < len(rows):
                 rows, idle, most = sure, 0, len(sure)
                 suspects.clear()
+            elif hard:
+                rows = rows[: -1 - k % max(n // 4, 1)]
+                idle, most = 0, len(rows)
             else:
                 rows = suspects.next(space, rows)
             count = min(2 * count, _MOST_STARTS * num_starts)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from ntk_privacy.reconstruction import unit_rows, unit_space
+from ntk_privacy.reconstruction import fuller_rows, unit_rows, unit_space
 from ntk_privacy.reconstruction.unit_space import Space
 
 __all__ = ["Whole", "complete", "polish"]
@@ -35,6 +35,7 @@ _SCALE = 0.1  # of the most that a bias's misfit could do
 _WORSE = 0.01  # agreement of a row's own that a new one may lose
 _NEAR = 1e-3  # of a row's median: what vanishes for its own agreement
 _FEW = 5  # units that tell a leak
+_FULLER = 3  # turns, as a row that was false spoils the image of another
 
 
 class Whole(NamedTuple):
@@ -57,6 +58,10 @@ class Whole(NamedTuple):
       misfit: root mean square of the bias's change that is no sum of rows, over the
         noise that belongs there; 0 without a bias.
       is_open: (n, m) entries of the rows that are not taken for zero.
+      surplus: zeros of each row beyond N - 1, less the units that its image closes at
+        either end of training and that are none. Of signals in general position a row
+        of N - 1 zeros may be had anywhere, so with a surplus no other one vanishes on
+        as many units.
     """
 
     c: Float[np.ndarray, "n n"]
@@ -72,6 +77,7 @@ class Whole(NamedTuple):
     noise: float
     misfit: float
     is_open: Bool[np.ndarray, "n m"]
+    surplus: Int[np.ndarray, " n"]
 
 
 class _Seen(NamedTuple):
@@ -302,6 +308,11 @@ def _errors(
     return np.sqrt(inside + outside) / np.sqrt(np.maximum(sizes, 1e-300))
 
 
+def _surplus(is_open: np.ndarray, closed: np.ndarray) -> np.ndarray:
+    odd = np.sum(closed & is_open, axis=1)
+    return np.sum(~is_open, axis=1) - (len(is_open) - 1) - odd
+
+
 def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
     """Refines a full set of rows and weighs it; None where its rows depend.
 
@@ -329,6 +340,12 @@ def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
     if best is None:
         return None
     c, seen, _ = best
+    for _ in range(_FULLER):
+        more = fuller_rows.fuller(space, c, seen.u, seen.z < 0)
+        now = None if np.array_equal(more, c) else _look(space, more)
+        if now is None:
+            break
+        c, seen = more, now
     is_open = ~seen.zeros
     enough = np.sum(~is_open, axis=1) >= len(c) + unit_rows.EXTRA
     # One that closes too little is free, so that it spoils none of the others.
@@ -350,11 +367,12 @@ def complete(space: Space, c: Float[np.ndarray, "n n"]) -> Whole | None:
     # What of the bias fits no image may have moved the scale of any.
     rest = space.misfit * np.sqrt(len(space.alive))
     errors = np.hypot(errors, _SCALE * rest * np.linalg.norm(again.u, axis=1))
+    errors += fuller_rows.unsettled(space, joint, again.u, again.z < 0)
     return Whole(
         joint, again.u, closed_vanish, open_vanish, again.agreement, leaks,
         np.where(enough, ratios, 1.0), np.where(enough, errors, np.inf),
         np.zeros(len(c)), unexplained, noise, space.misfit / (floor * space.coarse),
-        fitted.is_open,
+        fitted.is_open, _surplus(fitted.is_open, again.z < 0),
     )  # fmt: skip
 
 

@@ -447,6 +447,20 @@ def test_images_that_depend_are_no_error():
     assert np.isfinite(signals).all()
 
 
+def test_the_fullest_rows_outlast_combinations_of_them(space):
+    made, c, images = space
+    true = [
+        unit_rows.Row(row, u, 0.0, 0.0, 1.0) for row, u in zip(c, images, strict=True)
+    ]
+    false = true[2]._replace(c=0.6 * c[2] + 0.8 * c[5])
+    kept = closed_rows._fullest(made, [false, *true])
+    assert len(kept) == N
+    assert not any(row.c is false.c for row in kept)
+    # What it is made of is not known: it stays for the time being.
+    rest = [row for k, row in enumerate(true) if k != 5]
+    assert any(row.c is false.c for row in closed_rows._fullest(made, [false, *rest]))
+
+
 def test_a_combination_that_bars_the_way_is_left_out(space, monkeypatch):
     """It is among the rows from the start, and nothing else of its images is."""
     made, c, _ = space
@@ -458,9 +472,9 @@ def test_a_combination_that_bars_the_way_is_left_out(space, monkeypatch):
     rounds = iter([barred])
     accepted = closed_rows._accepted
 
-    def first(space, rough, rows, inverse, limit):
+    def first(*args, **options):
         given = next(rounds, None)
-        return accepted(space, rough, rows, inverse, limit) if given is None else given
+        return accepted(*args, **options) if given is None else given
 
     monkeypatch.setattr(closed_rows, "_accepted", first)
     found = closed_rows.find(
