@@ -301,8 +301,11 @@ def _errors(
         spread = (vectors[:, 1:].T @ x) ** 2 / np.maximum(values[1:, None], 1e-300)
         # Of its own, where it is noisier than others.
         own = max(noise**2, float(np.mean((row @ part) ** 2) / np.sum(row**2)))
-        weight = own * sizes[k] * np.sum(row**2) / scale[k] ** 2
-        inside += weight * np.sum(spread, axis=0)
+        # Of rows that all but depend on each other it is infinite.
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            weight = own * sizes[k] * np.sum(row**2) / scale[k] ** 2
+            inside += weight * np.sum(spread, axis=0)
+    inside = np.where(np.isnan(inside), np.inf, inside)
     dual = np.linalg.norm(u, axis=1) ** 2
     outside = space.noise**2 * len(space.left) * dual
     return np.sqrt(inside + outside) / np.sqrt(np.maximum(sizes, 1e-300))
