@@ -8,10 +8,20 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-__all__ = ["ROWS", "replicate", "row_mesh", "shard_rows"]
+__all__ = [
+    "ROWS",
+    "all_devices",
+    "gather",
+    "on_host",
+    "replicate",
+    "row_mesh",
+    "shard_rows",
+    "spread",
+]
 
 ROWS = "rows"
 """The name of the mesh axis."""
@@ -21,6 +31,11 @@ def row_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh over `devices`, all there are when absent."""
     chosen = jax.devices() if devices is None else devices
     return Mesh(np.asarray(chosen), (ROWS,))
+
+
+def all_devices() -> Mesh | None:
+    """Returns a mesh over all devices of all hosts; None where there is but one."""
+    return row_mesh() if jax.device_count() > 1 else None
 
 
 def shard_rows(x: Array, mesh: Mesh | None) -> Array:
@@ -40,3 +55,34 @@ def replicate(x: Array, mesh: Mesh | None) -> Array:
     if mesh is None:
         return x
     return jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
+
+
+def gather(x: Array, mesh: Mesh | None) -> Array:
+    """Returns an array that devices of `mesh` share, whole on each of them."""
+    if mesh is None:
+        return x
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(lambda x: x, out_shardings=whole)(x)
+
+
+def on_host(x: Array | np.ndarray) -> np.ndarray:
+    """Returns a whole array to every host; all hosts have to ask."""
+    if isinstance(x, jax.Array) and not (
+        x.is_fully_addressable or x.is_fully_replicated
+    ):
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
+
+
+def spread(x: Array, mesh: Mesh | None, *, axis: int = 0) -> Array:
+    """Returns an array of a program, shared by the devices of `mesh` along an axis.
+
+    Args:
+      x: traced; its length need not be a multiple of the number of devices.
+      mesh: of `row_mesh`; None leaves x to the compiler.
+      axis: along which each device has its part.
+    """
+    if mesh is None:
+        return x
+    spec = PartitionSpec(*[None] * axis, ROWS)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
