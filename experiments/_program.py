@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, hosts
 from ntk_privacy.method import Method
 
 from . import _flags, _listed
@@ -129,6 +129,8 @@ class Program:
         given = _flags.given(entries, arguments, text, foreign)
         with _flags.usage():
             asked = self.asked(**given)
+            if given.get("distributed"):
+                hosts.join()
         unread = dict(asked.kind.passed_over(asked))
         for part in asked.parts():
             unread |= part.passed_over() if hasattr(part, "passed_over") else {}

@@ -5,8 +5,10 @@ arrays: `jax.devices()` are then the devices of all hosts.
 """
 
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -16,12 +18,18 @@ __all__ = [
     "ROWS",
     "all_devices",
     "gather",
+    "home",
     "on_host",
+    "placed",
     "replicate",
     "row_mesh",
     "shard_rows",
+    "share",
     "spread",
+    "whole",
 ]
+
+T = TypeVar("T")
 
 ROWS = "rows"
 """The name of the mesh axis."""
@@ -57,6 +65,44 @@ def replicate(x: Array, mesh: Mesh | None) -> Array:
     return jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
 
 
+def placed(tree: T, mesh: Mesh | None) -> T:
+    """Returns arrays whole on each device of `mesh`, but those that it shares already.
+
+    Args:
+      tree: pytree of arrays.
+      mesh: of `row_mesh`; None leaves them where they are.
+    """
+    if mesh is None:
+        return tree
+    devices = set(mesh.devices.flat)
+
+    def put(leaf: Any) -> Any:
+        there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
+        return leaf if there else replicate(leaf, mesh)
+
+    return jax.tree.map(put, tree)
+
+
+def home(tree: T, mesh: Mesh | None) -> T:
+    """Returns arrays whole on the device that each host computes on by itself.
+
+    Args:
+      tree: pytree of arrays that devices of `mesh` hold.
+      mesh: None leaves them where they are.
+    """
+    if mesh is None:
+        return tree
+    return jax.tree.map(lambda leaf: jnp.asarray(on_host(leaf)), tree)
+
+
+def share(x: Array, mesh: Mesh | None) -> Array:
+    """Returns x as `shard_rows` does, rows that do not divide filled up with zeros."""
+    spare = 0 if mesh is None else -len(x) % mesh.size
+    if spare:
+        x = jnp.pad(x, ((0, spare), *[(0, 0)] * (x.ndim - 1)))
+    return shard_rows(x, mesh)
+
+
 def gather(x: Array, mesh: Mesh | None) -> Array:
     """Returns an array that devices of `mesh` share, whole on each of them."""
     if mesh is None:
@@ -72,6 +118,21 @@ def on_host(x: Array | np.ndarray) -> np.ndarray:
     ):
         x = multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x)
+
+
+def whole(tree: T, mesh: Mesh | None) -> T:
+    """Returns arrays of a program, whole on each device of `mesh`.
+
+    Args:
+      tree: pytree, traced.
+      mesh: of `row_mesh`; None leaves them to the compiler.
+    """
+    if mesh is None:
+        return tree
+    target = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: jax.lax.with_sharding_constraint(leaf, target), tree
+    )
 
 
 def spread(x: Array, mesh: Mesh | None, *, axis: int = 0) -> Array:

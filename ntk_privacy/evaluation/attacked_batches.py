@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ntk_privacy import hosts, sharding
@@ -49,9 +49,7 @@ def _spread(x: Array, mesh: Mesh | None) -> Array:
 
 def _whole(x: Array, mesh: Mesh | None) -> Array:
     """Gives each host all of an array, since attacks look at what they compute."""
-    if mesh is None or not _across_hosts(mesh):
-        return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
+    return sharding.whole(x, mesh) if _across_hosts(mesh) else x
 
 
 def _told(logits: Array) -> Array:

@@ -127,7 +127,7 @@ def _streamed(
 ) -> np.memmap:
     """Writes an .npy block by block; killed and called again, it goes on."""
     size = blockwise.size_within(kernel.fn, x, budget)
-    mesh = sharding.row_mesh() if jax.device_count() > 1 else None
+    mesh = sharding.all_devices()
     count = -(-len(x) // size)
 
     def go(state, done, callback):
