@@ -128,9 +128,8 @@ class Program:
         foreign = functools.partial(_listed.foreign, self, chosen)
         given = _flags.given(entries, arguments, text, foreign)
         with _flags.usage():
+            _ = given.get("distributed") and hosts.join()  # before JAX computes
             asked = self.asked(**given)
-            if given.get("distributed"):
-                hosts.join()
         unread = dict(asked.kind.passed_over(asked))
         for part in asked.parts():
             unread |= part.passed_over() if hasattr(part, "passed_over") else {}

@@ -6,6 +6,7 @@ the same arguments; the first alone writes.
 
 import contextlib
 import os
+import pathlib
 import secrets
 import socket
 import sys
@@ -29,11 +30,22 @@ __all__ = [
     "leave",
     "of_first",
     "on_host",
+    "path_of_first",
 ]
 
 _LONGEST = 1000  # bytes of a message
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _DONE = b"."
+# What collectives say where another process is gone, and seconds to learn which.
+_OF_OTHERS = (
+    "Gloo",
+    "NCCL",
+    "RCCL",
+    "coordination service",
+    "heartbeat",
+    "UNAVAILABLE",
+)
+_PATIENCE = 30.0
 # Lines to the other hosts, of the first one; to the first, of all others.
 _LINES: list[socket.socket] = []
 _ENDING = threading.Lock()
@@ -76,6 +88,15 @@ def of_first(x: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(small))
 
 
+def path_of_first(path: pathlib.Path) -> pathlib.Path:
+    """Returns the path that the first host has."""
+    if jax.process_count() == 1:
+        return path
+    text = str(path.absolute()).encode()[:_LONGEST].ljust(_LONGEST, b"\0")
+    codes = of_first(np.frombuffer(text, np.uint8))
+    return pathlib.Path(bytes(codes.astype(np.uint8)).rstrip(b"\0").decode())
+
+
 def agreed(answer: bool) -> bool:
     """Returns what the first host answers: clocks differ, and all must stop at once."""
     return answer if jax.process_count() == 1 else bool(of_first(np.asarray(answer)))
@@ -107,17 +128,21 @@ def join() -> None:
     told = f"set {', '.join(_VARIABLES)} for every process"
     if missing and len(missing) < len(found):
         raise ValueError(f"distributed: {' and '.join(missing)} is not set: {told}.")
-    address, *numbers = found.values()
+    address = found[_VARIABLES[0]]
     for name in _VARIABLES[1:] if address else ():
         if not str(found[name]).isdecimal():
             raise ValueError(f"{name}={found[name]} is no whole number from 0.")
+    with contextlib.suppress(AttributeError):  # versions without it
+        # Else SIGTERM is only noted, for a checkpoint that nobody asks JAX for.
+        jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(address, *map(int, filter(None, numbers)))
+        count, own = (int(found[v] or 0) if address else None for v in _VARIABLES[1:])
+        jax.distributed.initialize(address, count, own)
     except (ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0]
         raise ValueError(f"distributed: {first} ({told})") from error
     if jax.process_count() > 1:
-        _open_lines(address.rpartition(":")[0] if address else "")
+        _open_lines((address or "").rpartition(":")[0].strip("[]"))
 
 
 def _open_lines(name: str) -> None:
@@ -186,9 +211,11 @@ def fail(message: str, code: int) -> None:
       message: for stderr, unless the end of another host is why.
       code: of the process.
     """
-    if _LINES:
-        time.sleep(1.0)  # for who waits at a line to say so
-        _end(message, code)
+    if not _LINES:
+        return
+    if any(word in message for word in _OF_OTHERS):
+        time.sleep(_PATIENCE)  # who waits at a line will say it better
+    _end(message, code)
 
 
 def _end(message: str, code: int) -> None:

@@ -1,6 +1,7 @@
 """Programs on several simulated devices, and on several processes of this machine."""
 
 import os
+import pathlib
 import socket
 import subprocess
 import sys
@@ -15,7 +16,10 @@ jax.distributed.initialize(*sys.argv[1:2], int(sys.argv[2]), int(sys.argv[3]))
 def environment(num_devices: int = 1) -> dict[str, str]:
     """Returns that of a process with so many devices."""
     count = f"--xla_force_host_platform_device_count={num_devices}"
-    return os.environ | {"XLA_FLAGS": count, "JAX_PLATFORMS": "cpu"}
+    tests = pathlib.Path(__file__).parent
+    path = os.pathsep.join(map(str, (tests, tests.parent)))
+    own = {"XLA_FLAGS": count, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    return os.environ | own
 
 
 def free_address() -> str:

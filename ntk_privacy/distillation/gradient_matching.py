@@ -90,7 +90,11 @@ def _cross_entropy(model: Classifier) -> LossFn:
 
 
 def _constant_gradient(
-    model: Classifier, params: Params, images: Array, labels: Array, mesh: Mesh | None
+    model: Classifier,
+    params: Params,
+    images: Array,
+    labels: Array,
+    mesh: Mesh | None = None,
 ) -> Params:
     """Returns the gradient of the cross-entropy, in the fastest way without another.
 
@@ -235,7 +239,8 @@ class _Step:
         key_order, key_augment = jax.random.split(key)
 
         def mean(params, chosen, weights, key):
-            seen = augmentation.augment(key, chosen[0], operations=self.operations)
+            seen = sharding.spread(chosen[0], self.mesh)
+            seen = augmentation.augment(key, seen, operations=self.operations)
             logits = self.model.apply_fn(params, seen)
             each = optax.softmax_cross_entropy_with_integer_labels(logits, chosen[1])
             return jnp.sum(weights * each) / jnp.sum(weights)

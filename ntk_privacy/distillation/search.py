@@ -264,7 +264,7 @@ class _Step:
     learn_labels: bool
     batch_size: int | None
     class_sizes: tuple[int, ...]
-    mesh: Mesh | None
+    mesh: Mesh | None = None
 
     def batch(self, rows, key_data, step):
         """Returns a class-balanced random batch of rows sorted by class."""

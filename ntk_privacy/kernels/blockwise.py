@@ -275,8 +275,8 @@ def stream(
 
     Called again with the same arguments it goes on after the last whole block, which
     `PATH.done.npy` tells; the first block is then computed anew, to see that the kernel
-    is the same. Over several hosts every process calls it, with a path that all of
-    them see; the first one writes.
+    is the same. Over several hosts every process calls it; the path is the first one's,
+    which writes, and all of them must see it.
 
     Args:
       kernel_fn: `(x1, x2) -> (n1, n2)`.
@@ -297,7 +297,7 @@ def stream(
         on all hosts, another host stopped.
     """
     _checks.at_least(1, block_size=block_size)
-    path = pathlib.Path(path)
+    path = hosts.path_of_first(pathlib.Path(path))
     other = x1 if x2 is None else x2
     compute, dtype = _block_program(kernel_fn, x1, x2, block_size, mesh)
     counts = [-(-len(x) // block_size) for x in (x1, other)]
