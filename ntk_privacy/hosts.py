@@ -221,6 +221,7 @@ def fail(message: str, code: int) -> None:
 def _end(message: str, code: int) -> None:
     # JAX would wait for the others at the end, and they for this one.
     with _ENDING:
-        print(message, file=sys.stderr, flush=True)
         sys.stdout.flush()
+        sys.stderr.write(f"{message}\n")
+        sys.stderr.flush()
         os._exit(code)
