@@ -82,7 +82,7 @@ class _Step:
     optimizer: optax.GradientTransformation
     batch_size: int
     largest: int
-    mesh: Mesh | None
+    mesh: Mesh | None = None
 
     def __call__(self, state: MatchState, step, data: ClassData):
         key = jax.random.fold_in(jax.random.wrap_key_data(data.key_data), step)

@@ -191,7 +191,7 @@ class _Step:
     inner_learning_rate: float
     inner_batch_size: int
     parallel: bool
-    mesh: Mesh | None
+    mesh: Mesh | None = None
 
     def slope(self, images, params, key, data: ClassData):
         """Returns the loss and its gradient in the images."""

@@ -158,7 +158,7 @@ class _Step:
     optimizer: optax.GradientTransformation
     step_size_optimizer: optax.GradientTransformation
     num_experts: int
-    mesh: Mesh | None
+    mesh: Mesh | None = None
 
     def __call__(self, state: TrajectoryState, step, data: _Data):
         key = jax.random.fold_in(jax.random.wrap_key_data(data.key_data), step)

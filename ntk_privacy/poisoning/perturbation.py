@@ -128,7 +128,7 @@ class _Step:
     num_draws: int
     levels: int
     sign: str
-    mesh: Mesh | None
+    mesh: Mesh | None = None
 
     def project(self, shift, clean):
         shift = jnp.clip(shift, -self.bound, self.bound)
