@@ -60,7 +60,7 @@ def on_hosts(code: str, *arguments: str, count: int = 2) -> list[str]:
         for i in range(count)
     ]
     try:
-        found = [host.communicate(timeout=300) for host in hosts]
+        found = [host.communicate(timeout=900) for host in hosts]
     finally:
         for host in hosts:
             host.kill()

@@ -5,7 +5,12 @@ import several
 import shared_searches
 
 CODE = "import sys, shared_searches; shared_searches.main(*sys.argv[1:])"
-ON_HOSTS = "import shared_searches; shared_searches.main(*sys.argv[4:])"
+# Compiled in haste: it is the results that are compared.
+ON_HOSTS = """
+import shared_searches
+jax.config.update("jax_disable_most_optimizations", True)
+shared_searches.main(*sys.argv[4:])
+"""
 
 
 def _check(told, names, most):
@@ -23,7 +28,9 @@ def test_eight_devices_share_the_targets_of_rkip():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", shared_searches.SEARCHES)
 def test_eight_devices_share_every_search(name):
-    _check(several.on_devices(CODE, "40", name), [name], 0.6)
+    # Beside many candidates the weights, which every device holds, take little.
+    size = "200" if name == "kkt" else "40"
+    _check(several.on_devices(CODE, size, name), [name], 0.6)
 
 
 @pytest.mark.slow
