@@ -16,6 +16,7 @@ import os
 import pathlib
 import sys
 import textwrap
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, hosts
 
 # Seeds and counters are 32 bits wide on devices.
 _LARGEST_SEED, _LARGEST = 2**32 - 1, 10**9
@@ -299,7 +300,7 @@ def call(
 
     From `main`, a UsageError means 2; OSError and any other ValueError, which is what
     loaders raise for a broken file, mean 1. Other exceptions are faults of the program
-    and keep their traceback.
+    and keep their traceback. Of several hosts one that fails ends the others.
     """
     try:
         main(parse(arguments))
@@ -314,6 +315,9 @@ def call(
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted.", 130)
+    except BaseException:
+        hosts.fail(traceback.format_exc(), 1)
+        raise
     return 0
 
 
@@ -324,6 +328,7 @@ def _fail(error: Exception | str, code: int) -> int:
     text = " ".join(told.split())
     if lines:  # to be pasted, such as those that export a pickle
         text = f"{text}:\n{lines}"
+    hosts.fail(f"error: {text}", code)
     print("error:", text, file=sys.stderr, flush=True)
     return code
 

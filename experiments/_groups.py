@@ -16,10 +16,19 @@ class Run:
     seed: int = field(
         0, "Fixes images, initialisation and searches.", former=("first_seed",)
     )
+    distributed: bool = field(
+        False,
+        "Run as one of several processes, told of by JAX_COORDINATOR_ADDRESS, "
+        "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by the cluster; the first one "
+        "writes and prints.",
+    )
 
     def __post_init__(self):
         _checks.at_least(0, checkpoint_seconds=self.checkpoint_seconds, seed=self.seed)
 
 
-NOT_RESULTS = ("workdir", "progress", "checkpoint_seconds", "data_dir", "download")
+NOT_RESULTS = (
+    *("workdir", "progress", "checkpoint_seconds", "data_dir", "download"),
+    "distributed",
+)
 """What may differ when a run goes on in its folder."""

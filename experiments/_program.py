@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, hosts
 from ntk_privacy.method import Method
 
 from . import _flags, _listed
@@ -128,6 +128,7 @@ class Program:
         foreign = functools.partial(_listed.foreign, self, chosen)
         given = _flags.given(entries, arguments, text, foreign)
         with _flags.usage():
+            _ = given.get("distributed") and hosts.join()  # before JAX computes
             asked = self.asked(**given)
         unread = dict(asked.kind.passed_over(asked))
         for part in asked.parts():

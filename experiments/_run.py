@@ -20,7 +20,7 @@ from ntk_privacy import _versions, data
 from ntk_privacy.reports import files
 from ntk_privacy.reports.workdir import Workdir
 
-from . import _flags, _listed
+from . import _flags, _hosts, _listed
 from ._groups import NOT_RESULTS, Run
 from ._job import Job
 from ._kinds import Results
@@ -147,7 +147,8 @@ def _resumed(asked: Asked[Any]) -> Results:
 
 def main(asked: Asked[Any]) -> None:
     """Runs, and prints what was found."""
-    print(asked.kind.told(asked, run(asked)))
+    with _hosts.own(asked) as mine:
+        print(asked.kind.told(mine, run(mine)))
 
 
 def placed(asked: Asked[Any], text: str, files: str) -> str:

@@ -5,8 +5,9 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from ntk_privacy import _checks, _programs
+from ntk_privacy import _checks, _programs, sharding
 
 State = TypeVar("State")
 StepFn = Callable[[State, Any, Any], tuple[State, dict[str, Any]]]
@@ -22,13 +23,18 @@ def asks_to_stop(
     return callback is not None and bool(callback(step, state, metrics))
 
 
-@_programs.jit(num_static=2)
+@_programs.jit(num_static=3)
 def _scan_chunk(
-    step_fn: StepFn, length: int, state: Any, data: Any, first_step: Any
+    step_fn: StepFn,
+    length: int,
+    mesh: Mesh | None,
+    state: Any,
+    data: Any,
+    first_step: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Runs `length` steps in one jitted scan; metrics are stacked over steps."""
     return jax.lax.scan(
-        lambda carry, i: step_fn(carry, i, data),
+        lambda carry, i: sharding.whole(step_fn(carry, i, data), mesh),
         state,
         first_step + jnp.arange(length, dtype=jnp.int32),
     )
@@ -43,6 +49,7 @@ def run(
     first_step: int = 0,
     chunk: int = 100,
     callback: Callable[[int, Any, dict[str, Any]], bool | None] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[State, int]:
     """Runs `step_fn` from `first_step` to `num_steps`, in jitted chunks.
 
@@ -59,9 +66,11 @@ def run(
       chunk: steps per jitted call.
       callback: `(steps_done, state, metrics)` after each chunk, metrics stacked over
         the chunk's steps; a true return value stops the loop.
+      mesh: of `sharding.row_mesh`: every device holds the state, and of the data what
+        is not yet shared; the step spreads what it computes.
 
     Returns:
-      The state and the number of steps done.
+      The state, at home again (`sharding.home`), and the number of steps done.
 
     Raises:
       ValueError: chunk, num_steps or first_step out of range.
@@ -74,12 +83,13 @@ def run(
             "steps, or start from an earlier state."
         )
     done = first_step
+    state, data = sharding.placed((state, data), mesh)
     while done < num_steps:
         stop = min((done // chunk + 1) * chunk, num_steps)
         state, metrics = _scan_chunk(
-            step_fn, stop - done, state, data, jnp.asarray(done, jnp.int32)
+            step_fn, stop - done, mesh, state, data, jnp.asarray(done, jnp.int32)
         )
         done = stop
         if asks_to_stop(callback, done, state, metrics):
             break
-    return state, done
+    return sharding.home(state, mesh), done

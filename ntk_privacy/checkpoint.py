@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, hosts
 
 __all__ = ["foreign", "latest_step", "restore", "save"]
 
@@ -26,12 +26,18 @@ def _manager(folder: str | pathlib.Path) -> ocp.CheckpointManager:
             f"{path} cannot be a folder of checkpoints, for a file is in its way: give "
             "another folder."
         ) from error
+    given: dict[str, Any] = {}
+    if jax.process_count() > 1:
+        # Orbax would have all hosts save at once; here one does what it is asked.
+        own = jax.process_index()
+        given["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+            primary_host=own, active_processes={own}, barrier_sync_key_prefix=str(own)
+        )
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=2, enable_async_checkpointing=False
+        max_to_keep=2, create=False, enable_async_checkpointing=False, **given
     )
-    return ocp.CheckpointManager(
-        path, options=options, item_handlers=ocp.StandardCheckpointHandler()
-    )
+    handler = ocp.StandardCheckpointHandler(**given)
+    return ocp.CheckpointManager(path, options=options, item_handlers=handler)
 
 
 def _require_arrays(tree: Any) -> None:
@@ -121,6 +127,7 @@ def save(folder: str | pathlib.Path, step: int, state: Any) -> None:
     """
     _checks.at_least(0, steps=step)
     _require_arrays(state)
+    state = hosts.on_host(state)
     with _manager(folder) as manager:
         manager.save(step, args=ocp.args.StandardSave(_filled(state)))
         manager.wait_until_finished()
@@ -148,6 +155,7 @@ def restore(folder: str | pathlib.Path, step: int, like: Any) -> Any:
         dtypes are not those of `like`.
     """
     _require_arrays(like)
+    like = hosts.on_host(like)
     with _manager(folder) as manager:
         try:
             if like is None:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
-from ntk_privacy import checkpoint
+from ntk_privacy import checkpoint, hosts
 from ntk_privacy._types import Callback
 
 __all__ = [
@@ -236,7 +236,7 @@ def limited(seconds: float, *, timer: Timer, watch: Callback | None = None) -> S
                 losses.append(np.atleast_1d(np.asarray(metrics["loss"])))
             if watch is not None:
                 watch(step, state, metrics)
-            return timer.elapsed() >= seconds or is_lost(state)
+            return hosts.agreed(timer.elapsed() >= seconds) or is_lost(state)
 
         with timer():
             result = go(start, 0, after_chunk)
@@ -261,7 +261,8 @@ def resumed(
     """Returns a stage whose loops go on from their last checkpoint.
 
     A state that says `nonfinite`, or whose last loss is not finite, is not saved: the
-    next start repeats the last steps and ends in the same way.
+    next start repeats the last steps and ends in the same way. Of several hosts the
+    first one saves.
 
     Args:
       folder: of the checkpoints; each stage has one of its own in it.
@@ -291,7 +292,7 @@ def resumed(
         def save():
             nonlocal saved
             step, state, lost = last
-            if step == saved or lost:
+            if step == saved or lost or not hosts.is_first():
                 return
             spent = np.asarray([timer.elapsed(), timer.compile])
             entry = {"state": state, "losses": losses.values, "seconds": spent}
@@ -307,7 +308,7 @@ def resumed(
             def after_chunk(step, state, metrics):
                 nonlocal last
                 lost = losses.add(step, metrics) or is_lost(state)
-                last = (step, state, lost)
+                last = (step, hosts.on_host(state), lost)
                 asked = [
                     watcher is not None and bool(watcher(step, state, metrics))
                     for watcher in (shown, stop)

@@ -40,7 +40,7 @@ BASE = {
     *("_types", "_checks", "_class_checks", "_tree", "_linalg", "_programs"),
     *("_platform", "_version", "_versions"),
     *("_loop", "_files", "_archives", "checkpoint", "method", "resume", "sharding"),
-    "_thumbnails",
+    *("_thumbnails", "hosts"),
 }
 WRITERS = (
     "data/fetch.py",

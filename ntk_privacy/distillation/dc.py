@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ntk_privacy import _checks, curvature
+from ntk_privacy import _checks, curvature, sharding
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import class_images, gradient_matching
 from ntk_privacy.distillation.search import Distilled
@@ -157,6 +157,7 @@ def _run(
             state=state,
             chunk=chunk,
             callback=callback,
+            mesh=sharding.all_devices(),
             **shared,
         )
 

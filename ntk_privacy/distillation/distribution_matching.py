@@ -13,9 +13,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks, _class_checks
+from ntk_privacy import _checks, _class_checks, sharding
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
 from ntk_privacy.distillation import robust_mean, search, synthetic_set
@@ -37,6 +38,7 @@ def loss(
     keys: Array,
     mean_fn: MeanFn = robust_mean.mean,
     operations: tuple[str, ...] = augmentation.OPERATIONS,
+    mesh: Mesh | None = None,
 ) -> Float[Array, ""]:
     r"""Squared distance of mean features, summed over features and classes.
 
@@ -51,11 +53,17 @@ def loss(
       keys: one per class, of the augmentation that both batches share.
       mean_fn: of the real side.
       operations: of `data.augmentation`.
+      mesh: of `sharding.row_mesh`, whose devices share the images of each class.
     """
 
     def features(images):
         images = synthetic_set.augmented(keys, images, operations=operations)
         c, b = images.shape[:2]
+        if mesh is not None:
+            # Each class over all devices: its images first, then the classes.
+            flat = sharding.spread(images.swapaxes(0, 1), mesh)
+            flat = model.embed_fn(params, flat.reshape(b * c, *images.shape[2:]))
+            return flat.reshape(b, c, -1).swapaxes(0, 1)
         flat = images.reshape(c * b, *images.shape[2:])
         return convnet.embed_in_blocks(model, params, flat).reshape(c, b, -1)
 
@@ -74,6 +82,7 @@ class _Step:
     optimizer: optax.GradientTransformation
     batch_size: int
     largest: int
+    mesh: Mesh | None = None
 
     def __call__(self, state: MatchState, step, data: ClassData):
         key = jax.random.fold_in(jax.random.wrap_key_data(data.key_data), step)
@@ -83,7 +92,11 @@ class _Step:
         params = self.model.init_params(key_network, image_shape, data.x.dtype)
         keys = jax.random.split(key_augment, c)
         real = synthetic_set.class_batch(
-            data, key_batch, batch_size=self.batch_size, largest=self.largest
+            data,
+            key_batch,
+            batch_size=self.batch_size,
+            largest=self.largest,
+            mesh=self.mesh,
         )
 
         def loss_fn(images):
@@ -95,6 +108,7 @@ class _Step:
                 keys=keys,
                 mean_fn=self.mean_fn,
                 operations=self.operations,
+                mesh=self.mesh,
             )
 
         value, grads = jax.value_and_grad(loss_fn)(state.images)
@@ -156,6 +170,7 @@ def distill(
     state: MatchState | None = None,
     chunk: int = 100,
     callback: Callback | None = None,
+    mesh: Mesh | None = None,
 ) -> Distilled:
     """Moves synthetic images until their mean features are those of real ones.
 
@@ -180,6 +195,7 @@ def distill(
       chunk: steps between calls of `callback`, in one compiled scan.
       callback: `(steps, state, metrics)` after each chunk; `metrics["loss"]` has the
         loss before each of its steps.
+      mesh: of `sharding.row_mesh`, whose devices share the real images of every step.
 
     Raises:
       ValueError: images or classes are none, lengths differ, a class has no output, no
@@ -213,10 +229,18 @@ def distill(
         key=key,
         num_classes=len(start.labels) // images_per_class,
         batch_size=batch_size,
+        mesh=mesh,
     )
     # Too few samples for the mean are told here rather than from inside a trace.
     jax.eval_shape(mean_fn, jax.ShapeDtypeStruct((batch_size, 1), data.x.dtype))
-    step = _Step(model, mean_fn, operations, optimizer or _sgd(), batch_size, largest)
+    sizes = (batch_size, largest, mesh)
+    step = _Step(model, mean_fn, operations, optimizer or _sgd(), *sizes)
     return search.descend(
-        step, begin, data, num_steps=num_steps, chunk=chunk, callback=callback
+        step,
+        begin,
+        data,
+        num_steps=num_steps,
+        chunk=chunk,
+        callback=callback,
+        mesh=mesh,
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, sharding
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import class_images, distribution_matching, robust_mean
 from ntk_privacy.distillation.search import Distilled
@@ -132,6 +132,7 @@ def _run(
             state=state,
             chunk=chunk,
             callback=callback,
+            mesh=sharding.all_devices(),
             **shared,
         )
 

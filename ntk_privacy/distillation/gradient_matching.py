@@ -18,9 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks, _class_checks, _platform
+from ntk_privacy import _checks, _class_checks, _platform, sharding
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
 from ntk_privacy.distillation import search, synthetic_set
@@ -89,7 +90,11 @@ def _cross_entropy(model: Classifier) -> LossFn:
 
 
 def _constant_gradient(
-    model: Classifier, params: Params, images: Array, labels: Array
+    model: Classifier,
+    params: Params,
+    images: Array,
+    labels: Array,
+    mesh: Mesh | None = None,
 ) -> Params:
     """Returns the gradient of the cross-entropy, in the fastest way without another.
 
@@ -101,6 +106,7 @@ def _constant_gradient(
         or model.norm == "batch"
         or _platform.name() != "cpu"
         or blocks * _BLOCK != len(images)
+        or mesh is not None
     ):
         return jax.grad(_cross_entropy(model))(params, images, labels)
     mean = _cross_entropy(model)  # pyright: ignore[reportArgumentType]  # flax's dataclass is hashable
@@ -126,6 +132,7 @@ def loss(
     metric: str = "layerwise",
     operations: tuple[str, ...] = (),
     parallel: bool = True,
+    mesh: Mesh | None = None,
 ) -> Float[Array, ""]:
     r"""Distance of the gradients of real and synthetic images, summed over classes.
 
@@ -142,18 +149,21 @@ def loss(
       metric: of `distance`.
       operations: of `data.augmentation`; none for DC.
       parallel: all classes in one pass rather than one after the other.
+      mesh: of `sharding.row_mesh`, whose devices share the images of each class.
     """
     c = len(real)
     labels = jnp.arange(c, dtype=jnp.int32) if labels is None else labels
     own = _cross_entropy(model)
 
     augmented = functools.partial(synthetic_set.augmented, keys, operations=operations)
-    real, synthetic = augmented(real), augmented(synthetic)
+    real, synthetic = (
+        sharding.spread(augmented(images), mesh, axis=1) for images in (real, synthetic)
+    )
 
     def one(real, synthetic, label):
         known, wanted = (jnp.full((len(a),), label) for a in (real, synthetic))
         if real_loss is None:
-            target = _constant_gradient(model, params, real, known)
+            target = _constant_gradient(model, params, real, known, mesh)
         else:
             target = jax.grad(real_loss)(params, real, known)
         found = jax.grad(own)(params, synthetic, wanted)
@@ -181,13 +191,13 @@ class _Step:
     inner_learning_rate: float
     inner_batch_size: int
     parallel: bool
+    mesh: Mesh | None = None
 
     def slope(self, images, params, key, data: ClassData):
         """Returns the loss and its gradient in the images."""
         key_batch, key_augment = jax.random.split(key)
-        real = synthetic_set.class_batch(
-            data, key_batch, batch_size=self.batch_size, largest=self.largest
-        )
+        sizes: dict[str, Any] = {"batch_size": self.batch_size, "mesh": self.mesh}
+        real = synthetic_set.class_batch(data, key_batch, largest=self.largest, **sizes)
         c = len(data.sizes)
         keys = jax.random.split(key_augment, c)
         labels = jnp.arange(c, dtype=jnp.int32)
@@ -204,6 +214,7 @@ class _Step:
                 metric=self.metric,
                 operations=self.operations,
                 parallel=self.parallel,
+                mesh=self.mesh,
             )
 
         both = jax.value_and_grad(value)
@@ -228,7 +239,8 @@ class _Step:
         key_order, key_augment = jax.random.split(key)
 
         def mean(params, chosen, weights, key):
-            seen = augmentation.augment(key, chosen[0], operations=self.operations)
+            seen = sharding.spread(chosen[0], self.mesh)
+            seen = augmentation.augment(key, seen, operations=self.operations)
             logits = self.model.apply_fn(params, seen)
             each = optax.softmax_cross_entropy_with_integer_labels(logits, chosen[1])
             return jnp.sum(weights * each) / jnp.sum(weights)
@@ -340,6 +352,7 @@ def distill(
     state: MatchState | None = None,
     chunk: int = 10,
     callback: Callback | None = None,
+    mesh: Mesh | None = None,
 ) -> Distilled:
     """Moves synthetic images until they train networks in the direction of real ones.
 
@@ -373,6 +386,7 @@ def distill(
       chunk: steps between calls of `callback`, in one compiled scan.
       callback: `(steps, state, metrics)` after each chunk; `metrics["loss"]` has the
         mean loss over the moves of each of its steps.
+      mesh: of `sharding.row_mesh`, whose devices share the images of every move.
 
     Raises:
       ValueError: images or classes are none, lengths differ, a class has no output, no
@@ -413,6 +427,7 @@ def distill(
         key=key,
         num_classes=len(start.labels) // images_per_class,
         batch_size=batch_size,
+        mesh=mesh,
     )
     step = _Step(
         model=model,
@@ -427,7 +442,7 @@ def distill(
         inner_learning_rate=inner_learning_rate,
         inner_batch_size=inner_batch_size,
         parallel=_platform.name() != "cpu" if parallel is None else parallel,
+        mesh=mesh,
     )
-    return search.descend(
-        step, begin, data, num_steps=num_steps, chunk=chunk, callback=callback
-    )
+    loop: dict[str, Any] = {"num_steps": num_steps, "chunk": chunk, "mesh": mesh}
+    return search.descend(step, begin, data, callback=callback, **loop)

@@ -170,6 +170,7 @@ def _run(
     x, y = targets(images, config)
     kernel = kernel_fn(config.kernel, depth=config.depth, width=config.width)
     known: dict[str, Any] = {}
+    own = {"mesh": sharding.all_devices()} if objective is rkip else {}
     if objective is rkip and len(x) > _DENSE:
         known["target"] = _target_duals(x, y, kernel, config.diag_reg, stage)
 
@@ -187,6 +188,7 @@ def _run(
             callback=callback,
             **_shared(y, config, key),
             **known,
+            **own,
         )
 
     ran = stage("distill", start(x, y, config, key), go, config.num_steps)
@@ -210,7 +212,7 @@ def _target_duals(
     x: jax.Array, y: jax.Array, kernel: KernelFn, diag_reg: float, stage: Stage
 ) -> rkip.TargetDuals:
     """Returns those of many targets, through stages that keep them."""
-    mesh = sharding.row_mesh() if jax.device_count() > 1 else None
+    mesh = sharding.all_devices()
 
     def solve() -> dict[str, np.ndarray]:
         def go(state, done, callback):

@@ -4,6 +4,7 @@ Sources: Cazenavette et al., CVPR 2022 (arXiv:2203.11932); Cui et al., ICML 2023
 (arXiv:2211.10586).
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 import optax
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, hosts, sharding
 from ntk_privacy._types import Params
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import class_images, tesla, trajectory_matching
@@ -128,6 +129,13 @@ def _sgd(learning_rate: float) -> optax.GradientTransformation:
     return optax.sgd(learning_rate, momentum=0.5)
 
 
+def _record(place: Path, *args: Any, given: bool, **options: Any) -> None:
+    """Trains experts; those of a folder that all hosts see on the first one."""
+    with hosts.all_fail_together() if given else contextlib.nullcontext():
+        if not given or hosts.is_first():
+            trajectories.record(place, *args, **options)
+
+
 def experts(
     images: ImageSet, config: Config, *, key: jax.Array, folder: Path
 ) -> Params:
@@ -146,10 +154,12 @@ def experts(
     model = ConvNet(images.num_classes, config.width)
     x, classes = class_images.arrays(images)
     place = Path(config.experts).expanduser() if config.experts else folder
-    known, enough = len(trajectories.recorded(place)), max(1, config.num_experts // 2)
+    # Of the first host: it trains them, and the others may look while it does.
+    known = int(hosts.of_first(np.asarray(len(trajectories.recorded(place)))))
+    enough = max(1, config.num_experts // 2)
     if config.experts is None or known < config.num_experts:
         try:
-            trajectories.record(
+            _record(
                 place,
                 x,
                 classes,
@@ -160,6 +170,7 @@ def experts(
                 learning_rate=config.expert_learning_rate,
                 batch_size=config.batch_size,
                 operations=images.operations,
+                given=config.experts is not None,
             )
         except ValueError as error:
             # Those of another recipe are taken as they are, if they are enough.
@@ -249,6 +260,7 @@ def _run(
             state=state,
             chunk=chunk,
             callback=callback,
+            mesh=sharding.all_devices(),
             **shared,
         )
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from ntk_privacy import _checks, _linalg
@@ -310,6 +311,7 @@ def distill(
     state: DistillState | None = None,
     chunk: int = 500,
     callback: Callback | None = None,
+    mesh: Mesh | None = None,
 ) -> Distilled:
     """Minimises `loss` over synthetic images, and over their labels if asked.
 
@@ -335,6 +337,7 @@ def distill(
       chunk: steps between calls of `callback`, in one compiled scan.
       callback: `(steps, state, metrics)` after each chunk; `metrics["loss"]` has the
         loss before each of its steps.
+      mesh: of `sharding.row_mesh`, whose devices share the targets of every step.
 
     Raises:
       ValueError: lengths differ, a number is out of range or not finite, a kernel is
@@ -373,10 +376,8 @@ def distill(
     if batch_size is not None:
         order, sizes = search.class_order(y, batch_size)
         # One row stands for all that its class has beyond the batch.
-        weights = [
-            jnp.full(size, size * len(sizes) / batch_size, a_t.dtype) for size in sizes
-        ]
-        x, a_t = x[order], a_t[order] * jnp.concatenate(weights)[:, None]
+        weights = np.repeat(sizes, sizes) * len(sizes) / batch_size
+        x, a_t = x[order], a_t[order] * jnp.asarray(weights, a_t.dtype)[:, None]
     found = search.minimize(
         _Objective(kernel_fn, diag_reg),
         (x, a_t),
@@ -390,6 +391,7 @@ def distill(
         class_sizes=sizes,
         chunk=chunk,
         callback=callback,
+        mesh=mesh,
     )
     rounding.warn_where_lost(kernel_fn, found.images, found.labels, diag_reg=diag_reg)
     return found

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from ntk_privacy import _checks, _loop
+from ntk_privacy import _checks, _loop, sharding
 from ntk_privacy._types import Callback
 
 __all__ = [
@@ -263,6 +264,7 @@ class _Step:
     learn_labels: bool
     batch_size: int | None
     class_sizes: tuple[int, ...]
+    mesh: Mesh | None = None
 
     def batch(self, rows, key_data, step):
         """Returns a class-balanced random batch of rows sorted by class."""
@@ -276,7 +278,9 @@ class _Step:
             chosen.append(offset + jax.random.permutation(key, size)[:each])
             offset += size
         indices = jnp.concatenate(chosen)
-        return jax.tree.map(lambda leaf: leaf[indices], rows)
+        return jax.tree.map(
+            lambda leaf: sharding.spread(leaf[indices], self.mesh), rows
+        )
 
     def __call__(self, state: DistillState, step, data):
         rows, constants, key_data = data
@@ -335,6 +339,7 @@ def minimize(
     class_sizes: tuple[int, ...] = (),
     chunk: int = 500,
     callback: Callback | None = None,
+    mesh: Mesh | None = None,
 ) -> Distilled:
     """Runs the search from `state` to `num_steps`.
 
@@ -351,16 +356,15 @@ def minimize(
       class_sizes: rows of each class, if in batches.
       chunk: steps between calls of `callback`.
       callback: `(steps, state, metrics)` after each chunk.
+      mesh: of `sharding.row_mesh`, whose devices share the rows; those that do not
+        divide are filled up with zeros, which the objective must take for nothing.
     """
-    step = _Step(objective, optimizer or _adam(), learn_labels, batch_size, class_sizes)
-    return descend(
-        step,
-        state,
-        (rows, constants, _checks.key_data(key=key)),
-        num_steps=num_steps,
-        chunk=chunk,
-        callback=callback,
-    )
+    rows = jax.tree.map(lambda leaf: sharding.share(leaf, mesh), rows)
+    options = (learn_labels, batch_size, class_sizes, mesh)
+    step = _Step(objective, optimizer or _adam(), *options)
+    data = (rows, constants, _checks.key_data(key=key))
+    loop: dict[str, Any] = {"num_steps": num_steps, "chunk": chunk, "mesh": mesh}
+    return descend(step, state, data, callback=callback, **loop)
 
 
 def descend(
@@ -371,6 +375,7 @@ def descend(
     num_steps: int,
     chunk: int,
     callback: Callback | None,
+    mesh: Mesh | None = None,
 ) -> Distilled:
     """Runs any step on images, from `state` to `num_steps` or a loss that is lost.
 
@@ -382,6 +387,7 @@ def descend(
       num_steps: in all, counting those in `state`.
       chunk: steps between calls of `callback`.
       callback: `(steps, state, metrics)` after each chunk.
+      mesh: of `_loop.run`.
     """
     losses = []
 
@@ -399,6 +405,7 @@ def descend(
         first_step=first_step,
         chunk=chunk,
         callback=after_chunk,
+        mesh=mesh,
     )
     history = np.concatenate(losses) if losses else np.zeros(0, state.images.dtype)
     # Up to and with the loss that was not finite.

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, sharding
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
 from ntk_privacy.models.convnet import Classifier
@@ -83,6 +84,7 @@ def student_loss(
     *,
     model: Classifier,
     operations: tuple[str, ...],
+    mesh: Mesh | None = None,
 ) -> Float[Array, ""]:
     """Returns the cross-entropy of a batch of the synthetic set, augmented.
 
@@ -93,9 +95,11 @@ def student_loss(
       part: of the step.
       model: the student.
       operations: of `data.augmentation`, drawn per batch with parameters per image.
+      mesh: of `sharding.row_mesh`, whose devices share the batch.
     """
     if len(part.rows) < len(images):
         images, targets = images[part.rows], targets[part.rows]
+    images = sharding.spread(images, mesh)
     key = jax.random.wrap_key_data(part.key_data)
     images = augmentation.augment(key, images, operations=operations)
     each = optax.softmax_cross_entropy(model.apply_fn(params, images), targets)

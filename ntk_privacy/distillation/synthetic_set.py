@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from ntk_privacy import _checks, _class_checks
+from ntk_privacy import _checks, _class_checks, sharding
 from ntk_privacy.data import augmentation
 
 __all__ = [
@@ -78,6 +79,7 @@ def class_data(
     key: Array,
     num_classes: int,
     batch_size: int,
+    mesh: Mesh | None = None,
 ) -> tuple[ClassData, int]:
     """Returns images sorted by class, and the size of the largest class.
 
@@ -87,6 +89,7 @@ def class_data(
       key: of all draws.
       num_classes: all of which must be there.
       batch_size: that `class_batch` will ask for.
+      mesh: of `sharding.row_mesh`, whose devices share the images.
 
     Raises:
       ValueError: a class has fewer images than the batch.
@@ -98,8 +101,9 @@ def class_data(
             f"batch_size={batch_size} is more than the {sizes.min()} images of class "
             f"{int(np.argmin(sizes))}: use at most {sizes.min()}."
         )
+    order = np.argsort(classes, kind="stable")
     data = ClassData(
-        x=jnp.asarray(x_target)[np.argsort(classes, kind="stable")],
+        x=sharding.share(jnp.asarray(x_target)[order], mesh),
         offsets=jnp.asarray(np.cumsum(sizes) - sizes, jnp.int32),
         sizes=jnp.asarray(sizes, jnp.int32),
         key_data=_checks.key_data(key=key),
@@ -108,7 +112,12 @@ def class_data(
 
 
 def class_batch(
-    data: ClassData, key: Array, *, batch_size: int, largest: int
+    data: ClassData,
+    key: Array,
+    *,
+    batch_size: int,
+    largest: int,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "c b h w d"]:
     """Returns random images of each class, without replacement.
 
@@ -117,11 +126,12 @@ def class_batch(
       key: typed key.
       batch_size: images of each class.
       largest: size of the largest class.
+      mesh: whose devices share the images of each class.
     """
     order = jax.random.uniform(key, (len(data.sizes), largest), jnp.float32)
     absent = jnp.arange(largest, dtype=jnp.int32)[None] >= data.sizes[:, None]
     _, chosen = jax.lax.top_k(jnp.where(absent, -1, order), batch_size)
-    return data.x[data.offsets[:, None] + chosen]
+    return sharding.spread(data.x[data.offsets[:, None] + chosen], mesh, axis=1)
 
 
 def augmented(

@@ -18,6 +18,7 @@ the factor 2: half the step size compares with it.
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from ntk_privacy import _tree
@@ -44,6 +45,7 @@ def slope(
     student_steps: int = 50,
     student_batch_size: int | None = None,
     operations: tuple[str, ...] = augmentation.OPERATIONS,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, "m h w d"], Float[Array, ""]]]:
     """Returns the loss and its gradient in images and step size.
 
@@ -58,6 +60,7 @@ def slope(
       student_steps: of the student.
       student_batch_size: images of a step; None is all.
       operations: of `data.augmentation`.
+      mesh: of `sharding.row_mesh`, whose devices share the student's batches.
     """
     parts = student_parts(
         key, len(images), student_steps=student_steps, batch_size=student_batch_size
@@ -65,7 +68,8 @@ def slope(
 
     def gradient(images, params, part):
         slope = jax.grad(student_loss)
-        return slope(params, images, targets, part, model=model, operations=operations)
+        options = {"model": model, "operations": operations, "mesh": mesh}
+        return slope(params, images, targets, part, **options)
 
     def params_after(total):
         return jax.tree.map(lambda p, g: p - step_size * g, start, total)
@@ -115,6 +119,7 @@ def distill(
     state: TrajectoryState | None = None,
     chunk: int = 50,
     callback: Callback | None = None,
+    mesh: Mesh | None = None,
 ) -> Distilled:
     """Moves images and a step size until students follow experts, in constant memory.
 
@@ -143,6 +148,7 @@ def distill(
       chunk: steps between calls of `callback`, in one compiled scan.
       callback: `(steps, state, metrics)` after each chunk; metrics has `loss` and
         `step_size` before each of its steps.
+      mesh: of `sharding.row_mesh`, whose devices share experts and students' batches.
 
     Raises:
       ValueError: see `trajectory_matching.distill`.
@@ -175,4 +181,5 @@ def distill(
         state=state,
         chunk=chunk,
         callback=callback,
+        mesh=mesh,
     )

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from ntk_privacy import _checks, _class_checks, _tree
+from ntk_privacy import _checks, _class_checks, _tree, sharding
 from ntk_privacy._types import Callback, Params
 from ntk_privacy.data import augmentation
 from ntk_privacy.distillation import search, synthetic_set
@@ -64,7 +65,8 @@ class TrajectoryState(NamedTuple):
 
 Slope = Callable[..., tuple[Array, tuple[Array, Array]]]
 """`(images, targets, step_size, start, end, *, model, key, student_steps,
-student_batch_size, operations)` to the loss and its gradient in images and step_size.
+student_batch_size, operations, mesh)` to the loss and its gradient in images and
+step_size.
 """
 
 
@@ -81,6 +83,7 @@ def loss(
     student_batch_size: int | None = None,
     operations: tuple[str, ...] = augmentation.OPERATIONS,
     low_memory: bool = False,
+    mesh: Mesh | None = None,
 ) -> Float[Array, ""]:
     r"""Distance from a student to where the expert went, over how far it went.
 
@@ -102,12 +105,13 @@ def loss(
       student_batch_size: images of a step; None is all.
       operations: of `data.augmentation`.
       low_memory: keep the parameters alone, and compute the products again too.
+      mesh: of `sharding.row_mesh`, whose devices share the student's batches.
     """
     parts = student_parts(
         key, len(images), student_steps=student_steps, batch_size=student_batch_size
     )
     slope = functools.partial(
-        jax.grad(student_loss), model=model, operations=operations
+        jax.grad(student_loss), model=model, operations=operations, mesh=mesh
     )
 
     policy = None if low_memory else convolution.products_saveable
@@ -153,12 +157,13 @@ class _Step:
     operations: tuple[str, ...]
     optimizer: optax.GradientTransformation
     step_size_optimizer: optax.GradientTransformation
+    num_experts: int
+    mesh: Mesh | None = None
 
     def __call__(self, state: TrajectoryState, step, data: _Data):
         key = jax.random.fold_in(jax.random.wrap_key_data(data.key_data), step)
         key_expert, key_epoch, key_student = jax.random.split(key, 3)
-        k = len(jax.tree.leaves(data.experts)[0])
-        expert = jax.random.randint(key_expert, (), 0, k)
+        expert = jax.random.randint(key_expert, (), 0, self.num_experts)
         epoch = jax.random.randint(key_epoch, (), 0, self.max_start_epoch)
         start, end = (
             jax.tree.map(lambda leaf, at=at: leaf[expert, at], data.experts)
@@ -181,6 +186,7 @@ class _Step:
             student_steps=self.student_steps,
             student_batch_size=self.student_batch_size,
             operations=self.operations,
+            mesh=self.mesh,
         )
         (images, memory), (step_size, small_memory) = map(
             synthetic_set.moved,
@@ -279,6 +285,7 @@ def match(
     state: TrajectoryState | None,
     chunk: int,
     callback: Callback | None,
+    mesh: Mesh | None,
 ) -> Distilled:
     """What MTT and TESLA share: `tesla.distill` with any `Slope`."""
     _checks.typed_key(key=key)
@@ -316,7 +323,9 @@ def match(
         )
     begin = search.resume(state, start)
     # Later epochs would only take room.
-    seen = jax.tree.map(lambda leaf: jnp.asarray(leaf[:, : needed + 1]), experts)
+    seen = jax.tree.map(
+        lambda leaf: sharding.share(jnp.asarray(leaf[:, : needed + 1]), mesh), experts
+    )
     step = _Step(
         slope=slope,
         model=model,
@@ -330,15 +339,13 @@ def match(
         operations=operations,
         optimizer=optimizer or _sgd(100.0),
         step_size_optimizer=step_size_optimizer or _sgd(1e-7),
+        num_experts=len(jax.tree.leaves(experts)[0]),
+        mesh=mesh,
     )
-    return search.descend(
-        step,
-        begin,
-        _Data(seen, _checks.key_data(key=key)),
-        num_steps=num_steps,
-        chunk=chunk,
-        callback=watched(callback, first=float(step_size)),
-    )
+    loop: dict[str, Any] = {"num_steps": num_steps, "chunk": chunk, "mesh": mesh}
+    loop["callback"] = watched(callback, first=float(step_size))
+    data = _Data(seen, _checks.key_data(key=key))
+    return search.descend(step, begin, data, **loop)
 
 
 def distill(
@@ -364,6 +371,7 @@ def distill(
     state: TrajectoryState | None = None,
     chunk: int = 50,
     callback: Callback | None = None,
+    mesh: Mesh | None = None,
 ) -> Distilled:
     """Moves images and a step size until students follow experts.
 
@@ -397,6 +405,7 @@ def distill(
       chunk: steps between calls of `callback`, in one compiled scan.
       callback: `(steps, state, metrics)` after each chunk; metrics has `loss` and
         `step_size` before each of its steps.
+      mesh: of `sharding.row_mesh`, whose devices share experts and students' batches.
 
     Warns:
       UserWarning: the step size became zero, negative or less than a thousandth of the
@@ -436,4 +445,5 @@ def distill(
         state=state,
         chunk=chunk,
         callback=callback,
+        mesh=mesh,
     )

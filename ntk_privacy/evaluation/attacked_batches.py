@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ntk_privacy import sharding
+from ntk_privacy import hosts, sharding
 from ntk_privacy.evaluation.named_attacks import Stage
 from ntk_privacy.evasion import LogitsFn, inputs, reading
 from ntk_privacy.evasion import task as tasks
@@ -34,13 +34,22 @@ def _nothing(count: Array) -> None:
     del count
 
 
+def _across_hosts(mesh: Mesh | None) -> bool:
+    return mesh is not None and len({d.process_index for d in mesh.devices.flat}) > 1
+
+
 def _spread(x: Array, mesh: Mesh | None) -> Array:
     """Gives each device its share of the images, if they can be shared evenly."""
     if mesh is None or x.shape[0] % mesh.size:
         return x
-    return jax.lax.with_sharding_constraint(
-        x, NamedSharding(mesh, PartitionSpec(sharding.ROWS))
-    )
+    if _across_hosts(mesh):
+        x = _whole(x, mesh)  # and so is its gradient
+    return sharding.spread(x, mesh)
+
+
+def _whole(x: Array, mesh: Mesh | None) -> Array:
+    """Gives each host all of an array, since attacks look at what they compute."""
+    return sharding.whole(x, mesh) if _across_hosts(mesh) else x
 
 
 def _told(logits: Array) -> Array:
@@ -62,7 +71,7 @@ class _Watched:
     compared: bool = True
 
     def __call__(self, inner: Any, x: Array) -> Array:
-        return _told(inner(_spread(x, self.mesh)))
+        return _told(_whole(inner(_spread(x, self.mesh)), self.mesh))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +82,7 @@ class _WatchedRandom:
     compared: bool = True
 
     def __call__(self, inner: Any, x: Array, *, key: Array) -> Array:
-        return _told(inner(_spread(x, self.mesh), key=key))
+        return _told(_whole(inner(_spread(x, self.mesh), key=key), self.mesh))
 
 
 @jax.jit
@@ -104,7 +113,8 @@ class Batches(NamedTuple):
 
     def place(self, array: np.ndarray) -> Array:
         """Returns an array on the devices."""
-        return sharding.shard_rows(jnp.asarray(array), self.mesh)
+        put = sharding.replicate if _across_hosts(self.mesh) else sharding.shard_rows
+        return put(jnp.asarray(array), self.mesh)
 
     def chosen(self, rows: np.ndarray) -> np.ndarray:
         """Returns the rows of a batch, filled up with its first."""
@@ -167,7 +177,7 @@ def read(batches: Batches, images: np.ndarray, key: Array) -> np.ndarray:
         draws = []
         for one in keys:
             logits = batches.logits(placed, jax.random.fold_in(one, first))
-            logits = np.asarray(logits)[: len(rows)]
+            logits = sharding.on_host(logits)[: len(rows)]
             bad = int(np.isnan(logits).any(axis=1).sum())
             if bad:
                 raise _not_a_number(bad, "of the data set")
@@ -204,14 +214,16 @@ def attack(
     bound, parts, refused = stage.threat_model, (), None
     try:
         found = stage.run(watched, images, labels, key=key, threat_model=bound)
-        parts = tuple(np.asarray(part)[: len(rows)] for part in found)
+        parts = tuple(sharding.on_host(part)[: len(rows)] for part in found)
     except ValueError as error:
         refused = error
     jax.effects_barrier()
-    if _NAN:
+    # The first host hears of it for all.
+    worst = int(hosts.of_first(np.asarray(max(_NAN, default=0))))
+    if worst:
         # The attack's own sentence about NaN does not name it.
         where = f"at points that {stage.label} reached"
-        raise _not_a_number(max(_NAN), where)
+        raise _not_a_number(worst, where)
     if refused is not None:
         raise refused
     return parts

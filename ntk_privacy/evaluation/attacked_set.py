@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
@@ -237,7 +236,7 @@ def attack(
                 survivors_only=config.survivors_only,
                 num_steps=config.attack_steps,
                 num_queries=config.num_queries,
-                mesh=sharding.row_mesh() if jax.device_count() > 1 else None,
+                mesh=sharding.all_devices(),
                 state=RobustState(*(np.array(part) for part in start["state"]))
                 if done
                 else None,

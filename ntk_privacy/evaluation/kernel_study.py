@@ -96,8 +96,9 @@ def study(
     if path is not None:
         entries = _streamed(kernel, x, path, named.bytes_of(budget), stage)
     else:
-        make = lambda: np.asarray(jax.jit(kernel.fn)(x))  # noqa: E731
-        arrays["kernel"] = entries = resume.timed(stage, "kernel", make)
+        arrays["kernel"] = entries = resume.timed(
+            stage, "kernel", lambda: _whole(kernel, x)
+        )
     shown = np.linspace(0, len(x) - 1, min(len(x), MAX_SHOWN)).round().astype(int)
     part = entries if len(shown) == len(x) else entries[np.ix_(shown, shown)]
     arrays["eigenvalues"] = spectrum.eigenvalues(part)
@@ -122,12 +123,24 @@ def study(
     return Studied(figures, arrays, np.asarray(part), len(x), spectra, moved)
 
 
+def _whole(kernel: named.Kernel, x: Array) -> np.ndarray:
+    """Returns the kernel, of which each device computes its rows."""
+    mesh, n = sharding.all_devices(), len(x)
+    if mesh is None:
+        return np.asarray(jax.jit(kernel.fn)(x))
+    rows = blockwise.evaluate(kernel.fn, x, x, block_size=n, mesh=mesh)
+    entries = np.array(sharding.on_host(rows)[:n])
+    # Exact where both sides are one image, as on one device.
+    np.fill_diagonal(entries, np.asarray(blockwise.diagonal(kernel.fn, x)))
+    return entries
+
+
 def _streamed(
     kernel: named.Kernel, x: Array, path: pathlib.Path, budget: int, stage: Stage
 ) -> np.memmap:
     """Writes an .npy block by block; killed and called again, it goes on."""
     size = blockwise.size_within(kernel.fn, x, budget)
-    mesh = sharding.row_mesh() if jax.device_count() > 1 else None
+    mesh = sharding.all_devices()
     count = -(-len(x) // size)
 
     def go(state, done, callback):

@@ -13,14 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks, _loop, _programs, sharding
+from ntk_privacy import _checks, _loop, _programs, hosts, sharding
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Callback, KernelFn
-from ntk_privacy.kernels import hosts
 
 __all__ = [
     "diagonal",
@@ -56,21 +54,26 @@ def evaluate(
     *,
     block_size: int = 1000,
     mesh: Mesh | None = None,
-) -> Float[Array, "n1 n2"]:
+) -> Float[Array, "p n2"]:
     """Returns the kernel, its rows over the devices of `mesh`.
+
+    No device can hold a share of rows that do not divide: with a mesh the last row is
+    repeated until all devices have as many, and p may be above n1.
 
     Args:
       kernel_fn: `(x1, x2) -> (n1, n2)`.
       x1: images of the rows.
       x2: images of the columns.
       block_size: images on either side of a block.
-      mesh: of `sharding.row_mesh`; None is one device.
+      mesh: of `sharding.row_mesh`; None is one device, where p is n1.
     """
     _checks.at_least(1, block_size=block_size)
     rows, n1 = split(x1, block_size, mesh)
     columns, n2 = split(x2, block_size, None)
     columns = sharding.replicate(columns, mesh)
-    return _evaluate(kernel_fn, mesh, rows, columns)[:n1, :n2]
+    out = _evaluate(kernel_fn, mesh, rows, columns)
+    shared = mesh is not None and mesh.size > 1
+    return out[:, :n2] if shared else out[:n1, :n2]
 
 
 def product(
@@ -82,7 +85,7 @@ def product(
     block_size: int = 1000,
     mesh: Mesh | None = None,
 ) -> Float[Array, "n1 c"]:
-    """Returns K(x1, x2) v without ever holding K.
+    """Returns K(x1, x2) v without ever holding K; whole on every device of `mesh`.
 
     Args:
       kernel_fn: `(x1, x2) -> (n1, n2)`.
@@ -98,7 +101,8 @@ def product(
     columns, _ = split(x2, block_size, None)
     columns = sharding.replicate(columns, mesh)
     v = sharding.replicate(v, mesh)
-    return _product(kernel_fn, mesh, False, rows, columns, v)[:n1]
+    out = _product(kernel_fn, mesh, False, rows, columns, v)
+    return sharding.gather(out, mesh)[:n1]
 
 
 def diagonal(
@@ -128,6 +132,9 @@ def split(
     n, devices = len(x), 1 if mesh is None else mesh.size
     size = min(block_size, -(-n // devices))
     count = -(-n // (size * devices)) * devices
+    if devices > 1:
+        # As small as they can be: fewer rows to fill up.
+        size = -(-n // count)
     spare = count * size - n
     padded = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (spare, *x.shape[1:]))])
     return sharding.shard_rows(padded.reshape(count, size, *x.shape[1:]), mesh), n
@@ -268,8 +275,8 @@ def stream(
 
     Called again with the same arguments it goes on after the last whole block, which
     `PATH.done.npy` tells; the first block is then computed anew, to see that the kernel
-    is the same. Over several hosts every process calls it, with a path that all of
-    them see; the first one writes.
+    is the same. Over several hosts every process calls it; the path is the first one's,
+    which writes, and all of them must see it.
 
     Args:
       kernel_fn: `(x1, x2) -> (n1, n2)`.
@@ -290,7 +297,7 @@ def stream(
         on all hosts, another host stopped.
     """
     _checks.at_least(1, block_size=block_size)
-    path = pathlib.Path(path)
+    path = hosts.path_of_first(pathlib.Path(path))
     other = x1 if x2 is None else x2
     compute, dtype = _block_program(kernel_fn, x1, x2, block_size, mesh)
     counts = [-(-len(x) // block_size) for x in (x1, other)]
@@ -368,9 +375,7 @@ def _block_program(kernel_fn, x1, x2, size, mesh):
         block = program(
             sharding.shard_rows(rows, mesh), sharding.replicate(columns, mesh)
         )
-        if not block.is_fully_addressable:
-            block = multihost_utils.process_allgather(block, tiled=True)
-        block = np.array(block)[:n1, :n2]
+        block = np.array(sharding.on_host(block))[:n1, :n2]
         if same and i == j:
             np.fill_diagonal(block, np.asarray(diagonal(kernel_fn, rows))[:n1])
         if not np.isfinite(block).all():

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, sharding
 from ntk_privacy._types import Callback
 from ntk_privacy.data import ArgumentError
 from ntk_privacy.method import field
@@ -123,6 +123,7 @@ def craft(
             state=state,
             chunk=chunk,
             callback=callback,
+            mesh=sharding.all_devices(),
         )
 
     start = perturbation.init(clean, config.num_restarts)

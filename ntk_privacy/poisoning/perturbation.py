@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks, _class_checks, _loop
+from ntk_privacy import _checks, _class_checks, _loop, sharding
 from ntk_privacy._types import Callback
 
 __all__ = ["CraftState", "Objective", "Poisoned", "craft", "init", "to_grid"]
@@ -127,13 +128,14 @@ class _Step:
     num_draws: int
     levels: int
     sign: str
+    mesh: Mesh | None = None
 
     def project(self, shift, clean):
         shift = jnp.clip(shift, -self.bound, self.bound)
         return jnp.clip(clean + shift, 0, self.levels) - clean
 
     def images(self, shift, clean):
-        return (clean + shift) / self.levels
+        return sharding.spread((clean + shift) / self.levels, self.mesh)
 
     def start(self, key, clean):
         shift = jax.random.uniform(key, clean.shape, clean.dtype, -1, 1) * self.bound
@@ -225,6 +227,7 @@ def craft(
     state: CraftState | None = None,
     chunk: int = 50,
     callback: Callback | None = None,
+    mesh: Mesh | None = None,
 ) -> Poisoned:
     """Lowers an objective by small changes of images, and keeps the best restart.
 
@@ -244,6 +247,7 @@ def craft(
       state: of an earlier call with the same arguments, to continue to the bit.
       chunk: steps between calls of `callback`.
       callback: `(steps over all restarts, state, metrics)` after each chunk.
+      mesh: of `sharding.row_mesh`, whose devices share the images.
 
     Raises:
       ValueError: images that are bytes, NaN or off the grid, a bound or step outside of
@@ -282,7 +286,7 @@ def craft(
         return _loop.asks_to_stop(callback, done, state, metrics)
 
     run_step = _Step(
-        objective, bound_steps, step_steps, num_steps, num_draws, levels, sign
+        objective, bound_steps, step_steps, num_steps, num_draws, levels, sign, mesh
     )
     state, _ = _loop.run(
         run_step,
@@ -292,6 +296,7 @@ def craft(
         first_step=int(state.steps),
         chunk=chunk,
         callback=after_chunk,
+        mesh=mesh,
     )
     # By NumPy, as bytes over 255 are: XLA may multiply by a rounded 1/255.
     whole = np.asarray(clean) + np.rint(np.asarray(state.best))

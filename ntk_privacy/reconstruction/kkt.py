@@ -25,9 +25,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from ntk_privacy import _checks, _loop, _tree
+from ntk_privacy import _checks, _loop, _tree, sharding
 from ntk_privacy._types import ApplyFn, Callback, Params
 from ntk_privacy.kernels import stationarity
 from ntk_privacy.method import Method, field
@@ -98,6 +99,7 @@ def run(
     first_step: int = 0,
     chunk: int = 100,
     callback: Callback | None = None,
+    mesh: Mesh | None = None,
 ) -> Reconstruction:
     """Runs a search from `attack.state` to its last step.
 
@@ -106,6 +108,7 @@ def run(
       first_step: the number of steps that the state has behind it.
       chunk: steps between calls of `callback`.
       callback: `(steps, state, metrics)` after each chunk.
+      mesh: of `sharding.row_mesh`, whose devices share the candidates.
     """
     losses = []
 
@@ -115,7 +118,7 @@ def run(
         return stop or not np.isfinite(losses[-1][-1])
 
     state, _ = _loop.run(
-        attack.step,
+        attack.step if mesh is None else dataclasses.replace(attack.step, mesh=mesh),
         # A checkpoint may have left it on the host.
         jax.tree.map(jnp.asarray, attack.state),
         attack.problem,
@@ -123,6 +126,7 @@ def run(
         first_step=first_step,
         chunk=chunk,
         callback=after_chunk,
+        mesh=mesh,
     )
     history = np.concatenate(losses) if losses else np.zeros(0, state.latents.dtype)
     m, c = state.duals.shape[1:]
@@ -175,6 +179,7 @@ def reconstruct(
     movable: Bool[Array | np.ndarray, " m"] | None = None,
     chunk: int = 100,
     callback: Callback | None = None,
+    mesh: Mesh | None = None,
 ) -> Reconstruction:
     r"""Recovers training images from parameters before and after training.
 
@@ -205,6 +210,7 @@ def reconstruct(
       chunk: steps between calls of `callback`.
       callback: `(steps, state, metrics)` after each chunk. To resume, give a saved
         state to `prepare(...)._replace(state=...)` and call `run`.
+      mesh: of `sharding.row_mesh`, whose devices share the candidates.
 
     Raises:
       ValueError: the parameters differ in structure or not at all, hold a NaN, do not
@@ -226,7 +232,7 @@ def reconstruct(
         initial_duals=initial_duals,
         movable=movable,
     )
-    return run(attack, chunk=chunk, callback=callback)
+    return run(attack, chunk=chunk, callback=callback, mesh=mesh)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -314,6 +320,7 @@ def run_staged(
             first_step=done,
             chunk=chunk,
             callback=callback,
+            mesh=sharding.all_devices(),
         )
 
     ran = staged.search(stage, name, attack.state, go, attack.step.settings.num_steps)

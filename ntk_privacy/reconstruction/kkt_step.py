@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from ntk_privacy import _linalg
+from ntk_privacy import _linalg, sharding
 from ntk_privacy._types import Params
 from ntk_privacy.kernels import stationarity
 from ntk_privacy.models.mlp import MLP
@@ -47,6 +48,7 @@ class Step:
     image_shape: tuple[int, int, int]
     learning_rate: float
     solve_duals: bool
+    mesh: Mesh | None = None
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -82,6 +84,7 @@ class Step:
     def loss(self, variables, step, problem: Problem):
         """Loss with the box penalty; as auxiliary the former alone and the duals."""
         latents, duals = variables
+        latents = sharding.spread(latents, self.mesh)
         m, c = duals.shape[1:]
         sharpness = self.sharpness(step, latents.dtype)
         if self.solve_duals:

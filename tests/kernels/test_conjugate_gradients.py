@@ -1,14 +1,11 @@
 """Large N: blocks, devices and conjugate gradients against the dense path."""
 
-import os
-import subprocess
-import sys
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import several
 
 from ntk_privacy import data, rkip, sharding
 from ntk_privacy.distillation import coincident_targets
@@ -272,15 +269,7 @@ np.testing.assert_allclose(eight.energy, one.energy, rtol=1e-9)
 
 @pytest.mark.slow
 def test_eight_devices_give_what_one_gives():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    done = subprocess.run(
-        [sys.executable, "-c", EIGHT],
-        env={**os.environ, **flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    several.on_devices(EIGHT)
 
 
 @pytest.mark.slow

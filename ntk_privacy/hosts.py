@@ -1,0 +1,227 @@
+"""Several processes as one run: how they meet, what they agree on, how they end.
+
+Each process is called a host, whichever machine it is on. All run the same program on
+the same arguments; the first alone writes.
+"""
+
+import contextlib
+import os
+import pathlib
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ntk_privacy import sharding
+
+__all__ = [
+    "agreed",
+    "all_fail_together",
+    "fail",
+    "is_first",
+    "join",
+    "leave",
+    "of_first",
+    "on_host",
+    "path_of_first",
+]
+
+_LONGEST = 1000  # bytes of a message
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_DONE = b"."
+# What collectives say where another process is gone, and seconds to learn which.
+_OF_OTHERS = (
+    "Gloo",
+    "NCCL",
+    "RCCL",
+    "coordination service",
+    "heartbeat",
+    "UNAVAILABLE",
+)
+_PATIENCE = 30.0
+# Lines to the other hosts, of the first one; to the first, of all others.
+_LINES: list[socket.socket] = []
+_ENDING = threading.Lock()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def all_fail_together() -> Iterator[None]:
+    """What fails here on one host fails on all: none waits for it for ever."""
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    if jax.process_count() > 1:
+        text = b"" if error is None else str(error).encode()[:_LONGEST] or b"?"
+        codes = np.zeros(_LONGEST, np.int32)
+        codes[: len(text)] = list(text)
+        told = np.asarray(multihost_utils.process_allgather(codes))
+        failed = np.flatnonzero(told.any(axis=1))
+        if error is None and len(failed):
+            text = bytes(told[failed[0]].astype(np.uint8)).rstrip(b"\0")
+            raise ValueError(
+                f"Host {failed[0]} stopped: {text.decode(errors='replace')}"
+            )
+    if error is not None:
+        raise error
+
+
+def of_first(x: np.ndarray) -> np.ndarray:
+    """Returns what the first host has; waits for it."""
+    if jax.process_count() == 1:
+        return np.array(x)
+    # Numbers of a wider type would need x64.
+    small = np.asarray(x, np.int32)
+    return np.asarray(multihost_utils.broadcast_one_to_all(small))
+
+
+def path_of_first(path: pathlib.Path) -> pathlib.Path:
+    """Returns the path that the first host has."""
+    if jax.process_count() == 1:
+        return path
+    text = str(path.absolute()).encode()[:_LONGEST].ljust(_LONGEST, b"\0")
+    codes = of_first(np.frombuffer(text, np.uint8))
+    return pathlib.Path(bytes(codes.astype(np.uint8)).rstrip(b"\0").decode())
+
+
+def agreed(answer: bool) -> bool:
+    """Returns what the first host answers: clocks differ, and all must stop at once."""
+    return answer if jax.process_count() == 1 else bool(of_first(np.asarray(answer)))
+
+
+def on_host(tree: Any) -> Any:
+    """Returns arrays of NumPy, whole, where there are several hosts."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(
+        lambda leaf: sharding.on_host(leaf) if isinstance(leaf, jax.Array) else leaf,
+        tree,
+    )
+
+
+def join() -> None:
+    """Meets the other hosts, before JAX computes anything.
+
+    Every host sets JAX_COORDINATOR_ADDRESS (the first one's, host:port),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID, from 0; where none is set, JAX asks the
+    cluster, such as Slurm. From then on a host that ends before `leave` ends the others
+    with a sentence.
+
+    Raises:
+      ValueError: some variables are not set or no numbers, or there is no cluster.
+    """
+    found = {name: os.environ.get(name) for name in _VARIABLES}
+    missing = [name for name, value in found.items() if not value]
+    told = f"set {', '.join(_VARIABLES)} for every process"
+    if missing and len(missing) < len(found):
+        raise ValueError(f"distributed: {' and '.join(missing)} is not set: {told}.")
+    address = found[_VARIABLES[0]]
+    for name in _VARIABLES[1:] if address else ():
+        if not str(found[name]).isdecimal():
+            raise ValueError(f"{name}={found[name]} is no whole number from 0.")
+    with contextlib.suppress(AttributeError):  # versions without it
+        # Else SIGTERM is only noted, for a checkpoint that nobody asks JAX for.
+        jax.config.update("jax_enable_preemption_service", False)
+    try:
+        count, own = (int(found[v] or 0) if address else None for v in _VARIABLES[1:])
+        jax.distributed.initialize(address, count, own)
+    except (ValueError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"distributed: {first} ({told})") from error
+    if jax.process_count() > 1:
+        _open_lines((address or "").rpartition(":")[0].strip("[]"))
+
+
+def _open_lines(name: str) -> None:
+    """Connects every host with the first one, for each to notice the other's end."""
+    token, first = secrets.token_bytes(16), is_first()
+    listening = socket.socket()
+    if first:
+        listening.bind(("", 0))
+        listening.listen(jax.process_count())
+    # No name is known where the cluster was asked.
+    name = name or socket.gethostbyname(socket.gethostname())
+    port = listening.getsockname()[1] if first else 0
+    text = name.encode().ljust(256)
+    numbers = of_first(np.asarray([port, *token, *text]))
+    token, text = (bytes(part.astype(np.uint8)) for part in np.split(numbers[1:], [16]))
+    if not first:
+        line = socket.create_connection((text.decode().strip(), int(numbers[0])))
+        line.sendall(token + jax.process_index().to_bytes(4, "big"))
+        _watch(line, 0)
+    while first and len(_LINES) < jax.process_count() - 1:
+        line, _ = listening.accept()
+        said = line.recv(20, socket.MSG_WAITALL)
+        if said[:16] == token:  # others have no business here
+            _watch(line, int.from_bytes(said[16:], "big"))
+    listening.close()
+
+
+def _watch(line: socket.socket, host: int) -> None:
+    # A machine that is gone closes nothing.
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"):
+        if hasattr(socket, option):
+            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), 5)
+    line.settimeout(None)
+    _LINES.append(line)
+
+    def wait() -> None:
+        try:
+            said = line.recv(4)
+        except OSError:
+            said = b""
+        if said == _DONE:
+            return
+        lost = said if len(said) == 4 else host.to_bytes(4, "big")
+        if is_first():
+            for other in _LINES:
+                with contextlib.suppress(OSError):
+                    other.sendall(lost)
+        told = f"host {int.from_bytes(lost, 'big')} ended before the run did"
+        _end(f"error: {told}: start all hosts again.", 1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def leave() -> None:
+    """Tells the other hosts that this one has done its part."""
+    for line in _LINES:
+        with contextlib.suppress(OSError):  # the others have left already
+            line.sendall(_DONE)
+
+
+def fail(message: str, code: int) -> None:
+    """Ends this process where it is one of several, and so the others.
+
+    Args:
+      message: for stderr, unless the end of another host is why.
+      code: of the process.
+    """
+    if not _LINES:
+        return
+    if any(word in message for word in _OF_OTHERS):
+        time.sleep(_PATIENCE)  # who waits at a line will say it better
+    _end(message, code)
+
+
+def _end(message: str, code: int) -> None:
+    # JAX would wait for the others at the end, and they for this one.
+    with _ENDING:
+        sys.stdout.flush()
+        sys.stderr.write(f"{message}\n")
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,152 @@
+"""One run on several hosts: as on one, and whoever dies takes the others along."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import several
+
+from experiments import _flags, distill, kernel
+from ntk_privacy import hosts
+
+ROOT = pathlib.Path(__file__).parents[2]
+RKIP = (
+    *("experiments.distill", "--method=rkip", "--dataset=digits", "--num_train=50"),
+    *("--num_distilled=10", "--noprogress", "--checkpoint_seconds=0"),
+)
+
+
+def _started(workdir, command, count=2):
+    address = several.free_address()
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", *command, f"--workdir={workdir}", "--distributed"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=several.environment()
+            | {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(i),
+            },
+        )
+        for i in range(count)
+    ]
+
+
+def _ended(processes):
+    """Returns exit codes, what was printed, and the lines of errors."""
+    try:
+        found = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    codes = [process.returncode for process in processes]
+    told = ["".join(x for x in out if "[Gloo]" not in x) for out, _ in found]
+    return codes, told, [error.strip().splitlines() for _, error in found]
+
+
+def _alone(workdir, command):
+    done = subprocess.run(
+        [sys.executable, "-m", *command, f"--workdir={workdir}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=several.environment(),
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def _arrays(workdir):
+    with np.load(pathlib.Path(workdir, "arrays.npz")) as stored:
+        return dict(stored)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID is"),
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "localhost:1",
+                "JAX_NUM_PROCESSES": "two",
+                "JAX_PROCESS_ID": "0",
+            },
+            "JAX_NUM_PROCESSES=two is no whole number",
+        ),
+        ({}, "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID for every"),
+    ],
+)
+def test_what_is_not_set_is_one_sentence(given, told, monkeypatch, capsys):
+    for name in hosts._VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    if not given:
+
+        def refuse(*_):
+            raise ValueError("coordinator_address should be defined.")
+
+        monkeypatch.setattr(hosts.jax.distributed, "initialize", refuse)
+    arguments = ["--distributed", "--workdir=nowhere"]
+    assert _flags.call(kernel.main, kernel.PROGRAM.parse, arguments) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert not pathlib.Path("nowhere").exists()
+
+
+def test_a_folder_goes_on_with_or_without_the_flag():
+    before = distill.PROGRAM.asked("rkip").flat()
+    assert before["distributed"] is False
+    assert "distributed" in distill.PROGRAM.names("rkip")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_hosts_distil_what_one_does(count, tmp_path):
+    command = (*RKIP, "--num_steps=600")
+    _alone(tmp_path / "one", command)
+    codes, told, errors = _ended(_started(tmp_path / "many", command, count))
+    assert codes == [0] * count, errors
+    one, many = (_arrays(tmp_path / name) for name in ("one", "many"))
+    np.testing.assert_allclose(many["images"], one["images"], atol=1e-5)
+    assert "results.json" in told[0]
+    assert not any("results.json" in text for text in told[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_host_that_dies_ends_the_others_and_a_restart_goes_on(killed, tmp_path):
+    command = (*RKIP, "--num_steps=2000")
+    processes = _started(tmp_path / "cut", command)
+    folder = tmp_path / "cut" / "checkpoints" / "distill"
+    until = time.monotonic() + 120
+    while not (folder / "500").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(processes[killed].pid, signal.SIGKILL)
+    begun = time.monotonic()
+    codes, _, errors = _ended(processes)
+    assert time.monotonic() - begun < 30
+    assert codes[killed] == -signal.SIGKILL
+    assert codes[1 - killed] == 1
+    told = f"error: host {killed} ended before the run did: start all hosts again."
+    assert errors[1 - killed] == [told]
+    assert not (tmp_path / "cut" / "results.json").exists()
+    assert any(folder.iterdir())
+    codes, _, errors = _ended(_started(tmp_path / "cut", command))
+    assert codes == [0, 0], errors
+    codes, _, errors = _ended(_started(tmp_path / "whole", command))
+    assert codes == [0, 0], errors
+    cut, whole = (_arrays(tmp_path / name) for name in ("cut", "whole"))
+    for name, array in whole.items():
+        np.testing.assert_array_equal(cut[name], array)
