@@ -31,21 +31,24 @@ def own(asked: Asked[Any]) -> Iterator[Asked[Any]]:
     Raises:
       ValueError: hosts see different folders.
     """
-    if jax.process_count() == 1:
+    run = asked.group(Run)
+    # What needs no device does not ask for one; an empty name is refused elsewhere.
+    if not run.distributed or not run.workdir or jax.process_count() == 1:
         yield asked
         return
     with contextlib.ExitStack() as stack:
-        folder, mine = pathlib.Path(asked.group(Run).workdir), asked
+        folder, mine = pathlib.Path(run.workdir), asked
         with hosts.all_fail_together():
             if not hosts.is_first():
                 copy = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                hosts.throws_away(copy)
                 silent = stack.enter_context(pathlib.Path(os.devnull).open("w"))
                 stack.enter_context(contextlib.redirect_stdout(silent))
                 copy /= "run"
                 if folder.is_dir():
                     shutil.copytree(folder, copy, ignore=_LEFT_OUT)
                 mine, folder = asked.replaced(workdir=str(copy), progress=False), copy
-        found, told = _listing(folder), asked.group(Run).workdir
+        found, told = _listing(folder), run.workdir
         first = hosts.of_first(found)
         with hosts.all_fail_together():
             if found != first:

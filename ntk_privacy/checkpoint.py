@@ -127,7 +127,7 @@ def save(folder: str | pathlib.Path, step: int, state: Any) -> None:
     """
     _checks.at_least(0, steps=step)
     _require_arrays(state)
-    state = hosts.on_host(state)
+    state = hosts.tree_on_host(state)
     with _manager(folder) as manager:
         manager.save(step, args=ocp.args.StandardSave(_filled(state)))
         manager.wait_until_finished()
@@ -155,7 +155,7 @@ def restore(folder: str | pathlib.Path, step: int, like: Any) -> Any:
         dtypes are not those of `like`.
     """
     _require_arrays(like)
-    like = hosts.on_host(like)
+    like = hosts.tree_on_host(like)
     with _manager(folder) as manager:
         try:
             if like is None:

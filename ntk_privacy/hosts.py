@@ -8,6 +8,7 @@ import contextlib
 import os
 import pathlib
 import secrets
+import shutil
 import socket
 import sys
 import threading
@@ -29,13 +30,14 @@ __all__ = [
     "join",
     "leave",
     "of_first",
-    "on_host",
     "path_of_first",
+    "throws_away",
+    "tree_on_host",
 ]
 
 _LONGEST = 1000  # bytes of a message
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-_DONE = b"."
+_DONE = b"done"  # as long as the number of a host
 # What collectives say where another process is gone, and seconds to learn which.
 _OF_OTHERS = (
     "Gloo",
@@ -46,9 +48,13 @@ _OF_OTHERS = (
     "UNAVAILABLE",
 )
 _PATIENCE = 30.0
+# Seconds that an error of this host's own has to be told, in place of another's end;
+# that hosts have to meet, and one has to say who it is.
+_GRACE, _MEETING, _GREETING = 2.0, 120.0, 10.0
 # Lines to the other hosts, of the first one; to the first, of all others.
 _LINES: list[socket.socket] = []
 _ENDING = threading.Lock()
+_THROWN_AWAY: list[pathlib.Path] = []
 
 
 def is_first() -> bool:
@@ -58,7 +64,11 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def all_fail_together() -> Iterator[None]:
-    """What fails here on one host fails on all: none waits for it for ever."""
+    """What fails here on one host fails on all: none waits for it for ever.
+
+    Raises:
+      ValueError: another host failed; what fails on this one is raised as it is.
+    """
     error = None
     try:
         yield
@@ -89,11 +99,20 @@ def of_first(x: np.ndarray) -> np.ndarray:
 
 
 def path_of_first(path: pathlib.Path) -> pathlib.Path:
-    """Returns the path that the first host has."""
+    """Returns the path that the first host has.
+
+    Raises:
+      ValueError: it is longer than 1,000 bytes.
+    """
     if jax.process_count() == 1:
         return path
-    text = str(path.absolute()).encode()[:_LONGEST].ljust(_LONGEST, b"\0")
-    codes = of_first(np.frombuffer(text, np.uint8))
+    text = str(path.absolute()).encode()
+    with all_fail_together():
+        if len(text) > _LONGEST:
+            raise ValueError(
+                f"{path} has {len(text)} bytes: give a path of at most {_LONGEST}."
+            )
+    codes = of_first(np.frombuffer(text.ljust(_LONGEST, b"\0"), np.uint8))
     return pathlib.Path(bytes(codes.astype(np.uint8)).rstrip(b"\0").decode())
 
 
@@ -102,7 +121,7 @@ def agreed(answer: bool) -> bool:
     return answer if jax.process_count() == 1 else bool(of_first(np.asarray(answer)))
 
 
-def on_host(tree: Any) -> Any:
+def tree_on_host(tree: Any) -> Any:
     """Returns arrays of NumPy, whole, where there are several hosts."""
     if jax.process_count() == 1:
         return tree
@@ -148,26 +167,50 @@ def join() -> None:
 def _open_lines(name: str) -> None:
     """Connects every host with the first one, for each to notice the other's end."""
     token, first = secrets.token_bytes(16), is_first()
-    listening = socket.socket()
-    if first:
-        listening.bind(("", 0))
-        listening.listen(jax.process_count())
-    # No name is known where the cluster was asked.
-    name = name or socket.gethostbyname(socket.gethostname())
-    port = listening.getsockname()[1] if first else 0
-    text = name.encode().ljust(256)
-    numbers = of_first(np.asarray([port, *token, *text]))
-    token, text = (bytes(part.astype(np.uint8)) for part in np.split(numbers[1:], [16]))
-    if not first:
-        line = socket.create_connection((text.decode().strip(), int(numbers[0])))
-        line.sendall(token + jax.process_index().to_bytes(4, "big"))
-        _watch(line, 0)
-    while first and len(_LINES) < jax.process_count() - 1:
-        line, _ = listening.accept()
-        said = line.recv(20, socket.MSG_WAITALL)
-        if said[:16] == token:  # others have no business here
-            _watch(line, int.from_bytes(said[16:], "big"))
-    listening.close()
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(_server()) if first else None
+        port = 0 if listening is None else listening.getsockname()[1]
+        # No name is known where the cluster was asked.
+        text = (name or socket.gethostname()).encode().ljust(256)
+        numbers = of_first(np.asarray([port, *token, *text]))
+        token, text = (bytes(a.astype(np.uint8)) for a in np.split(numbers[1:], [16]))
+        try:
+            if listening is None:
+                place = text.decode().strip(), int(numbers[0])
+                line = socket.create_connection(place, timeout=_MEETING)
+                line.sendall(token + jax.process_index().to_bytes(4, "big"))
+                _watch(line, 0)
+                return
+            listening.settimeout(_MEETING)
+            while len(_LINES) < jax.process_count() - 1:
+                line, _ = listening.accept()
+                said = _greeting(line)
+                if said[:16] == token:
+                    _watch(line, int.from_bytes(said[16:], "big"))
+                else:  # others have no business here
+                    line.close()
+        except OSError as error:
+            raise ValueError(
+                f"distributed: hosts do not reach each other ({error}): the first one "
+                "must be reachable by the name in JAX_COORDINATOR_ADDRESS, or by its "
+                "own, at any port."
+            ) from error
+
+
+def _server() -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(
+            ("", 0), family=socket.AF_INET6, dualstack_ipv6=True
+        )
+    return socket.create_server(("", 0))
+
+
+def _greeting(line: socket.socket) -> bytes:
+    line.settimeout(_GREETING)
+    try:
+        return line.recv(20, socket.MSG_WAITALL)
+    except OSError:
+        return b""
 
 
 def _watch(line: socket.socket, host: int) -> None:
@@ -181,7 +224,7 @@ def _watch(line: socket.socket, host: int) -> None:
 
     def wait() -> None:
         try:
-            said = line.recv(4)
+            said = line.recv(4, socket.MSG_WAITALL)
         except OSError:
             said = b""
         if said == _DONE:
@@ -191,6 +234,8 @@ def _watch(line: socket.socket, host: int) -> None:
             for other in _LINES:
                 with contextlib.suppress(OSError):
                     other.sendall(lost)
+        # The cause may be this host's too, and its own sentence says more.
+        time.sleep(_GRACE)
         told = f"host {int.from_bytes(lost, 'big')} ended before the run did"
         _end(f"error: {told}: start all hosts again.", 1)
 
@@ -218,10 +263,19 @@ def fail(message: str, code: int) -> None:
     _end(message, code)
 
 
+def throws_away(folder: pathlib.Path) -> None:
+    """Removes a folder when this process is ended by another host's end, too."""
+    _THROWN_AWAY.append(folder)
+
+
 def _end(message: str, code: int) -> None:
     # JAX would wait for the others at the end, and they for this one.
     with _ENDING:
-        sys.stdout.flush()
-        sys.stderr.write(f"{message}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        with contextlib.suppress(Exception):
+            sys.stderr.write(f"{message}\n")
+            sys.stderr.flush()
+        for folder in _THROWN_AWAY:
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(code)

@@ -308,7 +308,7 @@ def resumed(
             def after_chunk(step, state, metrics):
                 nonlocal last
                 lost = losses.add(step, metrics) or is_lost(state)
-                last = (step, hosts.on_host(state), lost)
+                last = (step, hosts.tree_on_host(state), lost)
                 asked = [
                     watcher is not None and bool(watcher(step, state, metrics))
                     for watcher in (shown, stop)
@@ -398,7 +398,9 @@ def until(stage: Stage, is_over: Callable[[], bool]) -> Stage:
     def run(name, start, go, num_steps):
         def stopping(state, done, callback):
             def watch(step, state, metrics):
-                return bool(callback(step, state, metrics)) or is_over()
+                stop = bool(callback(step, state, metrics))
+                # Clocks differ, and no host may go on without another.
+                return hosts.agreed(stop or is_over())
 
             return go(state, done, watch)
 

@@ -60,7 +60,8 @@ JOBS = {
 }
 # What differs from one run to the next, by the name of the entry.
 _TIMES = re.compile(
-    r"second|minute|time|speed|compile|rate_per|resumed|peak|memory|date|commit|command"
+    r"(^|_)(seconds?|minutes?|times?|compile|resumed|peak|memory|date|commit|command)"
+    r"($|_)"
 )
 
 
@@ -165,9 +166,7 @@ def main() -> None:
             while done[2] and sum(each["kills"] for each in rows) < wanted:
                 folder = base / f"struck_{index}_{row['runs']}"
                 moments = [rng.uniform(0.1, 1.1) * took for _ in range(3)]
-                kinds = rng.choices(
-                    [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], k=3
-                )
+                kinds = rng.choices(SIGNALS, k=3)
                 kills, wrong, ended = struck(job, folder, moments, kinds, environment)
                 row["kills"] += kills
                 row["runs"] += 1

@@ -44,7 +44,7 @@ class Attacked(NamedTuple):
       tried: attacks that were run, in words.
       left_out: those that were not, each with the reason.
       seed: the seed that was looked for; None if none was.
-      seconds: that it took.
+      seconds: after which its searches had to stop.
     """
 
     found: Reconstruction
@@ -80,16 +80,14 @@ def attack(
         ends = ("before", evidence.params_0, "after", evidence.params_t)
         _checks.same_structure(*ends)
         _checks.differ(*ends)
-    start = time.monotonic()
-    stage = resume.until(stage, lambda: time.monotonic() >= start + seconds)
-    made = _attacked(evidence, key, seeds, stage)
-    return made._replace(seconds=time.monotonic() - start)
+    made = _attacked(evidence, key, seeds, _within(stage, seconds))
+    return made._replace(seconds=seconds)
 
 
 def again(
     attacked: Attacked, evidence: Evidence, *, key: Array, stage: Stage = straight
 ) -> Reconstruction:
-    """Returns what the same attacks find in other evidence, in as long a time.
+    """Returns what the same attacks find in other evidence, within the same time.
 
     Args:
       attacked: weights from before and after training, or a gradient.
@@ -102,10 +100,13 @@ def again(
     """
     if _DECODING not in attacked.tried:
         return closed_units.from_evidence(evidence, key=key, stage=stage)
-    end = time.monotonic() + attacked.seconds
-    stage = resume.until(stage, lambda: time.monotonic() >= end)
-    method = METHODS["auto"]
+    method, stage = METHODS["auto"], _within(stage, attacked.seconds)
     return method.run(evidence, method.configured(), key=key, stage=stage)
+
+
+def _within(stage: Stage, seconds: float) -> Stage:
+    end = time.monotonic() + seconds
+    return resume.until(stage, lambda: time.monotonic() >= end)
 
 
 def _attacked(

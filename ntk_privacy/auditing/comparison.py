@@ -17,13 +17,22 @@ from ntk_privacy.auditing.given_images import GivenImages
 from ntk_privacy.auditing.membership import Membership
 from ntk_privacy.evaluation import reconstruction_curve
 from ntk_privacy.evaluation.reconstruction_curve import RECOVERED_PSNR
-from ntk_privacy.reconstruction import Evidence
+from ntk_privacy.reconstruction import Evidence, Reconstruction
 from ntk_privacy.resume import Stage, straight
 
 __all__ = ["Compared", "compared", "controlled"]
 
 
 _NORM_1 = 1e-4
+
+
+class _Matched(NamedTuple):
+    """images: as intensities. fit: to given ones; None where there is none."""
+
+    images: np.ndarray
+    fit: units.Units | None
+    pairs: reconstruction_curve.Evaluation
+    up_to_brightness: int
 
 
 class Compared(NamedTuple):
@@ -54,12 +63,9 @@ def compared(given: Case, attacked: Attacked, notes: list[str]) -> Compared:
     pairs = recovered = certain = None
     scaled_too, sizeless = 0, _has_no_size(found.images)
     if given.private is not None:
-        real = given.private.images
-        # Without a certificate half of all images must fit, in the same units.
-        some = certified if num_certified else np.ones(len(images), bool)
-        other = units.fitted(real, images[some])
+        matched = _matched(given.private.images, found, scaled)
+        images, other, pairs, scaled_too = matched
         if other is not None:
-            images = other.intensities(images)
             scale = other.scale * scaled.scale
             shift = other.scale * scaled.shift + other.shift
             told = (
@@ -74,14 +80,9 @@ def compared(given: Case, attacked: Attacked, notes: list[str]) -> Compared:
                     "The network saw intensities in other units than the bounds say: "
                     f"{told}"
                 )
-        pairs = reconstruction_curve.evaluate(
-            real, images, mean=np.zeros(real.shape[-1])
-        )
         recovered = pairs.num_recovered
         above = pairs.psnr >= RECOVERED_PSNR
         certain = int(np.sum(certified[pairs.reconstruction_index] & above))
-        if sizeless or not recovered:
-            scaled_too = units.num_up_to_brightness(real, found.images)
     estimated = found.estimated_num_images
     estimated = None if estimated is None else int(estimated)
     private = None if given.private is None else len(given.private.images)
@@ -98,6 +99,20 @@ def compared(given: Case, attacked: Attacked, notes: list[str]) -> Compared:
         "estimated_num_images": estimated,
     }
     return Compared(made, scaled, counts)
+
+
+def _matched(real: np.ndarray, found: Reconstruction, scaled: units.Units) -> _Matched:
+    """Pairs images with given ones, in the units that fit these."""
+    images, certified = scaled.intensities(found.images), np.asarray(found.certified)
+    # Without a certificate half of all images must fit, in the same units.
+    some = certified if certified.any() else np.ones(len(images), bool)
+    fit = units.fitted(real, images[some])
+    images = images if fit is None else fit.intensities(images)
+    pairs = reconstruction_curve.evaluate(real, images, mean=np.zeros(real.shape[-1]))
+    alike = 0
+    if _has_no_size(found.images) or not pairs.num_recovered:
+        alike = units.num_up_to_brightness(real, found.images)
+    return _Matched(images, fit, pairs, alike)
 
 
 def _has_no_size(images: np.ndarray) -> bool:
@@ -189,11 +204,9 @@ def _attacked_wrongly(
     if given.private is not None:
         recovered = 0
         if len(found.images):
-            recovered = reconstruction_curve.evaluate(
-                given.private.images,
-                seen.scaled.intensities(found.images),
-                mean=np.zeros(given.private.images.shape[-1]),
-            ).num_recovered
+            # As what the attack found is counted.
+            matched = _matched(given.private.images, found, seen.scaled)
+            recovered = max(matched.pairs.num_recovered, matched.up_to_brightness)
         if recovered:
             notes.append(
                 f"{recovered} of the given images count as recovered from wrong "

@@ -64,10 +64,11 @@ def reconstruct(
 
     **What a certificate means.** The layer's change is, up to noise whose size is
     measured, a sum of images times signals, each of which vanishes on the units that
-    its image closes; that holds for every image of the set, and noise moves this one by
-    no more than `errors`. What no weights can tell apart is decoded as one: copies,
-    images that share every gate, or all but a few (their mean, weighted by signals), as
-    the forms of an augmented image may, and with zero initial biases positive multiples
+    its image closes; that holds for every image of the set, and noise, or another row
+    that vanishes on as many units, moves this one by no more than `errors`. What no
+    weights can tell apart is decoded as one: copies, images that share every gate, or
+    all but a few (their mean, weighted by signals), as the forms of an augmented image
+    may, and with zero initial biases positive multiples
     of one image. An image that closes every unit leaves nothing. The bias is taken to
     have been trained with the kernel's step sizes: other ones rescale all images alike.
     Where the weights decayed, the bias is taken to have decayed as they did, if its

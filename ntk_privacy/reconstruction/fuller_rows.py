@@ -109,7 +109,8 @@ def unsettled(
 ) -> Float[np.ndarray, " n"]:
     r"""Returns how far rivals that are as full move each image, over its norm.
 
-    A row $d_i + t d_k$ in the place of $d_i$ moves image k by $t x_i$, no other one.
+    A row $d_i + t d_k$ in the place of $d_i$ moves image k by $t x_i$, no other one;
+    several rows may have rivals that move one image, so the farthest of each add up.
 
     Args:
       space: the coordinates.
@@ -121,5 +122,5 @@ def unsettled(
     for i, zeros, rivals, theirs in _rivals(space, c, u, closed):
         shares = np.abs(rivals[theirs >= zeros] @ u.T) * norms[i] / norms
         shares[:, i] = 0.0
-        far = np.maximum(far, np.max(shares, axis=0, initial=0.0))
+        far += np.max(shares, axis=0, initial=0.0)
     return far

@@ -51,7 +51,8 @@ class Whole(NamedTuple):
         the share that do not vanish; the largest over the others. A combination of two
         rows leaks on all of them.
       ratios: of each row, on the units it should vanish at, over all.
-      errors: standard deviation of each image, over its norm, before a polish.
+      errors: standard deviation of each image before a polish, and how far rows that
+        are as full as the true one would move it; over its norm.
       moved: by that polish, over its norm; 0 without.
       unexplained: share of the squared change in the images' span that is left.
       noise: root mean square of what is left of an entry.

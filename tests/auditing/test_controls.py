@@ -100,7 +100,7 @@ def test_a_control_that_cannot_be_run_says_so(weights, monkeypatch):
     assert told.wrong_weights_told == "Not run: these gates are not to be had."
 
 
-def test_it_searches_no_longer_than_the_attack_did(weights, monkeypatch):
+def test_it_searches_as_long_as_the_attack_may(weights, monkeypatch):
     before, after = weights
     known = Evidence(
         network=NET, params_0=before, params_t=after, image_shape=SHAPE, num_images=N
@@ -121,9 +121,10 @@ def test_it_searches_no_longer_than_the_attack_did(weights, monkeypatch):
     auto = dataclasses.replace(METHODS["auto"], run=search)
     monkeypatch.setitem(METHODS, "auto", auto)
     tried = ("exact decoding of ReLU gates", "search and polishing")
-    attacked = attack.Attacked(_found(X, ""), known, tried, (), seconds=0.05)
+    attacked = attack.Attacked(_found(X, ""), known, tried, (), seconds=0.5)
     attack.again(attacked, known, key=jax.random.key(0))
-    assert 1 <= len(steps) < 100
+    # Until the time is over: neither at once nor to the end.
+    assert 2 <= len(steps) <= 50
 
 
 def test_shuffled_gradients_keep_their_change(weights):

@@ -1,17 +1,19 @@
 """One run on several hosts: as on one, and whoever dies takes the others along."""
 
+import functools
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
 import pytest
 import several
 
-from experiments import _flags, distill, kernel
+from experiments import _flags, _hosts, _run, distill, kernel
 from ntk_privacy import hosts
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -49,7 +51,10 @@ def _ended(processes):
         for process in processes:
             process.kill()
     codes = [process.returncode for process in processes]
-    told = ["".join(x for x in out if "[Gloo]" not in x) for out, _ in found]
+    told = [
+        "\n".join(line for line in out.splitlines() if "[Gloo]" not in line)
+        for out, _ in found
+    ]
     return codes, told, [error.strip().splitlines() for _, error in found]
 
 
@@ -105,10 +110,23 @@ def test_what_is_not_set_is_one_sentence(given, told, monkeypatch, capsys):
     assert not pathlib.Path("nowhere").exists()
 
 
-def test_a_folder_goes_on_with_or_without_the_flag():
-    before = distill.PROGRAM.asked("rkip").flat()
-    assert before["distributed"] is False
-    assert "distributed" in distill.PROGRAM.names("rkip")
+def test_a_folder_goes_on_with_or_without_the_flag(tmp_path):
+    asked = functools.partial(distill.PROGRAM.asked, "rkip", workdir=str(tmp_path))
+    for distributed in (False, True, False):
+        with _run.opened(asked(distributed=distributed)):
+            pass
+    with pytest.raises(_flags.UsageError), _run.opened(asked(seed=9)):
+        pass
+
+
+def test_without_the_flag_nothing_is_asked_of_a_device(monkeypatch, tmp_path):
+    def ask():
+        raise AssertionError("a device is looked for")
+
+    monkeypatch.setattr(_hosts.jax, "process_count", ask)
+    asked = distill.PROGRAM.parse(["--method=rkip", f"--workdir={tmp_path}"])
+    with _hosts.own(asked) as mine:
+        assert mine is asked
 
 
 @pytest.mark.slow
@@ -128,6 +146,7 @@ def test_hosts_distil_what_one_does(count, tmp_path):
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_host_that_dies_ends_the_others_and_a_restart_goes_on(killed, tmp_path):
     command = (*RKIP, "--num_steps=2000")
+    copies = sorted(pathlib.Path(tempfile.gettempdir()).glob("tmp*/run"))
     processes = _started(tmp_path / "cut", command)
     folder = tmp_path / "cut" / "checkpoints" / "distill"
     until = time.monotonic() + 120
@@ -141,6 +160,9 @@ def test_a_host_that_dies_ends_the_others_and_a_restart_goes_on(killed, tmp_path
     assert codes[1 - killed] == 1
     told = f"error: host {killed} ended before the run did: start all hosts again."
     assert errors[1 - killed] == [told]
+    # Nor does the copy of the folder that a host works in stay.
+    if killed == 0:  # one that is killed throws nothing away
+        assert sorted(pathlib.Path(tempfile.gettempdir()).glob("tmp*/run")) == copies
     assert not (tmp_path / "cut" / "results.json").exists()
     assert any(folder.iterdir())
     codes, _, errors = _ended(_started(tmp_path / "cut", command))
@@ -150,3 +172,13 @@ def test_a_host_that_dies_ends_the_others_and_a_restart_goes_on(killed, tmp_path
     cut, whole = (_arrays(tmp_path / name) for name in ("cut", "whole"))
     for name, array in whole.items():
         np.testing.assert_array_equal(cut[name], array)
+
+
+@pytest.mark.slow
+def test_what_fails_on_all_hosts_is_told_by_its_own_sentence(tmp_path):
+    command = (*RKIP[:2], "--dataset=mnist", "--data_dir=/nowhere", "--noprogress")
+    codes, _, errors = _ended(_started(tmp_path / "none", command))
+    assert all(codes)
+    for lines in errors:
+        assert len(lines) == 1
+        assert "/nowhere" in lines[0]
