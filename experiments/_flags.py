@@ -14,6 +14,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import signal
 import sys
 import textwrap
 import traceback
@@ -25,6 +26,8 @@ from typing import Any, NoReturn
 from absl import flags
 
 from ntk_privacy import _checks, hosts
+
+from ._interrupt import interrupted
 
 # Seeds and counters are 32 bits wide on devices.
 _LARGEST_SEED, _LARGEST = 2**32 - 1, 10**9
@@ -303,6 +306,9 @@ def call(
     and keep their traceback. Of several hosts one that fails ends the others.
     """
     try:
+        if signal.getsignal(signal.SIGINT) is interrupted:
+            # From here on what there is can be kept.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         main(parse(arguments))
     except _HelpAsked as asked:
         with contextlib.suppress(BrokenPipeError):  # `--help | head`

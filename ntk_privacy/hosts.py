@@ -8,8 +8,8 @@ import contextlib
 import os
 import pathlib
 import secrets
-import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -48,7 +48,7 @@ _OF_OTHERS = (
     "UNAVAILABLE",
 )
 _PATIENCE = 30.0
-# Seconds that an error of this host's own has to be told, in place of another's end;
+# Seconds that an error of the first host's own has to be told, not another's end;
 # that hosts have to meet, and one has to say who it is.
 _GRACE, _MEETING, _GREETING = 2.0, 120.0, 10.0
 # Lines to the other hosts, of the first one; to the first, of all others.
@@ -234,8 +234,9 @@ def _watch(line: socket.socket, host: int) -> None:
             for other in _LINES:
                 with contextlib.suppress(OSError):
                     other.sendall(lost)
-        # The cause may be this host's too, and its own sentence says more.
-        time.sleep(_GRACE)
+            # The cause may be this host's too, and its own sentence, which people
+            # read here, says more. Without the first host JAX aborts the others.
+            time.sleep(_GRACE)
         told = f"host {int.from_bytes(lost, 'big')} ended before the run did"
         _end(f"error: {told}: start all hosts again.", 1)
 
@@ -269,13 +270,21 @@ def throws_away(folder: pathlib.Path) -> None:
 
 
 def _end(message: str, code: int) -> None:
-    # JAX would wait for the others at the end, and they for this one.
+    # JAX would wait for the others at the end, and they for this one; and without the
+    # first host it aborts soon, and says much.
     with _ENDING:
         with contextlib.suppress(Exception):
+            told, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
             sys.stdout.flush()
+            os.write(told, f"{message}\n".encode())
         with contextlib.suppress(Exception):
-            sys.stderr.write(f"{message}\n")
-            sys.stderr.flush()
-        for folder in _THROWN_AWAY:
-            shutil.rmtree(folder, ignore_errors=True)
+            if _THROWN_AWAY:
+                remove = (
+                    "import shutil, sys; [shutil.rmtree(p, 1) for p in sys.argv[1:]]"
+                )
+                subprocess.Popen(
+                    [sys.executable, "-c", remove, *map(str, _THROWN_AWAY)],
+                    start_new_session=True,
+                )
         os._exit(code)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import pathlib
 import subprocess
 import sys
 from typing import Literal
@@ -392,3 +393,19 @@ def test_lines_to_be_pasted_stay_lines(tmp_path, capsys):
     assert first.endswith("in three lines:")
     assert len(lines) == 3
     compile("\n".join(lines), "pasted", "exec")
+
+
+def test_an_interrupt_while_a_binary_imports_is_one_line():
+    program = (
+        "import os, signal, sys; sys.argv = ['-m']; import experiments; "
+        "signal.raise_signal(signal.SIGINT); print('goes on')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=pathlib.Path(__file__).parents[2],
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "error: interrupted.\n"
