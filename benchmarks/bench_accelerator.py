@@ -202,11 +202,11 @@ def compared(name: str, make: Callable[[], Any], repeats: int) -> dict[str, Any]
 
 def main() -> None:
     options = _measure.arguments(repeats=5, shrink=1, only="")
-    groups = (kernels, attacks_on_weights, distillation, robustness)
+    every = (kernels, attacks_on_weights, distillation, robustness)
+    groups = {group.__name__: group for group in every}
     rows = []
-    for group in groups:
-        if options.only and group.__name__ not in options.only.split(","):
-            continue
+    for kind in _measure.chosen(options.only or ",".join(groups), groups):
+        group = groups[kind]
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             names = list(group(options.shrink))
         for name in names:

@@ -140,6 +140,9 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path)
     options = parser.parse_args()
     rng, jobs = random.Random(options.seed), options.only.split(";")
+    unknown = [job for job in jobs if job not in JOBS]
+    if unknown:
+        raise SystemExit(f"only={unknown[0]!r} is unknown: use {'; '.join(JOBS)}.")
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         base = pathlib.Path(temporary)

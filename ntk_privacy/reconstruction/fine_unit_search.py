@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ntk_privacy.reconstruction import unit_search
 from ntk_privacy.reconstruction.unit_space import Space
 
 __all__ = ["climb", "most_starts"]
@@ -163,6 +164,4 @@ def climb(
         jnp.asarray(np.resize(_POWERS, len(starts)), jnp.int32),
         at_once=max(1, min(len(starts), _ENTRIES // (n * m))),
     )
-    u, energies = np.asarray(u, np.float64), np.asarray(energies)
-    order = np.argsort(np.where(np.isfinite(energies), energies, np.inf))
-    return u[order[np.all(np.isfinite(u[order]), axis=1)]]
+    return unit_search.surest(np.asarray(u, np.float64), np.asarray(energies))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from ntk_privacy.reconstruction.unit_space import Space
 
-__all__ = ["climb"]
+__all__ = ["climb", "surest"]
 
 # Widths of the gate, in standard deviations of the preactivation.
 _WIDTHS = (*(0.3,) * 10, *(0.1,) * 6, *(0.03,) * 4)
@@ -137,6 +137,17 @@ def climb(
         jnp.asarray(np.resize(_POWERS, len(starts)), jnp.int32),
         at_once=max(1, min(len(starts), _ENTRIES // count)),
     )
-    u, energies = np.asarray(u, np.float64), np.asarray(energies)
+    return surest(np.asarray(u, np.float64), np.asarray(energies))
+
+
+def surest(
+    u: Float[np.ndarray, "s n"], energies: Float[np.ndarray, " s"]
+) -> Float[np.ndarray, "k n"]:
+    """Returns the finite u, those whose rows vanish best first.
+
+    Args:
+      u: where a climb ended, one a start.
+      energies: of their rows where they close.
+    """
     order = np.argsort(np.where(np.isfinite(energies), energies, np.inf))
     return u[order[np.all(np.isfinite(u[order]), axis=1)]]

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from ntk_privacy.reconstruction import change_factors, fuller_rows, unit_space
+from ntk_privacy.reconstruction import (
+    change_factors,
+    closed_rows,
+    fuller_rows,
+    unit_set,
+    unit_space,
+)
 
 N, PIXELS, UNITS = 5, 20, 96
 TIED = 0.1, 1, 1
@@ -104,3 +110,43 @@ def test_rows_that_vanish_wherever_their_image_closes_have_no_rivals():
     space, c, u, closed, _, _ = _made(0.1, 0)
     np.testing.assert_array_equal(fuller_rows.fuller(space, c, u, closed), c)
     assert not fuller_rows.unsettled(space, c, u, closed).any()
+
+
+def test_what_rivals_of_several_rows_do_to_one_image_adds_up(monkeypatch):
+    space, c, u, closed, _, _ = _made(0.1, 0)
+    c = c / np.sum(c * u, axis=1, keepdims=True)
+    shares = {0: 0.2, 1: -0.3}
+
+    def rivals(*_):
+        for i, share in shares.items():
+            yield i, 7, (c[i] + share * c[2])[None], np.array([7])
+
+    monkeypatch.setattr(fuller_rows, "_rivals", rivals)
+    norms = np.linalg.norm(u * space.values, axis=1)
+    want = np.zeros(N)
+    want[2] = (0.2 * norms[0] + 0.3 * norms[1]) / norms[2]
+    found = fuller_rows.unsettled(space, c, u, closed)
+    np.testing.assert_allclose(found, want, atol=1e-9)
+
+
+def test_zeros_beyond_what_any_row_can_have_are_counted_and_asked_for():
+    space, c, _, closed, _, odd = _made(0.5, 1)
+    whole = unit_set.complete(space, c)
+    assert whole is not None
+    # One by one: zeros, less those that N - 1 others leave to any row, less units that
+    # the image closes and that are none.
+    expected = []
+    for i in range(N):
+        zeros = sum(
+            not (closed[i, j] and j in odd and i == 0)
+            for j in np.flatnonzero(closed[i])
+        )
+        expected.append(zeros - (N - 1) - (len(odd) if i == 0 else 0))
+    np.testing.assert_array_equal(whole.surplus, expected)
+    good = closed_rows.passes(whole)
+    assert good.all()
+    for i in range(N):
+        surplus = whole.surplus.copy()
+        surplus[i] = 0
+        worse = closed_rows.passes(whole._replace(surplus=surplus))
+        assert worse.tolist() == [k != i for k in range(N)]
