@@ -62,23 +62,27 @@ def _told(logits: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Watched:
-    """A model that tells of NaN logits, on all devices.
+    """A model on all devices, that tells of NaN logits if it is to be listened to.
 
-    compared: its images are known to be read each by itself.
+    A program that calls the host is compiled anew by every process, so only where it
+    must be. compared: its images are known to be read each by itself.
     """
 
     mesh: Mesh | None
+    listens: bool
     compared: bool = True
 
     def __call__(self, inner: Any, x: Array) -> Array:
-        return _told(_whole(inner(_spread(x, self.mesh)), self.mesh))
+        logits = _whole(inner(_spread(x, self.mesh)), self.mesh)
+        return _told(logits) if self.listens else logits
 
 
 @dataclasses.dataclass(frozen=True)
 class _WatchedRandom:
-    """The same for random models."""
+    """The same for random models, whose draws differ: always listened to."""
 
     mesh: Mesh | None
+    listens: bool = True
     compared: bool = True
 
     def __call__(self, inner: Any, x: Array, *, key: Array) -> Array:
@@ -208,18 +212,22 @@ def attack(
     # What fills the batch up bears a wrong label: it is misread, so not attacked.
     y[len(rows) :] = np.where(read[chosen] == 0, 1, 0)[len(rows) :]
     images, labels = batches.place(batches.x[chosen]), batches.place(y)
-    watch = (_WatchedRandom if batches.random else _Watched)(batches.mesh)
+    watch = (_WatchedRandom if batches.random else _Watched)(
+        batches.mesh, stage.listens
+    )
     watched = jax.tree_util.Partial(watch, batches.inner)
     _NAN.clear()
-    bound, parts, refused = stage.threat_model, (), None
+    bound, parts, refused, worst = stage.threat_model, (), None, 0
     try:
         found = stage.run(watched, images, labels, key=key, threat_model=bound)
         parts = tuple(sharding.on_host(part)[: len(rows)] for part in found)
+    except tasks.NotANumberError as error:
+        refused, worst = error, error.count
     except ValueError as error:
         refused = error
     jax.effects_barrier()
     # The first host hears of it for all.
-    worst = int(hosts.of_first(np.asarray(max(_NAN, default=0))))
+    worst = int(hosts.of_first(np.asarray(max(_NAN, default=worst))))
     if worst:
         # The attack's own sentence about NaN does not name it.
         where = f"at points that {stage.label} reached"

@@ -35,7 +35,8 @@ class Stage(NamedTuple):
 
     name: what was asked for. part: of it, such as "fab-t" of "autoattack", or "".
     run: an `AttackFn`. threat_model: that it keeps. within: whether that is the one
-    asked for, so that it counts for the ensemble.
+    asked for, so that it counts for the ensemble. listens: whether NaN logits on its way
+    have to be listened for, since it does not end there.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Stage(NamedTuple):
     run: AttackFn
     threat_model: ThreatModel
     within: bool
+    listens: bool = False
 
     @property
     def label(self) -> str:
@@ -181,8 +183,8 @@ def _stages(
     run = functools.partial(method.run, config=config)
     if name in _NEAREST and threat_model.norm != "l2":
         free = dataclasses.replace(threat_model, norm="l2", eps=float("inf"))
-        return [Stage(name, "", run, free, False)]
-    return [Stage(name, "", run, threat_model, True)]
+        return [Stage(name, "", run, free, False, listens=True)]
+    return [Stage(name, "", run, threat_model, True, listens=name in _NEAREST)]
 
 
 def _aims(config: object) -> bool:
@@ -223,11 +225,13 @@ def plan(
         for name in attacks:
             if "/" in name or not name:
                 raise ValueError(f"attacks has the name {name!r}: use one without '/'.")
-        own = [
-            Stage(n, "", functools.partial(_own, attack=f, name=n), threat_model, True)
-            for n, f in attacks.items()
-        ]
-        return own, []
+        runs = {
+            n: functools.partial(_own, attack=f, name=n) for n, f in attacks.items()
+        }
+        return [
+            Stage(n, "", run, threat_model, True, listens=True)
+            for n, run in runs.items()
+        ], []
     stages: list[Stage] = []
     fewer: list[str] = []
     for name in attacks:

@@ -34,6 +34,7 @@ from ntk_privacy.evasion.threat_model import (
 __all__ = ["METHODS", "attack", "onto_plane", "run", "walk"]
 
 _FLOOR = 1e-8
+_LOST = -1.0  # nearer than anything: nothing takes its place
 _MAX_ROUNDS = 50
 
 
@@ -93,7 +94,7 @@ def onto_plane(
 
 
 class State(NamedTuple):
-    """Before the i-th step."""
+    """Before the i-th step; nearest is _LOST where the logits were NaN, at best."""
 
     point: Float[Array, "n h w c"]
     best: Float[Array, "n h w c"]
@@ -151,13 +152,17 @@ def _nearest_plane(
 
 
 def _within(task: Task, images: Array, nearest: Array, *, norm: str) -> Array:
-    """Returns whether the nearest misread images lie in the region, to the last bit."""
+    """Returns whether the nearest misread images lie in the region, to the last bit.
+
+    Those without logits do too: `task.finish` is to find them.
+    """
     if norm == "l2":
         eps = task.limits.eps.astype(nearest.dtype)
         return jnp.isfinite(nearest) & (nearest <= eps)
     allowed = region(task.x, task.limits, norm=norm)
     inside = (images >= allowed.lower) & (images <= allowed.upper)
-    return jnp.isfinite(nearest) & jnp.all(inside, axis=(1, 2, 3))
+    inside = jnp.all(inside, axis=(1, 2, 3)) | (nearest == _LOST)
+    return jnp.isfinite(nearest) & inside
 
 
 def walk(
@@ -215,8 +220,11 @@ def walk(
         new = jnp.clip(new, limits.low, limits.high)
 
         two, three = jax.random.split(two)
-        wrong = confirmed(task, new, task.model(new, two), three)
+        logits = task.model(new, two)
+        wrong = confirmed(task, new, logits, three)
         far = distance(new - x, norm=norm)
+        lost = jnp.any(jnp.isnan(logits), axis=1)
+        far = jnp.where(lost, _LOST, far)
         closer = task.active & wrong & (far < state.nearest)
         back = jnp.clip(x + beta * (new - x), limits.low, limits.high)
         return State(
@@ -229,6 +237,7 @@ def walk(
 
     def outcome(spot: pool.Spot, state: State) -> pool.Outcome:
         near = _within(spot.task, state.best, state.nearest, norm=norm) & stop_early
+        near = near | (state.nearest == _LOST)
         done = near | (state.i >= num_steps)
         return pool.Outcome(state.best, state.nearest, state.queries, done, near)
 

@@ -93,6 +93,8 @@ def iterate(
 ) -> Found:
     """Returns the last iterate of ascent on the cross-entropy.
 
+    Where the logits became NaN on the way, that point, so that `task.finish` tells.
+
     Args:
       task: of `prepare`.
       step: length of a step.
@@ -110,7 +112,7 @@ def iterate(
     images = random_start(first, allowed, norm=norm) if start else task.x
 
     def advance(carry, i):
-        images, momentum = carry
+        images, momentum, lost, where = carry
         _, logits, gradient = evaluate(
             task.model,
             losses.ascent_of_cross_entropy,
@@ -119,6 +121,9 @@ def iterate(
             task.y,
             jax.random.fold_in(keys, i),
         )
+        unread = jnp.any(jnp.isnan(logits), axis=1) & ~lost
+        where = jnp.where(per_sample(unread), images, where)
+        lost = lost | unread
         if remember:
             if over == "batch":
                 # What one image's gradient is beside another's counts here.
@@ -133,10 +138,17 @@ def iterate(
             momentum = decay * momentum + gradient / size
             gradient = momentum
         images = images + step * direction(gradient, norm=norm)
-        return (project(images, allowed, norm=norm), momentum), None
+        return (project(images, allowed, norm=norm), momentum, lost, where), None
 
     steps = jnp.arange(num_steps, dtype=jnp.int32)
-    (images, _), _ = jax.lax.scan(advance, (images, jnp.zeros_like(images)), steps)
+    first_of_all = (
+        images,
+        jnp.zeros_like(images),
+        jnp.zeros(len(images), bool),
+        images,
+    )
+    (images, _, lost, where), _ = jax.lax.scan(advance, first_of_all, steps)
+    images = jnp.where(per_sample(lost), where, images)
     one, two = jax.random.split(last)
     wrong = confirmed(task, images, task.model(images, one), two)
     return Found(images, wrong, jnp.full(task.y.shape, num_steps + 1, jnp.int32))

@@ -25,6 +25,7 @@ from ntk_privacy.evasion.threat_model import (
 __all__ = [
     "Found",
     "LogitsFn",
+    "NotANumberError",
     "Task",
     "batch_size",
     "carry_out",
@@ -81,6 +82,21 @@ class Task(NamedTuple):
     active: Bool[Array, " n"]
     limits: Limits
     draws: Array | None = None
+
+
+class NotANumberError(ValueError):
+    """Logits are NaN where an attack ended.
+
+    Attributes:
+      count: of images.
+    """
+
+    def __init__(self, count: int, of: int) -> None:
+        super().__init__(
+            f"logits_fn returned NaN for {count} of {of} images under attack: nothing "
+            "can be said of its robustness; repair the model."
+        )
+        self.count = count
 
 
 class Found(NamedTuple):
@@ -246,16 +262,13 @@ def finish(task: Task, found: Found, key: Array, *, norm: str) -> Adversarial:
       norm: of the threat model.
 
     Raises:
-      ValueError: NaN logits where the attack ended. Attacks take NaN for misread and
-        end there, all but PGD and MIM, which go on to their last step;
-        `evaluation.robust_accuracy` looks at every point.
+      NotANumberError: a ValueError: NaN logits where the attack ended. Attacks take NaN
+        for misread and end there, all but CW, of which `evaluation.robust_accuracy`
+        looks at every point.
     """
     out, bad = _finish(task, found, key, norm=norm)
     if int(bad):
-        raise ValueError(
-            f"logits_fn returned NaN for {int(bad)} of {len(task.y)} images under "
-            "attack: nothing can be said of its robustness; repair the model."
-        )
+        raise NotANumberError(int(bad), len(task.y))
     return out
 
 

@@ -1,0 +1,90 @@
+"""NaN logits at any single point that an attack evaluates are told of, not lost."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntk_privacy.evaluation import (
+    attacked_batches,
+    named_attacks,
+    robust_accuracy,
+)
+from ntk_privacy.evasion import METHODS, ThreatModel
+
+KEY = jax.random.key(5)
+_RNG = np.random.default_rng(0)
+W = _RNG.normal(size=(36, 4))
+X = _RNG.uniform(0.3, 0.7, size=(6, 6, 6, 1))
+Y = (X.reshape(6, -1) @ W).argmax(1).astype(np.int32)
+NEVER = np.full((6, 6, 1), 9.0)
+REACHED: list[np.ndarray] = []
+
+
+def _logits(at, x):
+    """Linear; NaN at one point."""
+    jax.debug.callback(lambda x: REACHED.extend(np.asarray(x)), x)
+    there = jnp.max(jnp.abs(x - at[None]), axis=(1, 2, 3)) < 1e-9
+    logits = x.reshape(len(x), -1) @ jnp.asarray(W)
+    return jnp.where(there[:, None], jnp.nan, logits)
+
+
+def _attack(name, at):
+    model = jax.tree_util.Partial(_logits, jnp.asarray(at))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = robust_accuracy.robust_accuracy(
+            model,
+            X,
+            Y,
+            key=KEY,
+            attacks=(name,),
+            threat_model=ThreatModel("linf", 0.02),
+            batch_size=6,
+            num_steps=4,
+            num_queries=12,
+        )
+    jax.effects_barrier()
+    return found
+
+
+_QUICK = ("mim", "fab_t")
+NAMES = [
+    n if n in _QUICK else pytest.param(n, marks=pytest.mark.slow)
+    for n in METHODS
+    if not n.startswith("autoattack")
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_at_any_one_point_is_told(name, monkeypatch):
+    usual = attacked_batches.attack
+
+    def alone(*args):
+        jax.effects_barrier()
+        REACHED.clear()  # what the model was asked before is not the attack's
+        return usual(*args)
+
+    monkeypatch.setattr(attacked_batches, "attack", alone)
+    _attack(name, NEVER)
+    distance = [np.abs(X - point).max((1, 2, 3)) for point in REACHED]
+    moved = [p for p, d in zip(REACHED, distance, strict=True) if 1e-6 < d.min()]
+    assert len(moved) > 5
+    # The first ones and the last ones, of which the last iterate is one.
+    for point in (*moved[:6:2], *moved[-6:-1:3]):
+        with pytest.raises(ValueError, match=f"NaN for . images at points that {name}"):
+            _attack(name, point)
+
+
+def test_only_what_does_not_end_at_nan_is_listened_to():
+    given = {"threat_model": ThreatModel("linf", 0.02), "num_classes": 10}
+    stages, _ = named_attacks.plan(tuple(METHODS), **given)
+    assert {stage.name for stage in stages if stage.listens} == {
+        "cw",
+        "cw_binary",
+        "cw_guard",
+    }
+    own, _ = named_attacks.plan({"mine": lambda *_, **__: None}, **given)
+    assert own[0].listens
