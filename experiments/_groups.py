@@ -16,6 +16,9 @@ class Run:
     seed: int = field(
         0, "Fixes images, initialisation and searches.", former=("first_seed",)
     )
+    compilation_cache: bool = field(
+        True, "Keep compiled programs for later runs, in the user's cache folder."
+    )
     distributed: bool = field(
         False,
         "Run as one of several processes, told of by JAX_COORDINATOR_ADDRESS, "
@@ -29,6 +32,6 @@ class Run:
 
 NOT_RESULTS = (
     *("workdir", "progress", "checkpoint_seconds", "data_dir", "download"),
-    "distributed",
+    *("distributed", "compilation_cache"),
 )
 """What may differ when a run goes on in its folder."""

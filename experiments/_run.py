@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from ntk_privacy import _versions, data
+from ntk_privacy import _versions, compilation_cache, data
 from ntk_privacy.reports import files
 from ntk_privacy.reports.workdir import Workdir
 
@@ -147,6 +147,8 @@ def _resumed(asked: Asked[Any]) -> Results:
 
 def main(asked: Asked[Any]) -> None:
     """Runs, and prints what was found."""
+    if asked.group(Run).compilation_cache:
+        compilation_cache.enable()
     with _hosts.own(asked) as mine:
         print(asked.kind.told(mine, run(mine)))
 

@@ -5,6 +5,9 @@ import functools
 import gc
 import os
 
+# Programs of tests are kept nowhere, nor are those of the processes that they start.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")
+
 import jax
 import jax.numpy as jnp
 import pytest

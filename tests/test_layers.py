@@ -40,11 +40,12 @@ BASE = {
     *("_types", "_checks", "_class_checks", "_tree", "_linalg", "_programs"),
     *("_platform", "_version", "_versions"),
     *("_loop", "_files", "_archives", "checkpoint", "method", "resume", "sharding"),
-    *("_thumbnails", "hosts"),
+    *("_thumbnails", "hosts", "compilation_cache"),
 }
 WRITERS = (
     "data/fetch.py",
     "checkpoint.py",
+    "compilation_cache.py",
     "models/saved.py",
     "reports/",
     "training/trajectories.py",

@@ -35,8 +35,8 @@ class Stage(NamedTuple):
 
     name: what was asked for. part: of it, such as "fab-t" of "autoattack", or "".
     run: an `AttackFn`. threat_model: that it keeps. within: whether that is the one
-    asked for, so that it counts for the ensemble. listens: whether NaN logits on its way
-    have to be listened for, since it does not end there.
+    asked for, so that it counts for the ensemble. listens: whether NaN logits on its
+    way have to be listened for, since it does not end there.
     """
 
     name: str
@@ -225,12 +225,10 @@ def plan(
         for name in attacks:
             if "/" in name or not name:
                 raise ValueError(f"attacks has the name {name!r}: use one without '/'.")
-        runs = {
-            n: functools.partial(_own, attack=f, name=n) for n, f in attacks.items()
-        }
+        own = functools.partial(functools.partial, _own)
         return [
-            Stage(n, "", run, threat_model, True, listens=True)
-            for n, run in runs.items()
+            Stage(n, "", own(attack=f, name=n), threat_model, True, listens=True)
+            for n, f in attacks.items()
         ], []
     stages: list[Stage] = []
     fewer: list[str] = []

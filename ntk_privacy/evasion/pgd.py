@@ -141,13 +141,9 @@ def iterate(
         return (project(images, allowed, norm=norm), momentum, lost, where), None
 
     steps = jnp.arange(num_steps, dtype=jnp.int32)
-    first_of_all = (
-        images,
-        jnp.zeros_like(images),
-        jnp.zeros(len(images), bool),
-        images,
-    )
-    (images, _, lost, where), _ = jax.lax.scan(advance, first_of_all, steps)
+    none = jnp.zeros(len(images), bool)
+    carry = (images, jnp.zeros_like(images), none, images)
+    (images, _, lost, where), _ = jax.lax.scan(advance, carry, steps)
     images = jnp.where(per_sample(lost), where, images)
     one, two = jax.random.split(last)
     wrong = confirmed(task, images, task.model(images, one), two)
