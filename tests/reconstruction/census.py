@@ -13,9 +13,11 @@ Layer = tuple[np.ndarray, np.ndarray]  # kernel and bias
 
 class Census(NamedTuple):
     """inputs; images of theirs; certified ones; the false among these, and those that
-    are means of images that share every gate, as the attack's docstring excepts.
+    the docstring of `closed_units.reconstruct` excepts, as means of images that share
+    every gate.
 
-    empty: inputs with nothing certified. tightest: least stated over true error.
+    empty: images of inputs with nothing certified. tightest: least stated over true
+    error.
     """
 
     inputs: int = 0
@@ -83,7 +85,7 @@ def weigh(
     beyond = far > stated
     wide = [tuple(np.asarray(leaf, np.float64) for leaf in each) for each in layers]
     excepted = sum(
-        _merged(image, truth, wide) <= error or distance <= error + spread
+        _merged(image, shown, wide) <= error or distance <= error + spread
         for image, error, distance in zip(
             flat[beyond], stated[beyond], far[beyond], strict=True
         )
@@ -91,5 +93,6 @@ def weigh(
     ratios = (stated / np.maximum(far, 1e-12))[~beyond]
     return Census(
         1, len(truth), int(sure.sum()), int(beyond.sum()) - int(excepted),
-        int(excepted), int(not sure.any()), float(np.min(ratios, initial=np.inf)),
+        int(excepted), 0 if sure.any() else len(truth),
+        float(np.min(ratios, initial=np.inf)),
     )  # fmt: skip

@@ -31,7 +31,8 @@ def weigh(victim: victims.Client, seed: int) -> Census:
         assert any(
             word in message for word in ("did not move", "spans fewer", "NaN")
         ), message
-        return Census(1, len(victim.images), empty=1)
+        images = len(victim.images)
+        return Census(1, images, empty=images)
     assert found.verdict.num_certified == found.certified.sum()
     assert (found.verdict.word == "exact") == bool(found.certified.any())
     return census.weigh(
