@@ -4,7 +4,8 @@
         --out=results/benchmarks/closed_units_reach.json --picture=reach.png
 
 Needs NTK_PRIVACY_DATA. For every row and seed the largest N of a grid all of whose
-images come back within a squared distance of 1e-4; every try is a row of the file, and
+images come back within a squared distance of 1e-4; `classes` decodes the same gradients
+class by class instead (`algebraic`). Every try is a row of the file, and
 tries that the file has are not made again. `flips`: share of pairs of image and unit
 that are on one side of zero before training and on the other one after it.
 """
@@ -24,7 +25,7 @@ from ntk_privacy import data
 from ntk_privacy.evaluation.kernel_distance import kernel_distance
 from ntk_privacy.kernels import structured
 from ntk_privacy.models import MLP
-from ntk_privacy.reconstruction import closed_units
+from ntk_privacy.reconstruction import algebraic, closed_units, evidence
 
 _NEAR = 1e-4
 _RATIO = 1.15  # of a number of the grid to the one before
@@ -36,6 +37,9 @@ _TRAINED = {**_GRADIENT, "steps": 1000, "rate": 0.003}
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "width": [{**_GRADIENT, "width": w} for w in (64, 128, 256, 512)],
+    "classes": [
+        {**_GRADIENT, "width": w, "attack": "classes"} for w in (64, 128, 256, 512)
+    ],
     "wide": [{**_GRADIENT, "width": 1024}],
     "trained_width": [{**_TRAINED, "width": w} for w in (128, 256, 512)],
     "depth": [{**_GRADIENT, "depth": d} for d in (1, 2, 4, 6)],
@@ -133,7 +137,13 @@ def attempt(row: dict[str, Any], n: int, seed: int) -> dict[str, Any]:
     else:
         gradient = jax.grad(lambda p: _loss(model, p, x, y))(before)
         start = time.perf_counter()
-        found = closed_units.reconstruct_gradient(before, gradient, **given)
+        if row.get("attack") == "classes":
+            known = evidence.of_gradient(
+                model, before, gradient, image_shape=given["image_shape"]
+            )
+            found = algebraic.from_evidence(known, key=given["key"])
+        else:
+            found = closed_units.reconstruct_gradient(before, gradient, **given)
     seconds = time.perf_counter() - start
     seen = figures(found, x)
     return {
@@ -153,14 +163,16 @@ def _largest(row: dict[str, Any], seed: int, tried: list[dict[str, Any]]) -> Non
 
     def success(n: int) -> bool:
         for old in tried:
-            if {**row, "N": n, "seed": seed}.items() <= old.items():
+            same = {**row, "N": n, "seed": seed}.items() <= old.items()
+            if same and row.get("attack") == old.get("attack"):
                 return old["all"]
         tried.append(attempt(row, n, seed))
         _measure.report("", tried[-1:], None)
         return tried[-1]["all"]
 
-    # About a fifth of the units is where it ends, or the pixels.
-    guess = int(np.searchsorted(numbers, row["width"] / 5))
+    # About a fifth of the units is where it ends, or the pixels; or a tenth.
+    share = 10 if row.get("attack") == "classes" else 5
+    guess = int(np.searchsorted(numbers, row["width"] / share))
     while high - low > 1:
         if success(numbers[guess]):
             low, guess = guess, guess + 1
@@ -173,7 +185,7 @@ def reach(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     names = (*_GRADIENT, "seed")
     best: dict[tuple, dict[str, Any]] = {}
     for row in rows:
-        place = tuple(row[name] for name in names)
+        place = (*(row[name] for name in names), row.get("attack"))
         if row["all"] and row["N"] >= best.get(place, row)["N"]:
             best[place] = row
     return list(best.values())
@@ -201,10 +213,11 @@ def picture(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         ) ** 2
     plain = {"set": "mnist", "depth": 2, "width": 256}
 
-    def pick(gradient: bool, **fixed):
+    def pick(gradient: bool, attack: str | None = None, **fixed):
         return [
             row for row in best
             if fixed.items() <= row.items() and (row["steps"] == 0) == gradient
+            and row.get("attack") == attack
         ]  # fmt: skip
 
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), layout="constrained")
@@ -213,6 +226,8 @@ def picture(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     axes[0].plot(widths, widths / 5, "k--", lw=1, label="a fifth")
     fixed = {"set": "mnist", "depth": 2}
     _points(axes[0], pick(True, **fixed), "width", "one gradient", "o")
+    by_class = pick(True, "classes", **fixed)
+    _points(axes[0], by_class, "width", "the same, class by class", "x")
     trained = [row for row in pick(False, **fixed) if row["rate"] == _TRAINED["rate"]]
     _points(axes[0], trained, "width", "trained", "^")
     axes[0].set(xscale="log", yscale="log", xlabel="width of the first layer",

@@ -8,8 +8,9 @@ turn; `max_margin` needs the final weights alone; `adapter` reads low-rank facto
 (`adapter_factors`, `adapter_replay`). `replay.replay` gives the search
 features along the training that recovered images explain, and
 `initialisation.find_seed` gives all of them the weights before training where only
-their seed can be guessed. `shared_labels` tells which label each image of a gradient
-had. `heads` reads the embeddings that a head was trained on, and
+their seed can be guessed, and `known_start` reads one image, like their mean, where
+nothing but biases of zero is known of the start. `shared_labels` tells which label each
+image of a gradient had. `heads` reads the embeddings that a head was trained on, and
 `through_trunk` looks for images that have them. `evidence_files` makes evidence of the
 weights that people have.
 """
@@ -26,6 +27,7 @@ from ntk_privacy.reconstruction import (
     heads,
     initialisation,
     kkt,
+    known_start,
     max_margin,
     replay,
     shared_labels,
@@ -50,6 +52,7 @@ __all__ = [
     "heads",
     "initialisation",
     "kkt",
+    "known_start",
     "max_margin",
     "replay",
     "shared_labels",

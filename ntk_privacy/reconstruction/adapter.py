@@ -51,6 +51,7 @@ _STILL, _MOVING = 1 / 3, 1 / 2
 _SPANS = 2.0  # least gap in A's change behind as many directions as images
 _LOOSE = 0.3  # share of a bias's change that may lie outside rows that A's way turned
 _ROUNDINGS = 4.0  # what is stated, over the size of A's rounding
+_APART = 2.0  # the same, over the difference of two readings, of which one may be right
 _CONFIG = Config()
 
 
@@ -191,15 +192,16 @@ def reconstruct_gradient(
     now = dense._replace(kernel=dense.kernel + adapter.product, bias=bias)
     sketch = dataclasses.replace(adapter, a_0=None, b_0=None, b_t=step.moved_b)
     moved = None if step.bias_t is None else np.asarray(step.bias_t, np.float64)
+    changed = adapter_factors.change(sketch, basis, point=1.0)
     found = _read(
-        now, adapter_factors.change(sketch, basis, point=1.0), moved, moved,
+        now, changed, moved, moved,
         image_shape, after=now.kernel, rank=seen.rank,
         roundoff=max(step.roundoff, dense.roundoff),
         key=key, num_starts=num_starts, max_rounds=max_rounds,
     )  # fmt: skip
-    return _doubted(
-        found, _outside(found, step, basis, sketch.a_at(1.0)), "the gradient's rounding"
-    )
+    doubts = _outside(found, step, basis, sketch.a_at(1.0))
+    doubts = doubts + _unlike(found, adapter, step, basis, changed)
+    return _doubted(found, doubts, "the rounding of the gradient and of the factors")
 
 
 def _layer(
@@ -286,7 +288,7 @@ def _outside(
     moved = adapter.moved_a
     assert moved is not None
     values, n = np.linalg.svd(moved, compute_uv=False), basis.shape[1]
-    noise = adapter.roundoff * float(np.linalg.norm(np.asarray(adapter.a_t)))
+    noise = adapter.roundoff * float(np.linalg.norm(adapter.a_at(1.0)))
     if n < len(values):
         noise = max(noise, float(values[n]))
     flat, size = _flat(found), np.linalg.norm(adapter.a_at(1.0), 2)
@@ -307,6 +309,26 @@ def _way(
         back = sketched @ np.linalg.pinv(adapter.a_at(other).T @ basis).T
         doubts = np.maximum(doubts, _relative(back - inside, inside))
     return doubts
+
+
+def _unlike(
+    found: result.Reconstruction,
+    adapter: Adapter,
+    step: Adapter,
+    basis: Float[np.ndarray, "d n"],
+    changed: Float[np.ndarray, "d m"],
+) -> Float[np.ndarray, " k"]:
+    """Relative difference of images from what the gradient of A makes of them.
+
+    The change was read from B's gradient with A, in which an A of another moment only
+    mixes the images: their rows vanish where they did. A's own gradient is that change
+    times B, and sees it.
+    """
+    moved, inside = step.moved_a, _flat(found) @ basis
+    assert moved is not None
+    told = adapter.scale * (basis.T @ changed) @ np.asarray(adapter.b_t, np.float64).T
+    turned = inside @ (basis.T @ moved @ np.linalg.pinv(told)).T
+    return _APART * _relative(turned - inside, inside)
 
 
 def _doubted(

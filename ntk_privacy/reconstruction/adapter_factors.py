@@ -74,7 +74,8 @@ def _rank_above(
 
 def _floor(adapter: Adapter, leaf: Float[Array | np.ndarray, "a b"]) -> float:
     """Returns the size below which a direction of a factor may be rounding."""
-    return _ROUNDED * adapter.roundoff * float(np.linalg.norm(np.asarray(leaf)))
+    size = np.linalg.norm(np.asarray(leaf, np.float64))
+    return _ROUNDED * adapter.roundoff * float(size)
 
 
 def num_images(adapter: Adapter) -> Size:

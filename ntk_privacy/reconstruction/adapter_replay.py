@@ -364,7 +364,7 @@ def _judged(adapter, basis, offset, solved, n, k) -> Within:
         )[0]
         moved = adapter.moved_a
         outside = np.linalg.norm(moved - inside @ (inside.T @ moved))
-        miss += float(outside / np.linalg.norm(np.asarray(adapter.a_t)))
+        miss += float(outside / np.linalg.norm(adapter.a_at(1.0)))
     finite = bool(np.isfinite(jacobian).all() and np.isfinite(miss))
     sizes = np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300) if finite else 1.0
     values, right = np.zeros(1), None

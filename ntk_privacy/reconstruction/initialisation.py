@@ -314,7 +314,8 @@ def unknown(known: Evidence, found: SeedFound) -> result.Reconstruction:
         f"training: the largest correlation is {found.correlation:.2g}, of seed "
         f"{found.best}, which chance gives with a probability of {found.p_value:.2g}. "
         "Try more seeds; the initialisation may be another one, or something else may "
-        "have drawn random numbers before it."
+        "have drawn random numbers before it. Where biases began at zero, known_start "
+        "reads one image like their mean without it."
     )
     nothing = unit_verdict.nothing(known.image_shape, Verdict("nothing found", reason))
     return nothing._replace(duals=np.zeros((1, 0, known.num_outputs)))

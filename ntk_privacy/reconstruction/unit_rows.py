@@ -70,7 +70,9 @@ def _least(gram: np.ndarray) -> tuple[np.ndarray, float]:
     values, vectors = scipy.linalg.eigh(
         gram, subset_by_index=[0, min(1, len(gram) - 1)]
     )
-    floor = np.finfo(np.float64).eps * np.trace(gram)
+    # Where every direction vanishes none stands out.
+    told = np.finfo(np.float64)
+    floor = max(told.eps * np.trace(gram), told.tiny)
     return vectors[:, 0], float(np.sqrt(max(values[-1], floor) / max(values[0], floor)))
 
 
@@ -249,7 +251,7 @@ def _reweighted(space: Space, closed: np.ndarray, least: int):
         c, _ = _least((inner * weight) @ inner.T)
         row = np.abs(c @ inner)
         scale = np.quantile(row, min(least / len(closed), 1.0))
-        weight = 1 / (1 + (row / max(scale, 1e-300)) ** 2)
+        weight = 1 / (1 + (row / max(scale, 1e-150)) ** 2)
     kept = np.argsort(row)[:least]
     c, clear = null_row(space, closed[kept])
     row = np.abs(c @ space.signals[:, closed])

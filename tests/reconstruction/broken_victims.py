@@ -18,6 +18,7 @@ SHAPE = (8, 8, 1)
 SIZE = 6
 
 Train = Callable[[int, np.ndarray, np.ndarray], tuple[dict, dict]]
+Draw = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 
 class Victim(NamedTuple):
@@ -69,25 +70,27 @@ def strengths(count: int, low: float, high: float) -> np.ndarray:
     return 10.0 ** np.linspace(low, high, count)
 
 
-def noise(train: Train, count: int) -> Iterator[Victim]:
+def noise(train: Train, count: int, draw: Draw = digits) -> Iterator[Victim]:
     for seed, scale in enumerate(strengths(count, -8, -2)):
-        x, y = digits(seed)
+        x, y = draw(seed)
         params_0, params_t = train(seed, x, y)
         yield Victim(params_0, perturbed(params_t, seed, scale), x)
 
 
-def damaged_layer(train: Train, count: int) -> Iterator[Victim]:
+def damaged_layer(
+    train: Train, count: int, draw: Draw = digits, layers: int = 3
+) -> Iterator[Victim]:
     for seed, scale in enumerate(strengths(count, -7, -1)):
-        x, y = digits(seed)
+        x, y = draw(seed)
         params_0, params_t = train(seed, x, y)
-        layer = f"Dense_{seed % 3}"
+        layer = f"Dense_{seed % layers}"
         params_t = {**params_t, layer: perturbed(params_t[layer], seed, scale)}
         yield Victim(params_0, params_t, x)
 
 
-def wrong_initial(train: Train, count: int) -> Iterator[Victim]:
+def wrong_initial(train: Train, count: int, draw: Draw = digits) -> Iterator[Victim]:
     for seed, scale in enumerate(strengths(count, -7, 0)):
-        x, y = digits(seed)
+        x, y = draw(seed)
         params_0, params_t = train(seed, x, y)
         if seed % 4:
             params_0 = perturbed(params_0, seed, scale)
@@ -96,9 +99,9 @@ def wrong_initial(train: Train, count: int) -> Iterator[Victim]:
         yield Victim(params_0, params_t, x)
 
 
-def shuffled(train: Train, count: int) -> Iterator[Victim]:
+def shuffled(train: Train, count: int, draw: Draw = digits) -> Iterator[Victim]:
     for seed in range(count):
-        x, y = digits(seed)
+        x, y = draw(seed)
         params_0, params_t = train(seed, x, y)
         rng = np.random.default_rng(seed)
         name = f"Dense_{min(seed % 3, 1)}"
@@ -111,9 +114,9 @@ def shuffled(train: Train, count: int) -> Iterator[Victim]:
         yield Victim(params_0, {**params_t, name: changed}, x)
 
 
-def rounded(train: Train, count: int) -> Iterator[Victim]:
+def rounded(train: Train, count: int, draw: Draw = digits) -> Iterator[Victim]:
     for seed in range(count):
-        x, y = digits(seed)
+        x, y = draw(seed)
         networks = train(seed, x, y)
         dtype = (jnp.bfloat16, jnp.float16)[seed % 2]
         keep = seed % 4 > 1  # the initial weights are known in full
@@ -123,29 +126,35 @@ def rounded(train: Train, count: int) -> Iterator[Victim]:
         yield Victim(*pair, x)
 
 
-def told_wrong(train: Train, count: int) -> Iterator[Victim]:
+def told_wrong(train: Train, count: int, draw: Draw = digits) -> Iterator[Victim]:
     for seed in range(count):
-        x, y = digits(seed)
+        x, y = draw(seed)
         told = (SIZE - 1, SIZE + 1, SIZE - 2, SIZE + 3)[seed % 4]
         yield Victim(*train(seed, x, y), x, told)
 
 
-def copies(train: Train, count: int) -> Iterator[Victim]:
+def copies_of(seed: int, x: np.ndarray) -> np.ndarray:
     """A copy, a near copy of the same or the other label, or a positive multiple."""
+    rng, x = np.random.default_rng(seed), x.copy()
+    kind = seed % 5
+    other = SIZE - 1 if seed % 2 else 1  # of the other label, or of the same
+    if kind == 0:
+        x[other] = x[0]
+    elif kind in (1, 2):
+        far = 10.0 ** rng.uniform(-4, -1)
+        step = rng.standard_normal(x.shape[1:])
+        step *= far * np.linalg.norm(x[0]) / np.linalg.norm(step)
+        x[other] = x[0] + step
+    elif kind == 3:
+        x[other] = (0.5, 0.9, 1.01, 1.1, 1.5, 2.0)[seed // 5 % 6] * x[0]
+    else:
+        x[0], x[other] = 0.2, (0.0, -0.1, 0.3, 0.7)[seed // 5 % 4]
+    return x
+
+
+def copies(train: Train, count: int, draw: Draw = digits) -> Iterator[Victim]:
+    """Sets of which two images are alike."""
     for seed in range(count):
-        x, y = digits(seed)
-        rng = np.random.default_rng(seed)
-        kind = seed % 5
-        other = SIZE - 1 if seed % 2 else 1  # of the other label, or of the same
-        if kind == 0:
-            x[other] = x[0]
-        elif kind in (1, 2):
-            far = 10.0 ** rng.uniform(-4, -1)
-            step = rng.standard_normal(SHAPE)
-            step *= far * np.linalg.norm(x[0]) / np.linalg.norm(step)
-            x[other] = x[0] + step
-        elif kind == 3:
-            x[other] = (0.5, 0.9, 1.01, 1.1, 1.5, 2.0)[seed // 5 % 6] * x[0]
-        else:
-            x[0], x[other] = 0.2, (0.0, -0.1, 0.3, 0.7)[seed // 5 % 4]
+        x, y = draw(seed)
+        x = copies_of(seed, x)
         yield Victim(*train(seed, x, y), x, None)

@@ -705,3 +705,9 @@ def test_a_told_number_that_leaves_nothing_to_show_the_noise_is_refused():
         params, noise, key=jax.random.key(2), image_shape=SHAPE, num_images=36
     )
     assert found.verdict.word == "assumptions do not hold"
+
+
+def test_no_direction_stands_out_where_all_vanish():
+    """As on units whose signals were rounded to zero; and no division by zero."""
+    assert unit_rows._least(np.zeros((3, 3)))[1] == 1.0
+    assert unit_rows._least(np.diag([1e-12, 1.0, 2.0]))[1] == pytest.approx(1e6)

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import census
 import client_victims
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from broken_victims import (
     told_wrong,
     wrong_initial,
 )
+from census import Census
 from odd_training import (
     PLAIN,
     RELU,
@@ -40,8 +42,6 @@ from odd_training import (
 )
 
 from ntk_privacy.reconstruction import closed_units
-
-_SHARED = 3  # gates that near copies which are read as one may differ in
 
 
 def _shifted(x: np.ndarray, far: int) -> np.ndarray:
@@ -229,40 +229,6 @@ FAMILIES |= {
 }
 
 
-class Census(NamedTuple):
-    """networks; images of theirs; certified ones; the false among these, and those that
-    the docstring of `reconstruct` excepts.
-
-    lost: images of networks with nothing to certify. tightest: least stated over true
-    error.
-    """
-
-    networks: int = 0
-    images: int = 0
-    certified: int = 0
-    false: int = 0
-    merged: int = 0
-    lost: int = 0
-    tightest: float = np.inf
-
-
-def _merged(victim: Victim, image: np.ndarray, truth: np.ndarray) -> float:
-    """Relative distance to the line through two images that share every gate."""
-    best = np.inf
-    for i, j in itertools.combinations(range(len(truth)), 2):
-        size, step = np.linalg.norm(truth[i]), truth[j] - truth[i]
-        differ = 0
-        for params in (victim.params_0, victim.params_t):
-            layer = jax.tree.map(lambda p: np.asarray(p, np.float64), params["Dense_0"])
-            gates = truth[[i, j]] @ layer["kernel"] + layer["bias"] > 0
-            differ = max(differ, int(np.sum(gates[0] != gates[1])))
-        if differ <= _SHARED and np.linalg.norm(step) > 0:
-            share = np.clip((image - truth[i]) @ step / (step @ step), -3, 4)
-            far = np.linalg.norm(image - truth[i] - share * step)
-            best = min(best, float(far / size))
-    return best
-
-
 def read(victim: Victim, seed: int = 0):
     given = {"key": jax.random.key(seed), "image_shape": SHAPE, "max_rounds": 8}
     if victim.num_images is not None:
@@ -283,51 +249,37 @@ def weigh(victim: Victim, seed: int = 0) -> Census:
         found = read(victim, seed)
     except ValueError as error:
         assert "did not move" in str(error)  # noqa: PT017
-        return Census(1, images, lost=images)
-    sure = np.asarray(found.certified)
-    assert found.verdict.num_certified == sure.sum()
-    assert (found.verdict.word == "exact") == bool(sure.any())
-    flat = np.asarray(found.images, np.float64).reshape(len(sure), 64)[sure]
-    flat = flat * victim.scale  # other rates of biases rescale all images alike
-    stated = np.asarray(found.errors, np.float64)[sure]
-    shown = victim.images if victim.forms is None else victim.forms
-    truth = shown.reshape(len(shown), -1).astype(np.float64)
-    sizes = np.maximum(np.linalg.norm(truth, axis=1), 1e-9)
-    far = np.linalg.norm(flat[:, None] - truth[None], axis=2) / sizes[None]
-    far = far.min(1)
-    beyond = far > stated
-    merged = np.array([_merged(victim, image, truth) for image in flat[beyond]])
-    spread = far[beyond] <= stated[beyond] + victim.spread
-    excepted = int(np.sum((merged <= stated[beyond]) | spread))
-    ratios = (stated / np.maximum(far, 1e-12))[~beyond]
-    return Census(
-        1, images, int(sure.sum()), int(beyond.sum()) - excepted, excepted,
-        0 if sure.any() else images, float(np.min(ratios, initial=np.inf)),
+        return Census(1, images, empty=images)
+    assert found.verdict.num_certified == np.sum(found.certified)
+    assert (found.verdict.word == "exact") == bool(np.any(found.certified))
+    forms, rows = victim.forms, np.asarray(found.images, np.float64)
+    layers = [p["Dense_0"] for p in (victim.params_0, victim.params_t)]
+    return census.weigh(
+        # Other rates of biases rescale all images alike.
+        rows.reshape(len(rows), 64) * victim.scale,
+        found.certified, found.errors, victim.images.reshape(images, 64),
+        forms=None if forms is None else forms.reshape(-1, 64),
+        layers=[(layer["kernel"], layer["bias"]) for layer in layers],
+        spread=victim.spread,
     )  # fmt: skip
 
 
-def census(name: str, count: int | None = None) -> Census:
+def counted(name: str, count: int | None = None) -> Census:
     family = FAMILIES[name]
-    total = Census()
-    for k, victim in enumerate(family.make(family.count if count is None else count)):
-        one = weigh(victim, k)
-        total = Census(
-            *(a + b for a, b in zip(total[:-1], one[:-1], strict=True)),
-            min(total.tightest, one.tightest),
-        )
-    return total
+    made = family.make(family.count if count is None else count)
+    return census.summed(weigh(victim, k) for k, victim in enumerate(made))
 
 
 @pytest.mark.parametrize("name", ["noise", "copies"])
 def test_no_certificate_is_false(name):
-    found = census(name, 3)
-    assert found.networks == 3
+    found = counted(name, 3)
+    assert found.inputs == 3
     assert found.false == 0, found
     assert found.certified < found.images
 
 
 def test_one_gradient_is_rounded_as_coarsely_as_it_is_large():
-    found = census("gradients", 2)
+    found = counted("gradients", 2)
     assert found.certified == found.images
     assert found.false == 0
 
@@ -343,8 +295,8 @@ def test_a_kernel_that_alone_decayed_leaves_the_scale_open(decay, word):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_no_certificate_is_false_over_a_thousand_networks(name):
-    found = census(name)
-    assert found.networks > 0.8 * FAMILIES[name].count
+    found = counted(name)
+    assert found.inputs > 0.8 * FAMILIES[name].count
     assert found.false == 0, found
     if FAMILIES[name].intact:
         assert found.certified > 0.9 * found.images, found
