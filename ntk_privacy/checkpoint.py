@@ -1,7 +1,14 @@
 """Saving and restoring the state of long runs: orbax, atomic, no pickle."""
 
+import contextlib
+import logging
 import math
+import os
 import pathlib
+import re
+import shutil
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -111,6 +118,55 @@ def _as_stored(metadata: Any) -> Any:
     )
 
 
+def _not_of_closed_loops(hook: Any) -> Any:
+    """Returns a hook that shows what `hook` does, not what comes too late."""
+
+    def show(kind: Any, error: Any, trace: Any) -> None:
+        if kind is not RuntimeError or str(error) != "Event loop is closed":
+            hook(kind, error, trace)
+
+    return show
+
+
+@contextlib.contextmanager
+def _in_one_sentence(folder: pathlib.Path, step: int) -> Iterator[None]:
+    """Says why a step cannot be written, where orbax logs pages, and removes its part.
+
+    Raises:
+      OSError: the disk is full, or the folder is not to be written.
+    """
+    logger, kept = logging.getLogger("absl"), []
+
+    def keep(record: logging.LogRecord) -> bool:
+        kept.append(record)
+        return False
+
+    logger.addFilter(keep)
+    hook = sys.excepthook
+    sys.excepthook = _not_of_closed_loops(hook)
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        for part in folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(part, ignore_errors=True)
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        number = error.errno if isinstance(error, OSError) else code and int(code[1])
+        if number is None:
+            for record in kept:
+                logger.handle(record)
+            raise
+        raise OSError(
+            f"The checkpoint of step {step} cannot be written to {folder} "
+            f"({os.strerror(number)}): make room or give the right to write there, and "
+            "start again to go on from the one before."
+        ) from error
+    finally:
+        logger.removeFilter(keep)
+    sys.excepthook = hook  # not after a failure: it may still come
+    for record in kept:
+        logger.handle(record)
+
+
 def save(folder: str | pathlib.Path, step: int, state: Any) -> None:
     """Saves a pytree as the checkpoint of `step`; the two newest are kept.
 
@@ -124,11 +180,12 @@ def save(folder: str | pathlib.Path, step: int, state: Any) -> None:
     Raises:
       ValueError: a leaf is no array of numbers, the step no whole number from 0, or the
         folder a file.
+      OSError: the disk is full, or the folder is not to be written.
     """
     _checks.at_least(0, steps=step)
     _require_arrays(state)
     state = hosts.tree_on_host(state)
-    with _manager(folder) as manager:
+    with _manager(folder) as manager, _in_one_sentence(pathlib.Path(folder), step):
         manager.save(step, args=ocp.args.StandardSave(_filled(state)))
         manager.wait_until_finished()
 

@@ -220,7 +220,7 @@ def survived(job: str, base: pathlib.Path, num_kills: int, rng: random.Random) -
     while sum(row["kills"].values()) < num_kills:
         begun = time.monotonic()
         left = min(_STRIKES, num_kills - sum(row["kills"].values()))
-        moments = [rng.uniform(0.1, 1.0) * took for _ in range(left)]
+        moments = [rng.uniform(0.05, 0.7) * took for _ in range(left)]
         done = struck(job, folder, moments, rng.choices(SIGNALS, k=left), kept)
         found = outcome(folder) if done["ended"] else {}
         shutil.rmtree(folder, ignore_errors=True)

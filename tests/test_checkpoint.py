@@ -1,7 +1,9 @@
 """Checkpoints come back to the bit, whole or not at all."""
 
 import gc
+import os
 import shutil
+import subprocess
 from typing import NamedTuple
 
 import chex
@@ -176,3 +178,27 @@ def test_a_step_that_is_none_and_a_file_in_the_way_are_refused(
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match="a file is in its way: give another"):
             checkpoint.save(folder, 1, {"x": jnp.zeros(2)})
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_last_step(tmp_path, capfd):
+    """On a real one, which only root may mount."""
+    state, disk = {"x": jnp.arange(100_000.0)}, tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=900k", "small", str(disk)]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("no small disk can be mounted")
+    try:
+        checkpoint.save(disk / "steps", 1, state)
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 50_000))
+        capfd.readouterr()
+        for _ in range(5):
+            with pytest.raises(OSError, match=r"step 2 cannot .*No space left") as told:
+                checkpoint.save(disk / "steps", 2, state)
+        assert "\n" not in str(told.value)
+        assert capfd.readouterr().err == ""
+        assert [path.name for path in (disk / "steps").iterdir()] == ["1"]
+        (disk / "filler").unlink()
+        checkpoint.save(disk / "steps", 2, state)
+        assert checkpoint.latest_step(disk / "steps") == 2
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -360,7 +360,10 @@ def load(folder: str | pathlib.Path) -> SavedModel:
     tree = {"params": like[0], "stats": like[1]}
     tree = jax.tree.unflatten(jax.tree.structure(tree), leaves)
     params, stats = tree["params"], tree["stats"]
-    _checks.finite(params=params, stats=stats)
+    try:
+        _checks.finite(params=params, stats=stats)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     function = logits_fn(model, params, mean=mean, deviation=deviation, stats=stats)
     return SavedModel(
         logits_fn=function,

@@ -161,13 +161,23 @@ def base(tmp_path_factory):
     return folder
 
 
+# Steps of the KKT search and of Adam multiply what the order of sums changes.
+SHARED = {
+    **dict.fromkeys(("audit", "compare, attacks", "distill, dm", "evade"), 1e-5),
+    **{"kernel": 1e-5, "poison": 1e-5, "reconstruct": 1e-3, "reconstruct, auto": 1e-5},
+}
+
+
+def test_all_binaries_are_run_on_hosts():
+    assert {survival.binary(job) for job in SHARED} == set(listed.names())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(listed.names()))
-def test_every_binary_runs_on_two_hosts(name, base):
-    """Networks at toy size may learn something else from images that differ by 1e-7."""
-    job = next(job for job in survival.JOBS if survival.binary(job) == name)
+@pytest.mark.parametrize("job", SHARED)
+def test_every_binary_runs_on_two_hosts(job, base):
+    """Not what networks learn from it: at toy size it may be another class."""
     command = survival.command(job, base / "run")[2:]
-    one, two = base / f"{name}_one", base / f"{name}_two"
+    one, two = base / f"{job}_one", base / f"{job}_two"
     _alone(one, command)
     codes, told, errors = _ended(_started(two, command))
     assert codes == [0, 0], errors
@@ -178,7 +188,7 @@ def test_every_binary_runs_on_two_hosts(name, base):
         arrays, others = _arrays(one, path.name), _arrays(two, path.name)
         assert list(arrays) == list(others)
         for key in arrays.keys() & {"images", "kernel", "reconstructions", "poisons"}:
-            np.testing.assert_allclose(others[key], arrays[key], atol=1e-5)
+            np.testing.assert_allclose(others[key], arrays[key], atol=SHARED[job])
 
 
 @pytest.mark.slow
