@@ -1,6 +1,7 @@
 """One config, one writer, whole files, equal bytes."""
 
 import dataclasses
+import errno
 import importlib.metadata
 import json
 import subprocess
@@ -176,6 +177,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         fail()
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["x.txt"]
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space") as told, replacing(path):
+        raise full
+    assert (told.value.errno, told.value.filename) == (errno.ENOSPC, str(path))
 
 
 def test_versions_are_texts_for_every_part():
