@@ -164,6 +164,7 @@ def has_checkpoint(folder: pathlib.Path) -> bool:
 def struck(job, folder, moments, kinds, environment) -> dict:
     """Runs until a run ends by itself; returns its kills and complaints."""
     told = {"kills": {}, "checkpoint_known": 0, "complaints": [], "ended": False}
+    told["unheard"] = 0
     for moment, kind in [*zip(moments, kinds, strict=True), (None, None)]:
         run = subprocess.Popen(
             command(job, folder),
@@ -178,7 +179,10 @@ def struck(job, folder, moments, kinds, environment) -> dict:
         except subprocess.TimeoutExpired:
             known = has_checkpoint(folder)
             run.send_signal(kind)
-            _, said = run.communicate(timeout=300)
+            _, said = run.communicate(timeout=600)
+            if run.returncode == 0:  # it had ended, or has not heard
+                told["unheard"] += 1
+                return told | {"ended": True}
             told["kills"][kind.name] = told["kills"].get(kind.name, 0) + 1
             told["checkpoint_known"] += known
             answered = kind != signal.SIGKILL and run.returncode != -kind
@@ -204,7 +208,7 @@ def added(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
 def survived(job: str, base: pathlib.Path, num_kills: int, rng: random.Random) -> dict:
     """Runs a job undisturbed, then kills it so often; returns what was found."""
     row = {"job": job, "kills": {}, "checkpoint_known": 0, "runs": 0, "different": []}
-    row["complaints"], kept = [], environment(base)
+    row["unheard"], row["complaints"], kept = 0, [], environment(base)
     folder = base / "run"  # one name: results may tell it
     # Twice: the second has its programs compiled, as those that are struck.
     for _ in range(2):
@@ -225,7 +229,8 @@ def survived(job: str, base: pathlib.Path, num_kills: int, rng: random.Random) -
         found = outcome(folder) if done["ended"] else {}
         shutil.rmtree(folder, ignore_errors=True)
         row["kills"] = added(row["kills"], done["kills"])
-        row["checkpoint_known"] += done["checkpoint_known"]
+        for name in ("checkpoint_known", "unheard"):
+            row[name] += done[name]
         row["complaints"] += done["complaints"]
         row["runs"] += 1
         names = sorted({*whole, *found})
@@ -270,9 +275,13 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=10, help="of each binary")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default=";".join(JOBS))
-    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path, help="added to what it holds")
     options = parser.parse_args()
+    # Where this runs in the background it is ignored, by all that is started too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     rng, rows, total = random.Random(options.seed), [], {}
+    if options.out and options.out.exists():
+        rows = json.loads(options.out.read_text())["rows"]
     with tempfile.TemporaryDirectory() as temporary:
         given(pathlib.Path(temporary))
         jobs = chosen(options.only)
