@@ -148,7 +148,7 @@ def unpacking(job, base, environment) -> list[dict]:
 
 def with_nan(job, base, environment) -> list[dict]:
     """Puts NaN into what earlier runs saved, for those that read it."""
-    folder, spoilt = base / "run", base / "spoilt"
+    folder, spoilt = base / "run", base / f"spoilt_{job}.safetensors"
     if survival.binary(job) == "audit":
         words = survival.command(job, folder)
         after = next(word for word in words if word.startswith("--after="))

@@ -191,7 +191,8 @@ def struck(job, folder, moments, kinds, environment) -> dict:
                 wrong = f"{kind.name} after {moment:.1f} s: {last}"
                 told["complaints"].append(wrong)
             elif answered and run.returncode not in (0, 1, 130, 143):
-                told["complaints"].append(f"{kind.name}: exit code {run.returncode}")
+                wrong = f"{kind.name} after {moment:.1f} s: exit code {run.returncode}"
+                told["complaints"].append(f"{wrong}: {said.strip()[-300:]}")
             continue
         if run.returncode:
             wrong = f"exit code {run.returncode}: {said.strip()[-300:]}"
