@@ -66,13 +66,14 @@ JOBS = {
         *("--batch_size=10", "--evaluate"),
     ],
     "poison": [
-        *("--attack=dm", "--methods=dm", DIGITS, "--num_train=300", "--num_seeds=2"),
-        *("--width=4", "--attack_steps=40", "--num_steps=10", "--batch_size=8"),
-        *("--rate=0.02",),
+        *("--attack=dm", "--methods=dm", DIGITS, "--num_train=300", "--num_test=60"),
+        *("--num_seeds=1", "--nocontrol", "--width=4", "--attack_steps=40"),
+        *("--num_steps=10", "--batch_size=8", "--rate=0.02", "--num_restarts=1"),
+        *("--num_networks=1", "--num_epochs=3"),
     ],
     "evade": [
-        *("--train=plain", DIGITS, "--width=4", "--num_epochs=3", "--num_attacked=50"),
-        *("--attacks=pgd,apgd_ce,square", "--num_queries=100", "--attack_steps=10"),
+        *("--train=plain", DIGITS, "--width=4", "--num_epochs=3", "--num_attacked=20"),
+        *("--attacks=pgd,square", "--num_queries=20", "--attack_steps=10"),
     ],
     "compare": [
         *(*COMPARED, "--methods=rkip,rdm", "--num_targets=100"),
