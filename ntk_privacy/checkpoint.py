@@ -1,11 +1,11 @@
 """Saving and restoring the state of long runs: orbax, atomic, no pickle."""
 
 import contextlib
+import errno
 import logging
 import math
 import os
 import pathlib
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -21,6 +21,7 @@ from ntk_privacy import _checks, hosts
 __all__ = ["foreign", "latest_step", "restore", "save"]
 
 _METADATA = "_METADATA"  # where orbax tells what a checkpoint of arrays holds
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 
@@ -119,13 +120,21 @@ def _as_stored(metadata: Any) -> Any:
 
 
 def _not_of_closed_loops(hook: Any) -> Any:
-    """Returns a hook that shows what `hook` does, not what comes too late."""
+    """Returns a hook that shows what `hook` does, not what comes after the end."""
 
-    def show(kind: Any, error: Any, trace: Any) -> None:
-        if kind is not RuntimeError or str(error) != "Event loop is closed":
-            hook(kind, error, trace)
+    def show(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
 
     return show
+
+
+def _cause(error: Exception) -> int | None:
+    """Returns the number of the system's error, which TensorStore has in its text."""
+    if isinstance(error, OSError):
+        return error.errno
+    text = str(error)
+    return next((n for n in _OF_DISKS if os.strerror(n) in text), None)
 
 
 @contextlib.contextmanager
@@ -142,27 +151,23 @@ def _in_one_sentence(folder: pathlib.Path, step: int) -> Iterator[None]:
         return False
 
     logger.addFilter(keep)
-    hook = sys.excepthook
-    sys.excepthook = _not_of_closed_loops(hook)
+    hook = sys.unraisablehook
+    sys.unraisablehook = _not_of_closed_loops(hook)
     try:
         yield
     except (OSError, ValueError) as error:
         for part in folder.glob(f"{step}.orbax-checkpoint-tmp*"):
             shutil.rmtree(part, ignore_errors=True)
-        code = re.search(r"os_error_code='(\d+)'", str(error))
-        number = error.errno if isinstance(error, OSError) else code and int(code[1])
-        if number is None:
-            for record in kept:
-                logger.handle(record)
-            raise
+        number = _cause(error)
+        why = os.strerror(number) if number else str(error).splitlines()[0][:200]
         raise OSError(
-            f"The checkpoint of step {step} cannot be written to {folder} "
-            f"({os.strerror(number)}): make room or give the right to write there, and "
-            "start again to go on from the one before."
+            f"The checkpoint of step {step} cannot be written to {folder} ({why}): "
+            "make room or give the right to write there, and start again to go on from "
+            "the one before."
         ) from error
     finally:
         logger.removeFilter(keep)
-    sys.excepthook = hook  # not after a failure: it may still come
+    sys.unraisablehook = hook  # not after a failure: it may still come
     for record in kept:
         logger.handle(record)
 

@@ -40,7 +40,7 @@ def disk(folder: pathlib.Path, size: int):
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
-        folder.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)  # what came too late
 
 
 def changed(folder: pathlib.Path, options: str) -> None:
