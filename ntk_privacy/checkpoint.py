@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from ntk_privacy import _checks, hosts
 
-__all__ = ["foreign", "latest_step", "restore", "save"]
+__all__ = ["as_begun", "foreign", "latest_step", "restore", "save"]
 
 _METADATA = "_METADATA"  # where orbax tells what a checkpoint of arrays holds
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -232,6 +232,32 @@ def restore(folder: str | pathlib.Path, step: int, like: Any) -> Any:
                 "anew."
             ) from error
     return jax.tree.map(_placed, like, stored)
+
+
+def as_begun(start: Any, state: Any) -> Any:
+    """Returns a state with NumPy's arrays where a loop began with them, else JAX's.
+
+    NumPy has float64 where JAX has not.
+
+    Args:
+      start: pytree of arrays, of the structure of `state`; None is JAX's everywhere.
+      state: what `restore` returned.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np
+      >>> from ntk_privacy import checkpoint
+      >>> start = {"seconds": np.zeros(1), "weights": jnp.zeros(2)}
+      >>> state = {"seconds": np.ones(1), "weights": np.ones(2, np.float32)}
+      >>> checkpoint.as_begun(start, state)["seconds"]
+      array([1.])
+    """
+
+    def kept(like: Any, leaf: Any) -> Any:
+        return np.array(leaf) if isinstance(like, np.ndarray) else jnp.asarray(leaf)
+
+    if start is None:
+        return jax.tree.map(jnp.asarray, state)
+    return jax.tree.map(kept, start, state)
 
 
 def foreign(folder: str | pathlib.Path, *, most: int) -> Any:

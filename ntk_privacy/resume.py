@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
@@ -283,8 +282,7 @@ def resumed(
         if done:
             like = {"state": start, "losses": losses.values, "seconds": np.zeros(2)}
             stored = checkpoint.restore(place, done, None if start is None else like)
-            state = stored["state"]
-            state = jax.tree.map(_as_begun, state if start is None else start, state)
+            state = checkpoint.as_begun(start, stored["state"])
             losses.values = np.array(stored["losses"])
             timer.run, timer.compile = map(float, stored["seconds"])
         every, saved = Every(seconds), done
@@ -323,11 +321,6 @@ def resumed(
         return Ran(result, losses.values)
 
     return run
-
-
-def _as_begun(like: Any, leaf: Any) -> Any:
-    """Returns a leaf of the loop's own kind: NumPy has float64 where JAX has not."""
-    return np.array(leaf) if isinstance(like, np.ndarray) else jnp.asarray(leaf)
 
 
 def once(

@@ -1,5 +1,6 @@
 """Checkpoints come back to the bit, whole or not at all."""
 
+import doctest
 import gc
 import os
 import shutil
@@ -225,3 +226,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_step(tmp_path):
     lines = set(done.stdout.splitlines())
     assert len(lines) == 1
     assert "step 2 cannot be written" in lines.pop()
+
+
+def test_the_examples_print_what_they_say():
+    found = doctest.testmod(checkpoint)
+    assert found.attempted
+    assert found.failed == 0
