@@ -129,6 +129,11 @@ def _not_of_closed_loops(hook: Any) -> Any:
     return show
 
 
+def _is_retrieved(record: logging.LogRecord) -> bool:
+    """Whether a record of asyncio is of anything but a failure nobody asked for."""
+    return "exception was never retrieved" not in record.getMessage()
+
+
 def _cause(error: Exception) -> int | None:
     """Returns the number of the system's error, which TensorStore has in its text."""
     if isinstance(error, OSError):
@@ -155,7 +160,9 @@ def _in_one_sentence(folder: pathlib.Path, step: int) -> Iterator[None]:
     sys.unraisablehook = _not_of_closed_loops(hook)
     try:
         yield
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of orbax, TensorStore and the file system
+        # Other leaves fail as well, of which asyncio tells when they are collected.
+        logging.getLogger("asyncio").addFilter(_is_retrieved)
         for part in folder.glob(f"{step}.orbax-checkpoint-tmp*"):
             shutil.rmtree(part, ignore_errors=True)
         number = _cause(error)
