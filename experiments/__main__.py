@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from . import _flags
+from ._flags import leave
 
-__all__ = ["main", "names"]
+__all__ = ["leave", "main", "names"]
 
 _HERE = pathlib.Path(__file__).parent
 
@@ -52,4 +53,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

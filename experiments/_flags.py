@@ -31,6 +31,7 @@ from ._interrupt import interrupted
 
 # Seeds and counters are 32 bits wide on devices.
 _LARGEST_SEED, _LARGEST = 2**32 - 1, 10**9
+_INTERRUPTED = 130
 
 _SCALARS = {int: "a whole number", float: "a number", str: "a text"}
 
@@ -320,7 +321,7 @@ def call(
     except (OSError, ValueError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
-        return _fail("interrupted.", 130)
+        return _fail("interrupted.", _INTERRUPTED)
     except BaseException:
         hosts.fail(traceback.format_exc(), 1)
         raise
@@ -341,4 +342,14 @@ def _fail(error: Exception | str, code: int) -> int:
 
 def run(main: Callable[[Any], Any], parse: Callable[[Sequence[str]], Any]) -> NoReturn:
     """Runs a binary from the command line; call it under `__main__` only."""
-    sys.exit(call(main, parse, sys.argv[1:]))
+    leave(call(main, parse, sys.argv[1:]))
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process; an interrupted one at once, for XLA may be compiling still."""
+    if code == _INTERRUPTED:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)

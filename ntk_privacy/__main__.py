@@ -24,7 +24,8 @@ def _commands() -> str:
 
 def main() -> None:
     """Runs a command and exits with its code."""
-    sys.exit(importlib.import_module(_commands()).main(sys.argv[1:]))
+    commands = importlib.import_module(_commands())
+    commands.leave(commands.main(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,14 @@
 """Saving and restoring the state of long runs: orbax, atomic, no pickle."""
 
+import contextlib
+import errno
+import logging
 import math
+import os
 import pathlib
+import shutil
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,9 +18,10 @@ import orbax.checkpoint as ocp
 
 from ntk_privacy import _checks, hosts
 
-__all__ = ["foreign", "latest_step", "restore", "save"]
+__all__ = ["as_begun", "foreign", "latest_step", "restore", "save"]
 
 _METADATA = "_METADATA"  # where orbax tells what a checkpoint of arrays holds
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 
@@ -111,6 +119,66 @@ def _as_stored(metadata: Any) -> Any:
     )
 
 
+def _not_of_closed_loops(hook: Any) -> Any:
+    """Returns a hook that shows what `hook` does, not what comes after the end."""
+
+    def show(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    return show
+
+
+def _is_retrieved(record: logging.LogRecord) -> bool:
+    """Whether a record of asyncio is of anything but a failure nobody asked for."""
+    return "exception was never retrieved" not in record.getMessage()
+
+
+def _cause(error: Exception) -> int | None:
+    """Returns the number of the system's error, which TensorStore has in its text."""
+    if isinstance(error, OSError):
+        return error.errno
+    text = str(error)
+    return next((n for n in _OF_DISKS if os.strerror(n) in text), None)
+
+
+@contextlib.contextmanager
+def _in_one_sentence(folder: pathlib.Path, step: int) -> Iterator[None]:
+    """Says why a step cannot be written, where orbax logs pages, and removes its part.
+
+    Raises:
+      OSError: the disk is full, or the folder is not to be written.
+    """
+    logger, kept = logging.getLogger("absl"), []
+
+    def keep(record: logging.LogRecord) -> bool:
+        kept.append(record)
+        return False
+
+    logger.addFilter(keep)
+    hook = sys.unraisablehook
+    sys.unraisablehook = _not_of_closed_loops(hook)
+    try:
+        yield
+    except Exception as error:  # of orbax, TensorStore and the file system
+        # Other leaves fail as well, of which asyncio tells when they are collected.
+        logging.getLogger("asyncio").addFilter(_is_retrieved)
+        for part in folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(part, ignore_errors=True)
+        number = _cause(error)
+        why = os.strerror(number) if number else str(error).splitlines()[0][:200]
+        raise OSError(
+            f"The checkpoint of step {step} cannot be written to {folder} ({why}): "
+            "make room or give the right to write there, and start again to go on from "
+            "the one before."
+        ) from error
+    finally:
+        logger.removeFilter(keep)
+    sys.unraisablehook = hook  # not after a failure: it may still come
+    for record in kept:
+        logger.handle(record)
+
+
 def save(folder: str | pathlib.Path, step: int, state: Any) -> None:
     """Saves a pytree as the checkpoint of `step`; the two newest are kept.
 
@@ -124,11 +192,12 @@ def save(folder: str | pathlib.Path, step: int, state: Any) -> None:
     Raises:
       ValueError: a leaf is no array of numbers, the step no whole number from 0, or the
         folder a file.
+      OSError: the disk is full, or the folder is not to be written.
     """
     _checks.at_least(0, steps=step)
     _require_arrays(state)
     state = hosts.tree_on_host(state)
-    with _manager(folder) as manager:
+    with _manager(folder) as manager, _in_one_sentence(pathlib.Path(folder), step):
         manager.save(step, args=ocp.args.StandardSave(_filled(state)))
         manager.wait_until_finished()
 
@@ -170,6 +239,32 @@ def restore(folder: str | pathlib.Path, step: int, like: Any) -> Any:
                 "anew."
             ) from error
     return jax.tree.map(_placed, like, stored)
+
+
+def as_begun(start: Any, state: Any) -> Any:
+    """Returns a state with NumPy's arrays where a loop began with them, else JAX's.
+
+    NumPy has float64 where JAX has not.
+
+    Args:
+      start: pytree of arrays, of the structure of `state`; None is JAX's everywhere.
+      state: what `restore` returned.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np
+      >>> from ntk_privacy import checkpoint
+      >>> start = {"seconds": np.zeros(1), "weights": jnp.zeros(2)}
+      >>> state = {"seconds": np.ones(1), "weights": np.ones(2, np.float32)}
+      >>> checkpoint.as_begun(start, state)["seconds"]
+      array([1.])
+    """
+
+    def kept(like: Any, leaf: Any) -> Any:
+        return np.array(leaf) if isinstance(like, np.ndarray) else jnp.asarray(leaf)
+
+    if start is None:
+        return jax.tree.map(jnp.asarray, state)
+    return jax.tree.map(kept, start, state)
 
 
 def foreign(folder: str | pathlib.Path, *, most: int) -> Any:

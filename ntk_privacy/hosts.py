@@ -58,7 +58,13 @@ _THROWN_AWAY: list[pathlib.Path] = []
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this process is the one that writes.
+
+    Example:
+      >>> from ntk_privacy import hosts
+      >>> hosts.is_first()  # a process by itself is
+      True
+    """
     return jax.process_index() == 0
 
 
@@ -68,6 +74,13 @@ def all_fail_together() -> Iterator[None]:
 
     Raises:
       ValueError: another host failed; what fails on this one is raised as it is.
+
+    Example:
+      >>> from ntk_privacy import hosts
+      >>> with hosts.all_fail_together():
+      ...     raise ValueError("the folder is another one here")
+      Traceback (most recent call last):
+      ValueError: the folder is another one here
     """
     error = None
     try:
@@ -90,7 +103,17 @@ def all_fail_together() -> Iterator[None]:
 
 
 def of_first(x: np.ndarray) -> np.ndarray:
-    """Returns what the first host has; waits for it."""
+    """Returns what the first host has; waits for it.
+
+    Args:
+      x: integers of at most 32 bits, of the same shape on every host.
+
+    Example:
+      >>> import numpy as np
+      >>> from ntk_privacy import hosts
+      >>> hosts.of_first(np.asarray([3, 1]))
+      array([3, 1])
+    """
     if jax.process_count() == 1:
         return np.array(x)
     # Numbers of a wider type would need x64.
@@ -101,8 +124,17 @@ def of_first(x: np.ndarray) -> np.ndarray:
 def path_of_first(path: pathlib.Path) -> pathlib.Path:
     """Returns the path that the first host has.
 
+    Args:
+      path: this host's own.
+
     Raises:
       ValueError: it is longer than 1,000 bytes.
+
+    Example:
+      >>> import pathlib
+      >>> from ntk_privacy import hosts
+      >>> hosts.path_of_first(pathlib.Path("runs/kernel.npy")).name
+      'kernel.npy'
     """
     if jax.process_count() == 1:
         return path
@@ -117,12 +149,33 @@ def path_of_first(path: pathlib.Path) -> pathlib.Path:
 
 
 def agreed(answer: bool) -> bool:
-    """Returns what the first host answers: clocks differ, and all must stop at once."""
+    """Returns what the first host answers: clocks differ, and all must stop at once.
+
+    Args:
+      answer: this host's own.
+
+    Example:
+      >>> import time
+      >>> from ntk_privacy import hosts
+      >>> end = time.monotonic() + 60
+      >>> hosts.agreed(time.monotonic() >= end)
+      False
+    """
     return answer if jax.process_count() == 1 else bool(of_first(np.asarray(answer)))
 
 
 def tree_on_host(tree: Any) -> Any:
-    """Returns arrays of NumPy, whole, where there are several hosts."""
+    """Returns arrays of NumPy, whole, where there are several hosts.
+
+    Args:
+      tree: pytree of arrays, which hosts may share; all hosts have to ask.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy import hosts
+      >>> hosts.tree_on_host({"images": jnp.ones((2, 8, 8, 1))})["images"].shape
+      (2, 8, 8, 1)
+    """
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(
@@ -141,6 +194,26 @@ def join() -> None:
 
     Raises:
       ValueError: some variables are not set or no numbers, or there is no cluster.
+
+    Example:
+      A run of one host, which needs a process that has not computed anything:
+
+      >>> import os, socket, subprocess, sys
+      >>> with socket.create_server(("127.0.0.1", 0)) as free:
+      ...     port = free.getsockname()[1]
+      >>> of_host_0 = {
+      ...     "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+      ...     "JAX_NUM_PROCESSES": "1",
+      ...     "JAX_PROCESS_ID": "0",
+      ... }
+      >>> program = (
+      ...     "import jax; from ntk_privacy import hosts; hosts.join(); "
+      ...     "print(hosts.is_first(), jax.process_count()); hosts.leave()"
+      ... )
+      >>> subprocess.check_output(
+      ...     [sys.executable, "-c", program], env=os.environ | of_host_0, text=True
+      ... ).split()
+      ['True', '1']
     """
     found = {name: os.environ.get(name) for name in _VARIABLES}
     missing = [name for name, value in found.items() if not value]
@@ -244,7 +317,12 @@ def _watch(line: socket.socket, host: int) -> None:
 
 
 def leave() -> None:
-    """Tells the other hosts that this one has done its part."""
+    """Tells the other hosts that this one has done its part.
+
+    Example:
+      >>> from ntk_privacy import hosts
+      >>> hosts.leave()  # alone: nobody to tell
+    """
     for line in _LINES:
         with contextlib.suppress(OSError):  # the others have left already
             line.sendall(_DONE)
@@ -256,6 +334,10 @@ def fail(message: str, code: int) -> None:
     Args:
       message: for stderr, unless the end of another host is why.
       code: of the process.
+
+    Example:
+      >>> from ntk_privacy import hosts
+      >>> hosts.fail("error: the disk is full.", 1)  # alone: told by who called
     """
     if not _LINES:
         return
@@ -265,7 +347,18 @@ def fail(message: str, code: int) -> None:
 
 
 def throws_away(folder: pathlib.Path) -> None:
-    """Removes a folder when this process is ended by another host's end, too."""
+    """Removes a folder when this process is ended by another host's end, too.
+
+    Args:
+      folder: that nobody has a use for after this process.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from ntk_privacy import hosts
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     hosts.throws_away(pathlib.Path(folder))
+      ...     # What `folder` holds is removed here, or by another host's end.
+    """
     _THROWN_AWAY.append(folder)
 
 

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
@@ -283,7 +282,7 @@ def resumed(
         if done:
             like = {"state": start, "losses": losses.values, "seconds": np.zeros(2)}
             stored = checkpoint.restore(place, done, None if start is None else like)
-            state = jax.tree.map(jnp.asarray, stored["state"])
+            state = checkpoint.as_begun(start, stored["state"])
             losses.values = np.array(stored["losses"])
             timer.run, timer.compile = map(float, stored["seconds"])
         every, saved = Every(seconds), done

@@ -36,13 +36,27 @@ ROWS = "rows"
 
 
 def row_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh over `devices`, all there are when absent."""
+    """Returns a mesh over `devices`, all there are when absent.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import sharding
+      >>> sharding.row_mesh(jax.devices()[:1]).shape[sharding.ROWS]
+      1
+    """
     chosen = jax.devices() if devices is None else devices
     return Mesh(np.asarray(chosen), (ROWS,))
 
 
 def all_devices() -> Mesh | None:
-    """Returns a mesh over all devices of all hosts; None where there is but one."""
+    """Returns a mesh over all devices of all hosts; None where there is but one.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import sharding
+      >>> (sharding.all_devices() is None) == (jax.device_count() == 1)
+      True
+    """
     return row_mesh() if jax.device_count() > 1 else None
 
 
@@ -52,6 +66,14 @@ def shard_rows(x: Array, mesh: Mesh | None) -> Array:
     Args:
       x: the number of rows is a multiple of the number of devices.
       mesh: of `row_mesh`; None leaves x where it is.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from ntk_privacy import sharding
+      >>> mesh = sharding.row_mesh()
+      >>> x = sharding.shard_rows(jnp.ones((3 * mesh.size, 2)), mesh)
+      >>> x.addressable_shards[0].data.shape
+      (3, 2)
     """
     if mesh is None:
         return x
@@ -59,7 +81,15 @@ def shard_rows(x: Array, mesh: Mesh | None) -> Array:
 
 
 def replicate(x: Array, mesh: Mesh | None) -> Array:
-    """Returns x, whole on each device of `mesh`; None leaves x where it is."""
+    """Returns x, whole on each device of `mesh`; None leaves x where it is.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy import sharding
+      >>> x = sharding.replicate(jnp.ones((3, 2)), sharding.row_mesh())
+      >>> x.addressable_shards[0].data.shape
+      (3, 2)
+    """
     if mesh is None:
         return x
     return jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
@@ -71,6 +101,15 @@ def placed(tree: T, mesh: Mesh | None) -> T:
     Args:
       tree: pytree of arrays.
       mesh: of `row_mesh`; None leaves them where they are.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy import sharding
+      >>> mesh = sharding.row_mesh()
+      >>> rows = sharding.shard_rows(jnp.ones((3 * mesh.size, 2)), mesh)
+      >>> tree = sharding.placed({"bias": jnp.zeros(5), "rows": rows}, mesh)
+      >>> {name: x.addressable_shards[0].data.shape for name, x in tree.items()}
+      {'bias': (5,), 'rows': (3, 2)}
     """
     if mesh is None:
         return tree
@@ -89,6 +128,14 @@ def home(tree: T, mesh: Mesh | None) -> T:
     Args:
       tree: pytree of arrays that devices of `mesh` hold.
       mesh: None leaves them where they are.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy import sharding
+      >>> mesh = sharding.row_mesh()
+      >>> rows = sharding.shard_rows(jnp.ones((mesh.size, 2)), mesh)
+      >>> len(sharding.home(rows, mesh).sharding.device_set)
+      1
     """
     if mesh is None:
         return tree
@@ -96,7 +143,16 @@ def home(tree: T, mesh: Mesh | None) -> T:
 
 
 def share(x: Array, mesh: Mesh | None) -> Array:
-    """Returns x as `shard_rows` does, rows that do not divide filled up with zeros."""
+    """Returns x as `shard_rows` does, rows that do not divide filled up with zeros.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy import sharding
+      >>> mesh = sharding.row_mesh()
+      >>> x = sharding.share(jnp.ones((mesh.size + 1, 2)), mesh)
+      >>> len(x) % mesh.size, float(x.sum()) == 2 * (mesh.size + 1)
+      (0, True)
+    """
     spare = 0 if mesh is None else -len(x) % mesh.size
     if spare:
         x = jnp.pad(x, ((0, spare), *[(0, 0)] * (x.ndim - 1)))
@@ -104,7 +160,16 @@ def share(x: Array, mesh: Mesh | None) -> Array:
 
 
 def gather(x: Array, mesh: Mesh | None) -> Array:
-    """Returns an array that devices of `mesh` share, whole on each of them."""
+    """Returns an array that devices of `mesh` share, whole on each of them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy import sharding
+      >>> mesh = sharding.row_mesh()
+      >>> rows = sharding.shard_rows(jnp.ones((mesh.size, 2)), mesh)
+      >>> sharding.gather(rows, mesh).is_fully_replicated
+      True
+    """
     if mesh is None:
         return x
     whole = NamedSharding(mesh, PartitionSpec())
@@ -112,7 +177,16 @@ def gather(x: Array, mesh: Mesh | None) -> Array:
 
 
 def on_host(x: Array | np.ndarray) -> np.ndarray:
-    """Returns a whole array to every host; all hosts have to ask."""
+    """Returns a whole array to every host; all hosts have to ask.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy import sharding
+      >>> mesh = sharding.row_mesh()
+      >>> rows = sharding.shard_rows(jnp.ones((mesh.size, 2)), mesh)
+      >>> bool(sharding.on_host(rows).sum() == 2 * mesh.size)
+      True
+    """
     if isinstance(x, jax.Array) and not (
         x.is_fully_addressable or x.is_fully_replicated
     ):
@@ -126,6 +200,14 @@ def whole(tree: T, mesh: Mesh | None) -> T:
     Args:
       tree: pytree, traced.
       mesh: of `row_mesh`; None leaves them to the compiler.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from ntk_privacy import sharding
+      >>> mesh = sharding.row_mesh()
+      >>> rows = sharding.shard_rows(jnp.ones((mesh.size, 2)), mesh)
+      >>> jax.jit(lambda x: sharding.whole(2 * x, mesh))(rows).is_fully_replicated
+      True
     """
     if mesh is None:
         return tree
@@ -142,6 +224,15 @@ def spread(x: Array, mesh: Mesh | None, *, axis: int = 0) -> Array:
       x: traced; its length need not be a multiple of the number of devices.
       mesh: of `row_mesh`; None leaves x to the compiler.
       axis: along which each device has its part.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from ntk_privacy import sharding
+      >>> mesh = sharding.row_mesh()
+      >>> x = jnp.ones((2, 3 * mesh.size))
+      >>> x = jax.jit(lambda x: sharding.spread(2 * x, mesh, axis=1))(x)
+      >>> x.addressable_shards[0].data.shape
+      (2, 3)
     """
     if mesh is None:
         return x

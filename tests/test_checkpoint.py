@@ -1,7 +1,11 @@
 """Checkpoints come back to the bit, whole or not at all."""
 
+import doctest
 import gc
+import os
 import shutil
+import subprocess
+import sys
 from typing import NamedTuple
 
 import chex
@@ -176,3 +180,55 @@ def test_a_step_that_is_none_and_a_file_in_the_way_are_refused(
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match="a file is in its way: give another"):
             checkpoint.save(folder, 1, {"x": jnp.zeros(2)})
+
+
+_FILLING = """
+import pathlib, shutil, sys
+import numpy as np
+from ntk_privacy import checkpoint
+disk, leaf = pathlib.Path(sys.argv[1]), np.random.default_rng(0).normal
+state = [{"kernel": leaf(size=(3, 30)), "bias": leaf(size=4)} for _ in range(9)]
+checkpoint.save(disk / "steps", 1, state)
+for left in range(0, 40_000, 4096):
+    (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - left))
+    try:
+        checkpoint.save(disk / "steps", 2, state)
+    except OSError as error:
+        print(error)
+        assert checkpoint.latest_step(disk / "steps") == 1
+    else:
+        break
+    finally:
+        (disk / "filler").unlink()
+assert left
+checkpoint.save(disk / "steps", 3, state)
+assert checkpoint.latest_step(disk / "steps") == 3
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_last_step(tmp_path):
+    """On a real one, which only root may mount; a process by itself shows all."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=900k", "small", str(disk)]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("no small disk can be mounted")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _FILLING, str(disk)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = set(done.stdout.splitlines())
+    assert len(lines) == 1
+    assert "step 2 cannot be written" in lines.pop()
+
+
+def test_the_examples_print_what_they_say():
+    found = doctest.testmod(checkpoint)
+    assert found.attempted
+    assert found.failed == 0

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_privacy import _loop, resume
+from ntk_privacy import _loop, _versions, resume
 
 
 def _step(state, number, data):
@@ -57,6 +57,26 @@ def test_killed_at_any_chunk_it_ends_with_the_same_bits(killed_at, tmp_path):
     again = _run(resume.resumed(tmp_path, **options))
     np.testing.assert_array_equal(again.result, whole.result)
     np.testing.assert_array_equal(again.losses, whole.losses)
+
+
+def test_what_numpy_holds_goes_on_to_the_bit_without_float64_in_jax(tmp_path):
+    def go(state, done, callback):
+        for step in range(done + 1, 5):
+            state = {"seconds": state["seconds"] + 0.1}
+            callback(step, state, {})
+        return state
+
+    def run(**options):
+        stage = resume.resumed(tmp_path, timer=resume.Timer(), seconds=0.0, **options)
+        return stage("search", {"seconds": np.zeros(3)}, go, 4).result["seconds"]
+
+    with _versions.enable_x64(False):
+        for step in (1, 2, 3):
+            with pytest.raises(_Killed):
+                run(stop=_killing(step))
+        found = run()
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, 0.1 + 0.1 + 0.1 + np.full(3, 0.1))
 
 
 def test_what_has_ended_is_not_run_again(tmp_path):

@@ -7,12 +7,13 @@ of it, `image_shape`, `mean` and `deviation` per channel, `class_names`, `dtype`
 has no numbers for, such as bfloat16, is there as unsigned ones of the same bits.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,12 +116,13 @@ def _fields(model: Any) -> dict[str, Any]:
     return told
 
 
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all."""
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """Yields a file that appears whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -194,15 +196,12 @@ def save(
         ) from error
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{_PARAMS}.{os.getpid()}.npz"
-    try:
-        plain = {name: _archives.plain(array) for name, array in arrays.items()}
+    plain = {name: _archives.plain(array) for name, array in arrays.items()}
+    with _replacing(folder / _PARAMS) as file:
         # None of them is called allow_pickle.
-        np.savez(temporary, **plain)  # pyright: ignore[reportArgumentType]
-        temporary.replace(folder / _PARAMS)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _replace(folder / _ABOUT, (text + "\n").encode())
+        np.savez(file, **plain)  # pyright: ignore[reportArgumentType]
+    with _replacing(folder / _ABOUT) as file:
+        file.write((text + "\n").encode())
 
 
 def _channels(image_shape: Sequence[int]) -> int:
@@ -361,7 +360,10 @@ def load(folder: str | pathlib.Path) -> SavedModel:
     tree = {"params": like[0], "stats": like[1]}
     tree = jax.tree.unflatten(jax.tree.structure(tree), leaves)
     params, stats = tree["params"], tree["stats"]
-    _checks.finite(params=params, stats=stats)
+    try:
+        _checks.finite(params=params, stats=stats)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     function = logits_fn(model, params, mean=mean, deviation=deviation, stats=stats)
     return SavedModel(
         logits_fn=function,

@@ -73,8 +73,12 @@ class Workdir(contextlib.AbstractContextManager["Workdir"]):
         except BlockingIOError as error:
             told = "is in use by another process: wait for it, or give another"
             raise ArgumentError(f"workdir={self.folder} {told}.") from error
-        for leftover in self.folder.glob(".*.tmp"):
-            leftover.unlink()  # of a killed process: the lock says no other lives
+        for leftover in self.folder.rglob(".*.tmp"):
+            below = leftover.relative_to(self.folder).parents[:-1]
+            # Of a killed process: the lock says no other lives. A folder of another
+            # run, such as a cell of a study, has its own.
+            if not any((self.folder / each / ".lock").exists() for each in below):
+                leftover.unlink()
 
     def _begin(self, config: object) -> None:
         for name in ("results.json", "arrays.npz", "checkpoints"):

@@ -12,7 +12,9 @@ import time
 import numpy as np
 import pytest
 import several
+import survival
 
+from experiments import __main__ as listed
 from experiments import _flags, _hosts, _run, distill, kernel
 from ntk_privacy import hosts
 
@@ -75,9 +77,14 @@ def _copies():
     return sorted(pathlib.Path(tempfile.gettempdir()).glob("tmp*/run"))
 
 
-def _arrays(workdir):
-    with np.load(pathlib.Path(workdir, "arrays.npz")) as stored:
+def _arrays(workdir, name="arrays.npz"):
+    with np.load(pathlib.Path(workdir, name)) as stored:
         return dict(stored)
+
+
+def _files(workdir):
+    paths = pathlib.Path(workdir).glob("*")
+    return sorted(path.name for path in paths if not path.name.startswith("."))
 
 
 @pytest.mark.parametrize(
@@ -144,6 +151,44 @@ def test_hosts_distil_what_one_does(count, tmp_path):
     np.testing.assert_allclose(many["images"], one["images"], atol=1e-5)
     assert "results.json" in told[0]
     assert not any("results.json" in text for text in told[1:])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Where `given` has what the audit reads."""
+    folder = tmp_path_factory.mktemp("hosts")
+    survival.given(folder)
+    return folder
+
+
+# Steps of the KKT search and of Adam multiply what the order of sums changes.
+SHARED = {
+    **dict.fromkeys(("audit", "compare, attacks", "distill, dm", "evade"), 1e-5),
+    **{"kernel": 1e-5, "poison": 1e-5, "reconstruct": 1e-3, "reconstruct, auto": 1e-5},
+}
+
+
+def test_all_binaries_are_run_on_hosts():
+    assert {survival.binary(job) for job in SHARED} == set(listed.names())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", SHARED)
+def test_every_binary_runs_on_two_hosts(job, base):
+    """Not what networks learn from it: at toy size it may be another class."""
+    command = survival.command(job, base / "run")[2:]
+    one, two = base / f"{job}_one", base / f"{job}_two"
+    _alone(one, command)
+    codes, told, errors = _ended(_started(two, command))
+    assert codes == [0, 0], errors
+    assert told[0]
+    assert not told[1]
+    assert _files(one) == _files(two)
+    for path in one.glob("*.npz"):
+        arrays, others = _arrays(one, path.name), _arrays(two, path.name)
+        assert list(arrays) == list(others)
+        for key in arrays.keys() & {"images", "kernel", "reconstructions", "poisons"}:
+            np.testing.assert_allclose(others[key], arrays[key], atol=SHARED[job])
 
 
 @pytest.mark.slow

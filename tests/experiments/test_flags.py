@@ -409,3 +409,21 @@ def test_an_interrupt_while_a_binary_imports_is_one_line():
     )
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == "error: interrupted.\n"
+
+
+def test_an_interrupted_process_ends_at_once_with_what_it_said():
+    """Threads that compile still would crash it while the interpreter ends."""
+    program = (
+        "import atexit; from experiments import _flags\n"
+        "def main(_): print('begun'); raise KeyboardInterrupt\n"
+        "atexit.register(print, 'late'); _flags.run(main, list)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=pathlib.Path(__file__).parents[2],
+    )
+    assert (done.returncode, done.stdout) == (130, "begun\n")
+    assert done.stderr == "error: interrupted.\n"

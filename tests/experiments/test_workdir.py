@@ -1,6 +1,7 @@
 """One config, one writer, whole files, equal bytes."""
 
 import dataclasses
+import errno
 import importlib.metadata
 import json
 import subprocess
@@ -150,9 +151,15 @@ def test_json_is_strict_and_takes_arrays(tmp_path):
 
 
 def test_leftovers_of_a_killed_process_are_swept_away(tmp_path):
-    (tmp_path / ".arrays.npz.123.tmp").write_bytes(b"half")
+    places = [tmp_path, tmp_path / "model", tmp_path / "cell" / "model"]
+    for place in places:
+        place.mkdir(exist_ok=True, parents=True)
+        (place / ".params.npz.123.tmp").write_bytes(b"half")
+    # Another run's folder, whose own process may be at work.
+    (tmp_path / "cell" / ".lock").touch()
     _open(tmp_path).close()
-    assert not list(tmp_path.glob(".*.tmp"))
+    left = [place for place in places if list(place.glob(".*.tmp"))]
+    assert left == places[2:]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -170,6 +177,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         fail()
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["x.txt"]
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space") as told, replacing(path):
+        raise full
+    assert (told.value.errno, told.value.filename) == (errno.ENOSPC, str(path))
 
 
 def test_versions_are_texts_for_every_part():

@@ -98,6 +98,17 @@ def test_other_networks_and_parameters_are_refused(tmp_path):
         saved.save(tmp_path, NETWORKS[1], params, image_shape=SHAPE)
 
 
+def test_nan_in_a_file_is_one_sentence_with_its_name(tmp_path):
+    _save(tmp_path, NETWORKS[1])
+    path = tmp_path / "params.npz"
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    next(iter(arrays.values())).flat[0] = np.nan
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=r"params\.npz: params.* has 1 values"):
+        saved.load(tmp_path)
+
+
 def test_damaged_files_are_named(tmp_path):
     _save(tmp_path, NETWORKS[0])
     text = (tmp_path / "model.json").read_bytes()
