@@ -54,19 +54,29 @@ class Progress:
             file=sys.stderr,
             bar_format=_FORMAT,
         )
+        # Until the first steps are done, nearly all of the time is the compiler's.
+        self._bar.set_postfix_str("compiling")
 
     def __call__(self, done: int, state: Any, metrics: Mapping[str, Any]) -> None:
         """`done` steps are done; metrics hold one value per step of the last chunk."""
         del state
         if self._bar.disable:
             return
+        self._bar.set_postfix_str("", refresh=False)
         if self._loss in metrics:
             last = np.asarray(metrics[self._loss]).reshape(-1)[-1]
             self._bar.set_postfix_str(f"{self._loss} {last:.3g}", refresh=False)
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """Draws the last state and leaves the line."""
+        """Draws the last state and leaves the line.
+
+        A loop that ended before its last step, as one that has converged, has no steps
+        left; one that an exception ends has.
+        """
+        if sys.exc_info()[0] is None and self._bar.n:
+            self._bar.total = self._bar.n
+            self._bar.refresh()
         self._bar.close()
 
     def __enter__(self) -> "Progress":
@@ -75,4 +85,4 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         """Draws the last state and leaves the line."""
-        self.close()
+        self.close()  # within the handling of an exception, if there is one

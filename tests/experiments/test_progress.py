@@ -1,5 +1,7 @@
 """The bar shows loss and time left, and stays silent where nobody looks."""
 
+import contextlib
+
 import jax.numpy as jnp
 
 from ntk_privacy import _loop
@@ -29,3 +31,26 @@ def test_a_resumed_run_counts_from_its_first_step(capsys):
     with Progress(10, description="attack", first_step=6, show=True) as progress:
         progress(10, None, {})
     assert "10/10" in capsys.readouterr().err
+
+
+def test_compiling_is_told_until_the_first_steps_are_done(capsys):
+    with Progress(10, description="attack", show=True) as progress:
+        assert "compiling" in capsys.readouterr().err
+        progress(10, None, {})
+    assert "compiling" not in capsys.readouterr().err.split("10/10")[-1]
+
+
+def test_a_loop_that_converged_has_no_steps_left(capsys):
+    with Progress(1000, description="attack", show=True) as progress:
+        progress(42, None, {})
+    assert "100%" in capsys.readouterr().err.split("\r")[-1]
+
+
+def test_a_loop_that_broke_has(capsys):
+    with (
+        contextlib.suppress(ValueError),
+        Progress(1000, description="attack", show=True) as progress,
+    ):
+        progress(42, None, {})
+        raise ValueError
+    assert "42/1000" in capsys.readouterr().err.split("\r")[-1]
