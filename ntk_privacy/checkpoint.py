@@ -98,7 +98,8 @@ def _filled(tree: Any) -> Any:
 def _placed(like: Any, leaf: Any) -> Any:
     """Returns a stored leaf, bound to its device only where the one expected is."""
     if not like.size:
-        return jnp.zeros(like.shape, like.dtype)
+        empty = np if isinstance(like, np.ndarray) else jnp
+        return empty.zeros(like.shape, like.dtype)
     if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) > 1:
         return leaf
     if isinstance(like, jax.Array):
@@ -166,11 +167,12 @@ def _in_one_sentence(folder: pathlib.Path, step: int) -> Iterator[None]:
         for part in folder.glob(f"{step}.orbax-checkpoint-tmp*"):
             shutil.rmtree(part, ignore_errors=True)
         number = _cause(error)
-        why = os.strerror(number) if number else str(error).splitlines()[0][:200]
+        if number not in _OF_DISKS:
+            raise  # a fault of the program
         raise OSError(
-            f"The checkpoint of step {step} cannot be written to {folder} ({why}): "
-            "make room or give the right to write there, and start again to go on from "
-            "the one before."
+            f"The checkpoint of step {step} cannot be written to {folder} "
+            f"({os.strerror(number)}): make room or give the right to write there, and "
+            "start again to go on from the one before."
         ) from error
     finally:
         logger.removeFilter(keep)

@@ -8,6 +8,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import re
 import stat
 import warnings
 
@@ -21,6 +22,7 @@ __all__ = ["DEFAULT_BYTES", "default_folder", "enable"]
 DEFAULT_BYTES = 2_000_000_000
 _SHORTEST = 0.05  # seconds: what compiles faster is not worth a file
 _ENTRY, _USED = "-cache", "-atime"  # JAX's names
+_NAME = re.compile(rf".+-[0-9a-f]{{64}}{_ENTRY}")
 
 
 def default_folder() -> pathlib.Path:
@@ -63,7 +65,7 @@ def enable(
 
     Args:
       folder: `default_folder()` if None. It holds machine code that is run: it must be
-        the user's own.
+        the user's own, and nothing else should be in it.
       max_bytes: at most; the programs that were not used for longest go first.
 
     Returns:
@@ -80,7 +82,7 @@ def enable(
     config = jax.config
     if not config.jax_enable_compilation_cache:
         return None
-    if config.jax_compilation_cache_dir is not None:
+    if config.jax_compilation_cache_dir:
         return pathlib.Path(config.jax_compilation_cache_dir)
     place = default_folder() if folder is None else pathlib.Path(folder)
     fault = _opened(place)
@@ -98,7 +100,8 @@ def enable(
 def _opened(place: pathlib.Path) -> str:
     """Makes a folder fit to hold programs; returns what is against it, or ""."""
     try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.mkdir(mode=0o700, exist_ok=True)
         found = place.stat()
         if hasattr(os, "getuid") and found.st_uid != os.getuid():
             return "belongs to another user"
@@ -106,9 +109,11 @@ def _opened(place: pathlib.Path) -> str:
             return "may be written by others"
         if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
             return "cannot be written"
+        if any(place.glob(f"*{_ENTRY}")) and not any(place.glob(f"*{_USED}")):
+            return "holds programs that JAX keeps without a bound"
         _swept(place)
-    except OSError as error:
-        return f"cannot be used ({error.strerror})"
+    except (OSError, NotImplementedError) as error:  # the latter: files have no locks
+        return f"cannot be used ({getattr(error, 'strerror', None) or error})"
     return ""
 
 
@@ -122,5 +127,6 @@ def _swept(place: pathlib.Path) -> None:
 
     with filelock.FileLock(place / ".lockfile", timeout=10):
         for entry in place.glob(f"*{_ENTRY}"):
-            if not entry.with_name(entry.name.removesuffix(_ENTRY) + _USED).exists():
+            used = entry.with_name(entry.name.removesuffix(_ENTRY) + _USED)
+            if _NAME.fullmatch(entry.name) and not used.exists():
                 entry.unlink(missing_ok=True)

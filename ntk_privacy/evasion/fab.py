@@ -103,20 +103,22 @@ class State(NamedTuple):
     i: Int[Array, " n"]
 
 
-def _aimed(task: Task, point: Array, target: Array, key: Array) -> tuple[Array, Array]:
-    """Returns z_t - z_y and its gradient."""
+def _aimed(
+    task: Task, point: Array, target: Array, key: Array
+) -> tuple[Array, Array, Array]:
+    """Returns z_t - z_y, its gradient, and the logits."""
 
     def ahead(logits, y, target):
         rows = jnp.arange(len(y), dtype=y.dtype)
         return logits[rows, target] - logits[rows, y]
 
-    height, _, w = evaluate(task.model, ahead, point, task.y, target, key)
-    return height.astype(w.dtype), w
+    height, logits, w = evaluate(task.model, ahead, point, task.y, target, key)
+    return height.astype(w.dtype), w, logits
 
 
 def _nearest_plane(
     task: Task, point: Array, key: Array, *, norm: str
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     """Returns the same for the class whose plane is nearest, box aside."""
     logits, pull = jax.vjp(lambda u: task.model(u, key), point)
     classes = jnp.arange(logits.shape[1], dtype=task.y.dtype)
@@ -148,7 +150,7 @@ def _nearest_plane(
     zero = jnp.zeros_like(point[:, 0, 0, 0])
     first = (zero + jnp.inf, zero - 1, jnp.zeros_like(point))
     (_, height, w), _ = jax.lax.scan(closer, first, classes)
-    return height, w
+    return height, w, logits
 
 
 def _within(task: Task, images: Array, nearest: Array, *, norm: str) -> Array:
@@ -206,9 +208,9 @@ def walk(
         x, limits = task.x, task.limits
         one, two = jax.random.split(key)
         if aim:
-            height, w = _aimed(task, state.point, spot.target, one)
+            height, w, here = _aimed(task, state.point, spot.target, one)
         else:
-            height, w = _nearest_plane(task, state.point, one, norm=norm)
+            height, w, here = _nearest_plane(task, state.point, one, norm=norm)
         # The same plane seen from x.
         from_x = height + jnp.sum(w * (x - state.point), axis=(1, 2, 3))
         d1 = onto_plane(state.point, w, height, limits, norm=norm)
@@ -223,13 +225,15 @@ def walk(
         logits = task.model(new, two)
         wrong = confirmed(task, new, logits, three)
         far = distance(new - x, norm=norm)
-        lost = jnp.any(jnp.isnan(logits), axis=1)
-        far = jnp.where(lost, _LOST, far)
-        closer = task.active & wrong & (far < state.nearest)
+        lost = jnp.any(jnp.isnan(here), axis=1)
+        unread = lost | jnp.any(jnp.isnan(logits), axis=1)
+        far = jnp.where(unread, _LOST, far)
+        closer = task.active & (wrong | lost) & (far < state.nearest)
+        found = jnp.where(per_sample(lost), state.point, new)
         back = jnp.clip(x + beta * (new - x), limits.low, limits.high)
         return State(
             jnp.where(per_sample(wrong), back, new),
-            jnp.where(per_sample(closer), new, state.best),
+            jnp.where(per_sample(closer), found, state.best),
             jnp.where(closer, far, state.nearest),
             state.queries + 2 * task.active.astype(state.queries.dtype),
             state.i + 1,

@@ -6,13 +6,17 @@ $b_t = \sum_i d_i$, with $d_i$ the signals of image i, zero where it closes a un
 traits of the units follow, and both were written by the images:
 
 1. *Opened*: a unit that no image ever opens has a bias of exactly zero, under any loss
-   and optimiser. $W_0$ is random, so by Stein's lemma the regression of "it opened" on
-   the unit's weights has coefficients $\sum_i p_i x_i$ with $p_i \ge 0$: the share of
-   units whose border with image i decides. With one image that is its direction.
+   and any optimiser that adds no noise. $W_0$ is random, so by Stein's lemma the
+   regression of "it opened" on the unit's weights before training has coefficients
+   $\sum_i p_i x_i$ with $p_i \ge 0$: the share of units whose border with image i
+   decides. On those after training it is nearly so. With one image that is its
+   direction.
 2. *Change*: the regression of the weights on the biases, $W_t b / |b|^2$, is
    $\sum_i x_i \langle d_i, b \rangle / |b|^2$, whose weights sum to one, and noise of
    $\sigma / |b|$ a pixel, with $\sigma$ the deviation of the initial weights. It is an
-   image of the right contrast where training moved the biases far.
+   image of the right contrast where training moved the biases far. That is so where
+   weights and biases took the same steps, as under SGD; under Adam, or a decay of the
+   weights alone, the weights of the sum are others.
 
 Each is one image in the span of the training images, and only of one image alone a
 training image. Its error bar is that of the regression; nothing is certified.
@@ -64,9 +68,9 @@ class KnownStart(NamedTuple):
 
     Attributes:
       opened: (units,), whether an image ever opened the unit; of first-layer units.
-      largest_angle: in radians, that no two images exceed by more than chance (three
-        standard deviations): pairs at an angle t open at least 1/2 + t / (2 pi) of
-        random units. None where all units opened.
+      largest_angle: in radians, that no two images that gave the layer a signal exceed
+        by more than chance (three standard deviations): pairs at an angle t open at
+        least 1/2 + t / (2 pi) of random units. None where all units opened.
       classes: that were surely among the images, if the loss is softmax cross-entropy
         of hard labels and the last bias began at zero: images of others can only push
         an entry down. None where names and shapes do not tell the last layer, or it
@@ -93,7 +97,8 @@ def read(
 
     Weights before training are not needed, but their law is: kernels that are
     symmetric, independent and of one variance a layer (Glorot, He, LeCun), and biases
-    of zero, as in Flax. PyTorch's own biases are random, and nothing is found then.
+    of zero, as in Flax. PyTorch's own biases are random: then every unit "opened", and
+    what the changes tell is mixed with the biases of the start.
 
     Args:
       params_t: after training, a ReLU behind the first dense layer.
@@ -290,7 +295,8 @@ def _verdict(readings: list[Reading], opened: np.ndarray) -> Verdict:
         )
     what = {
         "opened": "a positive mixture of the training images, of unknown contrast",
-        "change": "a sum of the training images with weights that sum to one",
+        "change": "a sum of the training images, with weights that sum to one if "
+        "biases began at zero and took the same steps as the weights",
     }[best.trait]
     return Verdict(
         "approximate",

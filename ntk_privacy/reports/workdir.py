@@ -3,7 +3,9 @@
 import contextlib
 import fcntl
 import json
+import os
 import pathlib
+import re
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -14,6 +16,20 @@ from ntk_privacy.reports import files
 from ntk_privacy.reports.atomic import replacing
 
 __all__ = ["Workdir"]
+
+
+# As `atomic.replacing` and `models.saved` name them.
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass  # of another user, or no number of a process
+    return True
 
 
 class Workdir(contextlib.AbstractContextManager["Workdir"]):
@@ -61,6 +77,7 @@ class Workdir(contextlib.AbstractContextManager["Workdir"]):
             self._take()
             if self.path("config.json").exists():
                 self._agree(files.plain(config), ignore, older)
+                self._sweep()
             else:
                 self._begin(config)
         except BaseException:
@@ -73,11 +90,21 @@ class Workdir(contextlib.AbstractContextManager["Workdir"]):
         except BlockingIOError as error:
             told = "is in use by another process: wait for it, or give another"
             raise ArgumentError(f"workdir={self.folder} {told}.") from error
+
+    def _sweep(self) -> None:
+        """Removes what processes that were killed left half-written in this run."""
         for leftover in self.folder.rglob(".*.tmp"):
             below = leftover.relative_to(self.folder).parents[:-1]
-            # Of a killed process: the lock says no other lives. A folder of another
-            # run, such as a cell of a study, has its own.
-            if not any((self.folder / each / ".lock").exists() for each in below):
+            process = _TEMPORARY.fullmatch(leftover.name)
+            # A folder of another run, such as a cell of a study, has a lock of its own.
+            if (
+                process is None
+                or _lives(int(process[1]))
+                or not leftover.is_file()
+                or any((self.folder / each / ".lock").exists() for each in below)
+            ):
+                continue
+            with contextlib.suppress(OSError):
                 leftover.unlink()
 
     def _begin(self, config: object) -> None:

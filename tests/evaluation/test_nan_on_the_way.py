@@ -25,11 +25,12 @@ REACHED: list[np.ndarray] = []
 
 
 def _logits(at, x):
-    """Linear; NaN at one point."""
+    """Linear; at one point the last logit is NaN."""
     jax.debug.callback(lambda x: REACHED.extend(np.asarray(x)), x)
     there = jnp.max(jnp.abs(x - at[None]), axis=(1, 2, 3)) < 1e-9
     logits = x.reshape(len(x), -1) @ jnp.asarray(W)
-    return jnp.where(there[:, None], jnp.nan, logits)
+    last = jnp.arange(4) == 3
+    return jnp.where(there[:, None] & last[None], jnp.nan, logits)
 
 
 def _attack(name, at):
@@ -51,7 +52,7 @@ def _attack(name, at):
     return found
 
 
-_QUICK = ("fab_t",)
+_QUICK = ("fab",)
 NAMES = [
     n if n in _QUICK else pytest.param(n, marks=pytest.mark.slow)
     for n in METHODS
@@ -73,8 +74,7 @@ def test_nan_at_any_one_point_is_told(name, monkeypatch):
     distance = [np.abs(X - point).max((1, 2, 3)) for point in REACHED]
     moved = [p for p, d in zip(REACHED, distance, strict=True) if d.min() > 1e-6]
     assert len(moved) > 5
-    # The first ones and the last ones, of which the last iterate is one.
-    for point in (*moved[:6:2], *moved[-6:-1:3]):
+    for point in moved[:: -(-len(moved) // 9)]:
         with pytest.raises(ValueError, match=f"NaN for . images at points that {name}"):
             _attack(name, point)
 

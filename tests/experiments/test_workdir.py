@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import time
@@ -154,12 +155,26 @@ def test_leftovers_of_a_killed_process_are_swept_away(tmp_path):
     places = [tmp_path, tmp_path / "model", tmp_path / "cell" / "model"]
     for place in places:
         place.mkdir(exist_ok=True, parents=True)
-        (place / ".params.npz.123.tmp").write_bytes(b"half")
+        (place / f".params.npz.{_dead()}.tmp").write_bytes(b"half")
     # Another run's folder, whose own process may be at work.
     (tmp_path / "cell" / ".lock").touch()
+    others = [".draft.tmp", f".x.{os.getpid()}.tmp"]
+    for name in others:
+        (tmp_path / "model" / name).write_text("not of a killed process")
+    (tmp_path / ".y.1.tmp").mkdir()
     _open(tmp_path).close()
-    left = [place for place in places if list(place.glob(".*.tmp"))]
+    # Nothing is known of a folder that held no run.
+    assert all(len(list(place.glob(".*.npz.*.tmp"))) == 1 for place in places)
+    _open(tmp_path).close()
+    left = [place for place in places if list(place.glob(".*.npz.*.tmp"))]
     assert left == places[2:]
+    assert all((tmp_path / "model" / name).exists() for name in others)
+
+
+def _dead():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
