@@ -11,6 +11,7 @@ import platform
 import re
 import stat
 import warnings
+from typing import Any
 
 import jax
 import pooch
@@ -79,7 +80,7 @@ def enable(
       >>> folder = compilation_cache.enable(max_bytes=500_000_000)
     """
     _checks.at_least(1, max_bytes=max_bytes)
-    config = jax.config
+    config: Any = jax.config
     if not config.jax_enable_compilation_cache:
         return None
     if config.jax_compilation_cache_dir:
