@@ -566,7 +566,7 @@ def test_what_breaks_an_assumption_is_told(trained, kind, word, told):
         after = _train(before, _images(60), _labels(60))
     else:
         before = _params(seed=9)
-    found = _read(before, after)
+    found = _read(before, after, max_rounds=8)
     assert found.verdict.word == word, found.verdict
     np.testing.assert_array_equal(found.certified, False)
     assert jax.numpy.isfinite(np.asarray(found.images)).all()
