@@ -99,6 +99,14 @@ def few_programs():
     _ir_context.cache_clear()
 
 
+@pytest.fixture(autouse=True)
+def programs_of_slow_tests_go(request):
+    """A thousand networks of a census leave more programs than a process may map."""
+    yield
+    if request.node.get_closest_marker("slow"):
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def load_oracle():
     """The function that gives neural-tangents; skips, or fails if it is required."""
