@@ -94,6 +94,8 @@ def main() -> None:
     """Prints and writes a row for each command."""
     args = _measure.arguments(repeats=5, only="")
     rows = []
+    if not any(args.only in name for name in COMMANDS):
+        raise SystemExit(f"only={args.only!r} is in none of: {'; '.join(COMMANDS)}.")
     for name in COMMANDS:
         if args.only in name:
             rows.append(measure(name, args.repeats))

@@ -130,9 +130,11 @@ def _not_of_closed_loops(hook: Any) -> Any:
     return show
 
 
-def _is_retrieved(record: logging.LogRecord) -> bool:
-    """Whether a record of asyncio is of anything but a failure nobody asked for."""
-    return "exception was never retrieved" not in record.getMessage()
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of asyncio is of anything but a disk of which was told."""
+    error = record.exc_info[1] if record.exc_info else None
+    late = "exception was never retrieved" in record.getMessage()
+    return not (late and isinstance(error, Exception) and _cause(error) in _OF_DISKS)
 
 
 def _cause(error: Exception) -> int | None:
@@ -163,7 +165,7 @@ def _in_one_sentence(folder: pathlib.Path, step: int) -> Iterator[None]:
         yield
     except Exception as error:  # of orbax, TensorStore and the file system
         # Other leaves fail as well, of which asyncio tells when they are collected.
-        logging.getLogger("asyncio").addFilter(_is_retrieved)
+        logging.getLogger("asyncio").addFilter(_is_news)
         for part in folder.glob(f"{step}.orbax-checkpoint-tmp*"):
             shutil.rmtree(part, ignore_errors=True)
         number = _cause(error)

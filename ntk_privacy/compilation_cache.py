@@ -22,7 +22,7 @@ __all__ = ["DEFAULT_BYTES", "default_folder", "enable"]
 
 DEFAULT_BYTES = 2_000_000_000
 _SHORTEST = 0.05  # seconds: what compiles faster is not worth a file
-_ENTRY, _USED = "-cache", "-atime"  # JAX's names
+_ENTRY, _USED, _LOCK = "-cache", "-atime", ".lockfile"  # JAX's names
 _NAME = re.compile(rf".+-[0-9a-f]{{64}}{_ENTRY}")
 
 
@@ -110,7 +110,7 @@ def _opened(place: pathlib.Path) -> str:
             return "may be written by others"
         if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
             return "cannot be written"
-        if any(place.glob(f"*{_ENTRY}")) and not any(place.glob(f"*{_USED}")):
+        if any(place.glob(f"*{_ENTRY}")) and not (place / _LOCK).exists():
             return "holds programs that JAX keeps without a bound"
         _swept(place)
     except (OSError, NotImplementedError) as error:  # the latter: files have no locks
@@ -126,7 +126,7 @@ def _swept(place: pathlib.Path) -> None:
     """
     import filelock  # slow to import, and JAX does so only where there is a cache
 
-    with filelock.FileLock(place / ".lockfile", timeout=10):
+    with filelock.FileLock(place / _LOCK, timeout=10):
         for entry in place.glob(f"*{_ENTRY}"):
             used = entry.with_name(entry.name.removesuffix(_ENTRY) + _USED)
             if _NAME.fullmatch(entry.name) and not used.exists():

@@ -120,19 +120,36 @@ def _shared(place):
     place.chmod(0o777)
 
 
+def _unbounded(place):
+    place.mkdir(mode=0o700)
+    (place / f"jit_f-{'0' * 64}-cache").write_bytes(b"a program of JAX's own")
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
         (_shared, "may be written by others"),
+        (_unbounded, "holds programs that JAX keeps without a bound"),
         (lambda place: place.write_text("a file"), "cannot be used .File exists"),
     ],
-    ids=["of all", "a file"],
+    ids=["of all", "unbounded", "a file"],
 )
 def test_a_folder_that_may_not_be_trusted_is_not_used(config, tmp_path, make, told):
     make(tmp_path / "x")
+    before = sorted(tmp_path.rglob("*"))
     with pytest.warns(UserWarning, match=f"{told}.*are not kept for the next run"):
         assert compilation_cache.enable(tmp_path / "x") is None
     assert config.jax_compilation_cache_dir is None
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_of_ours_survives_a_kill_in_its_first_program(config, tmp_path):
+    _unbounded(tmp_path / "x")
+    (tmp_path / "x" / ".lockfile").touch()
+    others = tmp_path / "x" / "notes-cache"
+    others.write_text("not of JAX")
+    assert compilation_cache.enable(tmp_path / "x") == tmp_path / "x"
+    assert list((tmp_path / "x").glob("*-cache")) == [others]
 
 
 def test_bounds_of_nothing_are_refused():

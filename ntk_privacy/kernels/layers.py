@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ntk_privacy import _checks, _platform
+from ntk_privacy.kernels import repeated
 from ntk_privacy.kernels.dual_activation import (
     Gaps,
     Nonlinearity,
@@ -325,19 +326,19 @@ def residual(*layers: Layer) -> Sum:
     return Sum(((), layers))
 
 
-_MOST_PERIOD = 4
 _MANY = 16  # equal blocks: gradients of fewer are a sixth faster one by one
 
 
 def run(layers: tuple[Layer, ...], pair: Pair) -> Pair:
     """Applies `layers` in turn; many equal blocks of them are one compiled loop."""
-    start, period, times = _repeated(layers)
+    start, period, times = repeated.blocks(layers)
     if times < _MANY:
         return _unrolled(layers, pair)
     # The first block may change what a pair has, such as a kernel where there was none.
     first, end = start + period, start + period * times
     pair = _unrolled(layers[:first], pair)
-    pair = _looped(layers[first : first + period], times - 1, pair)
+    block = functools.partial(_unrolled, layers[first : first + period])
+    pair = repeated.loop(block, times - 1, pair)
     return run(layers[end:], pair)
 
 
@@ -348,48 +349,6 @@ def _unrolled(layers: tuple[Layer, ...], pair: Pair) -> Pair:
         else:
             pair = apart(layer, pair.anchor, pair)
     return pair
-
-
-def _repeated(layers: tuple[Layer, ...]) -> tuple[int, int, int]:
-    """Returns start, period and number of the equal blocks that cover most layers."""
-    best = (0, 1, 1)
-    for period in range(1, _MOST_PERIOD + 1):
-        same = [a == b for a, b in zip(layers, layers[period:], strict=False)]
-        start = 0
-        for i, equal in enumerate([*same, False]):
-            if equal:
-                continue
-            times = (i - start) // period + 1
-            if times > 1 and times * period > best[1] * best[2]:
-                best = (start, period, times)
-            start = i + 1
-    return best
-
-
-def _looped(layers: tuple[Layer, ...], times: int, pair: Pair) -> Pair:
-    """Applies a block of layers so many times in a loop, if it leaves a pair alike."""
-    leaves, tree = jax.tree.flatten(pair)
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
-
-    def mixed(arrays: list[Array]) -> Pair:
-        own = dict(zip(places, arrays, strict=True))
-        return tree.unflatten([own.get(i, leaf) for i, leaf in enumerate(leaves)])
-
-    rest: list[Any] = []
-
-    def block(arrays: list[Array]) -> list[Array]:
-        out, out_tree = jax.tree.flatten(_unrolled(layers, mixed(arrays)))
-        kept = [None if i in places else leaf for i, leaf in enumerate(out)]
-        rest[:] = [out_tree, *kept]
-        return [out[i] for i in places if i < len(out)]
-
-    arrays = [leaves[i] for i in places]
-    shapes = jax.eval_shape(block, arrays)
-    alike = [(a.shape, a.dtype) for a in shapes] == [(a.shape, a.dtype) for a in arrays]
-    static = [None if i in places else leaf for i, leaf in enumerate(leaves)]
-    if not alike or rest != [tree, *static]:
-        return _unrolled(layers * times, pair)
-    return mixed(jax.lax.fori_loop(0, times, lambda _, arrays: block(arrays), arrays))
 
 
 def apart(fn: Callable, anchor: Float[Array, ""], argument):

@@ -395,6 +395,16 @@ def test_lines_to_be_pasted_stay_lines(tmp_path, capsys):
     compile("\n".join(lines), "pasted", "exec")
 
 
+def _ran(program):
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=pathlib.Path(__file__).parents[2],
+    )
+
+
 def test_an_interrupt_while_a_binary_imports_is_one_line():
     program = (
         "import os, signal, sys; sys.argv = ['-m']; "
@@ -402,13 +412,7 @@ def test_an_interrupt_while_a_binary_imports_is_one_line():
         "signal.signal(signal.SIGINT, signal.default_int_handler); import experiments; "
         "signal.raise_signal(signal.SIGINT); print('goes on')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=pathlib.Path(__file__).parents[2],
-    )
+    done = _ran(program)
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == "error: interrupted.\n"
 
@@ -420,12 +424,6 @@ def test_an_interrupted_process_ends_at_once_with_what_it_said():
         "def main(_): print('begun'); raise KeyboardInterrupt\n"
         "atexit.register(print, 'late'); _flags.run(main, list)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=pathlib.Path(__file__).parents[2],
-    )
+    done = _ran(program)
     assert (done.returncode, done.stdout) == (130, "begun\n")
     assert done.stderr == "error: interrupted.\n"

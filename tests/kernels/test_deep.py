@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_privacy.kernels import infinite, infinite_conv, layers
+from ntk_privacy.kernels import infinite, infinite_conv, layers, repeated
 
 X = jax.random.normal(jax.random.key(0), (4, 6, 6, 1))
 DENSE, RELU = infinite.Dense(1.2, 0.1), infinite.relu
@@ -39,8 +39,8 @@ def test_a_loop_is_its_layers_in_turn(name, monkeypatch):
     monkeypatch.setattr(layers, "_MANY", 3)
     network = NETWORKS[name](3)
     calls = []
-    once = layers._looped
-    monkeypatch.setattr(layers, "_looped", lambda *a: calls.append(a[1]) or once(*a))
+    once = repeated.loop
+    monkeypatch.setattr(repeated, "loop", lambda *a: calls.append(a[1]) or once(*a))
     looped = _kernels_and_gradient(network)
     assert set(calls) == {2}
     _unrolled(monkeypatch)
@@ -73,5 +73,4 @@ def test_what_changes_a_pair_is_not_looped(monkeypatch):
     [("", (0, 1, 1)), ("ab", (0, 1, 1)), ("xababab", (1, 2, 3)), ("abbbbc", (1, 1, 4))],
 )
 def test_blocks_are_found(given, found):
-    named = tuple(infinite.abrelu(0.0, float(ord(letter))) for letter in given)
-    assert layers._repeated(named) == found
+    assert repeated.blocks(given) == found
