@@ -5,12 +5,14 @@ is where: a folder of the user's own, one for each kind of processor, of bounded
 """
 
 import hashlib
+import importlib
 import os
 import pathlib
 import platform
 import re
 import stat
 import warnings
+import zlib
 from typing import Any
 
 import jax
@@ -23,6 +25,7 @@ __all__ = ["DEFAULT_BYTES", "default_folder", "enable"]
 DEFAULT_BYTES = 2_000_000_000
 _SHORTEST = 0.05  # seconds: what compiles faster is not worth a file
 _ENTRY, _USED, _LOCK = "-cache", "-atime", ".lockfile"  # JAX's names
+_ZSTANDARD = b"\x28\xb5\x2f\xfd"
 _NAME = re.compile(rf".+-[0-9a-f]{{64}}{_ENTRY}")
 
 
@@ -119,15 +122,39 @@ def _opened(place: pathlib.Path) -> str:
 
 
 def _swept(place: pathlib.Path) -> None:
-    """Removes what a process that was killed left half-written.
+    """Removes programs that are cut off, as a kill or a full disk leaves them.
 
-    JAX writes a program and then the time of its use; without the latter the former may
-    be cut off, and would be complained of by every process from then on.
+    JAX would warn of them in every process from then on, and never write them anew. It
+    writes a program and then the time of its use: one without is half-written. What
+    changed since the last sweep is looked through besides.
     """
     import filelock  # slow to import, and JAX does so only where there is a cache
 
+    stamp = place / ".swept"
     with filelock.FileLock(place / _LOCK, timeout=10):
+        last = stamp.stat().st_mtime_ns if stamp.exists() else 0
         for entry in place.glob(f"*{_ENTRY}"):
             used = entry.with_name(entry.name.removesuffix(_ENTRY) + _USED)
-            if _NAME.fullmatch(entry.name) and not used.exists():
-                entry.unlink(missing_ok=True)
+            if not _NAME.fullmatch(entry.name):
+                continue
+            if used.exists() and (entry.stat().st_mtime_ns < last or _is_whole(entry)):
+                continue
+            entry.unlink(missing_ok=True)
+            used.unlink(missing_ok=True)
+        stamp.touch()
+
+
+def _is_whole(entry: pathlib.Path) -> bool:
+    """Whether a program can be unpacked, as JAX packed it: by zlib or zstandard."""
+    packed = entry.read_bytes()
+    try:
+        if packed.startswith(_ZSTANDARD):
+            zstandard = importlib.import_module("zstandard")
+            zstandard.ZstdDecompressor().decompress(packed)
+        else:
+            zlib.decompress(packed)
+    except ImportError:  # it was packed elsewhere
+        return True
+    except Exception:  # each library has errors of its own
+        return False
+    return True

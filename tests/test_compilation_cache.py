@@ -60,9 +60,12 @@ def test_the_next_process_compiles_nothing_and_finds_the_same(tmp_path):
     torn = kept[0]
     torn.write_bytes(torn.read_bytes()[:20])
     torn.with_name(torn.name.removesuffix("-cache") + "-atime").unlink()
-    assert _process(folder) == [named, values, len(kept) - 1]
+    cut = kept[1]  # as a disk that filled up leaves it
+    cut.write_bytes(cut.read_bytes()[:-5])
+    assert _process(folder) == [named, values, len(kept) - 2]
     assert _entries(folder) == kept
     assert torn.stat().st_size > 20
+    assert _process(folder) == [named, values, len(kept)]
 
 
 def test_the_folder_is_bounded(tmp_path):
