@@ -1,12 +1,13 @@
 """Kills binaries at random moments, starts them again, and compares with no kill.
 
-    python tests/survival.py --kills=8 --out=survival.json
+    python tests/survival.py --kills=8 --out=survival.json [--after_checkpoint]
 
 Not collected: it takes an hour. Per job one run is not disturbed; then SIGINT, SIGTERM
 or SIGKILL strike others at random moments, up to six times each, until one ends by
-itself; and so on until a job had its kills. Arrays, and numbers that are no times, must
-be those of the first to the bit. A stop that a process can answer leaves at most a line
-of its own, and no traceback. What else can go wrong is in `hardships`.
+itself; and so on until a job had its kills; `--after_checkpoint` waits for something to
+go on from. Arrays, and numbers that are no times, must be those of the first to the
+bit. A stop that a process can answer leaves at most a line of its own, and no
+traceback. What else can go wrong is in `hardships`.
 """
 
 import argparse
@@ -163,7 +164,13 @@ def has_checkpoint(folder: pathlib.Path) -> bool:
     return any(name.isdecimal() or name.startswith("cell_") for name in names)
 
 
-def struck(job, folder, moments, kinds, environment) -> dict:
+def _awaited(run: subprocess.Popen, folder: pathlib.Path) -> None:
+    """Waits until there is something to go on from, or the run has ended."""
+    while run.poll() is None and not has_checkpoint(folder):
+        time.sleep(0.02)
+
+
+def struck(job, folder, moments, kinds, environment, *, await_checkpoint=False) -> dict:
     """Runs until a run ends by itself; returns its kills and complaints."""
     told = {"kills": {}, "checkpoint_known": 0, "complaints": [], "ended": False}
     told["unheard"] = 0
@@ -176,6 +183,8 @@ def struck(job, folder, moments, kinds, environment) -> dict:
             cwd=ROOT,
             env=environment,
         )
+        if await_checkpoint and moment is not None:
+            _awaited(run, folder)
         try:
             _, said = run.communicate(timeout=moment)
         except subprocess.TimeoutExpired:
@@ -208,7 +217,14 @@ def added(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
     return {name: one.get(name, 0) + other.get(name, 0) for name in names}
 
 
-def survived(job: str, base: pathlib.Path, num_kills: int, rng: random.Random) -> dict:
+def survived(
+    job: str,
+    base: pathlib.Path,
+    num_kills: int,
+    rng: random.Random,
+    *,
+    await_checkpoint: bool = False,
+) -> dict:
     """Runs a job undisturbed, then kills it so often; returns what was found."""
     row = {"job": job, "kills": {}, "checkpoint_known": 0, "runs": 0, "different": []}
     row["unheard"], row["complaints"], kept = 0, [], environment(base)
@@ -228,7 +244,12 @@ def survived(job: str, base: pathlib.Path, num_kills: int, rng: random.Random) -
         begun = time.monotonic()
         left = min(_STRIKES, num_kills - sum(row["kills"].values()))
         moments = [rng.uniform(0.05, 0.7) * took for _ in range(left)]
-        done = struck(job, folder, moments, rng.choices(SIGNALS, k=left), kept)
+        if await_checkpoint:  # the first is counted from there
+            moments[0] *= 0.2
+        kinds = rng.choices(SIGNALS, k=left)
+        done = struck(
+            job, folder, moments, kinds, kept, await_checkpoint=await_checkpoint
+        )
         found = outcome(folder) if done["ended"] else {}
         shutil.rmtree(folder, ignore_errors=True)
         row["kills"] = added(row["kills"], done["kills"])
@@ -279,6 +300,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=8, help="of each job")
     parser.add_argument("--each", type=int, default=10, help="of each binary")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--after_checkpoint", action="store_true")
     parser.add_argument("--only", default=";".join(JOBS))
     parser.add_argument("--out", type=pathlib.Path, help="added to what it holds")
     options = parser.parse_args()
@@ -293,7 +315,8 @@ def main() -> None:
         shares = collections.Counter(map(binary, jobs))
         for job in jobs:
             kills = max(options.kills, -(-options.each // shares[binary(job)]))
-            rows.append(survived(job, pathlib.Path(temporary), kills, rng))
+            base, late = pathlib.Path(temporary), options.after_checkpoint
+            rows.append(survived(job, base, kills, rng, await_checkpoint=late))
             print(json.dumps(rows[-1]), flush=True)
             total = summed(rows)
             if options.out:  # after each: to be stopped loses nothing
