@@ -40,8 +40,9 @@ BROAD_TESTS = tests/test_checks.py tests/test_checkpoint.py tests/test_loop.py \
 reconstruct: .venv
 	$(BIN)/python -m experiments.reconstruct --dataset=digits --width=4096 --workdir=runs/digits
 
+# What was compiled is kept for the next run, by kind of processor; `make clean` forgets.
 test: .venv
-	$(FAST_TESTS)
+	NTK_PRIVACY_TEST_PROGRAMS=$${NTK_PRIVACY_TEST_PROGRAMS-$(CURDIR)/.jax_cache} $(FAST_TESTS)
 
 test-slow: .venv
 	$(BIN)/python -m pytest -q -m slow
@@ -139,4 +140,4 @@ bench: .venv
 	for b in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$b .py) || exit 1; done
 
 clean:
-	rm -rf .venv .versions
+	rm -rf .venv .versions .jax_cache

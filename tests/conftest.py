@@ -5,8 +5,11 @@ import functools
 import gc
 import os
 
-# Programs of tests are kept nowhere, nor are those of the processes that they start.
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")
+# Programs of tests are kept in a folder that is named, or nowhere; so are those of the
+# processes that they start.
+os.environ.setdefault(
+    "JAX_ENABLE_COMPILATION_CACHE", "01"["NTK_PRIVACY_TEST_PROGRAMS" in os.environ]
+)
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +38,27 @@ def pytest_configure(config):
         from jax._src.interpreters import mlir
 
         mlir.make_ir_context = functools.partial(_ir_context, mlir.make_ir_context)
+
+
+def pytest_sessionstart():
+    """Takes the programs that earlier runs compiled; nothing else is kept of them."""
+    programs = os.environ.get("NTK_PRIVACY_TEST_PROGRAMS")
+    if not programs:
+        return
+    # Here, not above: the shape checks are installed before the package is imported.
+    from ntk_privacy import compilation_cache
+
+    own = compilation_cache.default_folder().name
+    folder = compilation_cache.enable(os.path.join(programs, own))
+    config = jax.config
+    # Compiled in haste, most of them; there are many.
+    config.update("jax_persistent_cache_min_compile_time_secs", 0.03)
+    os.environ.update(
+        JAX_COMPILATION_CACHE_DIR=str(folder),
+        JAX_COMPILATION_CACHE_MAX_SIZE=str(config.jax_compilation_cache_max_size),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.03",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+    )
 
 
 def pytest_collection_finish():

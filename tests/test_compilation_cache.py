@@ -9,6 +9,7 @@ import types
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from experiments import _run, kernel
 from ntk_privacy import compilation_cache
@@ -32,6 +33,7 @@ print(json.dumps([str(folder), values, hits]))
 
 def _process(folder, max_bytes=10**9):
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "1"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     done = subprocess.run(
         [sys.executable, "-c", CODE, str(folder), str(max_bytes)],
         capture_output=True,
@@ -96,6 +98,8 @@ def config(monkeypatch):
     yield jax.config
     for name, value in before.items():
         jax.config.update(name, value)
+    # Else what was found without one stands for the tests that follow.
+    jax_cache.reset_cache()
 
 
 def test_the_folder_is_the_users_and_the_processors(config, tmp_path, monkeypatch):
