@@ -7,6 +7,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import threadpoolctl
 from jaxtyping import Array, Float
 
 _P = ParamSpec("_P")
@@ -26,6 +27,15 @@ def full_precision(fun: Callable[_P, _R]) -> Callable[_P, _R]:
             return fun(*args, **kwargs)
 
     return call
+
+
+def on_one_thread(fun: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Returns `fun`, for whose many small products and solves BLAS takes one thread.
+
+    Several threads gain nothing on matrices of a few hundred rows, and where others
+    keep the cores busy they wait for one another: ten times as long.
+    """
+    return threadpoolctl.threadpool_limits.wrap(limits=1, user_api="blas")(fun)
 
 
 def add_ridge(k: Float[Array, "n n"], diag_reg: float) -> Float[Array, "n n"]:

@@ -17,7 +17,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _linalg
 from ntk_privacy._types import Params
 from ntk_privacy.method import Method
 from ntk_privacy.models.adapter import Adapter
@@ -55,6 +55,7 @@ _APART = 2.0  # the same, over the difference of two readings, of which one may 
 _CONFIG = Config()
 
 
+@_linalg.on_one_thread
 def reconstruct(
     public: Params,
     adapter: Adapter,
@@ -134,6 +135,7 @@ def reconstruct(
     return _estimated(found, doubts)
 
 
+@_linalg.on_one_thread
 def reconstruct_gradient(
     public: Params,
     adapter: Adapter,

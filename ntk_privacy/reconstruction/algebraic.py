@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks, resume
+from ntk_privacy import _checks, _linalg, resume
 from ntk_privacy._types import Params
 from ntk_privacy.method import Method, field
 from ntk_privacy.reconstruction import (
@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 
+@_linalg.on_one_thread
 def reconstruct(
     params_0: Params,
     params_t: Params,

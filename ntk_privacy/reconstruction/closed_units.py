@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks
+from ntk_privacy import _checks, _linalg
 from ntk_privacy._types import Params
 from ntk_privacy.method import Method, field
 from ntk_privacy.reconstruction import (
@@ -46,6 +46,7 @@ from ntk_privacy.resume import Stage, straight
 __all__ = ["METHOD", "Config", "from_evidence", "reconstruct", "reconstruct_gradient"]
 
 
+@_linalg.on_one_thread
 def reconstruct(
     params_0: Params,
     params_t: Params,
@@ -149,6 +150,7 @@ def reconstruct(
     return sent_form.noted(found, sent)
 
 
+@_linalg.on_one_thread
 def reconstruct_gradient(
     params: Params,
     gradient: Params,
