@@ -45,9 +45,9 @@ def trained(width: int, num_images: int):
     return model, params_0, params_t, time.perf_counter() - start
 
 
-def stepper(model, params_0, params_t, settings, steps):
-    """Runs `steps` Adam steps in one jitted scan."""
-    attack = kkt.prepare(
+def prepared(model, params_0, params_t, settings) -> kkt.Attack:
+    """The search of 40 candidates, before its first step."""
+    return kkt.prepare(
         model,
         params_0,
         params_t,
@@ -58,6 +58,11 @@ def stepper(model, params_0, params_t, settings, steps):
         points="init",
         settings=settings,
     )
+
+
+def stepper(model, params_0, params_t, settings, steps):
+    """Runs `steps` Adam steps in one jitted scan."""
+    attack = prepared(model, params_0, params_t, settings)
     return lambda: _loop.run(
         attack.step, attack.state, attack.problem, num_steps=steps, chunk=steps
     )
