@@ -74,5 +74,6 @@ def setup(app):
     """Writes the pages that are made, and turns docstrings into what Sphinx reads."""
     pages.write_reference(HERE / "api")
     pages.copy_notebooks(ROOT / "notebooks", HERE / "_notebooks")
-    app.connect("autodoc-process-docstring", pages.as_restructured_text)
+    # Before napoleon, which has 500.
+    app.connect("autodoc-process-docstring", pages.as_restructured_text, priority=400)
     app.connect("autodoc-skip-member", pages.is_plain_field)

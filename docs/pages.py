@@ -170,13 +170,35 @@ def markdown(text: str) -> str:
 
 def as_restructured_text(app, what, name, obj, options, lines) -> None:
     """Turns formulas and Markdown of a docstring, in place, into what Sphinx reads."""
-    del app, what, name, obj, options
+    del app, name, options
+    if what == "class":
+        lines[:] = _with_fields(lines, getattr(obj, "__annotations__", {}))
     text = "\n".join(lines)
     text = re.sub(r"\$\$(.+?)\$\$", _display, text, flags=re.S)
     text = re.sub(r"(?<![\w$])\$([^$\n]+(?:\n[^$\n]+)?)\$(?![\w$])", _inline, text)
     # Norms and sizes, which would be substitutions.
     text = re.sub(r"(?<![\w`|])\|([^|`\n]+)\|(?![\w`|])", r"\\|\1\\|", text)
+    # The plural of a name in backquotes.
+    text = re.sub(r"(?<![`:])`([^`\n]+)`(?=[a-z])", r"`\1`\\ ", text)
     lines[:] = text.split("\n")
+
+
+def _with_fields(lines: list[str], fields: Mapping[str, object]) -> list[str]:
+    """Returns a docstring whose lines "field: text" are a list."""
+    out, inside = [], False
+    for line in lines:
+        match = re.match(r"(\w+(?:, \w+)*): (.+)", line)
+        if match and all(name in fields for name in match[1].split(", ")):
+            if not inside and out and out[-1]:
+                out.append("")
+            inside = True
+            out.append(f"- **{match[1]}**: {match[2]}")
+        elif inside and line.strip():
+            out.append(f"  {line.strip()}")
+        else:
+            inside = False
+            out.append(line)
+    return out
 
 
 def _display(match: re.Match[str]) -> str:

@@ -46,9 +46,12 @@ def _commands():
     found = {}
     for page in PAGES:
         text = page.read_text().replace("\\\n", " ")
-        lines = re.findall(r"^.*?python -m ((?:experiments|benchmarks)\..*)", text, re.M)
+        lines = re.findall(
+            r"^.*?python -m ((?:experiments|benchmarks)\..*)", text, re.M
+        )
         spoken = re.findall(
-            r"`(?:[A-Z_0-9]+=\S+ )*python\s+-m\s+((?:experiments|benchmarks)[^`]*)`", text
+            r"`(?:[A-Z_0-9]+=\S+ )*python\s+-m\s+((?:experiments|benchmarks)[^`]*)`",
+            text,
         )
         lines = [line for line in lines if "`" not in line]
         for line in (*lines, *spoken):
