@@ -300,8 +300,8 @@ def top_eigenvalues(
       ...     return scale * jnp.sum(x**2, axis=(1, 2, 3))
       >>> x = jnp.ones((2, 2, 2, 1))
       >>> found = curvature.top_eigenvalues(loss, 3.0, x, key=jax.random.key(0))
-      >>> print(jnp.round(found, 3))
-      [6. 6.]
+      >>> [round(float(value), 3) for value in found]
+      [6.0, 6.0]
     """
     _checks.typed_key(key=key)
     found = measure(

@@ -124,9 +124,9 @@ def mean(features: Float[Array, "n d"]) -> Float[Array, " d"]:
     """The plain mean, that of DM.
 
     Example:
-      >>> import numpy as np
+      >>> import jax.numpy as jnp
       >>> from ntk_privacy.distillation import robust_mean
-      >>> print(robust_mean.mean(np.array([[0.0, 2.0], [2.0, 4.0]], np.float32)))
+      >>> print(robust_mean.mean(jnp.array([[0.0, 2.0], [2.0, 4.0]])))
       [1. 3.]
     """
     _check(features)
@@ -137,9 +137,9 @@ def median(features: Float[Array, "n d"]) -> Float[Array, " d"]:
     """Median of each dimension; of an even number the mean of the middle two.
 
     Example:
-      >>> import numpy as np
+      >>> import jax.numpy as jnp
       >>> from ntk_privacy.distillation import robust_mean
-      >>> print(robust_mean.median(np.array([[0.0], [2.0], [99.0]], np.float32)))
+      >>> print(robust_mean.median(jnp.array([[0.0], [2.0], [99.0]])))
       [2.]
     """
     _check(features)
@@ -225,11 +225,10 @@ def calibrated(
         left.
 
     Example:
-      >>> import numpy as np
+      >>> import jax.numpy as jnp
       >>> from ntk_privacy.distillation import robust_mean
-      >>> features = np.zeros((20, 2), np.float32)
-      >>> features[:, 0] = np.linspace(-1, 1, 20)
-      >>> features[:2] = 50.0  # poison
+      >>> clean = jnp.linspace(-1, 1, 36).reshape(18, 2)
+      >>> features = jnp.concatenate([clean, jnp.full((2, 2), 50.0)])  # poison
       >>> mean_fn = robust_mean.calibrated(rate=0.1)
       >>> bool(abs(mean_fn(features)).max() < 1)
       True
@@ -317,9 +316,9 @@ def trimmed(*, rate: float = 0.1) -> _Trimmed:
       ValueError: as `calibrated`.
 
     Example:
-      >>> import numpy as np
+      >>> import jax.numpy as jnp
       >>> from ntk_privacy.distillation import robust_mean
-      >>> features = np.array([[0.0], [1.0], [2.0], [3.0], [99.0]], np.float32)
+      >>> features = jnp.array([[0.0], [1.0], [2.0], [3.0], [99.0]])
       >>> print(robust_mean.trimmed(rate=0.2)(features))
       [2.]
     """

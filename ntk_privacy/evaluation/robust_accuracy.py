@@ -236,7 +236,8 @@ def robust_accuracy(
       >>> def logits_fn(x):
       ...     bright = x.mean((1, 2, 3))
       ...     return jnp.stack([0.5 - bright, bright - 0.5], 1)
-      >>> x = jnp.full((4, 2, 2, 1), 0.1) + 0.13 * jnp.arange(4)[:, None, None, None]
+      >>> bright = jnp.array([0.1, 0.23, 0.36, 0.49])
+      >>> x = jnp.tile(bright[:, None, None, None], (1, 2, 2, 1))
       >>> found = robust_accuracy.robust_accuracy(
       ...     logits_fn,
       ...     x,
