@@ -1,5 +1,6 @@
 """How Sphinx builds the site: `make docs`."""
 
+import os
 import pathlib
 import sys
 
@@ -20,7 +21,6 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx_copybutton",
     "sphinx_design",
 ]
@@ -40,11 +40,17 @@ nb_execution_raise_on_error = True
 nb_execution_in_temp = True
 nb_merge_streams = True
 
+# What a kernel of notebooks says of its surroundings is no part of a page.
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
+
+# Formulas are MathML: nothing is loaded from elsewhere.
+html_math_renderer = "mathml"
+
 # Docstrings.
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
@@ -77,3 +83,9 @@ def setup(app):
     # Before napoleon, which has 500.
     app.connect("autodoc-process-docstring", pages.as_restructured_text, priority=400)
     app.connect("autodoc-skip-member", pages.is_plain_field)
+    app.connect("autodoc-process-signature", pages.with_short_names)
+    app.add_html_math_renderer(
+        "mathml",
+        inline_renderers=(pages.inline_formula, None),
+        block_renderers=(pages.displayed_formula, None),
+    )

@@ -9,6 +9,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 
+from docutils import nodes
+from latex2mathml import converter
+
 import ntk_privacy
 from ntk_privacy.method import Method
 
@@ -220,3 +223,32 @@ def is_plain_field(app, what, name, obj, skip, options) -> bool | None:
     if getattr(obj, "__module__", "").startswith("matplotlib"):
         return True
     return None
+
+
+def with_short_names(app, what, name, obj, options, signature, returned):
+    """Returns a signature that calls arrays by the names that users know."""
+    del app, what, name, obj, options
+
+    def short(text: str | None) -> str | None:
+        if text is None:
+            return None
+        text = re.sub(r"\bjaxlib\._jax\.Array\b|\bjax\.Array\b", "Array", text)
+        return re.sub(r"\bndarray\b", "np.ndarray", text.replace("numpy.", ""))
+
+    return short(signature), short(returned)
+
+
+def inline_formula(self, node) -> None:
+    """Writes a formula within a sentence."""
+    self.body.append(converter.convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def displayed_formula(self, node) -> None:
+    """Writes a formula on a line of its own, with its number."""
+    text = node.astext()
+    number = re.search(r"\\tag\{([^}]*)\}", text)
+    formula = converter.convert(re.sub(r"\\tag\{[^}]*\}", "", text), display="block")
+    tag = f'<span class="eqno">({number[1]})</span>' if number else ""
+    self.body.append(f'<div class="math-block">{tag}{formula}</div>\n')
+    raise nodes.SkipNode
