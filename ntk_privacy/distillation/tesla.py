@@ -161,7 +161,7 @@ def distill(
       >>> model = ConvNet(num_outputs=2, width=4, depth=1)
       >>> def start(key):
       ...     return model.init_params(key, (8, 8, 1))
-      >>> keys = jax.random.split(jax.random.key(0), (2, 4))  # experts, epochs
+      >>> keys = jax.random.split(jax.random.key(0), (2, 8))  # experts, epochs
       >>> x = jax.random.normal(jax.random.key(1), (8, 8, 8, 1))
       >>> out = tesla.distill(
       ...     x,
