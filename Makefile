@@ -26,7 +26,7 @@ BROAD_TESTS = tests/test_checks.py tests/test_checkpoint.py tests/test_loop.py \
 
 .PHONY: reconstruct test test-slow test-processors test-versions test-versions-quick \
 	test-lowering \
-	notebooks lint format bench clean
+	docs docs-links notebooks lint format bench clean
 
 .venv: .venv/installed
 
@@ -124,6 +124,24 @@ test-versions-quick: $(VERSIONS:%=.versions/%/installed)
 	done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
+# The site has an environment of its own, so that `.venv` stays quick to build.
+.venv-docs/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
+
+SPHINX = JAX_PLATFORMS=cpu .venv-docs/bin/python -m sphinx -W --keep-going -q
+
+# Tables from the stored files, pages from docstrings, notebooks run; warnings are errors.
+docs: .venv-docs/installed
+	.venv-docs/bin/python -m benchmarks.tables
+	$(SPHINX) -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+# Links to elsewhere: needs the network.
+docs-links: .venv-docs/installed
+	$(SPHINX) -D nb_execution_mode=off -b linkcheck docs docs/_build/links
+
 notebooks: .venv
 	$(BIN)/python -m pytest -q tests/test_notebooks.py
 
@@ -140,4 +158,4 @@ bench: .venv
 	for b in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$b .py) || exit 1; done
 
 clean:
-	rm -rf .venv .versions .jax_cache
+	rm -rf .venv .venv-docs .versions .jax_cache docs/_build docs/_notebooks docs/api

@@ -1,1 +1,1 @@
-"""Networks to try the audit on, each trained on 16 digits; see the README."""
+"""Small scripts on the public API; `make_*` make what docs/audit.md audits."""

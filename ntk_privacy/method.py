@@ -16,6 +16,8 @@ Config = TypeVar("Config")
 def field(default: Any, text: str, **more: Any) -> Any:
     """Returns a field of a config, which is a flag of the method, with its help text.
 
+    `Method` has an example.
+
     Args:
       default: its value unless given.
       text: one sentence, for `--help`.

@@ -195,6 +195,7 @@ def watched(callback: Callback | None = None) -> Stage:
     """
 
     def run(name, start, go, num_steps):
+        """Runs a loop at once; `once` has an example."""
         del name
         losses = _Losses(num_steps)
 

@@ -1,4 +1,4 @@
-"""Scripts of `examples` make what the README audits; each leads to its verdict."""
+"""Scripts of `examples` make what the docs audit; each leads to its verdict."""
 
 import json
 import pathlib
@@ -25,7 +25,7 @@ def _run(words, folder):
 
 
 def _pastes():
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    text = (ROOT / "docs" / "audit.md").read_text().replace("\\\n", " ")
     return re.findall(
         r"^python -m (examples\.\w+) (\S+)\npython -m (experiments\.audit .*)",
         text,
@@ -33,7 +33,7 @@ def _pastes():
     )
 
 
-def test_the_readme_has_three_of_them():
+def test_the_page_on_audits_has_three_of_them():
     assert sorted(name for name, _, _ in _pastes()) == [
         "examples.make_flax_mlp",
         "examples.make_gradient",

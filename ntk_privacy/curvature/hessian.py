@@ -291,6 +291,17 @@ def top_eigenvalues(
     """Returns the values of `measure`, and warns if some did not converge.
 
     Arguments and faults are those of `measure`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy import curvature
+      >>> def loss(scale, x):  # its Hessian in an image is 2 scale
+      ...     return scale * jnp.sum(x**2, axis=(1, 2, 3))
+      >>> x = jnp.ones((2, 2, 2, 1))
+      >>> found = curvature.top_eigenvalues(loss, 3.0, x, key=jax.random.key(0))
+      >>> [round(float(value), 3) for value in found]
+      [6.0, 6.0]
     """
     _checks.typed_key(key=key)
     found = measure(

@@ -174,11 +174,20 @@ def regularize(
       ValueError: the weight is missing or not positive; see `penalty` for the rest.
 
     Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from ntk_privacy import curvature, models
+      >>> net = models.MLP(widths=(8,), num_outputs=2)
+      >>> params = net.init_params(jax.random.key(0), (2, 2, 1))
+      >>> x = jax.random.uniform(jax.random.key(1), (3, 2, 2, 1))
+      >>> labels = jnp.array([0, 1, 1])
       >>> def loss(params, x, labels):
-      ...     logits = model.apply_fn(params, x)
+      ...     logits = net.apply_fn(params, x)
       ...     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-      >>> flat = regularize(loss, weight=100)
-      >>> jax.grad(lambda p: flat(p, x, labels).mean())(params)
+      >>> flat = curvature.regularize(loss, weight=100)
+      >>> flat(params, x, labels).shape
+      (3,)
     """
     added = penalty(penalty_loss_fn or loss_fn, step=step, mode=mode, offset=offset)
     if weight is None:

@@ -203,9 +203,23 @@ def distill(
         other shapes.
 
     Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.distillation import distribution_matching
+      >>> from ntk_privacy.models import ConvNet
+      >>> x = jax.random.normal(jax.random.key(0), (8, 8, 8, 1))
       >>> out = distribution_matching.distill(
-      ...     x, classes, model=ConvNet(), key=jax.random.key(0)
+      ...     x,
+      ...     jnp.arange(8) % 2,
+      ...     model=ConvNet(num_outputs=2, width=4, depth=1),
+      ...     key=jax.random.key(1),
+      ...     images_per_class=1,
+      ...     num_steps=2,
+      ...     batch_size=4,
+      ...     operations=(),
       ... )
+      >>> out.images.shape, out.labels.tolist()
+      ((2, 8, 8, 1), [0, 1])
     """
     _checks.typed_key(key=key)
     _checks.at_least(1, batch_size=batch_size)

@@ -394,9 +394,11 @@ def distill(
         other shapes.
 
     Example:
-      >>> out = gradient_matching.distill(
-      ...     x, classes, model=ConvNet(), key=jax.random.key(0), images_per_class=1
-      ... )
+      >>> import jax, ntk_privacy
+      >>> images = ntk_privacy.data.load_set("digits").subset(num_train=100, num_test=9)
+      >>> dc = ntk_privacy.distillation.METHODS["dc"]
+      >>> few = dc.configured(width=4, num_steps=1, batch_size=4, images_per_class=1)
+      >>> assert len(dc.run(images, few, key=jax.random.key(0)).images) == 10
     """
     _checks.typed_key(key=key)
     _checks.at_least(1, batch_size=batch_size, inner_batch_size=inner_batch_size)

@@ -167,7 +167,17 @@ def distill(
         images is singular, or `state` has other shapes.
 
     Example:
-      >>> out = ntk_privacy.kip.distill(x, y, kernel_fn=ntk, key=jax.random.key(0))
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.distillation import kip
+      >>> from ntk_privacy.kernels import infinite
+      >>> x = jax.random.uniform(jax.random.key(0), (8, 4, 4, 1))
+      >>> y = jnp.array([[-1.0]] * 4 + [[1.0]] * 4)
+      >>> ntk = infinite.mlp(depth=1)
+      >>> key = jax.random.key(1)
+      >>> sizes = {"images_per_class": 1, "num_steps": 5}
+      >>> kip.distill(x, y, kernel_fn=ntk, key=key, **sizes).images.shape
+      (2, 4, 4, 1)
     """
     _checks.at_least(0, diag_reg=diag_reg)
     x, y = jnp.asarray(x_target), jnp.asarray(y_target)

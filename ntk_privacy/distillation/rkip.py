@@ -343,8 +343,7 @@ def distill(
       ValueError: lengths differ, a number is out of range or not finite, a kernel is
         singular, `state` has other shapes, or `target` is of other images.
 
-    Example:
-      >>> out = ntk_privacy.rkip.distill(x, y, kernel_fn=ntk, key=jax.random.key(0))
+    `kip.distill` has an example, and takes the same.
     """
     _checks.at_least(0, diag_reg=diag_reg)
     x, y = jnp.asarray(x_target), jnp.asarray(y_target)

@@ -78,6 +78,11 @@ def num_dropped(num_samples: int, rate: float) -> int:
 
     Raises:
       ValueError: the rate is out of range, or nothing would be left.
+
+    Example:
+      >>> from ntk_privacy.distillation import robust_mean
+      >>> robust_mean.num_dropped(100, 0.1)
+      30
     """
     _check_rate(rate)
     # 3 * 0.1 * 10 is above 3 by a rounding error, which is no reason for a fourth.
@@ -116,13 +121,27 @@ def _centred(features: Float[Array, "n d"]) -> Float[Array, "n d"]:
 
 
 def mean(features: Float[Array, "n d"]) -> Float[Array, " d"]:
-    """The plain mean, that of DM."""
+    """The plain mean, that of DM.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.distillation import robust_mean
+      >>> print(robust_mean.mean(jnp.array([[0.0, 2.0], [2.0, 4.0]])))
+      [1. 3.]
+    """
     _check(features)
     return jnp.mean(features, axis=0)
 
 
 def median(features: Float[Array, "n d"]) -> Float[Array, " d"]:
-    """Median of each dimension; of an even number the mean of the middle two."""
+    """Median of each dimension; of an even number the mean of the middle two.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.distillation import robust_mean
+      >>> print(robust_mean.median(jnp.array([[0.0], [2.0], [99.0]])))
+      [2.]
+    """
     _check(features)
     return jnp.median(_nan_everywhere(features), axis=0)
 
@@ -204,6 +223,15 @@ def calibrated(
     Raises:
       ValueError: an argument is out of range; when called, that too few samples are
         left.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.distillation import robust_mean
+      >>> clean = jnp.linspace(-1, 1, 36).reshape(18, 2)
+      >>> features = jnp.concatenate([clean, jnp.full((2, 2), 50.0)])  # poison
+      >>> mean_fn = robust_mean.calibrated(rate=0.1)
+      >>> bool(abs(mean_fn(features)).max() < 1)
+      True
     """
     _checks.at_least(5, num_iterations=num_iterations)
     return _Calibrated(rate, num_iterations, seed)
@@ -286,6 +314,13 @@ def trimmed(*, rate: float = 0.1) -> _Trimmed:
 
     Raises:
       ValueError: as `calibrated`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.distillation import robust_mean
+      >>> features = jnp.array([[0.0], [1.0], [2.0], [3.0], [99.0]])
+      >>> print(robust_mean.trimmed(rate=0.2)(features))
+      [2.]
     """
     return _Trimmed(rate)
 

@@ -45,7 +45,15 @@ def gradient_error(
       diag_reg: ridge relative to the mean diagonal (dimensionless).
 
     Example:
-      >>> gradient_error(kernels.infinite.mlp(), images, labels, diag_reg=1e-5)
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.distillation import rounding
+      >>> from ntk_privacy.kernels import infinite
+      >>> x = jax.random.uniform(jax.random.key(0), (3, 4, 4, 1))
+      >>> y = jnp.array([[1.0], [-1.0], [1.0]])
+      >>> ntk = infinite.mlp(depth=1)
+      >>> bool(rounding.gradient_error(ntk, x, y, diag_reg=1e-5) < 0.1)
+      True
     """
     gradient = functools.partial(_gradient, kernel_fn, diag_reg)
     exact = host.in_float64(gradient, images, labels)

@@ -87,6 +87,14 @@ def network(images: ImageSet, config: Sized) -> ResNet18:
     Args:
       images: whose classes it tells apart.
       config: has its width and blocks.
+
+    Example:
+      >>> from ntk_privacy import data, distillation
+      >>> sre2l = distillation.METHODS["sre2l"]
+      >>> images = data.load_set("digits")
+      >>> config = sre2l.configured("cpu", images)
+      >>> distillation.squeezed.network(images, config).num_outputs
+      10
     """
     stem = "cifar" if images.side <= _SMALL_STEM else "imagenet"
     return ResNet18(images.num_classes, config.width, stem, config.blocks)

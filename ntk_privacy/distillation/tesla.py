@@ -154,9 +154,28 @@ def distill(
       ValueError: see `trajectory_matching.distill`.
 
     Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.distillation import tesla
+      >>> from ntk_privacy.models import ConvNet
+      >>> model = ConvNet(num_outputs=2, width=4, depth=1)
+      >>> def start(key):
+      ...     return model.init_params(key, (8, 8, 1))
+      >>> keys = jax.random.split(jax.random.key(0), (2, 8))  # experts, epochs
+      >>> x = jax.random.normal(jax.random.key(1), (8, 8, 8, 1))
       >>> out = tesla.distill(
-      ...     x, classes, experts=experts.params, model=model, key=jax.random.key(0)
+      ...     x,
+      ...     jnp.arange(8) % 2,
+      ...     experts=jax.vmap(jax.vmap(start))(keys),
+      ...     model=model,
+      ...     key=jax.random.key(2),
+      ...     images_per_class=1,
+      ...     num_steps=2,
+      ...     student_steps=2,
+      ...     operations=(),
       ... )
+      >>> out.images.shape
+      (2, 8, 8, 1)
     """
     return trajectory_matching.match(
         x_target,

@@ -416,11 +416,7 @@ def distill(
         experts are of another network or have too few epochs, a number is out of
         range, or `state` has other shapes.
 
-    Example:
-      >>> experts = trajectories.load(folder, model=model, image_shape=(28, 28, 1))
-      >>> out = trajectory_matching.distill(
-      ...     x, classes, experts=experts.params, model=model, key=jax.random.key(0)
-      ... )
+    `tesla.distill` has an example, and takes the same.
     """
     return match(
         x_target,

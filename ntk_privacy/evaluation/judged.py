@@ -52,6 +52,16 @@ def pixels(images: ImageSet, distilled: Distilled) -> Pixels:
     Args:
       images: that were distilled.
       distilled: normalised images with classes, or images less the mean with targets.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import data
+      >>> from ntk_privacy.distillation import real
+      >>> from ntk_privacy.evaluation import judged
+      >>> images = data.load_set("digits")
+      >>> some = real.of_classes(images, images_per_class=1, key=jax.random.key(0))
+      >>> judged.pixels(images, some).distilled.shape
+      (10, 8, 8, 1)
     """
     made = np.asarray(distilled.images)
     if not has_classes(distilled):

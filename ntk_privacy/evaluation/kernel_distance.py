@@ -26,6 +26,12 @@ def kernel_distance(
       ValueError: the shapes differ or are not those of kernels, an entry is NaN or
         infinite, or a kernel is zero and has no direction. Under jit the last two give
         NaN.
+
+    Example:
+      >>> import numpy as np
+      >>> from ntk_privacy.evaluation.kernel_distance import kernel_distance
+      >>> float(kernel_distance(np.eye(2), 3 * np.eye(2)))  # scale does not count
+      0.0
     """
     if np.shape(k_0) != np.shape(k_t):
         raise ValueError(

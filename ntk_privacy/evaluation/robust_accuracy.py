@@ -227,6 +227,27 @@ def robust_accuracy(
     Raises:
       ValueError: see `named_attacks.plan` and `evasion.task.prepare`; NaN logits, also
         at a point that an attack reached; or a state of another evaluation.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.evaluation import robust_accuracy
+      >>> from ntk_privacy.evasion import ThreatModel
+      >>> def logits_fn(x):
+      ...     bright = x.mean((1, 2, 3))
+      ...     return jnp.stack([0.5 - bright, bright - 0.5], 1)
+      >>> bright = jnp.array([0.1, 0.23, 0.36, 0.49])
+      >>> x = jnp.tile(bright[:, None, None, None], (1, 2, 2, 1))
+      >>> found = robust_accuracy.robust_accuracy(
+      ...     logits_fn,
+      ...     x,
+      ...     jnp.zeros(4, int),
+      ...     key=jax.random.key(0),
+      ...     attacks=("pgd",),
+      ...     threat_model=ThreatModel("linf", 0.1),
+      ... )
+      >>> found.clean, found.accuracy["pgd"]  # of 0.10, 0.23, 0.36 and 0.49
+      (1.0, 0.75)
     """
     threat_model = threat_model or ThreatModel()
     _checks.at_least(1, batch_size=batch_size)

@@ -138,6 +138,8 @@ def train(
 ) -> Network:
     """Trains a fresh network on the views and soft labels of a recovered set.
 
+    `accuracy` has an example of what comes out.
+
     Args:
       images: the set, normalised.
       labels: of every view.

@@ -298,6 +298,19 @@ def attack(
     Raises:
       ValueError: see `task.prepare`; a setting out of range, or too few classes for the
         loss.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.evasion import ThreatModel, apgd
+      >>> def logits_fn(x):
+      ...     bright = x.mean((1, 2, 3))
+      ...     return jnp.stack([bright, 0.5 - bright, bright - 0.5], 1) * 9
+      >>> x, y = jnp.full((2, 4, 4, 1), 0.2), jnp.ones(2, int)
+      >>> budget = ThreatModel("linf", 0.1)
+      >>> key = jax.random.key(0)
+      >>> apgd.attack(logits_fn, x, y, key=key, threat_model=budget).success.tolist()
+      [True, True]
     """
     _checks.one_of(tuple(_CLASSES), loss=loss)
     _checks.at_least(

@@ -276,6 +276,19 @@ def attack(
       ValueError: see `task.prepare`; another norm, or a setting out of range.
 
     Warns, with `UserWarning`, if a short form misreads nothing at any distance.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.evasion import ThreatModel, cw
+      >>> def logits_fn(x):
+      ...     bright = x.mean((1, 2, 3))
+      ...     return jnp.stack([bright, 0.5 - bright, bright - 0.5], 1) * 9
+      >>> x, y = jnp.full((2, 4, 4, 1), 0.2), jnp.ones(2, int)
+      >>> budget = ThreatModel("l2", jnp.inf)
+      >>> key = jax.random.key(0)
+      >>> cw.attack(logits_fn, x, y, key=key, threat_model=budget).success.tolist()
+      [True, True]
     """
     threat_model = threat_model or ThreatModel(norm="l2", eps=float("inf"))
     if threat_model.norm != "l2":

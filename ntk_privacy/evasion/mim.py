@@ -42,6 +42,19 @@ def attack(
 
     Raises:
       ValueError: see `task.prepare`; or a setting out of range.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.evasion import ThreatModel, mim
+      >>> def logits_fn(x):
+      ...     bright = x.mean((1, 2, 3))
+      ...     return jnp.stack([bright, 0.5 - bright, bright - 0.5], 1) * 9
+      >>> x, y = jnp.full((2, 4, 4, 1), 0.2), jnp.ones(2, int)
+      >>> budget = ThreatModel("linf", 0.1)
+      >>> key = jax.random.key(0)
+      >>> mim.attack(logits_fn, x, y, key=key, threat_model=budget).success.tolist()
+      [True, True]
     """
     _checks.at_least(1, num_steps=num_steps)
     _checks.one_of(("sample", "batch"), over=over)

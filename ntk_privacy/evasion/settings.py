@@ -102,6 +102,14 @@ def named(
       numbers: those that the name stands for, where they are not the class's.
       fewest: classes that a model needs; `check(num_classes, config)` refuses others.
       **fixed: further arguments of the attack.
+
+    Example:
+      >>> from ntk_privacy.evasion import pgd, settings
+      >>> row = settings.named(
+      ...     "pgd7", "7 steps", pgd.attack, settings.Steps, numbers={"num_steps": 7}
+      ... )
+      >>> row.configured()
+      Steps(num_steps=7)
     """
     return Method(
         name=name,

@@ -284,6 +284,8 @@ def carry_out(
 ) -> Adversarial:
     """Checks the input, attacks, and returns the result.
 
+    `pgd.attack`, which calls this, has an example.
+
     Args:
       run: `(task, *, key, norm, **options) -> Found`.
       logits_fn: see `LogitsFn`.

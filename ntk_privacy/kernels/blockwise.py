@@ -66,6 +66,13 @@ def evaluate(
       x2: images of the columns.
       block_size: images on either side of a block.
       mesh: of `sharding.row_mesh`; None is one device, where p is n1.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy.kernels import blockwise, infinite
+      >>> x = jax.random.uniform(jax.random.key(0), (5, 4, 4, 1))
+      >>> blockwise.evaluate(infinite.mlp(depth=1), x, x, block_size=2).shape
+      (5, 5)
     """
     _checks.at_least(1, block_size=block_size)
     rows, n1 = split(x1, block_size, mesh)
@@ -94,6 +101,15 @@ def product(
       v: one row per image of x2.
       block_size: images on either side of a block.
       mesh: of `sharding.row_mesh`; None is one device.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.kernels import blockwise, infinite
+      >>> x = jax.random.uniform(jax.random.key(0), (5, 4, 4, 1))
+      >>> ntk = infinite.mlp(depth=1)
+      >>> blockwise.product(ntk, x, x, jnp.ones((5, 2)), block_size=2).shape
+      (5, 2)
     """
     _checks.at_least(1, block_size=block_size)
     _checks.same_length(x2=x2, v=v)

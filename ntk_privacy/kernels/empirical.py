@@ -39,6 +39,16 @@ def jacobian(
 
     Needs n * c * p numbers of memory: the slow, obvious path. Arguments and faults are
     those of `ntk`; of a complex leaf come the real parts, then the imaginary ones.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import models
+      >>> from ntk_privacy.kernels import empirical
+      >>> x = jax.random.uniform(jax.random.key(0), (3, 4, 4, 1))
+      >>> net = models.MLP(widths=(5,))
+      >>> params = net.init_params(jax.random.key(1), (4, 4, 1))
+      >>> empirical.jacobian(net.apply_fn, params, x).shape  # 16 * 5 + 5 + 5 + 1
+      (3, 1, 91)
     """
     x = arguments.images("x", x)
     params = arguments.parameters(params, x.dtype)
@@ -83,6 +93,16 @@ def ntk(
     Raises:
       ValueError: an unknown method, a budget below one block, images of another size,
         NaN, dropout or live batch statistics. Under jit, values go unchecked.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import models
+      >>> from ntk_privacy.kernels import empirical
+      >>> x = jax.random.uniform(jax.random.key(0), (3, 4, 4, 1))
+      >>> net = models.MLP(widths=(16,))
+      >>> params = net.init_params(jax.random.key(1), (4, 4, 1))
+      >>> empirical.ntk(net.apply_fn, params, x).shape
+      (3, 3)
     """
     # One array given twice is one side: half the work.
     x2 = None if x2 is None or x2 is x1 else arguments.images("x2", x2)
@@ -120,6 +140,16 @@ def plan(
     """Returns what `ntk` would do with the same arguments, and `print` explains it.
 
     Counted from shapes alone; x1 and x2 may be `jax.ShapeDtypeStruct`s.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import models
+      >>> from ntk_privacy.kernels import empirical
+      >>> net = models.MLP(widths=(16,))
+      >>> params = net.init_params(jax.random.key(1), (4, 4, 1))
+      >>> x = jax.ShapeDtypeStruct((1000, 4, 4, 1), "float32")
+      >>> empirical.plan(net.apply_fn, params, x).method
+      'structured'
     """
     x1, x2 = _shape("x1", x1), None if x2 is None else _shape("x2", x2)
     params = arguments.parameters(params, x1.dtype)

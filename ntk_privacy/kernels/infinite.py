@@ -136,8 +136,12 @@ def mlp(
       ValueError: a number out of range, an unknown name, or no width in "standard".
 
     Example:
-      >>> kernel_fn = kernels.infinite.mlp(depth=2)
-      >>> k = kernel_fn(x_train, x_test)
+      >>> import jax
+      >>> from ntk_privacy.kernels import infinite
+      >>> x = jax.random.uniform(jax.random.key(0), (3, 4, 4, 1))
+      >>> kernel_fn = infinite.mlp(depth=2)
+      >>> kernel_fn(x, x[:2]).shape
+      (3, 2)
     """
     return kernel(
         mlp_layers(

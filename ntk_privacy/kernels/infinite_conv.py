@@ -152,8 +152,11 @@ def convnet(
       ValueError: a number out of range, an unknown name, or no width in "standard".
 
     Example:
-      >>> kernel_fn = kernels.infinite_conv.convnet(depth=3, head="global_pool")
-      >>> k = kernel_fn(x_train, x_test)
+      >>> import jax
+      >>> from ntk_privacy.kernels import infinite_conv
+      >>> x = jax.random.uniform(jax.random.key(0), (2, 4, 4, 1))
+      >>> infinite_conv.convnet(depth=1)(x, x).shape
+      (2, 2)
     """
     _checks.at_least(0 if extra_layer else 1, depth=depth)
     _checks.one_of(("none", "avg"), pooling=pooling)

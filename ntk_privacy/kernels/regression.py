@@ -175,6 +175,15 @@ def duals(
       ValueError: lengths differ, targets that are no finite floating-point numbers, the
         kernel is singular or errs where images coincide by more than the ridge makes up
         for, the dtype of `y` is too coarse or too narrow for the duals, or traced.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.kernels import infinite, regression
+      >>> x = jax.random.uniform(jax.random.key(0), (2, 4, 4, 1))
+      >>> ntk = infinite.mlp(depth=1)
+      >>> regression.duals(ntk, x, jnp.array([[1.0], [-1.0]])).shape
+      (2, 1)
     """
     if not _checks.concrete(x, y):
         raise ValueError(
@@ -259,6 +268,16 @@ def predict(
       duals: of `duals`.
       x: images to predict.
       block_size: images on either side of a block.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.kernels import infinite, regression
+      >>> x = jax.random.uniform(jax.random.key(0), (2, 4, 4, 1))
+      >>> ntk, y = infinite.mlp(depth=1), jnp.array([[1.0], [-1.0]])
+      >>> alpha = regression.duals(ntk, x, y)
+      >>> bool(abs(regression.predict(ntk, x, alpha, x) - y).max() < 1e-2)
+      True
     """
     _checks.same_length(x_train=x_train, duals=duals)
     _checks.at_least(1, block_size=block_size)

@@ -128,6 +128,16 @@ def ntk(
       x2: images; x1 when absent.
       trace_outputs: mean over outputs of the diagonal blocks, (n1, n2), as
         neural-tangents defines it; else all blocks, (n1, n2, c, c).
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import models
+      >>> from ntk_privacy.kernels import structured
+      >>> x = jax.random.uniform(jax.random.key(0), (3, 4, 4, 1))
+      >>> net = models.MLP(widths=(16,))
+      >>> params = net.init_params(jax.random.key(1), (4, 4, 1))
+      >>> structured.ntk(net, params, x, trace_outputs=False).shape
+      (3, 3, 1, 1)
     """
 
     def features(x):

@@ -162,6 +162,18 @@ def save(
     Raises:
       ValueError: another network, params that are not its own or not finite, or
         numbers that do not fit its channels and classes.
+
+    Example:
+      >>> import tempfile
+      >>> import jax
+      >>> from ntk_privacy import models
+      >>> from ntk_privacy.models import saved
+      >>> net = models.MLP(widths=(8,), num_outputs=2)
+      >>> params = net.init_params(jax.random.key(0), (4, 4, 1))
+      >>> folder = tempfile.mkdtemp()
+      >>> saved.save(folder, net, params, image_shape=(4, 4, 1))
+      >>> saved.load(folder).model == net
+      True
     """
     kind = type(model).__name__
     _checks.one_of(tuple(_ARCHITECTURES), architecture=kind)

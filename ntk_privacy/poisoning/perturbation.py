@@ -253,6 +253,19 @@ def craft(
       ValueError: images that are bytes, NaN or off the grid, a bound or step outside of
         (0, 1] or no multiple of the grid's step, a bound that is no multiple of `step`,
         or a number out of range.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.poisoning import perturbation
+      >>> def darker(images, data, key):
+      ...     return jnp.mean(images)
+      >>> clean = jnp.full((1, 2, 2, 1), 128 / 255)
+      >>> found = perturbation.craft(
+      ...     clean, darker, key=jax.random.key(0), bound=8 / 255, num_steps=20
+      ... )
+      >>> float(clean[0, 0, 0, 0] - found.images.max()) > 7.9 / 255
+      True
     """
     _class_checks.images(images=images)
     _checks.typed_key(key=key)

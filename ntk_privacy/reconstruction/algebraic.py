@@ -100,6 +100,20 @@ def reconstruct(
       ValueError: not a ReLU MLP of two or more hidden layers with trained biases,
         parameters that differ in structure, are equal or not finite, or fewer usable
         units than images.
+
+    Example:
+      >>> import jax
+      >>> import ntk_privacy
+      >>> key = jax.random.key(0)
+      >>> digits = ntk_privacy.data.load("digits", num_train=4, key=key)
+      >>> victim = ntk_privacy.training.victim.train(
+      ...     digits.x_train, digits.y_train, width=256, key=key
+      ... )
+      >>> found = ntk_privacy.reconstruction.algebraic.reconstruct(
+      ...     victim.params_0, victim.params_t, key=key, image_shape=(8, 8, 1)
+      ... )
+      >>> found.estimated_num_images, int(found.certified.sum())
+      (4, 4)
     """
     _checks.at_least(1, max_rounds=max_rounds)
     if num_images is not None:

@@ -181,6 +181,21 @@ def reconstruct_gradient(
 
     Raises:
       ValueError: see `reconstruct`.
+
+    Example:
+      >>> import jax
+      >>> import ntk_privacy
+      >>> from ntk_privacy.reconstruction import closed_units
+      >>> key = jax.random.key(0)
+      >>> digits = ntk_privacy.data.load("digits", num_train=6, key=key)
+      >>> client = ntk_privacy.training.victim.one_gradient(
+      ...     digits.x_train, digits.y_train, width=128, key=key
+      ... )
+      >>> found = closed_units.reconstruct_gradient(
+      ...     client.params_0, client.gradient, key=key, image_shape=(8, 8, 1)
+      ... )
+      >>> found.verdict.word, len(found.images)
+      ('exact', 6)
     """
     _checks.typed_key(key=key)
     _check_numbers(image_shape, num_images, num_starts, max_rounds)

@@ -249,6 +249,19 @@ def far(evidence: Evidence) -> Params:
 
     Args:
       evidence: of any kind.
+
+    Example:
+      >>> import jax
+      >>> import ntk_privacy
+      >>> from ntk_privacy.reconstruction import evidence
+      >>> key = jax.random.key(0)
+      >>> digits = ntk_privacy.data.load("digits", num_train=4, key=key)
+      >>> client = ntk_privacy.training.victim.one_gradient(
+      ...     digits.x_train, digits.y_train, width=16, key=key
+      ... )
+      >>> known = evidence.of(client, bounds=digits.bounds)
+      >>> sorted(evidence.far(known)) == sorted(client.params_0)
+      True
     """
     if evidence.step is None or evidence.params_0 is None:
         return evidence.params_t

@@ -215,6 +215,30 @@ def reconstruct(
     Raises:
       ValueError: the parameters differ in structure or not at all, hold a NaN, do not
         fit the images, or a number is out of range.
+
+    Example:
+      >>> import dataclasses
+      >>> import jax
+      >>> import ntk_privacy
+      >>> from ntk_privacy.reconstruction import kkt
+      >>> key = jax.random.key(0)
+      >>> digits = ntk_privacy.data.load("digits", num_train=2, key=key)
+      >>> victim = ntk_privacy.training.victim.train(
+      ...     digits.x_train, digits.y_train, width=64, key=key
+      ... )
+      >>> found = kkt.reconstruct(
+      ...     victim.model,
+      ...     victim.params_0,
+      ...     victim.params_t,
+      ...     key=key,
+      ...     image_shape=(8, 8, 1),
+      ...     num_images=4,
+      ...     bounds=digits.bounds,
+      ...     points="init",
+      ...     settings=dataclasses.replace(kkt.FAST, num_steps=20),
+      ... )
+      >>> found.images.shape
+      (4, 8, 8, 1)
     """
     attack = prepare(
         network,

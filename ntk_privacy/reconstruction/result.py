@@ -77,7 +77,13 @@ class Reconstruction(NamedTuple):
 
 
 def uncertain(count: int) -> dict[str, Any]:
-    """Returns the fields that say of so many images that nothing bounds their error."""
+    """Returns the fields that say of so many images that nothing bounds their error.
+
+    Example:
+      >>> from ntk_privacy.reconstruction import result
+      >>> result.uncertain(2)["certified"].tolist()
+      [False, False]
+    """
     return {
         "certified": np.zeros(count, bool),
         "residuals": np.full(count, np.nan),

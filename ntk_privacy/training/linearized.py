@@ -82,6 +82,14 @@ def decompose(
       ValueError: labels do not have one row per image and one column per output, the
         kernel not all blocks of such outputs, or something is not finite (unless
         traced).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.training import linearized
+      >>> kernel = jnp.eye(2)[:, :, None, None]
+      >>> spectrum = linearized.decompose(kernel, jnp.zeros((2, 1)), jnp.ones((2, 1)))
+      >>> print(spectrum.eigenvalues)
+      [1. 1.]
     """
     n, c = fx_train_0.shape
     if y_train.shape != (n, c):
@@ -137,6 +145,13 @@ def gradient_flow(time: float | Float[Array, ""]) -> Gain:
 
     Raises:
       ValueError: a time below 0, or none.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.training import linearized
+      >>> gain = linearized.gradient_flow(jnp.inf)
+      >>> print(gain(jnp.array([2.0, 4.0])))  # 1 / eigenvalue at convergence
+      [0.5  0.25]
     """
     if _checks.concrete(time) and not np.asarray(time) >= 0:
         raise ValueError(f"time={time} must be at least 0; inf is convergence.")
@@ -244,6 +259,14 @@ def duals(spectrum: Spectrum, gain: Gain) -> Float[Array, "n c"]:
     """Returns alpha, with theta - theta_0 = sum_i,c alpha_i^c grad f_0^c(x_i).
 
     The shortest such alpha: where the kernel is singular others do the same.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.training import linearized
+      >>> kernel = jnp.eye(2)[:, :, None, None]
+      >>> spectrum = linearized.decompose(kernel, jnp.zeros((2, 1)), jnp.ones((2, 1)))
+      >>> print(linearized.duals(spectrum, linearized.gradient_flow(jnp.inf)).T)
+      [[1. 1.]]
     """
     gains, _ = _gains(spectrum, gain)
     flat = matmul(spectrum.eigenvectors, (gains * spectrum.coefficients)[:, None])
@@ -269,6 +292,14 @@ def time_at_loss(spectrum: Spectrum, loss: float) -> Float[Array, ""]:
 
     Raises:
       ValueError: loss not above 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.training import linearized
+      >>> kernel = jnp.eye(2)[:, :, None, None]
+      >>> spectrum = linearized.decompose(kernel, jnp.zeros((2, 1)), jnp.ones((2, 1)))
+      >>> bool(linearized.time_at_loss(spectrum, 0.5) == 0)  # where it starts
+      True
     """
     _checks.positive(loss=loss)
     dtype = spectrum.eigenvalues.dtype
@@ -364,6 +395,16 @@ def params_at(
       params_0: parameters at initialisation.
       x_train: training images.
       duals: from `duals`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.training import linearized
+      >>> def apply_fn(params, x):
+      ...     return x.reshape(len(x), -1) @ params
+      >>> x = jnp.ones((1, 2, 1, 1))
+      >>> params_0, duals = jnp.zeros((2, 1)), jnp.ones((1, 1))
+      >>> print(linearized.params_at(apply_fn, params_0, x, duals).T)
+      [[1. 1.]]
     """
     _, pullback = jax.vjp(lambda p: apply_fn(p, x_train), params_0)
     return _tree.add(params_0, pullback(duals)[0])

@@ -285,9 +285,8 @@ def train(
       >>> model = MLP((16,))
       >>> how = recipe.Recipe(loss="logistic", batch_size=3, num_epochs=20)
       >>> params = model.init_params(key, (8, 8, 1))
-      >>> trained = recipe.train(
-      ...     model, params, digits.x_train, digits.y_train, how, key=key
-      ... )
+      >>> x, y = map(jax.numpy.asarray, (digits.x_train, digits.y_train))
+      >>> trained = recipe.train(model, params, x, y, how, key=key)
       >>> int(trained.steps)
       60
     """
