@@ -1,0 +1,146 @@
+"""Makes a figure or a table of a paper: its cells, its table, its verdict.
+
+    python -m experiments.study --paper=loo --item=figure2 --scale=cpu --workdir=DIR
+    python -m experiments.study --list
+
+Each item has a folder in --workdir with table.md, figure.png and results.json. Killed
+at any moment and started again it goes on; any number of processes, also on several
+hosts, may work in one folder at a time, and no cell is made twice. --list tells what
+is stored there, at which scale, and what it says of the paper's claim.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any, Literal
+
+from ntk_privacy import data
+from ntk_privacy.method import Method, field
+from ntk_privacy.reports.atomic import replacing
+from ntk_privacy.studies import ITEMS, make, of_paper, page
+
+from . import _flags
+from . import _run as _running
+from ._groups import Run
+from ._kinds import Kind, Results
+from ._program import Asked, Program
+
+_PAPERS = {
+    "loo": "Loo et al., ICLR 2024 (arXiv:2302.01428): reconstruction, KIP and RKIP.",
+    "rdm": "Zheng & Li, UAI 2023: poison and robust distribution matching.",
+    "guard": "Xue et al., AAAI 2025 (arXiv:2403.10045): curvature regularisation.",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The list."""
+
+    list: bool = field(False, "List what is stored in --workdir, and the verdicts.")
+    page: str | None = field(
+        None, "Markdown file whose table of results --list writes anew."
+    )
+
+    def passed_over(self) -> dict[str, str]:
+        """Returns flags that are not read, each with the choice that makes it so."""
+        if self.list:
+            names = ("paper", "item", "scale", "checkpoint_seconds", "progress")
+            return dict.fromkeys(names, "--list")
+        return {"page": "--nolist"}
+
+
+def _config(paper: str) -> type:
+    """Returns the flags of a paper's studies."""
+    items = Literal[*of_paper(paper)]
+    scales = Literal["smoke", "cpu", "paper"]
+    first = next(iter(of_paper(paper)))
+    told = "A taste for tests, what two cores finish in two hours, or published sizes."
+    return dataclasses.make_dataclass(
+        "Config",
+        [
+            ("item", items, field(first, "Figure or table.")),
+            ("scale", scales, field("cpu", told)),
+        ],
+        frozen=True,
+        namespace={"__doc__": "A study."},
+    )
+
+
+def _study(paper: str, about: str) -> Method[Any]:
+    config = _config(paper)
+    return Method(paper, about, config, {"given": config}, lambda *_: None)
+
+
+def _passed_over(asked: Asked[Any]) -> dict[str, str]:
+    del asked
+    told = "studies"
+    return {
+        "seed": f"{told}, whose draws are numbered from 0",
+        "distributed": f"{told}: start one on each host, on a folder that all see",
+    }
+
+
+def _item(asked: Asked[Any]) -> Any:
+    return of_paper(asked.method.name)[asked.config.item]
+
+
+def _worked(asked: Asked[Any], run: Any) -> Results:
+    """Makes the cells of a study, or lists what there is."""
+    del run
+    root, listing = pathlib.Path(asked.group(Run).workdir), asked.group(Listing)
+    if listing.list:
+        told = "\n".join("  ".join(line) for line in _aligned(root))
+        if listing.page is not None:
+            path = pathlib.Path(listing.page)
+            text = page.updated(path.read_text(), page.summary(ITEMS, root))
+            with replacing(path) as temporary:
+                temporary.write_text(text)
+        return {"markdown": told}
+    if not asked.group(Run).workdir.strip():
+        raise data.ArgumentError("workdir is empty: name a folder for the results.")
+    item, flags = _item(asked), asked.group(Run)
+    found = make(
+        item,
+        asked.config.scale,
+        root / item.title,
+        checkpoint_seconds=flags.checkpoint_seconds,
+        show=flags.progress or None,
+        told=functools.partial(print, flush=True),
+    )
+    parts = [f"  {part['told']}: {part['value']:.4g}" for part in found["parts"]]
+    made = f"{found['num_made']} of {found['num_cells']} cells"
+    told = [f"{item.paper} {item.name}: {found['verdict']} ({made})", *parts]
+    return {**found, "markdown": "\n".join(told)}
+
+
+def _aligned(root: pathlib.Path) -> list[list[str]]:
+    lines = page.listed(ITEMS, root)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        [f"{word:<{width}}" for word, width in zip(line, widths, strict=True)]
+        for line in lines
+    ]
+
+
+KIND = Kind(
+    groups=(Listing, Run),
+    defaults=lambda *_: {"workdir": "results/study"},
+    passed_over=_passed_over,
+    grid=_worked,
+    told=lambda _, results: results["markdown"],
+)
+PROGRAM = Program(
+    about="Makes a figure or a table of a paper, and tells whether its claim holds.",
+    methods={
+        paper: _study(paper, about)
+        for paper, about in _PAPERS.items()
+        if of_paper(paper)
+    },
+    kind=lambda _: KIND,
+    default="loo",
+    flag="paper",
+)
+run, main = _running.run, _running.main
+
+if __name__ == "__main__":
+    _flags.run(main, PROGRAM.parse)
