@@ -5,6 +5,7 @@ from typing import Any
 from ntk_privacy.studies import (
     guard_dc,
     loo_curves,
+    loo_outliers,
     loo_sets,
     rdm_lemma,
     rdm_poison,
@@ -15,6 +16,7 @@ __all__ = ["ITEMS", "of_paper"]
 
 ITEMS: tuple[Item[Any], ...] = (
     *loo_curves.ITEMS,
+    *loo_outliers.ITEMS,
     *loo_sets.ITEMS,
     *rdm_poison.ITEMS,
     *rdm_lemma.ITEMS,

@@ -5,7 +5,7 @@ twice as many candidates as images, plain L2 distances of greedy pairs.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,16 @@ import numpy as np
 from jaxtyping import Array
 
 from ntk_privacy import data
+from ntk_privacy.data import Dataset
 from ntk_privacy.evaluation import reconstruction_curve, trained_network
+from ntk_privacy.evaluation.reconstruction_curve import Evaluation
 from ntk_privacy.reconstruction import METHODS, evidence
 from ntk_privacy.resume import Stage
 from ntk_privacy.studies.item import Figures
 from ntk_privacy.training import victim
-from ntk_privacy.training.victim import Dynamics
+from ntk_privacy.training.victim import Dynamics, Victim
 
-__all__ = ["COLUMNS", "CONVERGED", "EARLY", "Point", "run"]
+__all__ = ["COLUMNS", "CONVERGED", "EARLY", "Attacked", "Point", "attacked", "run"]
 
 CONVERGED, EARLY = 1e-10, 1e-2
 """Mean of (f - y)^2 / 2 at which training ends: published, and of its early stop."""
@@ -59,6 +61,22 @@ class Point:
     num_steps: int | None = None
 
 
+class Attacked(NamedTuple):
+    """A network that was trained and searched for its images.
+
+    Attributes:
+      victim: the network.
+      dataset: that it was trained on.
+      pairs: of images and what was found.
+      figures: see `run`.
+    """
+
+    victim: Victim
+    dataset: Dataset
+    pairs: Evaluation
+    figures: dict[str, Any]
+
+
 def run(config: Point, *, key: Array, stage: Stage) -> Figures:
     """Trains a network, searches for its images, and measures how near they are.
 
@@ -74,6 +92,20 @@ def run(config: Point, *, key: Array, stage: Stage) -> Figures:
 
     Raises:
       ValueError: the training does not end, or the search is lost.
+    """
+    return attacked(config, key=key, stage=stage).figures
+
+
+def attacked(config: Point, *, key: Array, stage: Stage) -> Attacked:
+    """Does what `run` does, and returns the network too.
+
+    Args:
+      config: see `run`.
+      key: see `run`.
+      stage: see `run`.
+
+    Raises:
+      ValueError: see `run`.
     """
     of_data, of_network, of_search = jax.random.split(key, 3)
     dataset = data.load(
@@ -108,7 +140,7 @@ def run(config: Point, *, key: Array, stage: Stage) -> Figures:
     flat = dataset.x_train.reshape(len(dataset.x_train), -1)
     guess = float(np.linalg.norm(flat.astype(np.float64), axis=1).mean())
     moved = trained_network.kernel_moved(trained, jnp.asarray(dataset.x_train))
-    return {
+    measured = {
         "error": pairs.mean_error,
         "relative_error": pairs.mean_error / guess,
         "recovered": pairs.num_recovered / config.num_images,
@@ -116,3 +148,4 @@ def run(config: Point, *, key: Array, stage: Stage) -> Figures:
         "train_loss": trained.loss,
         "curve": pairs.distances,
     }
+    return Attacked(trained, dataset, pairs, measured)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from ntk_privacy.studies import figures
-from ntk_privacy.studies.item import Grid, Item, Row, paired
+from ntk_privacy.studies.item import Grid, Item, Row, by_draw, paired
 from ntk_privacy.studies.loo_attacked import COLUMNS, CONVERGED, EARLY, Point, run
 from ntk_privacy.studies.verdict import Part, above, below
 
@@ -27,6 +27,7 @@ _REAL = ("mnist", "cifar10")
 _DYNAMICS = ("linearized", "standard")
 _ERROR = "relative_error"
 _MARGIN = 0.05
+_VANISHED = 0.01
 
 
 def _grid(
@@ -161,6 +162,38 @@ def _is_easier(rows: Sequence[Row]) -> list[Part]:
     ]
 
 
+def _vanishes(rows: Sequence[Row]) -> list[Part]:
+    """The claim of Theorem 1, which is of the limit: the error falls to nothing."""
+    widths, parts = _values(rows, "width"), []
+    for dataset in _values(rows, "dataset"):
+        pair = {"of": "width", "one": widths[0], "other": widths[-1]}
+        told = f"{dataset}: width {widths[0]} is farther off than {widths[-1]}"
+        parts.append(above(told, paired(rows, _ERROR, dataset=dataset, **pair)))
+        told = f"{dataset}: error at width {widths[-1]} over that of the mean image"
+        own = by_draw(rows, _ERROR, dataset=dataset, width=widths[-1])
+        parts.append(below(told, own, _VANISHED))
+    return parts
+
+
+def _over_width(rows: Sequence[Row], path: Path) -> None:
+    shown: dict[str, dict[str, figures.Line]] = {}
+    for dataset in _values(rows, "dataset"):
+        for number in _values(rows, "num_images"):
+            where = {"dataset": dataset, "num_images": number}
+            found = figures.line(rows, _ERROR, of="width", **where)
+            if found is not None:
+                shown.setdefault(dataset, {})[f"N = {number}"] = found
+    if shown:
+        figures.lines(
+            shown,
+            path,
+            x_label="width",
+            y_label="mean error / that of the mean image",
+            title="Linearized networks: the error over the width",
+            log_x=True,
+        )
+
+
 def _bars(field: str, names: dict, title: str):
     """Returns what draws the error by a field: a panel per set and dynamics."""
 
@@ -183,6 +216,36 @@ _NUMBERS = (20, 50, 100, 150, 200, 300, 400, 500)
 _WIDTHS = (256, 512, 1024, 2048, 4096)
 
 ITEMS = (
+    Item(
+        paper="loo",
+        name="theorem1",
+        claim="In the limit of infinite width a linearized network gives every image "
+        "away: the search's error falls to nothing as the width grows.",
+        about=f"{_ABOUT} The theorem is of the limit; what is tested is that the error "
+        f"falls below {_VANISHED} of that of the mean image at the largest width.",
+        grids={
+            "smoke": _grid(
+                2, numbers=(4,), widths=(16, 32), dynamics=("linearized",), **_TASTE
+            ),
+            "cpu": _grid(
+                3,
+                numbers=(10,),
+                widths=(16, 64, 256, 1024),
+                dynamics=("linearized",),
+            ),
+            "paper": _grid(
+                3,
+                numbers=(20, 100, 500),
+                widths=(256, 1024, 4096, 16384),
+                dynamics=("linearized",),
+                **_PAPER,
+            ),
+        },
+        run=run,
+        judge=_vanishes,
+        columns=COLUMNS,
+        draw=_over_width,
+    ),
     Item(
         paper="loo",
         name="figure2",
