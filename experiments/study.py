@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ntk_privacy import data
 from ntk_privacy.method import Method, field
-from ntk_privacy.reports.atomic import replacing
+from ntk_privacy.reports import files
 from ntk_privacy.studies import ITEMS, make, of_paper, page
 
 from . import _flags
@@ -93,8 +93,7 @@ def _worked(asked: Asked[Any], run: Any) -> Results:
         if listing.page is not None:
             path = pathlib.Path(listing.page)
             text = page.updated(path.read_text(), page.summary(ITEMS, root))
-            with replacing(path) as temporary:
-                temporary.write_text(text)
+            files.write_text(path, text)
         return {"markdown": told}
     if not asked.group(Run).workdir.strip():
         raise data.ArgumentError("workdir is empty: name a folder for the results.")

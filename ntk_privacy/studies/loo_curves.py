@@ -7,14 +7,14 @@ over that of the mean image, so that sets and numbers of images can be averaged.
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from ntk_privacy.studies import figures
 from ntk_privacy.studies.item import Grid, Item, Row, by_draw, paired
 from ntk_privacy.studies.loo_attacked import COLUMNS, CONVERGED, EARLY, Point, run
-from ntk_privacy.studies.verdict import Part, above, below
+from ntk_privacy.studies.verdict import Part, above, below, spearman
 
 __all__ = ["ITEMS"]
 
@@ -110,7 +110,8 @@ def _rank_correlation(rows: Sequence[Row]) -> list[Part]:
                 for row in rows
                 if row.draw == draw and row.config.dataset == dataset
             ]
-            own.append(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
+            moved, error = zip(*pairs, strict=True)
+            own.append(spearman(moved, error))
         correlations.append(float(np.mean(own)))
     told = "Spearman's correlation of kernel distance and error, within set and draw"
     return [above(told, correlations)]
@@ -210,8 +211,8 @@ def _bars(field: str, names: dict, title: str):
     return draw
 
 
-_TASTE = {"datasets": ("digits",), "num_steps": 20}
-_PAPER = {"settings": "paper"}
+_TASTE: dict[str, Any] = {"datasets": ("digits",), "num_steps": 20}
+_PAPER: dict[str, Any] = {"settings": "paper"}
 _NUMBERS = (20, 50, 100, 150, 200, 300, 400, 500)
 _WIDTHS = (256, 512, 1024, 2048, 4096)
 

@@ -11,14 +11,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy import stats
 
 from ntk_privacy.kernels import structured
 from ntk_privacy.resume import Stage
 from ntk_privacy.studies import figures, loo_attacked
 from ntk_privacy.studies.item import Figures, Grid, Item, Row, by_draw
 from ntk_privacy.studies.loo_attacked import Point
-from ntk_privacy.studies.verdict import Part, below
+from ntk_privacy.studies.verdict import Part, below, spearman
 
 __all__ = ["ITEMS", "left_out", "run"]
 
@@ -75,8 +74,8 @@ def run(config: Point, *, key: Array, stage: Stage) -> Figures:
     duals, missing = (np.abs(each[pairs.train_index]) for each in (duals, missing))
     return {
         **attacked.figures,
-        "dual": float(stats.spearmanr(pairs.distances, duals).statistic),
-        "left_out": float(stats.spearmanr(pairs.distances, missing).statistic),
+        "dual": spearman(pairs.distances, duals),
+        "left_out": spearman(pairs.distances, missing),
         "duals": duals,
         "leave_one_out": missing,
     }

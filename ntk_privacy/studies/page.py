@@ -11,7 +11,6 @@ import filelock
 from ntk_privacy.data import ArgumentError
 from ntk_privacy.evaluation import rates
 from ntk_privacy.reports import files, tables
-from ntk_privacy.reports.atomic import replacing
 from ntk_privacy.studies.item import Cell, Item, Row, Scale
 from ntk_privacy.studies.verdict import Part, of_parts
 
@@ -231,8 +230,7 @@ def write(item: Item[Any], scale: Scale, folder: Path) -> dict[str, Any]:
     with _writing(folder):
         told = results(item, scale, folder)
         rows = rows_of(item, scale, stored(item, scale, folder))
-        with replacing(folder / "table.md") as temporary:
-            temporary.write_text(table(item, rows, told))
+        files.write_text(folder / "table.md", table(item, rows, told))
         if rows:
             item.draw(rows, folder / "figure.png")
         files.write_json(folder / "results.json", told)

@@ -24,6 +24,7 @@ __all__ = [
     "of_parts",
     "share_above",
     "share_below",
+    "spearman",
 ]
 
 CONFIDENCE = 0.95
@@ -159,6 +160,31 @@ def share_below(told: str, successes: int, trials: int, bound: float) -> Part:
       ValueError: a number is out of range.
     """
     return Part(told, *_share(successes, trials), "below", bound)
+
+
+def spearman(
+    one: Sequence[float] | Float[np.ndarray, " n"],
+    other: Sequence[float] | Float[np.ndarray, " n"],
+) -> float:
+    """Returns the correlation of the ranks of two lists, ties in their middle.
+
+    Args:
+      one: numbers.
+      other: as many.
+
+    Raises:
+      ValueError: lengths differ, or all numbers of a list are equal.
+
+    Example:
+      >>> from ntk_privacy.studies import verdict
+      >>> round(verdict.spearman([1.0, 2.0, 5.0], [3.0, 4.0, 40.0]), 6)
+      1.0
+    """
+    _checks.same_length(one=one, other=other)
+    ranks = [stats.rankdata(np.asarray(each, np.float64)) for each in (one, other)]
+    if any(np.ptp(each) == 0 for each in ranks):
+        raise ValueError("all numbers of a list are equal: their ranks say nothing.")
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def of_parts(parts: Sequence[Part]) -> Word:
