@@ -41,6 +41,7 @@ class Point:
       num_epochs: of their training.
       learning_rate: of their training.
       num_attacked: test images under attack.
+      preset: of what else DC has flags for: "cpu" or "paper".
       eps: bound of the attacks, l_inf, in 1/255.
       attack_steps: of attacks by steps; None is each one's own.
       num_queries: of the square attack; None is its own.
@@ -58,6 +59,7 @@ class Point:
     num_epochs: int
     learning_rate: float
     num_attacked: int
+    preset: str = "cpu"
     eps: int = 1
     attack_steps: int | None = None
     num_queries: int | None = None
@@ -84,7 +86,7 @@ def run(config: Point, *, key: Array, stage: Stage) -> Figures:
     )
     dc = distillation.METHODS["dc"]
     own = dc.configured(
-        "cpu" if config.images_per_class == 1 else "paper",
+        config.preset,
         images_per_class=config.images_per_class,
         width=config.width,
         num_steps=config.num_steps,
@@ -196,6 +198,7 @@ _CPU: dict[str, Any] = {
     "num_queries": 200,
 }
 _PAPER: dict[str, Any] = {
+    "preset": "paper",
     "width": 128,
     "num_steps": 1000,
     "batch_size": 256,

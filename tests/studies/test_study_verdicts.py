@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ntk_privacy.studies import figures, item, rdm_lemma, verdict
+from ntk_privacy.studies import (
+    figures,
+    item,
+    items,
+    loo_outliers,
+    rdm_lemma,
+    verdict,
+)
 
 NAMES = ("above", "below")
 
@@ -110,7 +117,41 @@ def test_a_line_waits_for_all_its_draws():
     assert figures.line(rows, "error", of="number", width=99) is None
 
 
+def test_ranks_are_those_of_scipy():
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=30), rng.integers(0, 5, 30).astype(float)
+    expected = stats.spearmanr(one, other).statistic
+    assert verdict.spearman(one, other) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="all numbers of a list are equal"):
+        verdict.spearman([1.0, 2.0], [3.0, 3.0])
+
+
+def test_leave_one_out_is_regression_on_the_others():
+    rng = np.random.default_rng(0)
+    root, residuals = rng.normal(size=(6, 9)), rng.normal(size=6)
+    kernel = root @ root.T
+    duals, missing = loo_outliers.left_out(kernel, residuals)
+    np.testing.assert_allclose(kernel @ duals, residuals)
+    for i in range(6):
+        rest = np.delete(np.arange(6), i)
+        known = np.linalg.solve(kernel[np.ix_(rest, rest)], residuals[rest])
+        np.testing.assert_allclose(missing[i], residuals[i] - kernel[i, rest] @ known)
+
+
+def test_a_threshold_is_the_best_there_is():
+    rng = np.random.default_rng(0)
+    is_poison = np.arange(200) < 40
+    scores = rng.normal(size=200) + 2 * is_poison
+    worst = [
+        max(np.mean(scores[~is_poison] > t), np.mean(scores[is_poison] <= t))
+        for t in scores
+    ]
+    found, at = rdm_lemma.separation(scores, is_poison)
+    assert found == pytest.approx(min(worst))
+    assert worst[list(scores).index(at)] == pytest.approx(found)
+
+
 def test_docstrings_run():
-    for module in (item, verdict, rdm_lemma):
+    for module in (item, items, loo_outliers, rdm_lemma, verdict):
         failed, attempted = doctest.testmod(module)
         assert (failed, attempted > 0) == (0, True), module.__name__
