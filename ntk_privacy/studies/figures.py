@@ -69,7 +69,7 @@ def lines(
     """
     labels = list(dict.fromkeys(label for one in shown.values() for label in one))
     with plots.panels(path, list(shown), title=title) as axes:
-        for panel, (own, each) in enumerate(zip(axes, shown.values(), strict=True)):
+        for own, each in zip(axes, shown.values(), strict=True):
             for label, (places, values) in each.items():
                 which = labels.index(label)
                 colour = plots.COLOURS[which % len(plots.COLOURS)]
@@ -87,14 +87,15 @@ def lines(
                 own.fill_between(*band, color=colour, alpha=0.18, linewidth=0)
             if log_x:
                 own.set_xscale("log", base=2)
-            _labelled(own, x_label, y_label, first=panel == 0)
+            _labelled(own, x_label, y_label)
+        axes[0].set_ylim(bottom=0)  # once all is drawn: it is that of all
 
 
-def _labelled(axes: Axes, x_label: str, y_label: str, *, first: bool) -> None:
+def _labelled(axes: Axes, x_label: str, y_label: str) -> None:
+    place = axes.get_subplotspec()
     axes.set_xlabel(x_label)
-    if first:
+    if place is None or place.is_first_col():
         axes.set_ylabel(y_label)
-    axes.set_ylim(bottom=0)
     axes.grid(which="major", color="0.92", linewidth=0.6)
     axes.set_axisbelow(True)
 
@@ -116,7 +117,7 @@ def bars(
     """
     labels = list(dict.fromkeys(label for one in shown.values() for label in one))
     with plots.panels(path, list(shown), title=title) as axes:
-        for panel, (own, each) in enumerate(zip(axes, shown.values(), strict=True)):
+        for own, each in zip(axes, shown.values(), strict=True):
             for label, values in each.items():
                 place = labels.index(label)
                 column = np.asarray(values, np.float64)[:, None]
@@ -127,4 +128,5 @@ def bars(
                 shift = np.linspace(-0.2, 0.2, len(column))
                 own.plot(place + shift, column[:, 0], "o", color="0.2", markersize=2.5)
             own.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
-            _labelled(own, "", y_label, first=panel == 0)
+            _labelled(own, "", y_label)
+        axes[0].set_ylim(bottom=0)

@@ -202,7 +202,9 @@ def _bars(field: str, names: dict, title: str):
         shown: dict[str, dict[str, np.ndarray]] = {}
         for point in dict.fromkeys(row.config for row in rows):
             panel = f"{point.dataset}, {point.dynamics}, width {point.width}"
-            label = f"N = {point.num_images}, {names[getattr(point, field)]}"
+            label = names[getattr(point, field)]
+            if len(_values(rows, "num_images")) > 1:
+                label = f"N = {point.num_images}, {label}"
             own = [row.figures[_ERROR] for row in rows if row.config == point]
             shown.setdefault(panel, {})[label] = np.asarray(own, float)
         y_label = "mean error / that of the mean image"
