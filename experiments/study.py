@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ntk_privacy import data
 from ntk_privacy.method import Method, field
 from ntk_privacy.reports import files
-from ntk_privacy.studies import ITEMS, make, of_paper, page
+from ntk_privacy.studies import ITEMS, listing, make, of_paper
 
 from . import _flags
 from . import _run as _running
@@ -87,23 +87,23 @@ def _item(asked: Asked[Any]) -> Any:
 def _worked(asked: Asked[Any], run: Any) -> Results:
     """Makes the cells of a study, or lists what there is."""
     del run
-    root, listing = pathlib.Path(asked.group(Run).workdir), asked.group(Listing)
-    if listing.list:
+    root, flags = pathlib.Path(asked.group(Run).workdir), asked.group(Listing)
+    if flags.list:
         told = "\n".join("  ".join(line) for line in _aligned(root))
-        if listing.page is not None:
-            path = pathlib.Path(listing.page)
-            text = page.updated(path.read_text(), page.summary(ITEMS, root))
+        if flags.page is not None:
+            path = pathlib.Path(flags.page)
+            text = listing.updated(path.read_text(), listing.summary(ITEMS, root))
             files.write_text(path, text)
         return {"markdown": told}
     if not asked.group(Run).workdir.strip():
         raise data.ArgumentError("workdir is empty: name a folder for the results.")
-    item, flags = _item(asked), asked.group(Run)
+    item, own = _item(asked), asked.group(Run)
     found = make(
         item,
         asked.config.scale,
         root / item.title,
-        checkpoint_seconds=flags.checkpoint_seconds,
-        show=flags.progress or None,
+        checkpoint_seconds=own.checkpoint_seconds,
+        show=own.progress or None,
         told=functools.partial(print, flush=True),
     )
     parts = [f"  {part['told']}: {part['value']:.4g}" for part in found["parts"]]
@@ -113,7 +113,7 @@ def _worked(asked: Asked[Any], run: Any) -> Results:
 
 
 def _aligned(root: pathlib.Path) -> list[list[str]]:
-    lines = page.listed(ITEMS, root)
+    lines = listing.listed(ITEMS, root)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         [f"{word:<{width}}" for word, width in zip(line, widths, strict=True)]

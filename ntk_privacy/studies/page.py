@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import filelock
 
@@ -18,20 +18,19 @@ __all__ = [
     "WORK",
     "agree",
     "is_made",
-    "listed",
+    "judged",
+    "of_folder",
     "place",
     "read",
     "results",
+    "rows_of",
     "stored",
-    "summary",
-    "updated",
+    "table",
     "write",
 ]
 
 WORK = "work"
 """Folder of cells and claims, of no use once the study is whole."""
-
-_MARKS = ("<!-- results: begin -->", "<!-- results: end -->")
 
 
 def place(folder: Path, cell: Cell) -> Path:
@@ -96,7 +95,7 @@ def agree(item: Item[Any], scale: Scale, folder: Path) -> None:
         path = folder / "results.json"
         if not path.exists():
             files.write_json(path, results(item, scale, folder))
-        found = _read(path)
+        found = of_folder(folder)
     told = tuple(str(found.get(name)) for name in ("paper", "item", "scale"))
     if told != own:
         raise ArgumentError(
@@ -110,8 +109,16 @@ def _writing(folder: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(folder / WORK / "tables.lock")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Returns what results.json holds; nothing where it is not there."""
+def of_folder(folder: Path) -> dict[str, Any]:
+    """Returns what results.json holds; nothing where it is not there.
+
+    Args:
+      folder: of a study.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    path = folder / "results.json"
     found = files.read_json(path) if path.exists() else {}
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no results: delete it to make it again.")  # noqa: TRY004  # the file is at fault
@@ -129,7 +136,7 @@ def stored(item: Item[Any], scale: Scale, folder: Path) -> dict[str, dict[str, A
     Raises:
       ValueError: a file is damaged, or of another grid.
     """
-    kept = _read(folder / "results.json")
+    kept = of_folder(folder)
     earlier = {
         (_key(row["config"]), row["draw"]): row
         for row in kept.get("rows", ())
@@ -303,76 +310,3 @@ def _by_point(item: Item[Any], rows: Sequence[Row]) -> str:
 def _mean(own: Sequence[Mapping[str, Any]], name: str) -> str:
     values = [float(figures[name]) for figures in own if name in figures]
     return f"{rates.mean_and_deviation(values):.4g}" if values else ""
-
-
-class Told(tuple[str, str, str, str, str]):
-    """Paper, item, scale, verdict, and how many cells of how many."""
-
-    __slots__ = ()
-
-
-def listed(items: Sequence[Item[Any]], root: Path) -> list[Told]:
-    """Returns a line per item and scale that is stored; of the rest, none yet.
-
-    The verdict is found anew from the stored figures.
-
-    Args:
-      items: to list, in order.
-      root: whose folders are those of studies.
-
-    Raises:
-      ValueError: a file is damaged.
-    """
-    found: dict[tuple[str, str], dict[str, Path]] = {}
-    for path in sorted(root.glob("*/results.json")):
-        told = _read(path)
-        name = (str(told.get("paper")), str(told.get("item")))
-        found.setdefault(name, {})[str(told.get("scale"))] = path.parent
-    lines = []
-    for item in items:
-        folders = found.get((item.paper, item.name), {})
-        scales = [scale for scale in get_args(Scale) if scale in folders]
-        for scale in scales:
-            cells = stored(item, scale, folders[scale])
-            word = of_parts(judged(item, scale, cells))
-            made = f"{len(cells)} of {len(item.grids[scale].cells())}"
-            lines.append(Told((item.paper, item.name, scale, word, made)))
-        if not scales:
-            lines.append(Told((item.paper, item.name, "-", "none yet", "")))
-    return lines
-
-
-def summary(items: Sequence[Item[Any]], root: Path) -> str:
-    """Returns the table of the docs page: items, claims, and what is stored.
-
-    Args:
-      items: to list, in order.
-      root: see `listed`.
-
-    Raises:
-      ValueError: a file is damaged.
-    """
-    claims = {(item.paper, item.name): item.claim for item in items}
-    head = ["paper", "item", "claim", "scale", "cells", "verdict"]
-    body = [
-        [paper, name, claims[paper, name], scale, made, word]
-        for paper, name, scale, word, made in listed(items, root)
-    ]
-    return tables.markdown(head, body)
-
-
-def updated(page: str, table: str) -> str:
-    """Returns a page with the table between its marks replaced.
-
-    Args:
-      page: the text.
-      table: see `summary`.
-
-    Raises:
-      ValueError: it has no marks.
-    """
-    begin, end = _MARKS
-    if page.count(begin) != 1 or page.count(end) != 1:
-        raise ValueError(f"the page has no {begin} and {end}: put them in it once.")
-    before, rest = page.split(begin)
-    return f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from experiments import _flags, study
-from ntk_privacy.studies import ITEMS, page
+from ntk_privacy.studies import ITEMS, listing, page
 
 ROOT = pathlib.Path(__file__).parents[2]
 STORED = ROOT / "results" / "study"
@@ -65,7 +65,7 @@ def test_what_would_be_passed_over_or_is_not_there_is_refused(capsys, flags, tol
 
 def test_the_docs_page_says_what_is_stored():
     text = (ROOT / "docs" / "studies.md").read_text()
-    assert page.updated(text, page.summary(ITEMS, STORED)) == text
+    assert listing.updated(text, listing.summary(ITEMS, STORED)) == text
     for item in ITEMS:
         assert f"`{item.name}`" in text, item.title
 
@@ -74,7 +74,7 @@ def test_the_docs_page_says_what_is_stored():
 def test_what_is_stored_is_whole_and_its_verdict_is_that_of_today(path):
     items = {item.title: item for item in ITEMS}
     item = items[path.parent.name]
-    told = page._read(path)
+    told = page.of_folder(path.parent)
     found = page.results(item, told["scale"], path.parent)
     assert found["num_made"] == found["num_cells"]
     assert found == told

@@ -15,7 +15,7 @@ from toy_study import TOY, Point, logged
 
 from ntk_privacy.data import ArgumentError
 from ntk_privacy.reports import files
-from ntk_privacy.studies import Grid, make, page
+from ntk_privacy.studies import Grid, listing, make, page
 
 ROOT = pathlib.Path(__file__).parents[2]
 CPU = TOY.grids["cpu"].cells()
@@ -184,27 +184,28 @@ def test_a_grid_that_has_grown_keeps_what_is_made(tmp_path):
 
 
 def test_the_list_judges_anew_and_tells_what_is_missing(tmp_path):
-    assert page.listed([TOY], tmp_path) == [("toy", "figure1", "-", "none yet", "")]
+    assert listing.listed([TOY], tmp_path) == [("toy", "figure1", "-", "none yet", "")]
     make(TOY, "smoke", tmp_path / "toy_figure1")
-    (line,) = page.listed([TOY], tmp_path)
+    (line,) = listing.listed([TOY], tmp_path)
     assert line == ("toy", "figure1", "smoke", "agrees", "4 of 4")
     opposite = dataclasses.replace(
         TOY, judge=lambda rows: [TOY.judge(rows)[1]._replace(bound=0.0)]
     )
-    assert page.listed([opposite], tmp_path)[0][3] == "refuted"
+    assert listing.listed([opposite], tmp_path)[0][3] == "refuted"
     path = tmp_path / "toy_figure1" / "results.json"
     told = files.read_json(path)
     files.write_json(path, {**told, "rows": told["rows"][:3]})
     shutil.rmtree(path.parent / page.WORK)
-    assert page.listed([TOY], tmp_path)[0][3:] == ("none yet", "3 of 4")
-    assert "| toy | figure1 | It grows. | smoke | 3 of 4 | none yet |" in page.summary(
-        [TOY], tmp_path
+    assert listing.listed([TOY], tmp_path)[0][3:] == ("none yet", "3 of 4")
+    assert (
+        "| toy | figure1 | It grows. | smoke | 3 of 4 | none yet |"
+        in listing.summary([TOY], tmp_path)
     )
 
 
 def test_a_page_keeps_all_but_its_table():
     text = "Before.\n<!-- results: begin -->\nold\n<!-- results: end -->\nAfter.\n"
-    new = page.updated(text, "new")
+    new = listing.updated(text, "new")
     assert new == text.replace("old", "new")
     with pytest.raises(ValueError, match="put them in it once"):
-        page.updated("nothing", "new")
+        listing.updated("nothing", "new")

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ntk_privacy.studies import ITEMS, Grid, make, of_parts, page
+from ntk_privacy.studies import ITEMS, Grid, listing, make, of_parts
 from ntk_privacy.studies.item import Row
 
 # Of a method for which they have no meaning.
@@ -129,7 +129,7 @@ def test_a_taste_of_it_is_made_whole_and_judged(item, tmp_path):
     assert found["failed"] == []
     assert found["num_made"] == found["num_cells"]
     assert found["verdict"] in ("agrees", "differs", "refuted")
-    assert page.listed([item], tmp_path)[0][2:4] == ("smoke", found["verdict"])
+    assert listing.listed([item], tmp_path)[0][2:4] == ("smoke", found["verdict"])
     _is_written(item, tmp_path / item.title)
 
 
