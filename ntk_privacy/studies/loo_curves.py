@@ -69,13 +69,15 @@ def _by_order(rows: Sequence[Row]) -> list[Part]:
     fewer = {"of": "num_images", "one": numbers[-1], "other": numbers[0]}
     wider = {"of": "width", "one": widths[0], "other": widths[-1]}
     frozen = {"of": "dynamics", "one": "standard", "other": "linearized"}
-    parts = []
-    for told, pair in (
-        (f"N = {numbers[-1]} is farther off than N = {numbers[0]}", fewer),
-        (f"width {widths[0]} is farther off than width {widths[-1]}", wider),
-        ("standard dynamics are farther off than linearized ones", frozen),
-    ):
-        parts.append(above(told, paired(rows, _ERROR, **pair)))
+    told = "standard dynamics are farther off than linearized ones"
+    parts = [above(told, paired(rows, _ERROR, **frozen))]
+    for how in _values(rows, "dynamics"):
+        for told, pair in (
+            (f"N = {numbers[-1]} is farther off than N = {numbers[0]}", fewer),
+            (f"width {widths[0]} is farther off than width {widths[-1]}", wider),
+        ):
+            apart = paired(rows, _ERROR, dynamics=how, **pair)
+            parts.append(above(f"{told}, {how}", apart))
     return parts
 
 
