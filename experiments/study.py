@@ -3,10 +3,11 @@
     python -m experiments.study --paper=loo --item=figure2 --scale=cpu --workdir=DIR
     python -m experiments.study --list
 
-Each item has a folder in --workdir with table.md, figure.png and results.json. Killed
-at any moment and started again it goes on; any number of processes, also on several
-hosts, may work in one folder at a time, and no cell is made twice. --list tells what
-is stored there, at which scale, and what it says of the paper's claim.
+Each item has a folder in --workdir, and each scale besides cpu one of its own, with
+table.md, figure.png and results.json. Killed at any moment and started again it goes
+on; any number of processes, also on several hosts, may work in one folder at a time,
+and no cell is made twice. --list tells what is stored there, at which scale, and what
+it says of the paper's claim.
 """
 
 import dataclasses
@@ -101,7 +102,7 @@ def _worked(asked: Asked[Any], run: Any) -> Results:
     found = make(
         item,
         asked.config.scale,
-        root / item.title,
+        root / item.folder(asked.config.scale),
         checkpoint_seconds=own.checkpoint_seconds,
         show=own.progress or None,
         told=functools.partial(print, flush=True),

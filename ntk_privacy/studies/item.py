@@ -128,6 +128,14 @@ class Item(Generic[Config]):
         """Its name among the items of all papers."""
         return f"{self.paper}_{self.name}"
 
+    def folder(self, scale: Scale) -> str:
+        """Returns the name of its folder: its title, with the scale unless it is cpu.
+
+        Args:
+          scale: of the grid.
+        """
+        return self.title if scale == "cpu" else f"{self.title}_{scale}"
+
 
 def by_draw(rows: Sequence[Row], name: str, **where: Any) -> Float[np.ndarray, " n"]:
     """Returns a figure per draw, the mean over the points of the grid.
