@@ -15,14 +15,12 @@ import functools
 import pathlib
 from typing import Any, Literal
 
-from ntk_privacy import data
+from ntk_privacy import _checks, compilation_cache
 from ntk_privacy.method import Method, field
 from ntk_privacy.reports import files
 from ntk_privacy.studies import ITEMS, listing, make, of_paper
 
-from . import _flags
-from . import _run as _running
-from ._groups import Run
+from . import _flags, _run
 from ._kinds import Kind, Results
 from ._program import Asked, Program
 
@@ -31,6 +29,23 @@ _PAPERS = {
     "rdm": "Zheng & Li, UAI 2023: poison and robust distribution matching.",
     "guard": "Xue et al., AAAI 2025 (arXiv:2403.10045): curvature regularisation.",
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """The run; draws are numbered from 0, and hosts are started one by one."""
+
+    workdir: str = field("results/study", "Folder of all studies.")
+    checkpoint_seconds: float = field(30.0, "Time between checkpoints.")
+    progress: bool = field(True, "Show a progress bar.")
+    compilation_cache: bool = field(
+        True, "Keep compiled programs for later runs, in the user's cache folder."
+    )
+
+    def __post_init__(self):
+        _checks.at_least(0, checkpoint_seconds=self.checkpoint_seconds)
+        if not self.workdir.strip():
+            raise ValueError("workdir is empty: name a folder for the results.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,33 +87,19 @@ def _study(paper: str, about: str) -> Method[Any]:
     return Method(paper, about, config, {"given": config}, lambda *_: None)
 
 
-def _passed_over(asked: Asked[Any]) -> dict[str, str]:
-    del asked
-    told = "studies"
-    return {
-        "seed": f"{told}, whose draws are numbered from 0",
-        "distributed": f"{told}: start one on each host, on a folder that all see",
-    }
-
-
-def _item(asked: Asked[Any]) -> Any:
-    return of_paper(asked.method.name)[asked.config.item]
-
-
 def _worked(asked: Asked[Any], run: Any) -> Results:
     """Makes the cells of a study, or lists what there is."""
     del run
-    root, flags = pathlib.Path(asked.group(Run).workdir), asked.group(Listing)
+    own, flags = asked.group(Work), asked.group(Listing)
+    root = pathlib.Path(own.workdir)
     if flags.list:
-        told = "\n".join("  ".join(line) for line in _aligned(root))
+        told = listing.text(ITEMS, root)
         if flags.page is not None:
             path = pathlib.Path(flags.page)
             text = listing.updated(path.read_text(), listing.summary(ITEMS, root))
             files.write_text(path, text)
         return {"markdown": told}
-    if not asked.group(Run).workdir.strip():
-        raise data.ArgumentError("workdir is empty: name a folder for the results.")
-    item, own = _item(asked), asked.group(Run)
+    item = of_paper(asked.method.name)[asked.config.item]
     found = make(
         item,
         asked.config.scale,
@@ -113,19 +114,8 @@ def _worked(asked: Asked[Any], run: Any) -> Results:
     return {**found, "markdown": "\n".join(told)}
 
 
-def _aligned(root: pathlib.Path) -> list[list[str]]:
-    lines = listing.listed(ITEMS, root)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        [f"{word:<{width}}" for word, width in zip(line, widths, strict=True)]
-        for line in lines
-    ]
-
-
 KIND = Kind(
-    groups=(Listing, Run),
-    defaults=lambda *_: {"workdir": "results/study"},
-    passed_over=_passed_over,
+    groups=(Listing, Work),
     grid=_worked,
     told=lambda _, results: results["markdown"],
 )
@@ -140,7 +130,15 @@ PROGRAM = Program(
     default="loo",
     flag="paper",
 )
-run, main = _running.run, _running.main
+run = _run.run
+
+
+def main(asked: Asked[Any]) -> None:
+    """Makes a study, or lists what there is, and tells it."""
+    if asked.group(Work).compilation_cache:
+        compilation_cache.enable()
+    print(asked.kind.told(asked, run(asked)))
+
 
 if __name__ == "__main__":
     _flags.run(main, PROGRAM.parse)

@@ -9,7 +9,7 @@ from ntk_privacy.studies import page
 from ntk_privacy.studies.item import Item, Scale
 from ntk_privacy.studies.verdict import of_parts
 
-__all__ = ["Told", "listed", "summary", "updated"]
+__all__ = ["Told", "listed", "summary", "text", "updated"]
 
 _MARKS = ("<!-- results: begin -->", "<!-- results: end -->")
 
@@ -49,6 +49,22 @@ def listed(items: Sequence[Item[Any]], root: Path) -> list[Told]:
         if not scales:
             lines.append(Told((item.paper, item.name, "-", "none yet", "")))
     return lines
+
+
+def text(items: Sequence[Item[Any]], root: Path) -> str:
+    """Returns the lines of `listed` for a terminal, aligned.
+
+    Args:
+      items: see `listed`.
+      root: see `listed`.
+
+    Raises:
+      ValueError: a file is damaged.
+    """
+    lines = listed(items, root)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = (map(str.ljust, line, widths) for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
 def summary(items: Sequence[Item[Any]], root: Path) -> str:
