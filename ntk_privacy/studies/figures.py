@@ -39,6 +39,9 @@ def line(rows: Sequence[Row], name: str, *, of: str, **where: Any) -> Line | Non
     return [float(place) for place in places], np.stack(values, 1)
 
 
+_FEW = 8
+
+
 def _spread(values: Float[np.ndarray, "draws x"]) -> tuple[np.ndarray, np.ndarray]:
     """Returns mean and sample deviation; of one draw that is 0."""
     mean = values.mean(0)
@@ -86,9 +89,20 @@ def lines(
                 band = (places, mean - wide, mean + wide)
                 own.fill_between(*band, color=colour, alpha=0.18, linewidth=0)
             if log_x:
-                own.set_xscale("log", base=2)
+                _logarithmic(
+                    own, [place for places, _ in each.values() for place in places]
+                )
             _labelled(own, x_label, y_label)
         axes[0].set_ylim(bottom=0)  # once all is drawn: it is that of all
+
+
+def _logarithmic(axes: Axes, places: Sequence[float]) -> None:
+    """Makes the first axis logarithmic; a few places are told as they are."""
+    axes.set_xscale("log")
+    shown = sorted(set(places))
+    if len(shown) <= _FEW:
+        axes.set_xticks(shown, [f"{place:g}" for place in shown])
+        axes.set_xticks([], minor=True)
 
 
 def _labelled(axes: Axes, x_label: str, y_label: str) -> None:
