@@ -22,7 +22,16 @@ from ntk_privacy.studies.item import Figures
 from ntk_privacy.training import victim
 from ntk_privacy.training.victim import Dynamics, Victim
 
-__all__ = ["COLUMNS", "CONVERGED", "EARLY", "Attacked", "Point", "attacked", "run"]
+__all__ = [
+    "COLUMNS",
+    "CONVERGED",
+    "EARLY",
+    "Attacked",
+    "By",
+    "Point",
+    "attacked",
+    "run",
+]
 
 CONVERGED, EARLY = 1e-10, 1e-2
 """Mean of (f - y)^2 / 2 at which training ends: published, and of its early stop."""
@@ -59,6 +68,18 @@ class Point:
     stop_loss: float = CONVERGED
     settings: str = "fast"
     num_steps: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class By(Point):
+    """A network and an attack of either kind.
+
+    Attributes: see `Point`.
+      attack: "kkt", the search, or "auto", which decodes exactly what it can and
+        searches for the rest.
+    """
+
+    attack: str
 
 
 class Attacked(NamedTuple):
@@ -123,19 +144,24 @@ def attacked(config: Point, *, key: Array, stage: Stage) -> Attacked:
         raise ValueError(
             f"the network ends at a loss of {trained.loss:.2g}, not {config.stop_loss}."
         )
-    kkt = METHODS["kkt"]
+    method = METHODS[config.attack if isinstance(config, By) else "kkt"]
     search: dict[str, Any] = {"num_candidates": 2 * config.num_images}
     search |= {"settings": config.settings, "num_steps": config.num_steps}
-    found = kkt.run(
+    found = method.run(
         evidence.told(trained, dataset, num_images=config.num_images),
-        kkt.configured(**search),
+        method.configured(**search),
         key=of_search,
         stage=stage,
     )
     if found.nonfinite:
         raise ValueError("the search is lost: its loss is not finite.")
+    # What is not found is taken for the mean image.
+    missing = max(0, config.num_images - len(found.images))
+    guesses = np.zeros((missing, *dataset.x_train.shape[1:]), np.float32)
     pairs = reconstruction_curve.evaluate(
-        dataset.x_train, found.images, mean=dataset.mean
+        dataset.x_train,
+        np.concatenate([np.asarray(found.images), guesses]),
+        mean=dataset.mean,
     )
     flat = dataset.x_train.reshape(len(dataset.x_train), -1)
     guess = float(np.linalg.norm(flat.astype(np.float64), axis=1).mean())

@@ -87,7 +87,13 @@ def _robust(config, noise, *, sign):
     return {"accuracy": value, "pgd": value, "autoattack": value}
 
 
+def _ranks(config, noise, *, sign):
+    return {"dual": -0.8 * sign * noise, "left_out": -0.7 * sign * noise}
+
+
 LEVELS = {
+    "loo_theorem1": _curve,
+    "loo_outliers": _ranks,
     **dict.fromkeys([f"loo_figure{number}" for number in (2, 3, 4, 5)], _curve),
     **dict.fromkeys(("loo_table1", "loo_figure6"), _accuracy),
     "loo_figure8": _best,
