@@ -97,7 +97,7 @@ def _worked(asked: Asked[Any], run: Any) -> Results:
         if flags.page is not None:
             path = pathlib.Path(flags.page)
             text = listing.updated(path.read_text(), listing.summary(ITEMS, root))
-            files.write_text(path, text)
+            files.write_string(path, text)
         return {"markdown": told}
     item = of_paper(asked.method.name)[asked.config.item]
     found = make(

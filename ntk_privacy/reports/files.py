@@ -22,7 +22,7 @@ __all__ = [
     "read_json",
     "write_arrays",
     "write_json",
-    "write_text",
+    "write_string",
 ]
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -69,7 +69,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
         temporary.write_text(text)
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
+def write_string(path: pathlib.Path, text: str) -> None:
     """Writes a text file.
 
     Args:

@@ -170,7 +170,7 @@ class Workdir(contextlib.AbstractContextManager["Workdir"]):
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a text file."""
-        files.write_text(self.path(name), text)
+        files.write_string(self.path(name), text)
 
     def write_arrays(self, name: str, **arrays: Any) -> None:
         """Writes an .npz: equal arrays give equal bytes."""

@@ -84,6 +84,7 @@ def lines(
                     linewidth=1.4,
                     marker="os^Dv*"[which % 6] if marks else None,
                     markersize=3.5,
+                    clip_on=False,  # whole marks at the edge
                     label=label,
                 )
                 band = (places, mean - wide, mean + wide)

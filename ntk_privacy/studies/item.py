@@ -8,9 +8,7 @@ from typing import (
     Generic,
     Literal,
     NamedTuple,
-    Protocol,
     TypeVar,
-    runtime_checkable,
 )
 
 import jax
@@ -18,7 +16,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_privacy.reports import files
-from ntk_privacy.resume import Stage
 from ntk_privacy.studies.verdict import Part
 
 __all__ = ["Cell", "Figures", "Grid", "Item", "Row", "Scale", "by_draw", "paired"]
@@ -28,15 +25,6 @@ Figures = Mapping[str, Any]
 """Numbers and lists of numbers of a cell, by name."""
 
 Scale = Literal["smoke", "cpu", "paper"]
-
-
-@runtime_checkable
-class Run(Protocol):
-    """What a cell computes: a pure function of a config and a key."""
-
-    def __call__(self, config: Any, *, key: Array, stage: Stage) -> Figures:
-        """Returns the figures of a cell; loops run in the stage."""
-        ...
 
 
 class Row(NamedTuple):
@@ -107,7 +95,8 @@ class Item(Generic[Config]):
       claim: what is claimed there, in one line.
       about: what is computed here, and where it is not what the paper did.
       grids: by scale: a taste for tests, what two cores finish, and published sizes.
-      run: of a cell.
+      run: `run(config, *, key, stage)` returns the figures of a cell, a pure function
+        whose loops run in the stage.
       judge: `judge(rows)` returns the parts of the claim, given all rows of a grid.
       columns: heads of the table, by name of the figure.
       draw: `draw(rows, path)` writes the figure: mean and spread over draws.
@@ -118,7 +107,7 @@ class Item(Generic[Config]):
     claim: str
     about: str
     grids: Mapping[Scale, Grid[Config]]
-    run: Run
+    run: Callable[..., Figures]
     judge: Callable[[Sequence[Row]], Sequence[Part]]
     columns: Mapping[str, str]
     draw: Callable[[Sequence[Row], Path], None]

@@ -237,7 +237,7 @@ def write(item: Item[Any], scale: Scale, folder: Path) -> dict[str, Any]:
     with _writing(folder):
         told = results(item, scale, folder)
         rows = rows_of(item, scale, stored(item, scale, folder))
-        files.write_text(folder / "table.md", table(item, rows, told))
+        files.write_string(folder / "table.md", table(item, rows, told))
         if rows:
             item.draw(rows, folder / "figure.png")
         files.write_json(folder / "results.json", told)
