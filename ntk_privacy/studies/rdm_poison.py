@@ -216,7 +216,6 @@ _SMOKE: dict[str, Any] = {
     "num_runs": 1,
 }
 _CPU: dict[str, Any] = {
-    "num_train": 10_000,
     "num_test": 1000,
     "width": 32,
     "num_steps": 100,
@@ -256,7 +255,7 @@ _ABOUT = (
     "CIFAR-10, 1% of the images are poison, all of one class. Shares have the interval "
     "of Clopper and Pearson over condensations of these targets; orders are paired by "
     "target. At the scale cpu five targets, three condensations of each with one "
-    "network, 10 images a class, ConvNets of width 32, 10,000 training images."
+    "network, 10 images a class, ConvNets of width 32."
 )
 _COLUMNS = {
     "success": "success of the attacker",
