@@ -283,7 +283,7 @@ ITEMS = (
         "table1",
         "Poison outlives DM: gradient matching at 128/255 and DM poisoning at 64 and "
         "128/255 make networks of the condensed set misread the target.",
-        (("dm", 64), ("dm", 128), ("gradient_matching", 128)),
+        (("dm", 64), ("dm", 128), ("gradient", 128)),
         ("dm",),
         _breaks_dm,
     ),
@@ -297,7 +297,7 @@ ITEMS = (
     _item(
         "table3",
         "RDM-DC stops poison made by gradient matching.",
-        (("gradient_matching", 64),),
+        (("gradient", 64),),
         ("dm", "rdm"),
         _rdm_holds,
     ),

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from ntk_privacy import data, distillation, poisoning, reconstruction
 from ntk_privacy.studies import ITEMS, Grid, listing, make, of_parts
 from ntk_privacy.studies.item import Row
 
@@ -30,6 +31,16 @@ def test_an_item_is_sound(item):
         assert max(map(len, names)) <= 245, max(names, key=len)
         assert grid.num_draws >= (2 if scale == "smoke" else 3)
         assert len({type(config) for config in grid.configs}) == 1
+
+
+@pytest.mark.parametrize("item", ITEMS, ids=_title)
+def test_what_its_points_name_is_there(item):
+    tables = {"attack": {**poisoning.METHODS, **reconstruction.METHODS}}
+    tables |= {"method": distillation.METHODS, "dataset": data.SETS}
+    for grid in item.grids.values():
+        for config in grid.configs:
+            for name, table in tables.items():
+                assert getattr(config, name, None) in {None, *table}
 
 
 def test_titles_are_apart():
