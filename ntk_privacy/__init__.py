@@ -14,6 +14,7 @@ from ntk_privacy import (
     poisoning,
     reconstruction,
     reports,
+    studies,
     training,
 )
 
@@ -42,5 +43,6 @@ __all__ = [
     "reconstruction",
     "reports",
     "rkip",
+    "studies",
     "training",
 ]

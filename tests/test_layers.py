@@ -29,6 +29,7 @@ LAYERS = (
     ("evaluation",),
     ("auditing",),
     ("reports",),
+    ("studies",),
     ("experiments",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_privacy import _checks
-from ntk_privacy.reports.plots import _COLOURS, drawn
+from ntk_privacy.reports.plots import COLOURS, drawn
 
 __all__ = ["eigenvalues"]
 
@@ -44,7 +44,7 @@ def eigenvalues(
     bins = np.geomspace(low, largest * 1.001, _BINS + 1)
     with drawn(path, title=title, size=(7.2, 4.2)) as axes:
         for i, (name, each) in enumerate(values.items()):
-            colour = _COLOURS[i % len(_COLOURS)]
+            colour = COLOURS[i % len(COLOURS)]
             label = f"{name}: mean {each.mean():.3g}, median {np.median(each):.3g}"
             axes.hist(
                 np.maximum(each, low), list(bins), color=colour, alpha=0.45, label=label

@@ -16,7 +16,14 @@ import numpy as np
 
 from ntk_privacy.reports.atomic import replacing
 
-__all__ = ["plain", "read_arrays", "read_json", "write_arrays", "write_json"]
+__all__ = [
+    "plain",
+    "read_arrays",
+    "read_json",
+    "write_arrays",
+    "write_json",
+    "write_string",
+]
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -58,6 +65,17 @@ def write_json(path: pathlib.Path, value: Any) -> None:
       value: see `plain`.
     """
     text = json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_string(path: pathlib.Path, text: str) -> None:
+    """Writes a text file.
+
+    Args:
+      path: of the file.
+      text: what it will hold.
+    """
     with replacing(path) as temporary:
         temporary.write_text(text)
 

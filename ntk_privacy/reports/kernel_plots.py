@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ntk_privacy import _checks
 from ntk_privacy.evaluation.kernel_study import Studied
-from ntk_privacy.reports.plots import _COLOURS, _STYLES, _save, drawn
+from ntk_privacy.reports.plots import COLOURS, STYLES, _save, drawn
 
 __all__ = ["distances", "picture", "spectrum", "study"]
 
@@ -93,8 +93,8 @@ def spectrum(
             axes.plot(
                 np.arange(1, len(values) + 1)[positive],
                 values[positive],
-                _STYLES[i % len(_STYLES)],
-                color=_COLOURS[i % len(_COLOURS)],
+                STYLES[i % len(STYLES)],
+                color=COLOURS[i % len(COLOURS)],
                 linewidth=1.6,
                 marker="o" if len(values) <= _MAX_MARKED else None,
                 markersize=3.5,
@@ -146,8 +146,8 @@ def distances(
         figure = Figure(figsize=(7.2, 5.2), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True)
         rows = (
-            (upper, distance, "kernel distance\n(1 - cosine)", _COLOURS[0]),
-            (lower, loss, "training loss\n(mean of squares / 2)", _COLOURS[1]),
+            (upper, distance, "kernel distance\n(1 - cosine)", COLOURS[0]),
+            (lower, loss, "training loss\n(mean of squares / 2)", COLOURS[1]),
         )
         for axes, values, label, colour in rows:
             values = np.asarray(values, np.float64)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_privacy import _checks
-from ntk_privacy.reports.plots import _COLOURS, _STYLES, drawn
+from ntk_privacy.reports.plots import COLOURS, STYLES, drawn
 
 __all__ = ["losses"]
 
@@ -43,14 +43,14 @@ def losses(
             steps = 1 + every * np.arange(len(history))
             shown = np.isfinite(history) & (history > 0)
             steps, history = steps[shown], history[shown]
-            colour = _COLOURS[i % len(_COLOURS)]
+            colour = COLOURS[i % len(COLOURS)]
             width = min(max(_FEWEST, _WINDOW // every), len(history))
             axes.plot(steps, history, color=colour, alpha=0.25, linewidth=0.8)
             if width:
                 axes.plot(
                     steps[width - 1 :],
                     np.convolve(history, np.full(width, 1 / width), "valid"),
-                    _STYLES[i % len(_STYLES)],
+                    STYLES[i % len(STYLES)],
                     color=colour,
                     linewidth=1.8,
                     label=f"{label}, mean of {width} {unit}",

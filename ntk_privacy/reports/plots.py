@@ -22,15 +22,28 @@ from ntk_privacy import _checks
 from ntk_privacy.evaluation.reconstruction_curve import squared_distance_at
 from ntk_privacy.reports.atomic import replacing
 
-__all__ = ["MAX_PAIRS", "curve", "drawn", "gallery", "pictures", "scatter"]
+__all__ = [
+    "COLOURS",
+    "MAX_PAIRS",
+    "STYLES",
+    "curve",
+    "drawn",
+    "gallery",
+    "panels",
+    "pictures",
+    "scatter",
+]
 
 MAX_PAIRS = 60
 """The most pairs that a gallery shows; of more, evenly chosen ones."""
 
 _DPI = 150
 # Distinct without colour: the line style changes with the colour. Okabe and Ito's set.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_STYLES = ("-", "--", "-.", ":")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+"""Of lines and points, in order."""
+
+STYLES = ("-", "--", "-.", ":")
+"""Of lines, in order."""
 
 
 def _save(figure: Figure, path: str | pathlib.Path | io.BufferedIOBase) -> None:
@@ -67,6 +80,44 @@ def drawn(
         axes = figure.add_subplot()
         yield axes
         axes.set_title(title, fontsize=12)
+        _save(figure, path)
+
+
+@contextlib.contextmanager
+def panels(
+    path: str | pathlib.Path, names: Sequence[str], *, title: str, columns: int = 2
+) -> Iterator[list[Axes]]:
+    """Yields axes side by side, one per name, which share their scale, and writes them.
+
+    Args:
+      path: the PNG to write.
+      names: above each of the axes.
+      title: above all.
+      columns: at most so many stand in a row.
+
+    Raises:
+      ValueError: there is no name.
+    """
+    _checks.at_least(1, num_panels=len(names), columns=columns)
+    columns = min(columns, len(names))
+    rows = -(-len(names) // columns)
+    with rc_context(
+        {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        size = (max(3.4 * columns, 4.6), 2.6 * rows + 1.0)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        each = list(grid.flat)
+        for spare in each[len(names) :]:
+            spare.set_visible(False)
+        yield each[: len(names)]
+        for name, axes in zip(names, each, strict=False):
+            axes.set_title(name, fontsize=9)
+        figure.suptitle(title, fontsize=10)
+        lines, labels = each[0].get_legend_handles_labels()
+        if labels:
+            below = {"loc": "outside lower center", "ncols": 3, "fontsize": 8}
+            figure.legend(lines, labels, **below, frameon=False)
         _save(figure, path)
 
 
@@ -118,8 +169,8 @@ def curve(
             axes.plot(
                 np.arange(1, len(values) + 1),
                 shown,
-                _STYLES[i // len(_COLOURS) % len(_STYLES)],
-                color=_COLOURS[i % len(_COLOURS)],
+                STYLES[i // len(COLOURS) % len(STYLES)],
+                color=COLOURS[i % len(COLOURS)],
                 linewidth=1.8,
                 marker="o" if longest <= 100 else None,
                 markersize=3.5,
@@ -164,14 +215,14 @@ def scatter(
         for i, (label, pairs) in enumerate(series.items()):
             points = np.asarray(pairs, np.float64).reshape(-1, 2)
             points = points[np.isfinite(points).all(1) & (points > 0).all(1)]
-            colour = _COLOURS[i % len(_COLOURS)]
+            colour = COLOURS[i % len(COLOURS)]
             axes.scatter(
                 points[:, 0],
                 points[:, 1],
                 s=28,
                 edgecolor=colour,
                 # Hollow once the colours have all been used.
-                facecolor=colour if i < len(_COLOURS) else "none",
+                facecolor=colour if i < len(COLOURS) else "none",
                 marker="os^Dv*"[i % 6],
                 label=label,
             )

@@ -13,7 +13,6 @@ import numpy as np
 
 from ntk_privacy.data import ArgumentError
 from ntk_privacy.reports import files
-from ntk_privacy.reports.atomic import replacing
 
 __all__ = ["Workdir"]
 
@@ -171,8 +170,7 @@ class Workdir(contextlib.AbstractContextManager["Workdir"]):
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a text file."""
-        with replacing(self.path(name)) as temporary:
-            temporary.write_text(text)
+        files.write_string(self.path(name), text)
 
     def write_arrays(self, name: str, **arrays: Any) -> None:
         """Writes an .npz: equal arrays give equal bytes."""
