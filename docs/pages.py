@@ -28,6 +28,7 @@ PACKAGES = (
     "models",
     "data",
     "reports",
+    "studies",
 )
 
 

@@ -12,6 +12,7 @@ traceback. What else can go wrong is in `hardships`.
 
 import argparse
 import collections
+import contextlib
 import hashlib
 import json
 import os
@@ -166,7 +167,10 @@ def has_checkpoint(folder: pathlib.Path) -> bool:
 
 def _awaited(run: subprocess.Popen, folder: pathlib.Path) -> None:
     """Waits until there is something to go on from, or the run has ended."""
-    while run.poll() is None and not has_checkpoint(folder):
+    while run.poll() is None:
+        with contextlib.suppress(FileNotFoundError):  # a folder that goes meanwhile
+            if has_checkpoint(folder):
+                return
         time.sleep(0.02)
 
 

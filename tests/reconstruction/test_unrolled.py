@@ -1,0 +1,164 @@
+"""Unrolled training: its derivative, what it finds, and what it says of the rest."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ntk_privacy.models import MLP
+from ntk_privacy.reconstruction import unrolled
+from ntk_privacy.training import recipe
+
+NET = MLP((64,))
+SHAPE = (3, 3, 1)
+LABELS = np.asarray([[1.0], [-1.0], [1.0]], np.float32)
+BOUNDS = (-0.5, 0.5)
+SETTINGS = unrolled.Settings(
+    sharpnesses=(4.0, 16.0, 64.0, 256.0), num_steps=60, memory=20
+)
+ADAM = optax.adamw(1e-2, weight_decay=1e-3, eps_root=1e-14)
+
+
+def _images():
+    return jax.random.uniform(jax.random.key(3), (3, *SHAPE), jnp.float32, *BOUNDS)
+
+
+def _training(optimizer, num_steps=60, **others):
+    return unrolled.Training(optimizer=optimizer, num_steps=num_steps, **others)
+
+
+def _before(seed=1):
+    params = NET.init_params(jax.random.key(seed), SHAPE)
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+
+
+def _by_hand(training, params, x, y):
+    """Step by step, each in Python."""
+    state = training.optimizer.init(params)
+
+    def mean(p):
+        return jnp.mean(recipe.losses(training.loss, NET.apply_fn(p, x), y))
+
+    for _ in range(training.num_steps):
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = training.optimizer.update(
+                jax.grad(mean)(params), state, params
+            )
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A training, the weights before and after it, and the images."""
+    training = _training(optax.sgd(0.1, momentum=0.9))
+    before, x = _before(), _images()
+    after = unrolled.simulate(NET.apply_fn, training, before, x, jnp.asarray(LABELS))
+    return training, before, after, x
+
+
+def _read(scene, **changes):
+    training, before, after, _ = scene
+    given = {
+        "training": training, "labels": LABELS, "key": jax.random.key(0),
+        "image_shape": SHAPE, "bounds": BOUNDS, "settings": SETTINGS, **changes,
+    }  # fmt: skip
+    return unrolled.reconstruct(NET, before, after, **given)
+
+
+@pytest.fixture(scope="module")
+def found(scene):
+    return _read(scene)
+
+
+@pytest.mark.parametrize("num_steps", [3, 7])
+def test_blocks_are_the_steps_one_by_one(num_steps):
+    training = _training(ADAM, num_steps, block=3)
+    y, x = jnp.asarray(LABELS), _images()
+    found = unrolled.simulate(NET.apply_fn, training, _before(), x, y)
+    slow = _by_hand(training, _before(), x, y)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(slow), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_the_derivative_is_that_of_differences():
+    training, x = _training(optax.sgd(0.1), 12, block=5), _images()
+    before, x = jax.tree.map(lambda a: a.astype(jnp.float64), (_before(), x))
+    y = jnp.asarray(LABELS, jnp.float64)
+
+    def size(x):
+        end = unrolled.simulate(NET.apply_fn, training, before, x, y, sharpness=8.0)
+        return unrolled.misfit(end, before, jax.tree.map(lambda a: a + 0.1, before))
+
+    way = jax.random.normal(jax.random.key(5), x.shape, jnp.float64)
+    slope = float(jnp.sum(jax.grad(size)(x) * way))
+    step = 1e-5
+    told = float(size(x + step * way) - size(x - step * way)) / (2 * step)
+    assert slope == pytest.approx(told, rel=1e-5)
+
+
+def test_images_of_a_small_network_come_back(found, scene):
+    x = scene[-1]
+    squared = ((np.asarray(x)[:, None] - found.images[None]) ** 2).mean((2, 3, 4))
+    assert squared.min(1).max() < 10**-2.5  # 25 dB, all of them
+    assert found.verdict.word == "approximate"
+    assert found.replay_misses[0] < 0.2
+    assert not found.certified.any()
+    assert found.kept["weights"].sum() == pytest.approx(3, rel=1e-5)
+    assert found.images.min() >= BOUNDS[0]
+    assert found.images.max() <= BOUNDS[1]
+
+
+def test_weights_of_another_training_are_nothing(scene):
+    training, before, _, x = scene
+    foreign = jax.tree.map(
+        lambda a, b: a + 0.1 * jax.random.normal(jax.random.key(9), b.shape, b.dtype),
+        before,
+        before,
+    )
+    found = _read((training, before, foreign, x))
+    assert found.verdict.word == "nothing found"
+    assert "random sets" in found.verdict.reason
+
+
+def test_a_search_that_was_cut_ends_with_the_same_bits(found, scene):
+    kept = {}
+
+    def stop(done, state, metrics):
+        del metrics
+        kept.update(done=done, state=state)
+        return done == 50
+
+    cut = _read(scene, callback=stop)
+    assert kept["done"] == 50
+    assert len(cut.losses) == 50
+    rest = _read(scene, state=kept["state"], first_step=50)
+    np.testing.assert_array_equal(rest.images, found.images)
+    losses = np.concatenate([cut.losses, rest.losses])
+    np.testing.assert_array_equal(losses, found.losses)
+
+
+def test_bad_input_is_one_sentence(scene):
+    training, before, after, _ = scene
+    with pytest.raises(ValueError, match="params_t equals params_0"):
+        _read((training, before, before, None))
+    with pytest.raises(ValueError, match="starts have shape"):
+        _read(scene, starts=np.zeros((3, 2, 2, 1), np.float32))
+    with pytest.raises(ValueError, match="diverges"):
+        _read((_training(optax.sgd(1e6)), before, after, None))
+    with pytest.raises(ValueError, match="num_steps=0"):
+        _training(ADAM, 0)
+    with pytest.raises(ValueError, match="sharpnesses is empty"):
+        unrolled.Settings(sharpnesses=())
+
+
+def test_adam_without_a_derivative_at_zero_is_refused(scene):
+    _, before, after, _ = scene
+    # No unit opens, so that nothing moves.
+    dead = {
+        **before,
+        "Dense_0": {**before["Dense_0"], "bias": jnp.full(64, -1e3, jnp.float32)},
+    }
+    with pytest.raises(ValueError, match="eps_root=1e-14"):
+        _read((_training(optax.adam(1e-2)), dead, after, None))
