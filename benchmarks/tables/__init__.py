@@ -16,6 +16,7 @@ from benchmarks.tables import (
     first_layer,
     gradients,
     released,
+    searched,
     speed,
 )
 from benchmarks.tables._marks import Table, fill, rendered, typed
@@ -27,6 +28,7 @@ TABLES: dict[str, Table] = {
         decoding,
         gradients,
         released,
+        searched,
         distilling,
         condensing,
         attacks,

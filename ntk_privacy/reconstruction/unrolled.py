@@ -13,7 +13,8 @@ The aim is that of SimuDy (ICLR 2025); the search is this project's own:
   once. So training is simulated with softplus in the place of ReLU, sharper from stage
   to stage, and each stage is minimised by L-BFGS.
 * Candidates have weights in the loss of the training, which are searched for too: two
-  candidates on one image give way to each other.
+  candidates on one image give way to each other. Between stages one that has lost its
+  weight joins the heaviest of its label, which stands for two images, and the two part.
 
 Nothing is certified; the verdict compares with sets of other images.
 """
@@ -40,6 +41,8 @@ __all__ = ["Settings", "State", "Training", "misfit", "reconstruct", "simulate"]
 _EXPLAINED = 0.9  # of the squared change, for an approximate result
 _MARGIN = 4.0  # times as much is left by the best of the sets of other images
 _CONTROLS = 20
+_LIGHT, _HEAVY = 0.3, 1.5  # weights, where 1 is that of one image
+_APART = 0.02  # of the range, that two candidates part by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,7 @@ class _Problem(NamedTuple):
     labels: Array
     bounds: tuple[Array, Array]
     sharpnesses: Array
+    noise: Array
 
 
 def simulate(
@@ -206,6 +210,36 @@ def misfit(end: Params, params_0: Params, params_t: Params) -> Float[Array, ""]:
     return _tree.squared_norm(_tree.sub(end, params_t)) / change
 
 
+def _parted(images, scales, labels, noise) -> tuple[Array, Array]:
+    """Moves candidates that weigh next to nothing to the heaviest of their label.
+
+    Args:
+      images: candidates.
+      scales: logarithms of their weights, up to a constant.
+      labels: theirs.
+      noise: what two of them part by.
+    """
+    order = jnp.argsort(scales)
+
+    def one(k, carry):
+        images, scales = carry
+        light = order[k]
+        weights = len(scales) * jax.nn.softmax(scales)
+        kin = jnp.all(labels == labels[light][None], axis=1)
+        heavy = jnp.argmax(jnp.where(kin, weights, -1))
+        joins = (weights[light] < _LIGHT) & (weights[heavy] > _HEAVY)
+        both = jnp.stack([light, heavy])
+        sign = jnp.asarray([1, -1], images.dtype).reshape(2, 1, 1, 1)
+        there = images[heavy][None] + sign * noise[light][None]
+        half = jnp.broadcast_to(scales[heavy] - jnp.log(2.0).astype(scales.dtype), (2,))
+        return (
+            jnp.where(joins, images.at[both].set(there), images),
+            jnp.where(joins, scales.at[both].set(half), scales),
+        )
+
+    return jax.lax.fori_loop(0, len(scales), one, (images, scales))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Step:
     """One step of L-BFGS; equal steps hash alike, so the loop is traced once."""
@@ -242,7 +276,10 @@ class _Step:
         def value_fn(variables):
             return self.value(variables, sharpness, problem)
 
-        variables, optimizer = (state.images, state.scales), self.optimizer()
+        old = (state.images, state.scales)
+        parted = _parted(*old, problem.labels, problem.noise)
+        variables = jax.tree.map(lambda a, b: jnp.where(begins, a, b), parted, old)
+        optimizer = self.optimizer()
         with jax.numpy_dtype_promotion("standard"):
             # What it remembers is of a network of another sharpness.
             opt_state = jax.tree.map(
@@ -333,7 +370,8 @@ def reconstruct(
         raise ValueError("params_t equals params_0: no training shows in it.")
     dtype = jax.tree.leaves(params_0)[0].dtype
     low, high = (jnp.asarray(each, dtype) for each in bounds)
-    m, key_controls = len(labels), jax.random.fold_in(key, 1)
+    m = len(labels)
+    key_controls, key_noise = (jax.random.fold_in(key, k) for k in (1, 2))
     drawn = _drawn(key, (m, *image_shape), low, high, settings.spread)
     if starts is not None:
         if starts.shape != drawn.shape:
@@ -350,6 +388,7 @@ def reconstruct(
         jnp.asarray(labels, dtype),
         (low, high),
         jnp.asarray(stages, dtype),
+        _APART * (high - low) * jax.random.normal(key_noise, drawn.shape, dtype),
     )
     apply_fn = network.apply_fn if isinstance(network, MLP) else network
     step = _Step(apply_fn, training, settings, smoothed)

@@ -30,7 +30,7 @@ __all__ = [
 CONFIDENCE = 0.95
 """Of each part, on the side where its bound is."""
 
-Word = Literal["agrees", "differs", "refuted", "none yet"]
+Word = Literal["agrees", "undecided", "differs", "refuted", "none yet"]
 
 
 class Part(NamedTuple):
@@ -194,8 +194,9 @@ def of_parts(parts: Sequence[Part]) -> Word:
       parts: of one claim; none where figures are missing.
 
     Returns:
-      "agrees" if every part holds, "refuted" if one is contradicted at this confidence,
-      "differs" if neither: these figures do not bear it out. "none yet" without parts.
+      "agrees" if every part holds. Where parts are contradicted at this confidence,
+      "differs" if others hold and "refuted" if none does. "undecided" where no part is
+      contradicted and not every one holds. "none yet" without parts.
 
     Example:
       >>> from ntk_privacy.studies import verdict
@@ -207,4 +208,6 @@ def of_parts(parts: Sequence[Part]) -> Word:
     found = [part.holds for part in parts]
     if all(found):
         return "agrees"
-    return "refuted" if False in found else "differs"
+    if False not in found:
+        return "undecided"
+    return "differs" if True in found else "refuted"

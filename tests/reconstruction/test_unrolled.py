@@ -110,6 +110,18 @@ def test_images_of_a_small_network_come_back(found, scene):
     assert found.images.max() <= BOUNDS[1]
 
 
+def test_a_candidate_without_weight_joins_the_heaviest_of_its_label():
+    labels = jnp.asarray([[1.0], [1.0], [-1.0], [-1.0], [1.0]])
+    weights = jnp.asarray([0.02, 2.0, 0.05, 1.0, 1.93])
+    images = jnp.arange(5.0).reshape(5, 1, 1, 1) * jnp.ones((5, 2, 2, 1))
+    noise = jnp.full((5, 2, 2, 1), 0.1)
+    moved, scales = unrolled._parted(images, jnp.log(weights), labels, noise)
+    # The third one finds no heavy one of its label.
+    at = moved[:, 0, 0, 0]
+    np.testing.assert_allclose(at, [1.1, 0.9, 2.0, 3.0, 4.0], atol=1e-12)
+    np.testing.assert_allclose(jnp.exp(scales), [1.0, 1.0, 0.05, 1.0, 1.93], rtol=1e-5)
+
+
 def test_weights_of_another_training_are_nothing(scene):
     training, before, _, x = scene
     foreign = jax.tree.map(

@@ -34,8 +34,9 @@ def test_the_opposite_is_refuted_and_noise_decides_nothing():
         verdict.above("told", values)
         for values in ([1.0, 1.2, 0.9], [-1.0, -1.2, -0.9], [3.0, -2.0, 0.1])
     )
-    assert verdict.of_parts([good, open_]) == "differs"
-    assert verdict.of_parts([good, open_, bad]) == "refuted"
+    assert verdict.of_parts([good, open_]) == "undecided"
+    assert verdict.of_parts([good, open_, bad]) == "differs"
+    assert verdict.of_parts([open_, bad]) == "refuted"
     assert verdict.of_parts([]) == "none yet"
 
 
