@@ -169,7 +169,9 @@ SHARED = {
 
 
 def test_all_binaries_are_run_on_hosts():
-    assert {survival.binary(job) for job in SHARED} == set(listed.names())
+    # Hosts of a study are started one by one, and share its folder alone.
+    hosted = set(listed.names()) - {"study"}
+    assert {survival.binary(job) for job in SHARED} == hosted
 
 
 @pytest.mark.slow
