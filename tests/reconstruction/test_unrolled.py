@@ -98,6 +98,7 @@ def test_the_derivative_is_that_of_differences():
     assert slope == pytest.approx(told, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_images_of_a_small_network_come_back(found, scene):
     x = scene[-1]
     squared = ((np.asarray(x)[:, None] - found.images[None]) ** 2).mean((2, 3, 4))
