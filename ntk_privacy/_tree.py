@@ -74,3 +74,15 @@ def cosine(a: T, b: T) -> Float[Array, ""]:
 def size(a: object) -> int:
     """Returns the number of scalars."""
     return sum(leaf.size for leaf in jax.tree.leaves(a))
+
+
+def single(a: T) -> T:
+    """Returns the leaves as arrays; floats of 16 bits in float32."""
+
+    def one(leaf):
+        leaf = jnp.asarray(leaf)
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4:
+            return leaf.astype(jnp.float32)
+        return leaf
+
+    return jax.tree.map(one, a)

@@ -8,7 +8,8 @@ import os
 # Programs of tests are kept in a folder that is named, or nowhere; so are those of the
 # processes that they start.
 os.environ.setdefault(
-    "JAX_ENABLE_COMPILATION_CACHE", "01"["NTK_PRIVACY_TEST_PROGRAMS" in os.environ]
+    "JAX_ENABLE_COMPILATION_CACHE",
+    str(int(bool(os.environ.get("NTK_PRIVACY_TEST_PROGRAMS")))),
 )
 
 import jax
@@ -50,6 +51,9 @@ def pytest_sessionstart():
 
     own = compilation_cache.default_folder().name
     folder = compilation_cache.enable(os.path.join(programs, own))
+    if folder is None:  # it warned
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+        return
     config = jax.config
     # Compiled in haste, most of them; there are many.
     config.update("jax_persistent_cache_min_compile_time_secs", 0.03)

@@ -228,7 +228,7 @@ def of_gradient(
     if not float(_tree.largest(gradient)):
         raise ValueError("The gradient is zero: it holds nothing of the images.")
     # Weights of 16 bits would round the step away.
-    params, gradient = (jax.tree.map(_single, part) for part in (params, gradient))
+    params, gradient = (_tree.single(part) for part in (params, gradient))
     ratio = float(_tree.largest(params)) / float(_tree.largest(gradient))
     step = 2.0 ** round(float(np.log2(ratio))) if ratio else 1.0
     return Evidence(
@@ -266,14 +266,6 @@ def far(evidence: Evidence) -> Params:
     if evidence.step is None or evidence.params_0 is None:
         return evidence.params_t
     return _tree.axpy(_LARGER, evidence.step, evidence.params_0)
-
-
-def _single(leaf: Array | np.ndarray) -> Array:
-    """Returns an array in float32 at least."""
-    leaf = jnp.asarray(leaf)
-    if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4:
-        return leaf.astype(jnp.float32)
-    return leaf
 
 
 def told(

@@ -9,9 +9,9 @@ $$|T(\theta_0, x) - \theta_T|^2 / |\theta_T - \theta_0|^2,$$
 by derivatives through all steps, of which blocks are computed again on the way back.
 The aim is that of SimuDy (ICLR 2025); the search is this project's own:
 
-* With ReLUs the derivative knows of no gate that would flip, and the search ends at
-  once. So training is simulated with softplus in the place of ReLU, sharper from stage
-  to stage, and each stage is minimised by L-BFGS.
+* With ReLUs the derivative knows of no gate that would flip, and the search stalls far
+  from the images. So training is simulated with softplus in the place of ReLU, sharper
+  from stage to stage, and each stage is minimised by L-BFGS.
 * Candidates have weights in the loss of the training, which are searched for too: two
   candidates on one image give way to each other. Between stages one that has lost its
   weight joins the heaviest of its label, which stands for two images, and the two part.
@@ -20,6 +20,7 @@ Nothing is certified; the verdict compares with sets of other images.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,12 +38,13 @@ from ntk_privacy.reconstruction.simulated import Training as Training
 from ntk_privacy.reconstruction.simulated import misfit as misfit
 from ntk_privacy.reconstruction.simulated import simulate as simulate
 from ntk_privacy.reconstruction.verdict import Verdict
+from ntk_privacy.training.recipe import takes
 
 __all__ = ["Settings", "State", "Training", "misfit", "reconstruct", "simulate"]
 
 _EXPLAINED = 0.9  # of the squared change, for an approximate result
 _MARGIN = 4.0  # times as much is left by the best of the sets of other images
-_CONTROLS = 20
+_CONTROLS, _CONTROL_SPREAD = 20, 0.25
 _LIGHT, _HEAVY = 0.3, 1.5  # weights, where 1 is that of one image
 _APART = 0.02  # of the range, that two candidates part by
 
@@ -187,7 +189,11 @@ class _Step:
                 grad, opt_state, variables, value=value, grad=grad, value_fn=value_fn
             )
         images, scales = jax.tree.map(jnp.add, variables, updates)
-        return State(images, scales, opt_state), {"loss": value}
+        new = State(images, scales, opt_state)
+        # The last finite state is what a search that is lost leaves behind.
+        fine = jnp.isfinite(value) & jnp.isfinite(_tree.largest((images, scales)))
+        kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, state)
+        return kept, {"loss": jnp.where(fine, value, jnp.nan)}
 
 
 def reconstruct(
@@ -257,13 +263,29 @@ def reconstruct(
     _checks.typed_key(key=key)
     _checks.same_structure("params_0", params_0, "params_t", params_t)
     _checks.finite(params_0=params_0, params_t=params_t)
-    _checks.at_least(1, chunk=chunk)
+    _checks.at_least(1, chunk=chunk, num_labels=len(labels))
+    _checks.finite_data(labels=labels)
+    _checks.at_least(0, first_step=first_step)
+    takes(training.loss, labels.shape[1])
+    if (state is None) != (first_step == 0):
+        raise ValueError(
+            f"first_step={first_step} and a state {'is' if state else 'is not'} given: "
+            "give both, of one earlier call, or neither."
+        )
+    params_0, params_t = (_tree.single(part) for part in (params_0, params_t))
     change = float(_tree.squared_norm(_tree.sub(params_t, params_0)))
     if not change:
         raise ValueError("params_t equals params_0: no training shows in it.")
     dtype = jax.tree.leaves(params_0)[0].dtype
-    low, high = (jnp.asarray(each, dtype) for each in bounds)
+    low, high = (
+        jnp.broadcast_to(jnp.asarray(b, dtype), image_shape)[None] for b in bounds
+    )
+    if not bool(jnp.all(low < high)):
+        raise ValueError(
+            f"bounds={bounds}: give the smallest and the largest intensity, in order."
+        )
     m = len(labels)
+    unknowns, equations = m * (low.size + 1), _tree.size(params_t)
     key_controls, key_noise = (jax.random.fold_in(key, k) for k in (1, 2))
     drawn = _drawn(key, (m, *image_shape), low, high, settings.spread)
     if starts is not None:
@@ -300,18 +322,19 @@ def reconstruct(
         first_step=first_step, chunk=chunk, callback=after_chunk,
     )  # fmt: skip
     weights = jax.nn.softmax(state.scales)
-    controls = jax.random.split(key_controls, _CONTROLS)
-    sets = [_drawn(k, drawn.shape, low, high, 0.25) for k in controls]
-    left, *others = (
-        float(_left(step, each, weights, problem)) for each in (state.images, *sets)
-    )
+    sets = [state.images] + [
+        _drawn(each, drawn.shape, low, high, _CONTROL_SPREAD)
+        for each in jax.random.split(key_controls, _CONTROLS)
+    ]
+    left, *others = np.asarray(_left(step, jnp.stack(sets), weights, problem)).tolist()
+    lost = bool(losses) and not np.isfinite(np.concatenate(losses)).all()
     return result.Reconstruction(
         images=np.asarray(jnp.clip(state.images, low, high)),
         duals=np.zeros((1, m, labels.shape[1])),
         losses=np.concatenate(losses) if losses else np.zeros(0),
-        verdict=_verdict(left, min(others)),
+        verdict=_verdict(left, np.nanmin([np.inf, *others]), unknowns, equations),
         sources=("unrolled",) * m,
-        nonfinite=not np.isfinite(left),
+        nonfinite=lost or not np.isfinite(left),
         estimated_num_images=None,
         replay_misses=(float(np.sqrt(left)),),
         kept={"weights": np.asarray(weights) * m},
@@ -325,16 +348,23 @@ def _drawn(key, shape, low, high, spread) -> Float[Array, "m h w d"]:
     return jnp.clip((low + high) / 2 + spread * (high - low) * noise, low, high)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 @_linalg.full_precision
-def _left(step: _Step, images, weights, problem: _Problem) -> Array:
-    """The misfit of a training on images, with the network as it is."""
-    end = jax.jit(
-        lambda x: simulate(
-            step.apply_fn, step.training, problem.params_0, x, problem.labels,
+def _left(step: _Step, sets, weights, problem: _Problem) -> Float[Array, " s"]:
+    """The misfits of trainings on sets of images, with the network as it is."""
+
+    def one(images):
+        end = simulate(
+            step.apply_fn,
+            step.training,
+            problem.params_0,
+            images,
+            problem.labels,
             weights=weights,
         )
-    )(images)  # fmt: skip
-    return misfit(end, problem.params_0, problem.params_t)
+        return misfit(end, problem.params_0, problem.params_t)
+
+    return jax.lax.map(one, sets)
 
 
 def _check_derivative(step: _Step, variables, problem: _Problem) -> None:
@@ -355,8 +385,17 @@ def _check_derivative(step: _Step, variables, problem: _Problem) -> None:
         )
 
 
-def _verdict(left: float, control: float) -> Verdict:
+def _verdict(left: float, control: float, unknowns: int, equations: int) -> Verdict:
     explained = max(1 - left, 0.0) if np.isfinite(left) else 0.0
+    miss = float(np.sqrt(left)) if np.isfinite(left) else None
+    if unknowns >= equations:
+        # Whatever explains so few numbers may be anything.
+        reason = (
+            f"{unknowns} numbers are searched for, and {equations} weights were "
+            "trained: many other sets of images would end there too."
+        )
+        word = "assumptions do not hold"
+        return Verdict(word, reason, explained=explained, replay_misses=miss)
     told = (
         f"Training on what was found leaves {left:.2g} of the squared change of the "
         f"weights, the best of {_CONTROLS} random sets {control:.2g}"
@@ -368,5 +407,4 @@ def _verdict(left: float, control: float) -> Verdict:
         if good
         else f": it takes at most {1 - _EXPLAINED:.2g}, and {_MARGIN:.0f} times less."
     )
-    miss = float(np.sqrt(left)) if np.isfinite(left) else None
     return Verdict(word, told + rest, explained=explained, replay_misses=miss)

@@ -67,11 +67,6 @@ def _read(scene, **changes):
     return unrolled.reconstruct(NET, before, after, **given)
 
 
-@pytest.fixture(scope="module")
-def found(scene):
-    return _read(scene)
-
-
 @pytest.mark.parametrize("num_steps", [3, 7])
 def test_blocks_are_the_steps_one_by_one(num_steps):
     training = _training(ADAM, num_steps, block=3)
@@ -99,8 +94,8 @@ def test_the_derivative_is_that_of_differences():
 
 
 @pytest.mark.slow
-def test_images_of_a_small_network_come_back(found, scene):
-    x = scene[-1]
+def test_images_of_a_small_network_come_back(scene):
+    found, x = _read(scene), scene[-1]
     squared = ((np.asarray(x)[:, None] - found.images[None]) ** 2).mean((2, 3, 4))
     assert squared.min(1).max() < 10**-2.5  # 25 dB, all of them
     assert found.verdict.word == "approximate"
@@ -123,6 +118,36 @@ def test_a_candidate_without_weight_joins_the_heaviest_of_its_label():
     np.testing.assert_allclose(jnp.exp(scales), [1.0, 1.0, 0.05, 1.0, 1.93], rtol=1e-5)
 
 
+def test_fewer_weights_than_numbers_searched_for_identify_nothing(scene):
+    training, _, _, x = scene
+    small = MLP((2,))
+    before = small.init_params(jax.random.key(1), SHAPE)
+    before = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), before)
+    after = unrolled.simulate(small.apply_fn, training, before, x, jnp.asarray(LABELS))
+    found = unrolled.reconstruct(
+        small, before, after, training=training, labels=LABELS, image_shape=SHAPE,
+        key=jax.random.key(0), bounds=BOUNDS,
+        settings=unrolled.Settings(sharpnesses=(16.0,), num_steps=10),
+    )  # fmt: skip
+    assert found.verdict.word == "assumptions do not hold"
+    assert "30 numbers are searched for, and 23 weights" in found.verdict.reason
+
+
+def test_a_search_that_is_lost_leaves_its_last_finite_candidates(scene):
+    training, before, after, _ = scene
+
+    def breaks(params, x):  # the square root's derivative, where images come near 0
+        return NET.apply_fn(params, x) + 0 * jnp.sqrt(jnp.sum(x**2) - 2.0)
+
+    found = unrolled.reconstruct(
+        breaks, before, after, training=training, labels=LABELS, image_shape=SHAPE,
+        key=jax.random.key(0), bounds=BOUNDS,
+        starts=np.full((3, *SHAPE), 0.3, np.float32), settings=SETTINGS,
+    )  # fmt: skip
+    assert np.isfinite(found.images).all()
+    assert not found.nonfinite or found.verdict.word == "nothing found"
+
+
 def test_weights_of_another_training_are_nothing(scene):
     training, before, _, x = scene
     foreign = jax.tree.map(
@@ -135,7 +160,7 @@ def test_weights_of_another_training_are_nothing(scene):
     assert "random sets" in found.verdict.reason
 
 
-def test_a_search_that_was_cut_ends_with_the_same_bits(found, scene):
+def test_a_search_that_was_cut_ends_with_the_same_bits(scene):
     kept = {}
 
     def stop(done, state, metrics):
@@ -147,6 +172,7 @@ def test_a_search_that_was_cut_ends_with_the_same_bits(found, scene):
     assert kept["done"] == 50
     assert len(cut.losses) == 50
     rest = _read(scene, state=kept["state"], first_step=50)
+    found = _read(scene)
     np.testing.assert_array_equal(rest.images, found.images)
     losses = np.concatenate([cut.losses, rest.losses])
     np.testing.assert_array_equal(losses, found.losses)
@@ -160,6 +186,15 @@ def test_bad_input_is_one_sentence(scene):
         _read(scene, starts=np.zeros((3, 2, 2, 1), np.float32))
     with pytest.raises(ValueError, match="diverges"):
         _read((_training(optax.sgd(1e6)), before, after, None))
+    with pytest.raises(ValueError, match="in order"):
+        _read(scene, bounds=(0.5, -0.5))
+    with pytest.raises(ValueError, match="first_step=50 and a state is not given"):
+        _read(scene, first_step=50)
+    with pytest.raises(ValueError, match="num_labels=0"):
+        _read(scene, labels=np.zeros((0, 1), np.float32))
+    two = np.eye(3, 2, dtype=np.float32)
+    with pytest.raises(ValueError, match="loss=logistic takes one output"):
+        _read((_training(ADAM, loss="logistic"), before, after, None), labels=two)
     with pytest.raises(ValueError, match="num_steps=0"):
         _training(ADAM, 0)
     with pytest.raises(ValueError, match="sharpnesses is empty"):
