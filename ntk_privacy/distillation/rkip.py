@@ -343,21 +343,22 @@ def distill(
       ValueError: lengths differ, a number is out of range or not finite, a kernel is
         singular, `state` has other shapes, or `target` is of other images.
 
-    `kip.distill` has an example, and takes the same.
+    Example:
+      >>> import jax, ntk_privacy
+      >>> digits = ntk_privacy.data.load("digits", num_train=8, key=jax.random.key(0))
+      >>> ntk = ntk_privacy.kernels.infinite.mlp(depth=1)
+      >>> sizes = {"key": jax.random.key(1), "images_per_class": 1, "num_steps": 2}
+      >>> data = (digits.x_train, digits.y_train)
+      >>> ntk_privacy.rkip.distill(*data, kernel_fn=ntk, **sizes).images.shape
+      (2, 8, 8, 1)
     """
     _checks.at_least(0, diag_reg=diag_reg)
     x, y = jnp.asarray(x_target), jnp.asarray(y_target)
     start = search.init(
-        x,
-        y,
-        key=key,
-        images_per_class=images_per_class,
-        noise_ratio=noise_ratio,
-        learn_labels=learn_labels,
-        optimizer=optimizer,
-        initial_images=initial_images,
-        initial_labels=initial_labels,
-    )
+        x, y, key=key, images_per_class=images_per_class, noise_ratio=noise_ratio,
+        learn_labels=learn_labels, optimizer=optimizer,
+        initial_images=initial_images, initial_labels=initial_labels,
+    )  # fmt: skip
     regression.check_kernel_fn(kernel_fn, x)
     state = search.resume(state, start)
     rounding.check_start(kernel_fn, state.images, state.labels, diag_reg=diag_reg)
@@ -441,9 +442,6 @@ def distill_finite(
     square = k.transpose(0, 2, 1, 3).reshape(m * c, m * c)
     labels = matmul(square, duals.reshape(m * c, 1)).reshape(m, c)
     return Distilled(
-        images=found.images,
-        labels=labels,
-        losses=found.losses,
-        state=found.state,
+        images=found.images, labels=labels, losses=found.losses, state=found.state,
         nonfinite=jnp.asarray(found.nonfinite),
-    )
+    )  # fmt: skip

@@ -416,30 +416,28 @@ def distill(
         experts are of another network or have too few epochs, a number is out of
         range, or `state` has other shapes.
 
-    `tesla.distill` has an example, and takes the same.
+    Example:
+      >>> import jax
+      >>> from ntk_privacy.distillation import trajectory_matching
+      >>> from ntk_privacy.models import ConvNet
+      >>> model = ConvNet(num_outputs=2, width=4, depth=1)
+      >>> keys = jax.random.split(jax.random.key(0), (2, 8))  # experts, epochs
+      >>> init = jax.vmap(jax.vmap(lambda key: model.init_params(key, (8, 8, 1))))
+      >>> x = jax.random.normal(jax.random.key(1), (8, 8, 8, 1))
+      >>> out = trajectory_matching.distill(
+      ...     x, jax.numpy.arange(8) % 2, experts=init(keys), model=model, num_steps=2,
+      ...     key=jax.random.key(2), images_per_class=1, student_steps=2, operations=()
+      ... )
+      >>> out.images.shape
+      (2, 8, 8, 1)
     """
     return match(
-        x_target,
-        class_target,
-        slope=_lean_slope if low_memory else _slope,
-        experts=experts,
-        model=model,
-        key=key,
-        num_classes=num_classes,
-        images_per_class=images_per_class,
-        num_steps=num_steps,
-        student_steps=student_steps,
-        student_batch_size=student_batch_size,
-        expert_epochs=expert_epochs,
-        max_start_epoch=max_start_epoch,
-        step_size=step_size,
-        teacher_labels=False,
-        operations=operations,
-        initial=initial,
-        optimizer=optimizer,
-        step_size_optimizer=step_size_optimizer,
-        state=state,
-        chunk=chunk,
-        callback=callback,
-        mesh=mesh,
-    )
+        x_target, class_target, slope=_lean_slope if low_memory else _slope,
+        experts=experts, model=model, key=key, num_classes=num_classes,
+        images_per_class=images_per_class, num_steps=num_steps,
+        student_steps=student_steps, student_batch_size=student_batch_size,
+        expert_epochs=expert_epochs, max_start_epoch=max_start_epoch,
+        step_size=step_size, teacher_labels=False, operations=operations,
+        initial=initial, optimizer=optimizer, step_size_optimizer=step_size_optimizer,
+        state=state, chunk=chunk, callback=callback, mesh=mesh,
+    )  # fmt: skip
