@@ -207,7 +207,13 @@ def save(folder: str | pathlib.Path, step: int, state: Any) -> None:
 
 
 def latest_step(folder: str | pathlib.Path) -> int | None:
-    """Returns the newest complete step in `folder`, or None without one."""
+    """Returns the newest complete step in `folder`, or None without one.
+
+    Example:
+      >>> from ntk_privacy import checkpoint
+      >>> checkpoint.latest_step("no_such_folder") is None
+      True
+    """
     if not pathlib.Path(folder).is_dir():
         return None
     with _manager(folder) as manager:

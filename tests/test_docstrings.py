@@ -28,9 +28,9 @@ FILES = {
     # Patches another library as it is imported.
     and path.name != "neural_tangents.py"
 }
-# Functions that lacked an example when this was last counted; fewer are welcome.
-MOST_WITHOUT = 614
-LEAST_WITH = 165
+# Functions that lacked an example when this was written; fewer are welcome.
+MOST_WITHOUT = 586
+LEAST_WITH = 150
 
 # Seconds each, of compilation mostly.
 LONG = {

@@ -79,6 +79,11 @@ def sound(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
     Args:
       runs: of one method.
+
+    Example:
+      >>> from ntk_privacy.reports import studies
+      >>> len(studies.sound([{"seed": 0}, {"seed": 1, "error": "NaN"}]))
+      1
     """
     return [told for told in runs if "error" not in told]
 

@@ -62,6 +62,17 @@ def make(
       ArgumentError: the folder holds another item or scale.
       ValueError: a file in it is damaged, or holds a cell of another config.
       OSError: a file cannot be read or written.
+
+    Example:
+      >>> import pathlib
+      >>> import tempfile
+      >>> from ntk_privacy import studies
+      >>> from ntk_privacy.studies import cells
+      >>> item = studies.of_paper("rdm")["lemma4_1"]
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     made = cells.make(item, "smoke", pathlib.Path(folder), show=False)
+      >>> made["num_made"] == made["num_cells"]
+      True
     """
     grid = item.grids[scale]
     page.agree(item, scale, folder)

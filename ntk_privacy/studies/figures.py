@@ -28,6 +28,15 @@ def line(rows: Sequence[Row], name: str, *, of: str, **where: Any) -> Line | Non
       name: of the figure.
       of: the field.
       **where: values that other fields must have.
+
+    Example:
+      >>> import dataclasses
+      >>> from ntk_privacy.studies import figures, item
+      >>> Point = dataclasses.make_dataclass("Point", ["width"], frozen=True)
+      >>> rows = [item.Row(Point(w), 0, {"error": 1 / w}) for w in (1, 2)]
+      >>> places, values = figures.line(rows, "error", of="width")
+      >>> places, values.shape
+      ([1.0, 2.0], (1, 2))
     """
     fixed = [
         r for r in rows if all(getattr(r.config, k) == v for k, v in where.items())
@@ -69,6 +78,18 @@ def lines(
       title: above all.
       log_x: whether places stand on a logarithmic axis.
       marks: whether to mark places, of which there are few then.
+
+    Example:
+      >>> import pathlib
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from ntk_privacy.studies import figures
+      >>> shown = {"digits": {"search": ([1.0, 2.0], np.ones((3, 2)))}}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = pathlib.Path(folder, "figure.png")
+      ...     figures.lines(shown, path, x_label="width", y_label="error", title="A")
+      ...     path.is_file()
+      True
     """
     labels = list(dict.fromkeys(label for one in shown.values() for label in one))
     with plots.panels(path, list(shown), title=title) as axes:
@@ -129,6 +150,18 @@ def bars(
       path: the PNG to write.
       y_label: with its unit.
       title: above all.
+
+    Example:
+      >>> import pathlib
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from ntk_privacy.studies import figures
+      >>> shown = {"digits": {"kip": np.ones(3), "rkip": np.zeros(3)}}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = pathlib.Path(folder, "figure.png")
+      ...     figures.bars(shown, path, y_label="error", title="A")
+      ...     path.is_file()
+      True
     """
     labels = list(dict.fromkeys(label for one in shown.values() for label in one))
     with plots.panels(path, list(shown), title=title) as axes:

@@ -20,7 +20,7 @@ from ntk_privacy.studies import figures
 from ntk_privacy.studies.item import Figures, Grid, Item, Row, paired
 from ntk_privacy.studies.verdict import Part, above
 
-__all__ = ["ITEMS", "Point", "run"]
+__all__ = ["ITEMS", "Point"]
 
 _ATTACKED = ("pgd", "autoattack")
 

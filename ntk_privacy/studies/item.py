@@ -136,6 +136,14 @@ def by_draw(rows: Sequence[Row], name: str, **where: Any) -> Float[np.ndarray, "
 
     Raises:
       ValueError: there is no such row.
+
+    Example:
+      >>> import dataclasses
+      >>> from ntk_privacy.studies import item
+      >>> Point = dataclasses.make_dataclass("Point", ["width"], frozen=True)
+      >>> rows = [item.Row(Point(w), 0, {"error": 1 / w}) for w in (1, 2)]
+      >>> item.by_draw(rows, "error")
+      array([0.75])
     """
     found: dict[int, list[float]] = {}
     for row in rows:

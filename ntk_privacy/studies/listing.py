@@ -31,6 +31,15 @@ def listed(items: Sequence[Item[Any]], root: Path) -> list[Told]:
 
     Raises:
       ValueError: a file is damaged.
+
+    Example:
+      >>> import pathlib
+      >>> from ntk_privacy import studies
+      >>> from ntk_privacy.studies import listing
+      >>> items = [studies.of_paper("rdm")["lemma4_1"]]
+      >>> root = pathlib.Path("no_such_folder")
+      >>> tuple(listing.listed(items, root)[0])
+      ('rdm', 'lemma4_1', '-', 'none yet', '')
     """
     found: dict[tuple[str, str], dict[str, Path]] = {}
     for path in sorted(root.glob("*/results.json")):
@@ -60,6 +69,15 @@ def text(items: Sequence[Item[Any]], root: Path) -> str:
 
     Raises:
       ValueError: a file is damaged.
+
+    Example:
+      >>> import pathlib
+      >>> from ntk_privacy import studies
+      >>> from ntk_privacy.studies import listing
+      >>> items = [studies.of_paper("rdm")["lemma4_1"]]
+      >>> root = pathlib.Path("no_such_folder")
+      >>> listing.text(items, root)
+      'rdm  lemma4_1  -  none yet'
     """
     lines = listed(items, root)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -76,6 +94,15 @@ def summary(items: Sequence[Item[Any]], root: Path) -> str:
 
     Raises:
       ValueError: a file is damaged.
+
+    Example:
+      >>> import pathlib
+      >>> from ntk_privacy import studies
+      >>> from ntk_privacy.studies import listing
+      >>> items = [studies.of_paper("rdm")["lemma4_1"]]
+      >>> root = pathlib.Path("no_such_folder")
+      >>> listing.summary(items, root).splitlines()[0]
+      '| paper | item | claim | scale | cells | verdict |'
     """
     claims = {(item.paper, item.name): item.claim for item in items}
     head = ["paper", "item", "claim", "scale", "cells", "verdict"]
@@ -87,7 +114,7 @@ def summary(items: Sequence[Item[Any]], root: Path) -> str:
 
 
 def updated(text: str, table: str) -> str:
-    """Returns a page with the table between its marks replaced.
+    r"""Returns a page with the table between its marks replaced.
 
     Args:
       text: of the page.
@@ -95,6 +122,12 @@ def updated(text: str, table: str) -> str:
 
     Raises:
       ValueError: it has no marks.
+
+    Example:
+      >>> from ntk_privacy.studies import listing
+      >>> page = "<!-- results: begin -->\nold\n<!-- results: end -->"
+      >>> "old" in listing.updated(page, "new")
+      False
     """
     begin, end = _MARKS
     if text.count(begin) != 1 or text.count(end) != 1:

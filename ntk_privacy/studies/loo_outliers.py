@@ -19,7 +19,7 @@ from ntk_privacy.studies.item import Figures, Grid, Item, Row, by_draw
 from ntk_privacy.studies.loo_attacked import Point
 from ntk_privacy.studies.verdict import Part, below, spearman
 
-__all__ = ["ITEMS", "left_out", "run"]
+__all__ = ["ITEMS", "left_out"]
 
 
 def left_out(

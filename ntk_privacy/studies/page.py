@@ -39,6 +39,16 @@ def place(folder: Path, cell: Cell) -> Path:
     Args:
       folder: of the study.
       cell: of it.
+
+    Example:
+      >>> import pathlib
+      >>> from ntk_privacy import studies
+      >>> from ntk_privacy.studies import page
+      >>> item = studies.of_paper("rdm")["lemma4_1"]
+      >>> nowhere = pathlib.Path("no_such_folder")
+      >>> cell = item.grids["smoke"].cells()[0]
+      >>> page.place(nowhere, cell).parent.name
+      'cells'
     """
     return folder / WORK / "cells" / cell.name()
 
@@ -52,6 +62,16 @@ def read(folder: Path, cell: Cell) -> dict[str, Any]:
 
     Raises:
       ValueError: the file is damaged, or of another config.
+
+    Example:
+      >>> import pathlib
+      >>> from ntk_privacy import studies
+      >>> from ntk_privacy.studies import page
+      >>> item = studies.of_paper("rdm")["lemma4_1"]
+      >>> nowhere = pathlib.Path("no_such_folder")
+      >>> cell = item.grids["smoke"].cells()[0]
+      >>> page.read(nowhere, cell)
+      {}
     """
     path = place(folder, cell) / "results.json"
     return _checked(path, cell, files.read_json(path)) if path.exists() else {}
@@ -63,6 +83,16 @@ def is_made(folder: Path, cell: Cell) -> bool:
     Args:
       folder: of the study.
       cell: of it.
+
+    Example:
+      >>> import pathlib
+      >>> from ntk_privacy import studies
+      >>> from ntk_privacy.studies import page
+      >>> item = studies.of_paper("rdm")["lemma4_1"]
+      >>> nowhere = pathlib.Path("no_such_folder")
+      >>> cell = item.grids["smoke"].cells()[0]
+      >>> page.is_made(nowhere, cell)
+      False
     """
     return (place(folder, cell) / "results.json").exists()
 
@@ -87,6 +117,17 @@ def agree(item: Item[Any], scale: Scale, folder: Path) -> None:
 
     Raises:
       ArgumentError: it is of another, or a file.
+
+    Example:
+      >>> import pathlib
+      >>> import tempfile
+      >>> from ntk_privacy import studies
+      >>> from ntk_privacy.studies import page
+      >>> item = studies.of_paper("rdm")["lemma4_1"]
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     page.agree(item, "smoke", pathlib.Path(folder))
+      ...     page.of_folder(pathlib.Path(folder))["item"]
+      'lemma4_1'
     """
     own = (item.paper, item.name, scale)
     if folder.exists() and not folder.is_dir():
@@ -117,6 +158,12 @@ def of_folder(folder: Path) -> dict[str, Any]:
 
     Raises:
       ValueError: it is damaged.
+
+    Example:
+      >>> import pathlib
+      >>> from ntk_privacy.studies import page
+      >>> page.of_folder(pathlib.Path("no_such_folder"))
+      {}
     """
     path = folder / "results.json"
     found = files.read_json(path) if path.exists() else {}
@@ -135,6 +182,15 @@ def stored(item: Item[Any], scale: Scale, folder: Path) -> dict[str, dict[str, A
 
     Raises:
       ValueError: a file is damaged, or of another grid.
+
+    Example:
+      >>> import pathlib
+      >>> from ntk_privacy import studies
+      >>> from ntk_privacy.studies import page
+      >>> item = studies.of_paper("rdm")["lemma4_1"]
+      >>> nowhere = pathlib.Path("no_such_folder")
+      >>> page.stored(item, "smoke", nowhere)
+      {}
     """
     kept = of_folder(folder)
     earlier = {
@@ -169,6 +225,13 @@ def rows_of(
       item: the study.
       scale: of its grid.
       found: see `stored`.
+
+    Example:
+      >>> from ntk_privacy import studies
+      >>> from ntk_privacy.studies import page
+      >>> item = studies.of_paper("rdm")["lemma4_1"]
+      >>> page.rows_of(item, "smoke", {})
+      []
     """
     return [
         Row(cell.config, cell.draw, found[cell.name()]["figures"])
@@ -186,6 +249,13 @@ def judged(
       item: the study.
       scale: of its grid.
       found: see `stored`.
+
+    Example:
+      >>> from ntk_privacy import studies
+      >>> from ntk_privacy.studies import page
+      >>> item = studies.of_paper("rdm")["lemma4_1"]
+      >>> page.judged(item, "smoke", {})
+      ()
     """
     if len(found) < len(item.grids[scale].cells()):
         return ()
@@ -202,6 +272,15 @@ def results(item: Item[Any], scale: Scale, folder: Path) -> dict[str, Any]:
 
     Raises:
       ValueError: see `stored`.
+
+    Example:
+      >>> import pathlib
+      >>> from ntk_privacy import studies
+      >>> from ntk_privacy.studies import page
+      >>> item = studies.of_paper("rdm")["lemma4_1"]
+      >>> nowhere = pathlib.Path("no_such_folder")
+      >>> page.results(item, "smoke", nowhere)["verdict"]
+      'none yet'
     """
     found, grid = stored(item, scale, folder), item.grids[scale]
     parts = judged(item, scale, found)
@@ -233,6 +312,17 @@ def write(item: Item[Any], scale: Scale, folder: Path) -> dict[str, Any]:
 
     Raises:
       ValueError: see `stored`.
+
+    Example:
+      >>> import pathlib
+      >>> import tempfile
+      >>> from ntk_privacy import studies
+      >>> from ntk_privacy.studies import page
+      >>> item = studies.of_paper("rdm")["lemma4_1"]
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     page.agree(item, "smoke", pathlib.Path(folder))
+      ...     page.write(item, "smoke", pathlib.Path(folder))["num_made"]
+      0
     """
     with _writing(folder):
         told = results(item, scale, folder)
@@ -251,6 +341,16 @@ def table(item: Item[Any], rows: Sequence[Row], told: Mapping[str, Any]) -> str:
       item: the study.
       rows: finished cells.
       told: see `results`.
+
+    Example:
+      >>> import pathlib
+      >>> from ntk_privacy import studies
+      >>> from ntk_privacy.studies import page
+      >>> item = studies.of_paper("rdm")["lemma4_1"]
+      >>> nowhere = pathlib.Path("no_such_folder")
+      >>> told = page.results(item, "smoke", nowhere)
+      >>> page.table(item, [], told).splitlines()[0]
+      '# rdm, lemma4_1: none yet'
     """
     made = f"{told['num_made']} of {told['num_cells']} cells"
     lines = [

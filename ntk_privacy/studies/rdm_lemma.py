@@ -23,7 +23,7 @@ from ntk_privacy.studies import figures
 from ntk_privacy.studies.item import Figures, Grid, Item, Row, by_draw
 from ntk_privacy.studies.verdict import Part, below
 
-__all__ = ["ALPHA", "ITEMS", "Point", "run", "separation"]
+__all__ = ["ALPHA", "ITEMS", "Point", "separation"]
 
 ALPHA = 2665 / 576
 """Of the lemma, in sigma^2 / eps."""

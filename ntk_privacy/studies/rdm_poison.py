@@ -21,7 +21,7 @@ from ntk_privacy.studies import figures
 from ntk_privacy.studies.item import Figures, Grid, Item, Row, paired
 from ntk_privacy.studies.verdict import Part, below, share_above, share_below
 
-__all__ = ["ITEMS", "Point", "run"]
+__all__ = ["ITEMS", "Point"]
 
 _SUCCEEDS, _FAILS = 0.6, 0.2
 """Of DM, and of RDM-DC, as the paper has it."""

@@ -112,6 +112,11 @@ def below(
 
     Raises:
       ValueError: see `above`.
+
+    Example:
+      >>> from ntk_privacy.studies import verdict
+      >>> verdict.below("It falls.", [-1.0, -1.1, -0.9]).holds
+      True
     """
     return Part(told, *_interval(_drawn(values)), "below", bound)
 
@@ -158,6 +163,13 @@ def share_below(told: str, successes: int, trials: int, bound: float) -> Part:
 
     Raises:
       ValueError: a number is out of range.
+
+    Example:
+      >>> from ntk_privacy.studies import verdict
+      >>> verdict.share_below("It is rare.", 1, 100, 0.2).holds
+      True
+      >>> verdict.share_below("It is rare.", 1, 4, 0.5).holds is None
+      True
     """
     return Part(told, *_share(successes, trials), "below", bound)
 
