@@ -160,6 +160,33 @@ def test_weights_of_another_training_are_nothing(scene):
     assert "random sets" in found.verdict.reason
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("wrong", ["initialisation", "weights", "optimizer"])
+def test_a_wrong_story_is_nothing(wrong, seed):
+    shape, y = (4, 4, 1), np.asarray([[1.0], [-1.0], [1.0], [-1.0]], np.float32)
+    x = jax.random.uniform(jax.random.key(100 + seed), (4, *shape), jnp.float32)
+    told = training = _training(optax.sgd(0.1, momentum=0.9))
+
+    def drawn(seed):
+        params = NET.init_params(jax.random.key(seed), shape)
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+
+    before = drawn(seed)
+    after = unrolled.simulate(NET.apply_fn, training, before, x, jnp.asarray(y))
+    if wrong == "initialisation":
+        before = drawn(500 + seed)
+    elif wrong == "weights":
+        after = drawn(700 + seed)
+    else:
+        told = _training(optax.adam(1e-2, eps_root=1e-14))
+    found = unrolled.reconstruct(
+        NET, before, after, training=told, labels=y, key=jax.random.key(3),
+        image_shape=shape, bounds=(0.0, 1.0), settings=SETTINGS,
+    )  # fmt: skip
+    assert found.verdict.word == "nothing found"
+
+
 def test_a_search_that_was_cut_ends_with_the_same_bits(scene):
     kept = {}
 
