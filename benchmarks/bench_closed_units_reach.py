@@ -26,6 +26,7 @@ from ntk_privacy.evaluation.kernel_distance import kernel_distance
 from ntk_privacy.kernels import structured
 from ntk_privacy.models import MLP
 from ntk_privacy.reconstruction import algebraic, closed_units, evidence
+from ntk_privacy.reports import canvas
 
 _NEAR = 1e-4
 _RATIO = 1.15  # of a number of the grid to the one before
@@ -200,11 +201,6 @@ def _points(ax, rows, name, label, marker):
 
 def picture(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """Draws largest N over width, depth, pixels and the share of flips."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     best = reach(rows)
     for row in best:
         side = row["set"].removeprefix("smooth_")
@@ -220,39 +216,42 @@ def picture(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
             and row.get("attack") == attack
         ]  # fmt: skip
 
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), layout="constrained")
-    widths = np.array([64, 1024])
-    axes[0].plot(widths, widths / 2, "k:", lw=1, label="half the units")
-    axes[0].plot(widths, widths / 5, "k--", lw=1, label="a fifth")
-    fixed = {"set": "mnist", "depth": 2}
-    _points(axes[0], pick(True, **fixed), "width", "one gradient", "o")
-    by_class = pick(True, "classes", **fixed)
-    _points(axes[0], by_class, "width", "the same, class by class", "x")
-    trained = [row for row in pick(False, **fixed) if row["rate"] == _TRAINED["rate"]]
-    _points(axes[0], trained, "width", "trained", "^")
-    axes[0].set(xscale="log", yscale="log", xlabel="width of the first layer",
-                ylabel="largest N, all within 1e-4")  # fmt: skip
-    depth = pick(True, set="mnist", width=256)
-    _points(axes[1], depth, "depth", "one gradient, width 256", "o")
-    axes[1].set(xlabel="hidden layers")
-    for name, marker in (("smooth", "s"), ("mnist", "o"), ("cifar10", "D")):
-        chosen = [
-            r for r in pick(True, depth=2, width=256) if r["set"].startswith(name)
-        ]
-        label = {"smooth": "synthetic", "mnist": "MNIST", "cifar10": "CIFAR-10"}[name]
-        _points(axes[2], chosen, "pixels", label, marker)
-    limit = np.array([64, 128])
-    axes[2].plot(limit, limit, "k:", lw=1, label="as many as pixels")
-    axes[2].set(xscale="log", xlabel="numbers in an image")
-    _points(axes[3], pick(False, **plain), "flips", "trained, width 256", "^")
-    axes[3].set(xlabel="share of pairs (image, unit) that flipped", xlim=(0, 0.4))
-    for ax in axes:
-        ax.set_ylim(bottom=0 if ax is not axes[0] else None)
-        ax.legend(fontsize=8, frameon=False)
-        ax.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with canvas.figure(path, size=(14, 3.4), font=10) as made:
+        axes = made.subplots(1, 4)
+        widths = np.array([64, 1024])
+        axes[0].plot(widths, widths / 2, "k:", lw=1, label="half the units")
+        axes[0].plot(widths, widths / 5, "k--", lw=1, label="a fifth")
+        fixed = {"set": "mnist", "depth": 2}
+        _points(axes[0], pick(True, **fixed), "width", "one gradient", "o")
+        by_class = pick(True, "classes", **fixed)
+        _points(axes[0], by_class, "width", "the same, class by class", "x")
+        trained = [
+            row for row in pick(False, **fixed) if row["rate"] == _TRAINED["rate"]
+        ]
+        _points(axes[0], trained, "width", "trained", "^")
+        axes[0].set(xscale="log", yscale="log", xlabel="width of the first layer",
+                    ylabel="largest N, all within 1e-4")  # fmt: skip
+        depth = pick(True, set="mnist", width=256)
+        _points(axes[1], depth, "depth", "one gradient, width 256", "o")
+        axes[1].set(xlabel="hidden layers")
+        for name, marker in (("smooth", "s"), ("mnist", "o"), ("cifar10", "D")):
+            chosen = [
+                r for r in pick(True, depth=2, width=256) if r["set"].startswith(name)
+            ]
+            label = {"smooth": "synthetic", "mnist": "MNIST", "cifar10": "CIFAR-10"}[
+                name
+            ]
+            _points(axes[2], chosen, "pixels", label, marker)
+        limit = np.array([64, 128])
+        axes[2].plot(limit, limit, "k:", lw=1, label="as many as pixels")
+        axes[2].set(xscale="log", xlabel="numbers in an image")
+        _points(axes[3], pick(False, **plain), "flips", "trained, width 256", "^")
+        axes[3].set(xlabel="share of pairs (image, unit) that flipped", xlim=(0, 0.4))
+        for ax in axes:
+            ax.set_ylim(bottom=0 if ax is not axes[0] else None)
+            ax.legend(fontsize=8)
+            ax.grid()
 
 
 def main() -> None:

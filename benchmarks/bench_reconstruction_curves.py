@@ -17,11 +17,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from benchmarks import _measure
 from ntk_privacy import data, reconstruction
 from ntk_privacy.evaluation import evaluate, trained_network
 from ntk_privacy.reconstruction import evidence
+from ntk_privacy.reports import canvas
 from ntk_privacy.training import victim
 
 _SETS = {
@@ -83,60 +86,54 @@ def run(row: dict[str, Any], seed: int) -> list[dict[str, Any]]:
 
 def picture(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """Draws curves, a panel for every set and width, and error over kernel distance."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import NullFormatter
-
-    figure, axes = plt.subplots(
-        len(_SETS), len(_WIDTHS) + 1, figsize=(12, 9), layout="constrained"
-    )
-    hues = {20: "tab:blue", 50: "tab:orange"}
-    lines = {"closed_units": "-", "kkt": "--"}
-    names = {"closed_units": "closed units", "kkt": "search (KKT)"}
-    for line, name in zip(axes, _SETS, strict=True):
-        mine = [row for row in rows if row["set"] == name]
-        for ax, width in zip(line, _WIDTHS, strict=False):
-            for row in mine:
-                if row["width"] != width:
-                    continue
-                curve = np.maximum(row["curve"], 1e-12)
-                share = (np.arange(len(curve)) + 1) / row["N"]
-                faint = row["dynamics"] == "linearized"
-                ax.plot(
-                    share, curve, lines[row["method"]], color=hues[row["N"]],
-                    alpha=0.35 if faint else 1.0, lw=1.5,
-                )  # fmt: skip
-            ax.set(yscale="log", title=f"{name}, width {width}", xlim=(0, 1))
-            ax.set_ylim(1e-12, 1e3)
-        ax = line[-1]
-        for method, marker in (("closed_units", "o"), ("kkt", "x")):
-            seen = [row for row in mine if row["method"] == method]
-            seen = [row for row in seen if row["dynamics"] == "standard"]
-            # Nothing found stands at the top.
-            means = [float(np.mean(row["curve"] or [np.inf])) for row in seen]
-            ax.plot(
-                [row["kernel_distance"] for row in seen],
-                np.clip(means, 1e-12, 900), marker, label=names[method],
-            )  # fmt: skip
-        ax.set(yscale="log", xscale="log", title="mean of the curve", xlim=(5e-4, 0.1))
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.set_ylim(1e-12, 1e3)
-        ax.legend(fontsize=8, frameon=False)
-        ax.grid(alpha=0.3)
-        line[0].set_ylabel("squared distance")
-    for ax in axes[-1][:-1]:
-        ax.set_xlabel("share of the training images")
-    axes[-1][-1].set_xlabel("kernel distance (standard training)")
-    handles = [Line2D([], [], color="k", ls=lines[m], label=names[m]) for m in _METHODS]
-    handles += [Line2D([], [], color=h, label=f"N = {n}") for n, h in hues.items()]
-    handles += [Line2D([], [], color="k", alpha=0.35, label="linearized training")]
-    axes[0][0].legend(handles=handles, fontsize=8, frameon=False, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    with canvas.figure(path, size=(12, 9), font=10) as made:
+        axes = made.subplots(len(_SETS), len(_WIDTHS) + 1)
+        hues = dict(zip((20, 50), canvas.COLOURS, strict=False))
+        lines = {"closed_units": "-", "kkt": "--"}
+        names = {"closed_units": "closed units", "kkt": "search (KKT)"}
+        for line, name in zip(axes, _SETS, strict=True):
+            mine = [row for row in rows if row["set"] == name]
+            for ax, width in zip(line, _WIDTHS, strict=False):
+                for row in mine:
+                    if row["width"] != width:
+                        continue
+                    curve = np.maximum(row["curve"], 1e-12)
+                    share = (np.arange(len(curve)) + 1) / row["N"]
+                    faint = row["dynamics"] == "linearized"
+                    ax.plot(
+                        share, curve, lines[row["method"]], color=hues[row["N"]],
+                        alpha=0.35 if faint else 1.0, lw=1.5,
+                    )  # fmt: skip
+                ax.set(yscale="log", title=f"{name}, width {width}", xlim=(0, 1))
+                ax.set_ylim(1e-12, 1e3)
+            ax = line[-1]
+            for method, marker in (("closed_units", "o"), ("kkt", "x")):
+                seen = [row for row in mine if row["method"] == method]
+                seen = [row for row in seen if row["dynamics"] == "standard"]
+                # Nothing found stands at the top.
+                means = [float(np.mean(row["curve"] or [np.inf])) for row in seen]
+                ax.plot(
+                    [row["kernel_distance"] for row in seen],
+                    np.clip(means, 1e-12, 900), marker, label=names[method],
+                )  # fmt: skip
+            ax.set(
+                yscale="log", xscale="log", title="mean of the curve", xlim=(5e-4, 0.1)
+            )
+            ax.xaxis.set_minor_formatter(NullFormatter())
+            ax.set_ylim(1e-12, 1e3)
+            ax.legend(fontsize=8)
+            ax.grid()
+            line[0].set_ylabel("squared distance")
+        for ax in axes[-1][:-1]:
+            ax.set_xlabel("share of the training images")
+        axes[-1][-1].set_xlabel("kernel distance (standard training)")
+        handles = [
+            Line2D([], [], color="k", ls=lines[m], label=names[m]) for m in _METHODS
+        ]
+        handles += [Line2D([], [], color=h, label=f"N = {n}") for n, h in hues.items()]
+        handles += [Line2D([], [], color="k", alpha=0.35, label="linearized training")]
+        axes[0][0].legend(handles=handles, fontsize=8, loc="center")
 
 
 def main() -> None:

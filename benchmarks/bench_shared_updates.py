@@ -28,6 +28,7 @@ from benchmarks.bench_closed_units import figures
 from ntk_privacy import _tree, data
 from ntk_privacy.models import MLP
 from ntk_privacy.reconstruction import closed_units
+from ntk_privacy.reports import canvas
 from ntk_privacy.training import gaussian_mechanism, shared_update
 
 _DELTA = 1e-5
@@ -191,57 +192,48 @@ def measured(name: str, n: int, seed: int) -> dict[str, Any]:
 
 
 _CURVES = (
-    ("recognised", "recognisable (25 dB)", "s", "C2"),
-    ("found", "within a squared distance of 1e-3", "o", "C0"),
-    ("certified", "certified", "^", "C1"),
+    ("recognised", "recognisable (25 dB)", "s", canvas.COLOURS[2]),
+    ("found", "within a squared distance of 1e-3", "o", canvas.COLOURS[0]),
+    ("certified", "certified", "^", canvas.COLOURS[1]),
 )
 _TICKS = (1e-8, 1e-6, 1e-4, 1e-2, 1e-1, 1.0)
 
 
 def picture(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """Draws shares of images over the noise multiplier, and epsilon above."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     rows = [row for row in rows if "noise_multiplier" in row]
     sizes = sorted({row["N"] for row in rows})
-    figure, axes = plt.subplots(
-        1, len(sizes), figsize=(5.5 * len(sizes), 3.8), layout="constrained",
-        sharey=True, squeeze=False,
-    )  # fmt: skip
-    for ax, n in zip(axes[0], sizes, strict=True):
-        of_size = [row for row in rows if row["N"] == n]
-        noises = sorted({row["noise_multiplier"] for row in of_size})
-        for name, label, marker, colour in _CURVES:
-            shares = [
-                [r[name] / n for r in of_size if r["noise_multiplier"] == noise]
-                for noise in noises
-            ]
-            low, high = (np.array([pick(s) for s in shares]) for pick in (min, max))
-            mean = np.array([np.mean(s) for s in shares])
-            ax.plot(noises, mean, marker + "-", label=label, color=colour, ms=5)
-            ax.fill_between(noises, low, high, color=colour, alpha=0.15, lw=0)
-        ax.set(
-            xscale="log", xlabel="noise multiplier", title=f"a batch of {n}\n",
-            ylim=(-0.04, 1.04), xticks=_TICKS,
-        )  # fmt: skip
-        above = ax.twiny()
-        told = [gaussian_mechanism.epsilon(s, delta=_DELTA) for s in _TICKS]
-        above.set(
-            xscale="log", xlim=ax.get_xlim(), xticks=_TICKS,
-            xlabel=f"epsilon of one release, delta = {_DELTA:g}",
-        )  # fmt: skip
-        above.set_xticklabels([f"{e:.2g}" for e in told], fontsize=8)
-        above.minorticks_off()
-        ax.minorticks_off()
-        ax.grid(alpha=0.3)
-    axes[0][0].set_ylabel("share of the batch")
-    axes[0][0].legend(fontsize=8, frameon=False, loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with canvas.figure(path, size=(5.5 * len(sizes), 3.8), font=10) as made:
+        axes = made.subplots(1, len(sizes), sharey=True, squeeze=False)
+        for ax, n in zip(axes[0], sizes, strict=True):
+            of_size = [row for row in rows if row["N"] == n]
+            noises = sorted({row["noise_multiplier"] for row in of_size})
+            for name, label, marker, colour in _CURVES:
+                shares = [
+                    [r[name] / n for r in of_size if r["noise_multiplier"] == noise]
+                    for noise in noises
+                ]
+                low, high = (np.array([pick(s) for s in shares]) for pick in (min, max))
+                mean = np.array([np.mean(s) for s in shares])
+                ax.plot(noises, mean, marker + "-", label=label, color=colour, ms=5)
+                ax.fill_between(noises, low, high, color=colour, alpha=0.15, lw=0)
+            ax.set(
+                xscale="log", xlabel="noise multiplier", title=f"a batch of {n}\n",
+                ylim=(-0.04, 1.04), xticks=_TICKS,
+            )  # fmt: skip
+            above = ax.twiny()
+            told = [gaussian_mechanism.epsilon(s, delta=_DELTA) for s in _TICKS]
+            above.set(
+                xscale="log", xlim=ax.get_xlim(), xticks=_TICKS,
+                xlabel=f"epsilon of one release, delta = {_DELTA:g}",
+            )  # fmt: skip
+            above.set_xticklabels([f"{e:.2g}" for e in told], fontsize=8)
+            above.minorticks_off()
+            ax.minorticks_off()
+            ax.grid()
+        axes[0][0].set_ylabel("share of the batch")
+        axes[0][0].legend(fontsize=8, loc="lower left")
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from ._job import Job
 from ._kinds import Kind, Results
 from ._program import Asked, Program
 
-Loaded = tuple[named.Kernel, jax.Array, jax.Array, np.ndarray]
+Loaded = tuple[named.Kernel, jax.Array, jax.Array, np.ndarray, tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def _check(asked: Asked[Any]) -> None:
 
 
 def _load(asked: Asked[Any]) -> Loaded:
-    """Returns kernel, images, targets and classes, before anything is written."""
+    """Returns kernel, images, targets, classes and names, before all else."""
     dataset, key = asked.group(TaskImages).load(asked.group(Run).seed)
     flags = asked.group(Blocks)
     dtype = jnp.dtype(flags.precision)
@@ -99,23 +99,23 @@ def _load(asked: Asked[Any]) -> Loaded:
             raise ValueError(f"kernel={asked.method.name}: {error}") from error
         if flags.stream:
             blockwise.size_within(kernel.fn, x[:1], named.bytes_of(flags.budget))
-    return kernel, x, y, dataset.class_train
+    return kernel, x, y, dataset.class_train, dataset.class_names
 
 
 def _work(job: Job, loaded: Loaded) -> Results:
     name, flags, workdir = job.asked.method.name, job.asked.flat(), job.workdir
+    kernel, x, y, classes, class_names = loaded
     training = ("train", "stop_loss", "max_train_steps")
     found = kernel_study.study(
-        *loaded,
-        called=name,
+        kernel, x, y, classes, called=name,
         path=workdir.path("kernel.npy") if flags["stream"] else None,
-        budget=flags["budget"],
-        stage=job.by_loop({"blocks": "kernel"}),
+        budget=flags["budget"], stage=job.by_loop({"blocks": "kernel"}),
         **{flag: flags[flag] for flag in training if flag in flags},
-    )
-    kernel_plots.study(found, workdir.folder, called=f"{name}, {flags['dataset']}")
+    )  # fmt: skip
+    shown = {"called": f"{name}, {flags['dataset']}", "class_names": class_names}
+    kernel_plots.study(found, workdir.folder, **shown)
     workdir.write_arrays("arrays.npz", **found.arrays)
-    told = {"kernel": name, "dataset": flags["dataset"], "num_images": len(loaded[1])}
+    told = {"kernel": name, "dataset": flags["dataset"], "num_images": len(x)}
     return told | {"seed": job.seed, **found.figures, "seconds": job.seconds()}
 
 

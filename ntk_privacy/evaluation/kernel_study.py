@@ -28,6 +28,7 @@ class Studied(NamedTuple):
       arrays: labels, classes, eigenvalues, the kernel unless it was streamed, and what
         training made of both.
       part: of the kernel, for up to `MAX_SHOWN` images, evenly from all.
+      part_classes: of its images.
       num_images: all of them.
       spectra: eigenvalues, by what the kernel is of.
       moved: through training; None where there was none.
@@ -36,6 +37,7 @@ class Studied(NamedTuple):
     figures: dict[str, Any]
     arrays: dict[str, np.ndarray]
     part: Float[np.ndarray, "k k"]
+    part_classes: Int[np.ndarray, " k"]
     num_images: int
     spectra: dict[str, np.ndarray]
     moved: Moved | None = None
@@ -120,7 +122,9 @@ def study(
         spectra[f"after {moved.steps[-1]} steps"] = after
         arrays |= {"kernel_after": moved.kernel_t, "eigenvalues_after": after}
         figures |= kernel_movement.figures(moved)
-    return Studied(figures, arrays, np.asarray(part), len(x), spectra, moved)
+    return Studied(
+        figures, arrays, np.asarray(part), classes[order][shown], len(x), spectra, moved
+    )
 
 
 def _whole(kernel: named.Kernel, x: Array) -> np.ndarray:

@@ -16,7 +16,7 @@ from ntk_privacy.evaluation import attacked_set
 from ntk_privacy.evaluation.attacked_model import Model
 from ntk_privacy.evaluation.robust_accuracy import RobustAccuracy
 from ntk_privacy.evasion import task as tasks
-from ntk_privacy.reports.plots import _save, _show
+from ntk_privacy.reports.canvas import show_image, write
 
 __all__ = ["adversarial", "attacked"]
 
@@ -82,7 +82,7 @@ def adversarial(
                 left = side + k * cell
                 place = ((left + gap / 2) / width, (y + gap / 2) / height)
                 size = ((cell - gap) / width, (cell - gap) / height)
-                _show(figure.add_axes((*place, *size)), picture)
+                show_image(figure.add_axes((*place, *size)), picture)
                 figure.text(
                     (left + cell / 2) / width,
                     (y + cell) / height,
@@ -90,7 +90,7 @@ def adversarial(
                     ha="center",
                     va="bottom",
                 )
-        _save(figure, path)
+        write(figure, path)
 
 
 def attacked(

@@ -12,7 +12,7 @@ from ntk_privacy import _thumbnails
 from ntk_privacy.auditing import Audit
 from ntk_privacy.auditing.membership import Membership
 from ntk_privacy.reconstruction.verdict import told_bound
-from ntk_privacy.reports import plots
+from ntk_privacy.reports import canvas, plots
 
 __all__ = ["MOST", "Line", "Page", "view"]
 
@@ -323,7 +323,7 @@ def _plots(audit: Audit) -> Iterable[Plot]:
         )
     if members is not None:
         file = io.BytesIO()
-        with plots.drawn(file, title="Membership") as axes:
+        with canvas.drawn(file, title="Membership") as axes:
             axes.plot([0, 1], [0, 1], ":", color="0.5", label="chance")
             told = f"area {members.area:.3f}"
             axes.step(

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_privacy import _checks
-from ntk_privacy.reports.plots import COLOURS, drawn
+from ntk_privacy.reports.canvas import COLOURS, drawn
 
 __all__ = ["eigenvalues"]
 
@@ -57,4 +57,4 @@ def eigenvalues(
             "top eigenvalue of the loss's Hessian in the image (dashed: mean)"
         )
         axes.set_ylabel("images")
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(fontsize=9)

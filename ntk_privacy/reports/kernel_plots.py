@@ -1,20 +1,21 @@
 """Figures of kernels: as a picture, their spectrum, their distance over training."""
 
+import itertools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Array, Float, Int
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ntk_privacy import _checks
 from ntk_privacy.evaluation.kernel_study import Studied
-from ntk_privacy.reports.plots import COLOURS, STYLES, _save, drawn
+from ntk_privacy.reports.canvas import COLOURS, STYLES, drawn, figure
 
 __all__ = ["distances", "picture", "spectrum", "study"]
 
+_MAX_CLASSES, _LONGEST, _CHARACTERS = 30, 18, 30
 _MAX_MARKED = 60  # points beyond which a line says more than markers
 
 
@@ -23,7 +24,7 @@ def picture(
     path: str | pathlib.Path,
     *,
     title: str,
-    sorted_by: str = "class",
+    classes: Sequence[str] = (),
 ) -> None:
     """Draws a kernel, row by row from the top.
 
@@ -32,18 +33,20 @@ def picture(
         so that a large diagonal does not hide the rest.
       path: the PNG to write.
       title: above the axes.
-      sorted_by: how the images are ordered, for the labels.
+      classes: the name of each image's class, those of one class together: the axes
+        say it; images are numbered without, and beyond 30 classes.
 
     Raises:
-      ValueError: the kernel has no finite entry.
+      ValueError: the kernel has no finite entry, or not as many rows as classes.
     """
+    if classes:
+        _checks.same_length(kernel=kernel, classes=classes)
     kernel = np.asarray(kernel, np.float64)
     finite = kernel[np.isfinite(kernel)]
     _checks.at_least(1, num_finite_entries=finite.size)
     low, high = np.percentile(finite, (1, 99))
-    with rc_context({"font.size": 11}):
-        figure = Figure(figsize=(6.0, 5.0), layout="constrained")
-        axes = figure.add_subplot()
+    with figure(path, size=(6.0, 5.0)) as made:
+        axes = made.add_subplot()
         shown = axes.imshow(
             kernel,
             cmap="viridis",
@@ -54,12 +57,32 @@ def picture(
         )
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel(f"image, sorted by {sorted_by}")
-        axes.set_ylabel(f"image, sorted by {sorted_by}")
+        runs = [(name, len(list(same))) for name, same in itertools.groupby(classes)]
+        if 0 < len(runs) <= _MAX_CLASSES:
+            _name_classes(axes, runs)
+        else:
+            axes.set_xlabel("image")
+            axes.set_ylabel("image")
         axes.set_title(title, fontsize=12)
-        bar = figure.colorbar(shown, ax=axes, extend="both", shrink=0.9)
+        bar = made.colorbar(shown, ax=axes, extend="both", shrink=0.9)
         bar.set_label("kernel (colours: 1st to 99th percentile)")
-        _save(figure, path)
+
+
+def _name_classes(axes: Axes, runs: Sequence[tuple[str, int]]) -> None:
+    """Labels both axes by class, with marks from one to the next."""
+    sizes = np.asarray([size for _, size in runs])
+    ends = np.cumsum(sizes) - 0.5
+    names = [name for name, _ in runs]
+    names = [n if len(n) <= _LONGEST else f"{n[:_LONGEST]}…" for n in names]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(ends - sizes / 2, names, fontsize=9)
+        axis.set_ticks(ends[:-1], minor=True)
+        axis.set_tick_params(which="major", length=0)
+        axis.set_tick_params(which="minor", length=5)
+    if max(map(len, names)) * len(names) > _CHARACTERS:
+        axes.tick_params("x", rotation=90)
+    axes.set_xlabel("class of the image")
+    axes.set_ylabel("class of the image")
 
 
 def spectrum(
@@ -109,8 +132,8 @@ def spectrum(
         axes.set_yscale("log" if np.isfinite(lowest) else "linear")
         axes.set_xlabel("eigenvalue, sorted by size (rank)")
         axes.set_ylabel("eigenvalue (unit of the kernel)")
-        axes.grid(which="major", color="0.9", linewidth=0.7)
-        axes.legend(frameon=False, fontsize=10)
+        axes.grid(which="major")
+        axes.legend(fontsize=10)
 
 
 def distances(
@@ -140,11 +163,8 @@ def distances(
     after = steps[steps > 0]
     edge = after[0] / 2 if len(after) else 1.0
     steps = np.maximum(steps, edge)
-    with rc_context(
-        {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    ):
-        figure = Figure(figsize=(7.2, 5.2), layout="constrained")
-        upper, lower = figure.subplots(2, 1, sharex=True)
+    with figure(path, size=(7.2, 5.2)) as made:
+        upper, lower = made.subplots(2, 1, sharex=True)
         rows = (
             (upper, distance, "kernel distance\n(1 - cosine)", COLOURS[0]),
             (lower, loss, "training loss\n(mean of squares / 2)", COLOURS[1]),
@@ -159,19 +179,25 @@ def distances(
             axes.set_xscale("log")
             axes.set_yscale("log" if drawn.any() else "linear")
             axes.set_ylabel(label)
-            axes.grid(which="major", color="0.9", linewidth=0.7)
+            axes.grid(which="major")
         upper.set_title(title, fontsize=12)
         lower.set_xlabel("training step (step 0 at the left edge)")
-        _save(figure, path)
 
 
-def study(found: Studied, folder: pathlib.Path, *, called: str) -> None:
+def study(
+    found: Studied,
+    folder: pathlib.Path,
+    *,
+    called: str,
+    class_names: Sequence[str] = (),
+) -> None:
     """Draws a kernel, its spectrum and, where it was trained, its distances.
 
     Args:
       found: of `evaluation.kernel_study`.
       folder: of kernel.png, spectrum.png and distance.png.
       called: kernel and images, for the titles.
+      class_names: of the images' classes, which are numbers without.
     """
     moved, shown = found.moved, len(found.part)
     if moved is not None:
@@ -179,7 +205,9 @@ def study(found: Studied, folder: pathlib.Path, *, called: str) -> None:
         distances(moved.steps, moved.distances, moved.losses, path)
     few = f" of {found.num_images}" * (shown < found.num_images)
     title = f"{called}, {shown} images{few}"
-    picture(found.part, folder / "kernel.png", title=title)
+    names = dict(enumerate(class_names))
+    classes = [names.get(c, str(c)) for c in found.part_classes.tolist()]
+    picture(found.part, folder / "kernel.png", title=title, classes=classes)
     largest = max(float(values[0]) for values in found.spectra.values())
     spectrum(
         found.spectra,

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_privacy import _checks
-from ntk_privacy.reports.plots import COLOURS, STYLES, drawn
+from ntk_privacy.reports.canvas import COLOURS, STYLES, drawn
 
 __all__ = ["losses"]
 
@@ -61,6 +61,6 @@ def losses(
             axes.set_yscale("log")
         axes.set_xlabel("step")
         axes.set_ylabel(f"loss ({kind})")
-        axes.grid(which="major", color="0.9", linewidth=0.7)
+        axes.grid(which="major")
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=10)
+            axes.legend(fontsize=10)

@@ -1,35 +1,24 @@
-"""Figures: reconstruction curves, and training images above their reconstructions.
+"""Figures: reconstruction curves, and training images above their reconstructions."""
 
-Figures are made without pyplot, so that nothing global is touched, and files appear
-whole or not at all.
-"""
-
-import contextlib
 import io
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Array, Float
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ntk_privacy import _checks
 from ntk_privacy.evaluation.reconstruction_curve import squared_distance_at
-from ntk_privacy.reports.atomic import replacing
+from ntk_privacy.reports.canvas import COLOURS, STYLES, drawn, show_image, write
 
 __all__ = [
-    "COLOURS",
     "MAX_PAIRS",
-    "STYLES",
     "curve",
-    "drawn",
     "gallery",
-    "panels",
     "pictures",
     "scatter",
 ]
@@ -37,93 +26,10 @@ __all__ = [
 MAX_PAIRS = 60
 """The most pairs that a gallery shows; of more, evenly chosen ones."""
 
-_DPI = 150
-# Distinct without colour: the line style changes with the colour. Okabe and Ito's set.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-"""Of lines and points, in order."""
-
-STYLES = ("-", "--", "-.", ":")
-"""Of lines, in order."""
-
-
-def _save(figure: Figure, path: str | pathlib.Path | io.BufferedIOBase) -> None:
-    FigureCanvasAgg(figure)
-    # No date or version inside: equal figures give equal files.
-    options: dict[str, Any] = {"format": "png", "dpi": _DPI}
-    options["metadata"] = {"Software": None}
-    if not isinstance(path, str | pathlib.Path):
-        # Its stub leaves out streams that `io` makes.
-        figure.savefig(path, **options)  # pyright: ignore[reportArgumentType]
-        return
-    with replacing(path) as temporary:
-        figure.savefig(temporary, **options)
-
-
-@contextlib.contextmanager
-def drawn(
-    path: str | pathlib.Path | io.BufferedIOBase,
-    *,
-    title: str,
-    size: tuple[float, float] = (7.2, 4.6),
-) -> Iterator[Axes]:
-    """Yields the axes of a figure in the style of all, and then writes it.
-
-    Args:
-      path: the PNG to write, or a stream.
-      title: above the axes.
-      size: of the figure, inches.
-    """
-    with rc_context(
-        {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    ):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        yield axes
-        axes.set_title(title, fontsize=12)
-        _save(figure, path)
-
-
-@contextlib.contextmanager
-def panels(
-    path: str | pathlib.Path, names: Sequence[str], *, title: str, columns: int = 2
-) -> Iterator[list[Axes]]:
-    """Yields axes side by side, one per name, which share their scale, and writes them.
-
-    Args:
-      path: the PNG to write.
-      names: above each of the axes.
-      title: above all.
-      columns: at most so many stand in a row.
-
-    Raises:
-      ValueError: there is no name.
-    """
-    _checks.at_least(1, num_panels=len(names), columns=columns)
-    columns = min(columns, len(names))
-    rows = -(-len(names) // columns)
-    with rc_context(
-        {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    ):
-        size = (max(3.4 * columns, 4.6), 2.6 * rows + 1.0)
-        figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        each = list(grid.flat)
-        for spare in each[len(names) :]:
-            spare.set_visible(False)
-        yield each[: len(names)]
-        for name, axes in zip(names, each, strict=False):
-            axes.set_title(name, fontsize=9)
-        figure.suptitle(title, fontsize=10)
-        lines, labels = each[0].get_legend_handles_labels()
-        if labels:
-            below = {"loc": "outside lower center", "ncols": 3, "fontsize": 8}
-            figure.legend(lines, labels, **below, frameon=False)
-        _save(figure, path)
-
 
 def _legend_below(axes: Axes, count: int) -> None:
     below = {"loc": "outside lower center", "ncols": 1 if count < 4 else 2}
-    axes.figure.legend(**below, frameon=False, fontsize=10)
+    axes.figure.legend(**below, fontsize=10)
 
 
 def curve(
@@ -185,7 +91,7 @@ def curve(
         locator.set_params(integer=True)
         axes.set_xlabel("training image, sorted by distance (rank)")
         axes.set_ylabel("squared L2 distance (intensity²)")
-        axes.grid(which="major", color="0.9", linewidth=0.7)
+        axes.grid(which="major")
         _legend_below(axes, len(curves))
 
 
@@ -232,7 +138,7 @@ def scatter(
             axes.set_yscale("log")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.grid(which="major", color="0.9", linewidth=0.7)
+        axes.grid(which="major")
         _legend_below(axes, len(series))
 
 
@@ -249,11 +155,11 @@ def _told_psnr(value: float) -> str:
     return "exact" if value == np.inf else f"{value:.1f} dB"
 
 
-def _mark(place: int, count: int) -> str:
+def _mark(place: int, count: int, ends: tuple[str, str]) -> str:
     """Returns what stands above the first and the last pair."""
     if count == 1:
         return ""
-    return {0: "worst", count - 1: "best"}.get(place, "")
+    return {0: ends[0], count - 1: ends[1]}.get(place, "")
 
 
 def gallery(
@@ -266,6 +172,7 @@ def gallery(
     psnr: Float[Array | np.ndarray, " k"] | Sequence[float],
     max_columns: int = 20,
     sorted_by: str = "L2 distance",
+    ends: tuple[str, str] = ("worst", "best"),
     title: str = "Training images above their reconstructions",
 ) -> None:
     """Draws training images above their reconstructions, worst to best.
@@ -283,6 +190,7 @@ def gallery(
       max_columns: pairs per row block; more pairs than 60 are thinned out evenly, and
         the title says so.
       sorted_by: what `distances` are, for the title.
+      ends: what the pair of the greatest distance and that of the least are called.
       title: above the figure.
 
     Raises:
@@ -296,7 +204,7 @@ def gallery(
         figure = Figure(figsize=(5.0, 0.8))
         told = f"{title}\nnothing was reconstructed"
         figure.text(0.5, 0.5, told, ha="center", va="center", fontsize=9)
-        _save(figure, path)
+        write(figure, path)
         return
     worst_first = np.argsort(
         -np.nan_to_num(np.asarray(distances), nan=np.inf), kind="stable"
@@ -328,7 +236,7 @@ def gallery(
             x = left + column * cell
             top = height - head - row * block
             middle = (x + cell / 2) / width
-            label = _mark(k, len(shown))
+            label = _mark(k, len(shown), ends)
             if label:
                 y = (top - mark + 0.03) / height
                 figure.text(middle, y, label, ha="center", va="bottom", weight="bold")
@@ -342,23 +250,10 @@ def gallery(
                         (cell - gap) / height,
                     )
                 )
-                _show(axes, picture)
+                show_image(axes, picture)
             y = (top - mark - 2 * cell - gap - 0.04) / height
             figure.text(middle, y, _told_psnr(decibels[k]), ha="center", va="top")
-        _save(figure, path)
-
-
-def _show(axes, picture: Float[np.ndarray, "h w c"]) -> None:
-    """Draws one image: grey for one channel, colour for three."""
-    picture = np.clip(picture, 0.0, 1.0)
-    if picture.shape[-1] != 3:
-        picture = picture.mean(axis=-1)
-    axes.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_color("0.6")
-        spine.set_linewidth(0.5)
+        write(figure, path)
 
 
 def pictures(
@@ -401,7 +296,7 @@ def pictures(
             x, y = left + column * cell, height - head - row * (cell + note) - cell
             size = ((cell - gap) / width, (cell - gap) / height)
             place = ((x + gap / 2) / width, (y + gap / 2) / height)
-            _show(figure.add_axes((*place, *size)), picture)
+            show_image(figure.add_axes((*place, *size)), picture)
             middle = (x + cell / 2) / width
             figure.text(middle, y / height, notes[k], ha="center", va="top")
-        _save(figure, path)
+        write(figure, path)

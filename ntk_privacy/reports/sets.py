@@ -98,4 +98,6 @@ def draw_nearest(
         distances=np.sqrt(np.sum((alike - made) ** 2, axis=(1, 2, 3))),
         psnr=found.psnr,
         title="Training images of the greatest PSNR above the distilled ones",
+        # Here the nearest leaks most.
+        ends=("least alike", "most alike"),
     )

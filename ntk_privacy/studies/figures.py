@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from ntk_privacy.reports import plots
+from ntk_privacy.reports import canvas
 from ntk_privacy.studies.item import Row, by_draw
 
 __all__ = ["Line", "Panels", "bars", "line", "lines"]
@@ -92,16 +92,16 @@ def lines(
       True
     """
     labels = list(dict.fromkeys(label for one in shown.values() for label in one))
-    with plots.panels(path, list(shown), title=title) as axes:
+    with canvas.panels(path, list(shown), title=title) as axes:
         for own, each in zip(axes, shown.values(), strict=True):
             for label, (places, values) in each.items():
                 which = labels.index(label)
-                colour = plots.COLOURS[which % len(plots.COLOURS)]
+                colour = canvas.COLOURS[which % len(canvas.COLOURS)]
                 mean, wide = _spread(np.asarray(values, np.float64))
                 own.plot(
                     *(places, mean),
                     color=colour,
-                    linestyle=plots.STYLES[which % len(plots.STYLES)],
+                    linestyle=canvas.STYLES[which % len(canvas.STYLES)],
                     linewidth=1.4,
                     marker="os^Dv*"[which % 6] if marks else None,
                     markersize=3.5,
@@ -132,8 +132,7 @@ def _labelled(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_xlabel(x_label)
     if place is None or place.is_first_col():
         axes.set_ylabel(y_label)
-    axes.grid(which="major", color="0.92", linewidth=0.6)
-    axes.set_axisbelow(True)
+    axes.grid(which="major")
 
 
 def bars(
@@ -164,13 +163,13 @@ def bars(
       True
     """
     labels = list(dict.fromkeys(label for one in shown.values() for label in one))
-    with plots.panels(path, list(shown), title=title) as axes:
+    with canvas.panels(path, list(shown), title=title) as axes:
         for own, each in zip(axes, shown.values(), strict=True):
             for label, values in each.items():
                 place = labels.index(label)
                 column = np.asarray(values, np.float64)[:, None]
                 mean, wide = (float(one[0]) for one in _spread(column))
-                colour = plots.COLOURS[place % len(plots.COLOURS)]
+                colour = canvas.COLOURS[place % len(canvas.COLOURS)]
                 own.bar(place, mean, color=colour, alpha=0.55, width=0.7)
                 own.errorbar(place, mean, wide, color="0.2", capsize=3, linewidth=1)
                 shift = np.linspace(-0.2, 0.2, len(column))

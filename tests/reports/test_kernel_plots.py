@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from ntk_privacy.reports import kernel_plots
+from ntk_privacy.reports import canvas, kernel_plots
 
 
 def _read(path):
@@ -42,3 +42,25 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(ValueError, match="num_spectra=0 must be at least 1"):
         kernel_plots.spectrum({}, tmp_path / "s.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_axes_say_class_names(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(canvas, "write", lambda figure, path: drawn.append(figure))
+    kernel, path = np.eye(6), tmp_path / "k.png"
+    kernel_plots.picture(
+        kernel, path, title="", classes=["cat"] * 2 + ["dog"] * 3 + ["a name of no end"]
+    )
+    kernel_plots.picture(kernel, path, title="")
+    named, numbered = (figure.axes[0] for figure in drawn)
+    for axis in (named.xaxis, named.yaxis):
+        assert [tick.get_text() for tick in axis.get_ticklabels()][:2] == ["cat", "dog"]
+        # In the middle of rows 0 and 1, and of rows 2 to 4.
+        np.testing.assert_allclose(axis.get_majorticklocs(), [0.5, 3, 5])
+        np.testing.assert_allclose(axis.get_minorticklocs(), [1.5, 4.5])
+    assert (named.get_xlabel(), numbered.get_xlabel()) == (
+        "class of the image",
+        "image",
+    )
+    with pytest.raises(ValueError, match=r"kernel.*classes"):
+        kernel_plots.picture(kernel, path, title="", classes=["cat"])

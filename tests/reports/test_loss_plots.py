@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 
 from ntk_privacy import distillation
-from ntk_privacy.reports import loss_plots, plots
+from ntk_privacy.reports import canvas, loss_plots
 
 
 @pytest.fixture
 def figures(monkeypatch):
     kept = []
-    real = plots.Figure
+    real = canvas.Figure
 
     def made(*args, **options):
         kept.append(real(*args, **options))
         return kept[-1]
 
-    monkeypatch.setattr(plots, "Figure", made)
+    monkeypatch.setattr(canvas, "Figure", made)
     return kept
 
 

@@ -6,7 +6,7 @@ import pytest
 from matplotlib import image as mpl_image
 from matplotlib.figure import Figure
 
-from ntk_privacy.reports import loss_plots, plots
+from ntk_privacy.reports import canvas, loss_plots, plots
 
 
 def _pairs(n, shape=(8, 8, 1), seed=0):
@@ -109,7 +109,7 @@ def test_curves_of_every_length_are_drawn_with_units_and_threshold(tmp_path, tex
 
 def test_the_line_stands_where_the_formula_says(tmp_path, monkeypatch):
     axes = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: axes.extend(figure.axes))
+    monkeypatch.setattr(canvas, "write", lambda figure, path: axes.extend(figure.axes))
     plots.curve({"a": np.array([3.0, 1.0])}, tmp_path / "x", image_shape=(28, 28, 1))
     line, curve = axes[0].get_lines()
     np.testing.assert_allclose(line.get_ydata(), 784 * 10**-2.5)
@@ -119,7 +119,7 @@ def test_the_line_stands_where_the_formula_says(tmp_path, monkeypatch):
 
 def test_losses_that_were_thinned_out_stand_at_their_steps(tmp_path, monkeypatch):
     axes = []
-    monkeypatch.setattr(plots, "_save", lambda f, path: axes.extend(f.axes))
+    monkeypatch.setattr(canvas, "write", lambda f, path: axes.extend(f.axes))
     history = np.array([8.0, np.nan, 4.0, 2.0, 2.0, 2.0, 6.0])
     loss_plots.losses({"a": history}, tmp_path / "x", title="", every=25)
     raw, smooth = axes[0].get_lines()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ntk_privacy.reports import plots
+from ntk_privacy.reports import canvas
 from ntk_privacy.studies import figures
 
 
@@ -11,7 +11,7 @@ from ntk_privacy.studies import figures
 def drawn(monkeypatch):
     """The figures that were saved."""
     found = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: found.append(figure))
+    monkeypatch.setattr(canvas, "write", lambda figure, path: found.append(figure))
     return found
 
 
@@ -56,4 +56,4 @@ def test_a_picture_is_a_whole_file(tmp_path):
     figures.bars({"p": {"a": np.ones(2)}}, path, y_label="y", title="t")
     assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="num_panels"):
-        plots.panels(path, [], title="t").__enter__()
+        canvas.panels(path, [], title="t").__enter__()
