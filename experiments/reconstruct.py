@@ -44,6 +44,9 @@ def _defaults(method: Method[Any], preset: str) -> dict[str, Any]:
     given: dict[str, Any] = {"workdir": "runs/reconstruct"}
     if "adapter" in method.wants:
         given["evidence"] = "adapter"
+    if "recipe" in method.wants:
+        given |= {"dynamics": "standard", "optimizer": "momentum"}
+        given |= {"width": 256, "num_train": 16}
     if "logistic" in method.wants and preset == "paper":
         given["early_stop_loss"] = 0.0
     return given

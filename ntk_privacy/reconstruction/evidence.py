@@ -13,7 +13,7 @@ from ntk_privacy._types import ApplyFn, Params
 from ntk_privacy.data.dataset import Dataset
 from ntk_privacy.models.adapter import Adapter
 from ntk_privacy.models.mlp import MLP
-from ntk_privacy.training.recipe import LOSSES, Loss
+from ntk_privacy.training.recipe import LOSSES, Loss, Recipe
 from ntk_privacy.training.victim import Victim
 
 __all__ = ["NUM_AUXILIARY", "Dynamics", "Evidence", "far", "of", "of_gradient", "told"]
@@ -32,6 +32,9 @@ _REMEDIES = {
     "params_0": "give the weights before training, guess their seed with "
     "reconstruction.initialisation, or use max_margin, which needs those after it "
     "alone",
+    "recipe": "say how the network was trained, by a training.recipe.Recipe; networks "
+    "that are trained here have one with dynamics=standard and an optimizer",
+    "num_steps": "say how many steps the training took",
     "bounds": "give the smallest and the largest intensity, in the units that the "
     "network takes, such as (-mean, 1 - mean)",
 }
@@ -63,6 +66,8 @@ class Evidence:
       adapter: all that was trained, of the first dense layer; params_0 are the frozen
         network then, and params_t that with the adapter merged.
       is_adapter: whether it is that; said of a network that is still to be trained.
+      recipe: how the network was trained, where it is told.
+      num_steps: that the training took, where it is told.
 
     Raises:
       ValueError: a number out of range, or shapes that do not fit.
@@ -83,6 +88,8 @@ class Evidence:
     step: Params | None = None
     adapter: Adapter | None = None
     is_adapter: bool = False
+    recipe: Recipe | None = None
+    num_steps: int | None = None
 
     def __post_init__(self):
         for size in self.image_shape:
@@ -182,6 +189,8 @@ def of(victim: Victim, **told: Any) -> Evidence:
         "objective": victim.objective,
         **told,
     }
+    if victim.recipe is not None:
+        told = {"recipe": victim.recipe, "num_steps": victim.steps, **told}
     if victim.adapter is not None:
         told["adapter"] = victim.adapter
     if victim.gradient is not None:

@@ -2,7 +2,8 @@
 
 A record `wants` "auxiliary" where images of the same domain help it, "num_images" where
 it reads N otherwise than for the number of candidates, and "logistic" where it is tried
-on a network of `training.margin_victim`, "adapter" on one of `training.adapter_victim`.
+on a network of `training.margin_victim`, "adapter" on one of `training.adapter_victim`,
+"recipe" where it must know how the network was trained.
 """
 
 from ntk_privacy.method import by_name
@@ -13,6 +14,7 @@ from ntk_privacy.reconstruction import (
     closed_units,
     kkt,
     max_margin,
+    unrolled,
 )
 
 __all__ = ["METHODS"]
@@ -24,4 +26,5 @@ METHODS = by_name(
     kkt.METHOD,
     max_margin.METHOD,
     adapter.METHOD,
+    unrolled.METHOD,
 )

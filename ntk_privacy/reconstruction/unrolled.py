@@ -1,199 +1,57 @@
 r"""Reconstruction by unrolled training: images on which training ends at the weights.
 
-Where features move and no algebra holds (Adam, convolutions first, normalisation before
-the activation), the training itself is the equation: with $T$ the training of the
-initial network on images x, what is looked for is the minimum over x of
-
-$$|T(\theta_0, x) - \theta_T|^2 / |\theta_T - \theta_0|^2,$$
-
-by derivatives through all steps, of which blocks are computed again on the way back.
-The aim is that of SimuDy (ICLR 2025); the search is this project's own:
-
-* With ReLUs the derivative knows of no gate that would flip, and the search stalls far
-  from the images. So training is simulated with softplus in the place of ReLU, sharper
-  from stage to stage, and each stage is minimised by L-BFGS.
-* Candidates have weights in the loss of the training, which are searched for too: two
-  candidates on one image give way to each other. Between stages one that has lost its
-  weight joins the heaviest of its label, which stands for two images, and the two part.
-
-Nothing is certified; the verdict compares with sets of other images.
+See `unrolled_search`; nothing is certified, and the verdict compares with sets of other
+images.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float
 
-from ntk_privacy import _checks, _linalg, _loop, _tree
+from ntk_privacy import _checks
 from ntk_privacy._types import ApplyFn, Callback, Params
+from ntk_privacy.method import Method, field
 from ntk_privacy.models.mlp import MLP
-from ntk_privacy.reconstruction import result
+from ntk_privacy.reconstruction import result, staged
+from ntk_privacy.reconstruction.evidence import Evidence
 from ntk_privacy.reconstruction.simulated import Training as Training
 from ntk_privacy.reconstruction.simulated import misfit as misfit
 from ntk_privacy.reconstruction.simulated import simulate as simulate
-from ntk_privacy.reconstruction.verdict import Verdict
-from ntk_privacy.training.recipe import takes
+from ntk_privacy.reconstruction.unrolled_search import DEFAULT
+from ntk_privacy.reconstruction.unrolled_search import Settings as Settings
+from ntk_privacy.reconstruction.unrolled_search import State as State
+from ntk_privacy.reconstruction.unrolled_search import prepare as prepare
+from ntk_privacy.reconstruction.unrolled_search import run as run
+from ntk_privacy.resume import Stage, straight
 
-__all__ = ["Settings", "State", "Training", "misfit", "reconstruct", "simulate"]
+__all__ = [
+    "METHOD",
+    "Config",
+    "Settings",
+    "State",
+    "Training",
+    "from_evidence",
+    "misfit",
+    "prepare",
+    "reconstruct",
+    "run",
+    "simulate",
+]
 
-_EXPLAINED = 0.9  # of the squared change, for an approximate result
-_MARGIN = 4.0  # times as much is left by the best of the sets of other images
-_CONTROLS, _CONTROL_SPREAD = 20, 0.25
-_LIGHT, _HEAVY = 0.3, 1.5  # weights, where 1 is that of one image
-_APART = 0.02  # of the range, that two candidates part by
+_EPS_ROOT = 1e-14  # of Adam
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Of the search.
+class Config:
+    """How the attack searches; attributes: see the help of each field."""
 
-    Attributes:
-      sharpnesses: of the softplus that stands for ReLU, one a stage, rising.
-      num_steps: of L-BFGS, each stage.
-      memory: of L-BFGS, in steps.
-      box_weight: of the mean squared distance of pixels from their range.
-      spread: deviation of the first candidates from the middle of the range, over the
-        range.
-
-    Raises:
-      ValueError: a number out of range.
-    """
-
-    sharpnesses: tuple[float, ...] = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
-    num_steps: int = 120
-    memory: int = 50
-    box_weight: float = 10.0
-    spread: float = 0.1
+    num_steps: int = field(120, "Steps of L-BFGS, in each of seven stages.")
 
     def __post_init__(self):
-        _checks.at_least(1, num_steps=self.num_steps, memory=self.memory)
-        _checks.positive(box_weight=self.box_weight, spread=self.spread)
-        if not self.sharpnesses:
-            raise ValueError(
-                "sharpnesses is empty: give one at least, such as (64.0,)."
-            )
-        for each in self.sharpnesses:
-            _checks.positive(sharpnesses=each)
-
-
-class State(NamedTuple):
-    """What the search resumes from.
-
-    Attributes:
-      images: candidates.
-      scales: logarithms of their weights in the loss, up to a constant.
-      opt_state: of L-BFGS.
-    """
-
-    images: Float[Array, "m h w d"]
-    scales: Float[Array, " m"]
-    opt_state: Any
-
-
-class _Problem(NamedTuple):
-    params_0: Params
-    params_t: Params
-    labels: Array
-    bounds: tuple[Array, Array]
-    sharpnesses: Array
-    noise: Array
-
-
-def _parted(images, scales, labels, noise) -> tuple[Array, Array]:
-    """Moves candidates that weigh next to nothing to the heaviest of their label.
-
-    Args:
-      images: candidates.
-      scales: logarithms of their weights, up to a constant.
-      labels: theirs.
-      noise: what two of them part by.
-    """
-    order = jnp.argsort(scales)
-
-    def one(k, carry):
-        images, scales = carry
-        light = order[k]
-        weights = len(scales) * jax.nn.softmax(scales)
-        kin = jnp.all(labels == labels[light][None], axis=1)
-        heavy = jnp.argmax(jnp.where(kin, weights, -1))
-        joins = (weights[light] < _LIGHT) & (weights[heavy] > _HEAVY)
-        both = jnp.stack([light, heavy])
-        sign = jnp.asarray([1, -1], images.dtype).reshape(2, 1, 1, 1)
-        there = images[heavy][None] + sign * noise[light][None]
-        half = jnp.broadcast_to(scales[heavy] - jnp.log(2.0).astype(scales.dtype), (2,))
-        return (
-            jnp.where(joins, images.at[both].set(there), images),
-            jnp.where(joins, scales.at[both].set(half), scales),
-        )
-
-    return jax.lax.fori_loop(0, len(scales), one, (images, scales))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """One step of L-BFGS; equal steps hash alike, so the loop is traced once."""
-
-    apply_fn: Callable[..., Array]
-    training: Training
-    settings: Settings
-    smoothed: bool
-
-    def optimizer(self) -> optax.GradientTransformationExtraArgs:
-        return optax.lbfgs(memory_size=self.settings.memory)
-
-    @_linalg.full_precision
-    def value(self, variables, sharpness, problem: _Problem):
-        images, scales = variables
-        end = simulate(
-            self.apply_fn,
-            self.training,
-            problem.params_0,
-            images,
-            problem.labels,
-            weights=jax.nn.softmax(scales),
-            sharpness=sharpness if self.smoothed else None,
-        )
-        low, high = problem.bounds
-        outside = jax.nn.relu(images - high) ** 2 + jax.nn.relu(low - images) ** 2
-        box = self.settings.box_weight * jnp.mean(outside)
-        return misfit(end, problem.params_0, problem.params_t) + box
-
-    def __call__(self, state: State, step, problem: _Problem):
-        sharpness = problem.sharpnesses[step // self.settings.num_steps]
-        begins = step % self.settings.num_steps == 0
-
-        def value_fn(variables):
-            return self.value(variables, sharpness, problem)
-
-        old = (state.images, state.scales)
-        parted = _parted(*old, problem.labels, problem.noise)
-        variables = jax.tree.map(lambda a, b: jnp.where(begins, a, b), parted, old)
-        optimizer = self.optimizer()
-        with jax.numpy_dtype_promotion("standard"):
-            # What it remembers is of a network of another sharpness.
-            opt_state = jax.tree.map(
-                lambda new, old: jnp.where(begins, new, old),
-                optimizer.init(variables),
-                state.opt_state,
-            )
-            value, grad = optax.value_and_grad_from_state(value_fn)(
-                variables, state=opt_state
-            )
-            updates, opt_state = optimizer.update(
-                grad, opt_state, variables, value=value, grad=grad, value_fn=value_fn
-            )
-        images, scales = jax.tree.map(jnp.add, variables, updates)
-        new = State(images, scales, opt_state)
-        # The last finite state is what a search that is lost leaves behind.
-        fine = jnp.isfinite(value) & jnp.isfinite(_tree.largest((images, scales)))
-        kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, state)
-        return kept, {"loss": jnp.where(fine, value, jnp.nan)}
+        _checks.at_least(1, num_steps=self.num_steps)
 
 
 def reconstruct(
@@ -207,7 +65,7 @@ def reconstruct(
     image_shape: tuple[int, int, int],
     bounds: tuple[Any, Any],
     starts: Float[Array | np.ndarray, "m h w d"] | None = None,
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULT,
     chunk: int = 10,
     state: State | None = None,
     first_step: int = 0,
@@ -260,151 +118,121 @@ def reconstruct(
       >>> found.images.shape
       (2, 2, 2, 1)
     """
-    _checks.typed_key(key=key)
-    _checks.same_structure("params_0", params_0, "params_t", params_t)
-    _checks.finite(params_0=params_0, params_t=params_t)
-    _checks.at_least(1, chunk=chunk, num_labels=len(labels))
-    _checks.finite_data(labels=labels)
-    _checks.at_least(0, first_step=first_step)
-    takes(training.loss, labels.shape[1])
     if (state is None) != (first_step == 0):
         raise ValueError(
             f"first_step={first_step} and a state {'is' if state else 'is not'} given: "
             "give both, of one earlier call, or neither."
         )
-    params_0, params_t = (_tree.single(part) for part in (params_0, params_t))
-    change = float(_tree.squared_norm(_tree.sub(params_t, params_0)))
-    if not change:
-        raise ValueError("params_t equals params_0: no training shows in it.")
-    dtype = jax.tree.leaves(params_0)[0].dtype
-    low, high = (
-        jnp.broadcast_to(jnp.asarray(b, dtype), image_shape)[None] for b in bounds
-    )
-    if not bool(jnp.all(low < high)):
-        raise ValueError(
-            f"bounds={bounds}: give the smallest and the largest intensity, in order."
-        )
-    m = len(labels)
-    unknowns, equations = m * (low.size + 1), _tree.size(params_t)
-    key_controls, key_noise = (jax.random.fold_in(key, k) for k in (1, 2))
-    drawn = _drawn(key, (m, *image_shape), low, high, settings.spread)
-    if starts is not None:
-        if starts.shape != drawn.shape:
-            raise ValueError(
-                f"starts have shape {starts.shape}, the candidates {drawn.shape}: give "
-                "one a label."
-            )
-        drawn = jnp.asarray(starts, dtype)
-    smoothed = isinstance(network, MLP)
-    stages = settings.sharpnesses if smoothed else settings.sharpnesses[-1:]
-    problem = _Problem(
-        params_0,
-        params_t,
-        jnp.asarray(labels, dtype),
-        (low, high),
-        jnp.asarray(stages, dtype),
-        _APART * (high - low) * jax.random.normal(key_noise, drawn.shape, dtype),
-    )
-    apply_fn = network.apply_fn if isinstance(network, MLP) else network
-    step = _Step(apply_fn, training, settings, smoothed)
-    if state is None:
-        variables = drawn, jnp.zeros(m, dtype)
-        state = State(*variables, step.optimizer().init(variables))
-        _check_derivative(step, variables, problem)
-    losses: list[np.ndarray] = []
-
-    def after_chunk(done, state, metrics):
-        losses.append(np.asarray(metrics["loss"]))
-        return _loop.asks_to_stop(callback, done, state, metrics)
-
-    state, _ = _loop.run(
-        step, state, problem, num_steps=len(stages) * settings.num_steps,
-        first_step=first_step, chunk=chunk, callback=after_chunk,
+    search = prepare(
+        network, params_0, params_t, training=training, labels=labels, key=key,
+        image_shape=image_shape, bounds=bounds, starts=starts, settings=settings,
     )  # fmt: skip
-    weights = jax.nn.softmax(state.scales)
-    sets = [state.images] + [
-        _drawn(each, drawn.shape, low, high, _CONTROL_SPREAD)
-        for each in jax.random.split(key_controls, _CONTROLS)
-    ]
-    left, *others = np.asarray(_left(step, jnp.stack(sets), weights, problem)).tolist()
-    lost = bool(losses) and not np.isfinite(np.concatenate(losses)).all()
-    return result.Reconstruction(
-        images=np.asarray(jnp.clip(state.images, low, high)),
-        duals=np.zeros((1, m, labels.shape[1])),
-        losses=np.concatenate(losses) if losses else np.zeros(0),
-        verdict=_verdict(left, np.nanmin([np.inf, *others]), unknowns, equations),
-        sources=("unrolled",) * m,
-        nonfinite=lost or not np.isfinite(left),
-        estimated_num_images=None,
-        replay_misses=(float(np.sqrt(left)),),
-        kept={"weights": np.asarray(weights) * m},
-        **result.uncertain(m),
+    if state is not None:
+        search = search._replace(state=state)
+    return run(search, chunk=chunk, first_step=first_step, callback=callback)
+
+
+def _training(evidence: Evidence) -> Training:
+    """Returns the training that is told, whose derivative is finite."""
+    recipe, steps = evidence.recipe, evidence.num_steps
+    assert recipe is not None
+    assert steps is not None
+    # Memory is least with about as many blocks as steps in each.
+    block = max(1, math.isqrt(steps))
+    optimizer = recipe.transformation(eps_root=_EPS_ROOT)
+    return Training(optimizer=optimizer, num_steps=steps, loss=recipe.loss, block=block)
+
+
+def _labels(evidence: Evidence) -> Float[np.ndarray, "m c"]:
+    """Returns the labels that are told; of N alone, as many of each as can be."""
+    told, count = evidence.labels, evidence.num_images
+    if told is not None and count in (None, len(told)):
+        return np.asarray(told)
+    codes = evidence.codes()
+    if count is None:
+        count = evidence.num_candidates() // 2  # refuses
+    return codes[np.arange(count) % len(codes)]
+
+
+def from_evidence(
+    evidence: Evidence,
+    config: Config = Config(),
+    *,
+    key: Array,
+    stage: Stage = straight,
+) -> result.Reconstruction:
+    """Searches for the images of a training of which everything else is told.
+
+    Args:
+      evidence: network, weights before and after, bounds, recipe, number of steps, and
+        the label of every image or, of a balanced set, the number of images.
+      config: of the search.
+      key: typed key.
+      stage: runs the loop "attack".
+
+    Raises:
+      ValueError: something is not known that is needed, or the training took batches;
+        else see `reconstruct`.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import data
+      >>> from ntk_privacy.reconstruction import evidence, unrolled
+      >>> from ntk_privacy.training import recipe, victim
+      >>> key = jax.random.key(0)
+      >>> digits = data.load("digits", num_train=2, key=key)
+      >>> how = recipe.Recipe(num_epochs=20, learning_rate=0.02)
+      >>> trained = victim.train(
+      ...     digits.x_train, digits.y_train, width=8, depth=1, key=key,
+      ...     dynamics="standard", recipe=how)
+      >>> known = evidence.told(trained, digits)
+      >>> found = unrolled.from_evidence(known, unrolled.Config(num_steps=2), key=key)
+      >>> found.images.shape
+      (2, 8, 8, 1)
+    """
+    evidence.needs("unrolled", "params_0", "bounds", "recipe", "num_steps")
+    labels = _labels(evidence)
+    _check(dataclasses.replace(evidence, num_images=len(labels)), config)
+    search = prepare(
+        evidence.network,
+        evidence.params_0,
+        evidence.params_t,
+        training=_training(evidence),
+        labels=labels,
+        settings=Settings(num_steps=config.num_steps),
+        **evidence.common(key),
     )
 
+    def go(state, done, callback):
+        return run(search._replace(state=state), first_step=done, callback=callback)
 
-def _drawn(key, shape, low, high, spread) -> Float[Array, "m h w d"]:
-    """Random images about the middle of the range, within it."""
-    noise = jax.random.normal(key, shape, low.dtype)
-    return jnp.clip((low + high) / 2 + spread * (high - low) * noise, low, high)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-@_linalg.full_precision
-def _left(step: _Step, sets, weights, problem: _Problem) -> Float[Array, " s"]:
-    """The misfits of trainings on sets of images, with the network as it is."""
-
-    def one(images):
-        end = simulate(
-            step.apply_fn,
-            step.training,
-            problem.params_0,
-            images,
-            problem.labels,
-            weights=weights,
-        )
-        return misfit(end, problem.params_0, problem.params_t)
-
-    return jax.lax.map(one, sets)
+    ran = staged.search(stage, "attack", search.state, go, search.num_steps)
+    lost = ran.lost or ran.result.nonfinite
+    return ran.result._replace(losses=ran.losses, nonfinite=lost)
 
 
-def _check_derivative(step: _Step, variables, problem: _Problem) -> None:
-    """Raises ValueError where the derivative through the training is not finite."""
-    value, grads = jax.jit(jax.value_and_grad(step.value))(
-        variables, problem.sharpnesses[0], problem
-    )
-    if not np.isfinite(float(value)):
+def _check(evidence: Evidence, config: Config) -> None:
+    """Raises ValueError unless the training is told, and took all images at once."""
+    del config
+    if evidence.recipe is None:
+        evidence.needs("unrolled", "recipe")
+        return
+    size, count = evidence.recipe.batch_size, evidence.num_images
+    if size is not None and (count is None or size < count):
         raise ValueError(
-            f"The simulated training diverges (misfit {float(value)}): check the "
-            "learning rate of training.optimizer."
-        )
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)):
-        raise ValueError(
-            "The derivative through the training is not finite: give Adam "
-            "eps_root=1e-14, or another optimizer whose derivative is finite where "
-            "gradients are zero."
+            f"batch_size={size}: unrolled simulates a training on all images at every "
+            "step, for the order of batches is not known; use closed_units or kkt."
         )
 
 
-def _verdict(left: float, control: float, unknowns: int, equations: int) -> Verdict:
-    explained = max(1 - left, 0.0) if np.isfinite(left) else 0.0
-    miss = float(np.sqrt(left)) if np.isfinite(left) else None
-    if unknowns >= equations:
-        # Whatever explains so few numbers may be anything.
-        reason = (
-            f"{unknowns} numbers are searched for, and {equations} weights were "
-            "trained: many other sets of images would end there too."
-        )
-        word = "assumptions do not hold"
-        return Verdict(word, reason, explained=explained, replay_misses=miss)
-    told = (
-        f"Training on what was found leaves {left:.2g} of the squared change of the "
-        f"weights, the best of {_CONTROLS} random sets {control:.2g}"
-    )
-    good = explained >= _EXPLAINED and control >= _MARGIN * left
-    word = "approximate" if good else "nothing found"
-    rest = (
-        "; nothing bounds the error of one image."
-        if good
-        else f": it takes at most {1 - _EXPLAINED:.2g}, and {_MARGIN:.0f} times less."
-    )
-    return Verdict(word, told + rest, explained=explained, replay_misses=miss)
+METHOD = Method(
+    name="unrolled",
+    about="Search for images on which the whole training, simulated and "
+    "differentiated, ends at the weights: any optimizer, all images at every step (the "
+    "aim of SimuDy, ICLR 2025; the search is ours).",
+    config=Config,
+    presets={"fast": Config},
+    run=from_evidence,
+    check=_check,
+    wants=("recipe",),
+)

@@ -274,6 +274,7 @@ class Trained(InPractice, Network):
             image_shape=dataset.x_train.shape[1:],
             dynamics="linearized" if is_gradient else self.dynamics,
             objective=self.loss,
+            recipe=None if self.evidence in _ALONE else self.recipe(),
             is_gradient=is_gradient,
             is_adapter=self.evidence == "adapter",
         )

@@ -79,11 +79,15 @@ class Recipe:
                     "takes all images at every step; use sgd, or leave batch_size out."
                 )
 
-    def transformation(self) -> optax.GradientTransformation:
-        """Returns the optimizer, weight decay included."""
+    def transformation(self, *, eps_root: float = 0.0) -> optax.GradientTransformation:
+        """Returns the optimizer, weight decay included.
+
+        Args:
+          eps_root: what Adam adds under its root, whose derivative is infinite at 0.
+        """
         rate = self.learning_rate
         if self.optimizer == "adam":
-            step = optax.adam(0.001 if rate is None else rate)
+            step = optax.adam(0.001 if rate is None else rate, eps_root=eps_root)
         else:
             kept = _MOMENTUM if self.optimizer == "momentum" else None
             step = optax.sgd(0.01 if rate is None else rate, momentum=kept)

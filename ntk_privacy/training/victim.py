@@ -66,6 +66,7 @@ class Victim(NamedTuple):
       gradient: of the mean loss at params_0, where that is all that was shared;
         params_t are params_0 then, and steps 0.
       adapter: of the first layer, where that was trained alone; merged into params_t.
+      recipe: of a training in practice; None where a schedule was followed.
     """
 
     model: MLP
@@ -82,6 +83,7 @@ class Victim(NamedTuple):
     objective: Loss = "mse"
     gradient: Params | None = None
     adapter: Adapter | None = None
+    recipe: Recipe | None = None
 
     @property
     def evidence(self) -> str:
@@ -277,6 +279,7 @@ def _by_recipe(
         steps=int(state.steps),
         reached=True if loss < stop_loss else None,
         objective=recipe.loss,
+        recipe=recipe,
     )
 
 
@@ -400,14 +403,9 @@ def _standard(
             pace = _PACES[schedule] if fraction is None else fraction
             optimizer = _paced(model, params_0, x, y.size, pace)
         return full_batch_training.full_batch(
-            *problem,
-            optimizer=optimizer,
-            max_steps=max_steps,
-            stop_loss=stop_loss,
-            chunk=20,
-            state=state,
-            callback=callback,
-        ).state
+            *problem, optimizer=optimizer, max_steps=max_steps, stop_loss=stop_loss,
+            chunk=20, state=state, callback=callback,
+        ).state  # fmt: skip
 
     # The state of both optimizers is one: it does not hold the step size.
     start = full_batch_training.init(*problem, optimizer=published)

@@ -18,6 +18,7 @@ from ntk_privacy.reconstruction import (
 )
 from ntk_privacy.reconstruction.verdict import Verdict
 from ntk_privacy.training import adapter_victim, logistic, margin_victim, victim
+from ntk_privacy.training.recipe import Recipe
 
 # So narrow that decoding leaves images to search for, however it rounds.
 N, WIDTH, EPOCHS = 6, 16, 20
@@ -72,6 +73,7 @@ SHORT = {
     "adapter": {},
     "kkt": {"num_steps": 70, "num_candidates": 3},
     "max_margin": {"num_steps": 600, "num_candidates": 4},
+    "unrolled": {"num_steps": 2},
     "toy": {"num_steps": 3, "num_candidates": 4},
 }
 # Loops that each goes through, in order.
@@ -82,6 +84,7 @@ STAGES = {
     "adapter": ["adapter"],
     "kkt": ["attack"],
     "max_margin": ["attack"],
+    "unrolled": ["attack"],
     "toy": ["attack"],
 }
 
@@ -106,6 +109,8 @@ def _problem(name):
     if name == "adapter":
         trained = adapter_victim.train(digits.x_train, digits.y_train, **made)
         return evidence.of(trained, bounds=digits.bounds), 0
+    if name == "unrolled":
+        made |= {"dynamics": "standard", "recipe": Recipe(num_epochs=EPOCHS)}
     trained = victim.train(digits.x_train, digits.y_train, **made)
     return evidence.of(trained, bounds=digits.bounds, labels=digits.y_train), 0
 
@@ -214,6 +219,8 @@ def test_the_binary_finds_the_same(case, tmp_path, capsys):
     }
     if name == "max_margin":
         flags |= {"max_train_steps": EPOCHS}
+    if name == "unrolled":
+        flags |= {"num_epochs": EPOCHS}
     given = [*(f"--{flag}={value}" for flag, value in flags.items()), "--noprogress"]
     told = _flags.call(reconstruct.main, reconstruct.PROGRAM.parse, given)
     assert told == 0, capsys.readouterr().err
