@@ -1,6 +1,8 @@
 """Marks of prose: where the figures of a paragraph are from.
 
-A paragraph (lines without a blank one between) that quotes a measurement has a mark:
+A measurement is a number with decimals, an exponent, a unit, or a whole ("9 of 10");
+plain counts are none. A paragraph (lines without a blank one between) that quotes one
+has a mark:
 
     <!-- from FILES; COMMAND -->               found in these files as they are shown
     <!-- from FILES; COMMAND; derived: 1.9 -->  and what was worked out of them by hand
