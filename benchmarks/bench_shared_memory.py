@@ -53,11 +53,16 @@ def compared(name: str, size: int) -> dict[str, float | int | str]:
 
 
 def main() -> None:
-    """Prints and writes a row a search."""
+    """Prints and writes a row a search; those that the file holds are kept."""
     options = _measure.arguments(rows=",".join(SEARCHES))
-    names = _measure.chosen(options.rows, dict.fromkeys(SEARCHES))
-    rows = [compared(name, SIZES.get(name, 40)) for name in names]
-    _measure.report("shared_memory", rows, options.out)
+    rows = [] if options.out is None else _measure.read(options.out)
+    for name in _measure.chosen(options.rows, dict.fromkeys(SEARCHES)):
+        if any(row["search"] == name for row in rows):
+            continue
+        rows.append(compared(name, SIZES.get(name, 40)))
+        _measure.report("shared_memory", rows[-1:], None)
+        if options.out is not None:
+            _measure.write("shared_memory", rows, options.out)
 
 
 if __name__ == "__main__":
