@@ -25,6 +25,9 @@ extensions = [
     "sphinx_design",
 ]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+# The README, whose addresses `make docs-links` asks for too; it is no page of the site.
+if not tags.has("links"):  # noqa: F821 - Sphinx gives it
+    exclude_patterns.append("_readme.md")
 # Names in single backquotes, as docstrings write them.
 default_role = "literal"
 
@@ -35,7 +38,9 @@ myst_dmath_double_inline = True
 
 # Notebooks run at every build: their outputs are what the code of today gives.
 nb_execution_mode = "force"
-nb_execution_timeout = 300
+# A cell, in seconds. A whole notebook is to take less than a minute of two quiet cores:
+# the build prints what each took.
+nb_execution_timeout = 180
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True
 nb_merge_streams = True
@@ -76,10 +81,20 @@ linkcheck_retries = 2
 linkcheck_workers = 4
 
 
+def tell_seconds(app, error):
+    """Prints what each notebook took to run."""
+    del error
+    for name, told in sorted(app.env.nb_metadata.items()):
+        if "exec_data" in told:
+            print(f"{name}: {told['exec_data']['runtime']:.0f} s")
+
+
 def setup(app):
     """Writes the pages that are made, and turns docstrings into what Sphinx reads."""
     pages.write_reference(HERE / "api")
     pages.copy_notebooks(ROOT / "notebooks", HERE / "_notebooks")
+    app.connect("build-finished", tell_seconds)
+    app.connect("source-read", pages.tell_sources)
     # Before napoleon, which has 500.
     app.connect("autodoc-process-docstring", pages.as_restructured_text, priority=400)
     app.connect("autodoc-skip-member", pages.is_plain_field)

@@ -98,6 +98,36 @@ def _package_page(package: ModuleType, modules: list[ModuleType]) -> str:
     return "\n".join(lines)
 
 
+_FROM = re.compile(r"<!-- from ([^;]+); (.*?)(?:; derived: [^;]*?)? -->", re.S)
+
+
+def told_sources(text: str) -> str:
+    """Returns a page that shows the marks of its prose: stored files and commands.
+
+    Args:
+      text: Markdown; see `benchmarks.tables._prose`.
+    """
+
+    def shown(match: re.Match[str]) -> str:
+        files = ", ".join(f"`{name}`" for name in match[1].split())
+        return f'<small class="from">From {files}: `{match[2]}`</small>'
+
+    return _FROM.sub(shown, text)
+
+
+def tell_sources(app: object, name: str, source: list[str]) -> None:
+    """Lets a page show where the figures of its prose are from: see `told_sources`.
+
+    Args:
+      app: Sphinx.
+      name: of the page.
+      source: its text, in a list of one, which is changed.
+    """
+    del app
+    if name != "add_benchmark":  # There they are examples.
+        source[0] = told_sources(source[0])
+
+
 def write_reference(folder: pathlib.Path) -> None:
     """Writes a page for every package, and one for every public module.
 

@@ -4,7 +4,9 @@ import ast
 import importlib
 import pathlib
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from ntk_privacy import _versions
 
@@ -31,6 +33,32 @@ def test_the_seed_is_found():
 
 def test_an_attack_lowers_accuracy():
     assert _run("attack_a_network") < 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "evidence"),
+    [
+        ("make_flax_mlp", "after"),
+        ("make_gradient", "gradient"),
+        ("make_torch_mlp", "after"),
+    ],
+)
+def test_what_audits_are_given_is_written(name, evidence, tmp_path):
+    if name.endswith("torch_mlp"):
+        pytest.importorskip("torch", reason="PyTorch trains it")
+    with _versions.enable_x64(False):
+        importlib.import_module(f"examples.{name}").main(str(tmp_path))
+    assert len(list((tmp_path / "images").glob("*/*.png"))) == 16
+    assert len(list((tmp_path / "unseen").glob("*/*.png"))) == 160
+    before, sent = (
+        load_file(tmp_path / f"{part}.safetensors") for part in ("before", evidence)
+    )
+    assert {k: v.shape for k, v in sent.items()} == {
+        k: v.shape for k, v in before.items()
+    }
+    # Every array has been trained, or has a gradient.
+    assert all(np.isfinite(array).all() for array in sent.values())
+    assert all(np.any(sent[name] != before[name]) for name in before)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -43,8 +43,8 @@ def test_there_is_a_notebook_for_each_question():
 def test_the_first_cell_has_a_badge_and_the_pages_list_it(path):
     first = json.loads(path.read_text())["cells"][0]
     assert "colab-badge.svg" in "".join(first["source"])
-    for page in ("index.md", "notebooks.md"):
-        assert f"_notebooks/{path.name}" in (ROOT / "docs" / page).read_text()
+    for page in ("docs/index.md", "docs/notebooks.md", "README.md"):
+        assert f"notebooks/{path.name})" in (ROOT / page).read_text()
 
 
 @pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)

@@ -7,9 +7,11 @@ import pathlib
 import re
 import shlex
 
+import pasted
 import pytest
 
 import ntk_privacy
+from benchmarks import tables
 from ntk_privacy import _versions
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -60,6 +62,17 @@ def _commands():
                 continue
             words = line.split("#")[0].split("&")[0].split("[")[0].split(";")[0]
             found.setdefault(" ".join(words.split()), page.name)
+    # Of tables, pictures and marks: as a shell writes them out.
+    sources = [row.command for row in (*tables.TABLES.values(), *tables.PICTURES)]
+    sources += [
+        mark.source
+        for page in PAGES
+        for paragraph in tables.paragraphs(page.read_text())
+        for mark in paragraph.marks
+        if mark.kind == "from"
+    ]
+    for source in sources:
+        found.update(dict.fromkeys(pasted.lines(source), "marks"))
     return sorted(found)
 
 

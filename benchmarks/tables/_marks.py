@@ -9,8 +9,12 @@ from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "results"
-_BLOCK = re.compile(r"<!-- table (\S+) -->\n(.*?)<!-- end -->", re.S)
-_TYPED = re.compile(r"<!-- typed ([^;\n]*); ([^\n]*?) -->\n+\|", re.S)
+# Marks within fences are examples of marks.
+_FENCE = r"^ *(?P<fence>`{3,}|~{3,})[^\n]*\n.*?^ *(?P=fence)`*~* *$"
+_BLOCK = re.compile(
+    rf"{_FENCE}|<!-- table (?P<name>\S+) -->\n.*?<!-- end -->", re.S | re.M
+)
+_WRITTEN = re.compile(r"<!-- results: begin -->.*?<!-- results: end -->", re.S)
 
 Row = tuple[str, ...]
 
@@ -61,19 +65,22 @@ def fill(text: str, tables: Mapping[str, Table]) -> str:
     """Returns a page with its tables written anew."""
 
     def write(match: re.Match[str]) -> str:
-        if match[1] not in tables:
-            raise ValueError(f"There is no table {match[1]}: {', '.join(tables)}.")
-        body = rendered(tables[match[1]])
-        return f"<!-- table {match[1]} -->\n{body}<!-- end -->"
+        name = match["name"]
+        if name is None:
+            return match[0]
+        if name not in tables:
+            raise ValueError(f"There is no table {name}: {', '.join(tables)}.")
+        return f"<!-- table {name} -->\n{rendered(tables[name])}<!-- end -->"
 
     return _BLOCK.sub(write, text)
 
 
+def without_fences(text: str) -> str:
+    """Returns a page without its code."""
+    return re.sub(_FENCE, "", text, flags=re.S | re.M)
+
+
 def without_tables(text: str) -> str:
     """Returns a page without what is written into it."""
-    return _BLOCK.sub("", text)
-
-
-def typed(text: str) -> list[tuple[list[str], str]]:
-    """Returns files and command of each table that is typed."""
-    return [(found.split(), command) for found, command in _TYPED.findall(text)]
+    kept = _BLOCK.sub(lambda match: match[0] if match["name"] is None else "", text)
+    return _WRITTEN.sub("", kept)

@@ -180,8 +180,10 @@ TABLES = (
     Table(
         "condense_presets",
         tuple(f"condense/{m}_{s}/results.json" for m in _METHODS for s in _SETS),
-        "python -m experiments.distill --method=METHOD --preset=cpu --dataset=SET "
-        "--images_per_class=N --evaluate",
+        "for method in dc dsa mtt tesla; do for dataset in mnist cifar10; do "
+        "for count in 1 10; do python -m experiments.distill --method=$method "
+        "--preset=cpu --dataset=$dataset --images_per_class=$count --evaluate "
+        "--workdir=runs/${method}_${dataset}_$count; done; done; done",
         presets,
     ),
     Table(
@@ -190,15 +192,22 @@ TABLES = (
             *(f"{_DC}{weight}/results.json" for weight in _WEIGHTS),
             *(f"{_DC}{weight}/evade/results.json" for weight in _WEIGHTS),
         ),
-        "python -m experiments.distill --method=dc --dataset=digits "
-        "--images_per_class=1 --num_steps=200 --penalty_weight=W --evaluate",
+        'for weight in "" --penalty_weight=0.1 --penalty_weight=1 --penalty_weight=10; '
+        "do python -m experiments.distill --method=dc --dataset=digits "
+        "--images_per_class=1 --num_steps=200 $weight --evaluate "
+        "--workdir=runs/dc$weight; python -m experiments.evade "
+        "--model=runs/dc$weight/model --dataset=digits --eps=0.05 "
+        "--attacks=pgd100,apgd_t --num_attacked=360; done",
         penalised,
     ),
     Table(
         "poison",
         tuple(f"poison/{name}/results.json" for name in _POISONS),
-        "python -m experiments.poison --preset=cpu --dataset=cifar10 --attack=ATTACK "
-        "--methods=METHODS --num_seeds=5",
+        'for flags in "--attack=direct --methods=dm,rdm --num_seeds=5" '
+        '"--attack=direct --methods=dm_entropy --num_seeds=5" '
+        '"--attack=direct --methods=dm_truncated,dm_trimmed,dm_median --num_seeds=2" '
+        '"--attack=dm --bound=128 --methods=dm,rdm --num_seeds=5"; '
+        "do python -m experiments.poison --preset=cpu --dataset=cifar10 $flags; done",
         poisoned,
     ),
     Table(
@@ -208,8 +217,11 @@ TABLES = (
             for name in ("none", "curvature")
             for seed in (0, 1)
         ),
-        "python -m experiments.distill --method=sre2l --regularizer=REGULARIZER "
-        "--preset=cpu --dataset=cifar10 --images_per_class=10 --evaluate",
+        "for regularizer in none curvature; do for seed in 0 1; do "
+        "python -m experiments.distill --method=sre2l --regularizer=$regularizer "
+        "--preset=cpu --dataset=cifar10 --num_train=2000 --num_test=400 "
+        "--images_per_class=10 --evaluate --attacks=pgd100,mim --seed=$seed; "
+        "done; done",
         robust,
     ),
 )

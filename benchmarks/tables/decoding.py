@@ -94,7 +94,12 @@ TABLES = (
     Table(
         "search",
         tuple(f"reconstruct/{name}/results.json" for name, _ in _SEARCHES),
-        "python -m experiments.reconstruct --num_train=20 --method=kkt ...",
+        'for flags in "--dataset=mnist --width=1024 --method=kkt" '
+        '"--dataset=mnist --width=1024 --dynamics=standard --method=kkt" '
+        '"--dataset=cifar10 --width=1024 --method=kkt" '
+        '"--dataset=mnist --width=1024 --dynamics=standard --method=auto" '
+        '"--dataset=digits --width=4096 --method=auto"; '
+        "do python -m experiments.reconstruct --num_train=20 $flags; done",
         searched,
     ),
 )

@@ -283,8 +283,9 @@ TABLES = (
     Table(
         "closed_units_rivals",
         ("benchmarks/closed_units_rivals.json",),
-        f"{_BENCH}bench_closed_units --rows=spear_20,batches_20,batches_50,... "
-        "--seeds=0,1,2",
+        f"{_BENCH}bench_closed_units --rows=spear_20,batches_20,batches_50,logistic_20,"
+        "logistic_50,decay_20,deep_20,classes_20,classes_50,gradient_50_1000,"
+        "gradient_100_1000,mnist_20_256 --seeds=0,1,2",
         trained,
     ),
     Table(
@@ -297,7 +298,8 @@ TABLES = (
         "gradient_by_class",
         ("benchmarks/gradient_by_class.json", "benchmarks/gradient_by_class_500.json"),
         f"{_BENCH}bench_gradient_inversion "
-        "--success=gradient_100_1024,gradient_200_2048 --draws=20",
+        "--success=gradient_100_1024,gradient_200_2048 --draws=20; "
+        f"{_BENCH}bench_gradient_inversion --success=gradient_500_4096 --draws=1",
         by_class,
     ),
     Table("pytorch", ("benchmarks/pytorch.json",), f"{_BENCH}bench_pytorch", pytorch),

@@ -45,7 +45,8 @@ TABLES = (
     Table(
         "unrolled",
         ("benchmarks/unrolled.json",),
-        "python -m benchmarks.bench_unrolled",
+        "python -m benchmarks.bench_unrolled --rows=momentum --seeds=0,1 --plain=0 "
+        "--out=results/benchmarks/unrolled.json",
         unrolled,
     ),
 )

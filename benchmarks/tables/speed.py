@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.tables._cells import of_case, ratio, whole
+from benchmarks.tables._cells import one as one_digit
 from benchmarks.tables._marks import Row, Table
 
 
@@ -150,6 +151,44 @@ def steps(*stored: dict[str, Any]) -> Iterable[Row]:
             )
 
 
+def limits(stored: dict[str, Any]) -> Iterable[Row]:
+    """How near programs come to their matrix products alone."""
+    yield "program", "ms", "its products alone, ms", "products / program"
+    for row in stored["rows"]:
+        yield (
+            row["case"],
+            f"{row['ms']:.1f}",
+            f"{row['products_ms']:.1f}",
+            f"{row['of_products']:.2f}",
+        )
+
+
+_SHARED = {
+    "dm": "DM",
+    "rdm": "RDM-DC",
+    "dc": "DC",
+    "mtt": "MTT",
+    "mtt_batches": "MTT, batches of 6",
+    "rkip": "RKIP",
+    "rkip_batches": "RKIP, batches of 9",
+    "poison_dm": "poison by features",
+    "poison_gradient": "poison by gradients",
+    "kkt": "KKT, 200 candidates",
+}
+
+
+def shared(stored: dict[str, Any]) -> Iterable[Row]:
+    """Bytes of a device alone, and of each of eight."""
+    yield "search", "one device", "each of eight", "difference"
+    for row in stored["rows"]:
+        yield (
+            _SHARED[row["search"]],
+            f"{row['bytes_one']:,}",
+            f"{row['bytes_each']:,}",
+            one_digit(row["gap"]),
+        )
+
+
 def _files(*names: str) -> tuple[str, ...]:
     return tuple(f"benchmarks/{name}.json" for name in names)
 
@@ -162,17 +201,22 @@ TABLES = (
             *("algebraic", "kkt", "infinite", "empirical", "empirical_mlp4096"),
             "distill",
         ),
-        f"{_BENCH}NAME --out=results/benchmarks/NAME.json",
+        "for name in algebraic kkt infinite empirical distill; do "
+        "python -m benchmarks.bench_$name --out=results/benchmarks/$name.json; done; "
+        f"{_BENCH}empirical --case=mlp4096 "
+        "--out=results/benchmarks/empirical_mlp4096.json",
         against,
     ),
     Table(
         "curvature_steps",
         _files("curvature", "curvature_quarter"),
-        f"{_BENCH}curvature --batch=32 [--share=0.25]",
+        f"{_BENCH}curvature --batch=32; {_BENCH}curvature --batch=32 --share=0.25",
         curvature,
     ),
     Table("cold", _files("cold"), f"{_BENCH}cold --repeats=3", cold),
     Table("kernel_rows", _files("kernel_rows"), f"{_BENCH}kernel_rows", streamed),
+    Table("limits", _files("limits"), f"{_BENCH}limits", limits),
+    Table("shared_memory", _files("shared_memory"), f"{_BENCH}shared_memory", shared),
     Table(
         "condensing_steps",
         _files("condensation", "dm", "dm_two_threads"),

@@ -1,0 +1,171 @@
+"""Marks of prose: where the figures of a paragraph are from.
+
+A measurement is a number with decimals, an exponent, a unit, or a whole ("9 of 10");
+plain counts are none. A paragraph (lines without a blank one between) that quotes one
+has a mark:
+
+    <!-- from FILES; COMMAND -->               found in these files as they are shown
+    <!-- from FILES; COMMAND; derived: 1.9 -->  and what was worked out of them by hand
+    <!-- not stored; COMMAND -->               the prose says so too
+    <!-- setting: 25 1e-6 -->                  chosen, not measured
+    <!-- published: 88.7; PAPER -->            another's figure
+
+A mark other than `from` may list the figures that it stands for; where it lists none it
+stands for all, and no other mark stands beside it.
+"""
+
+import itertools
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from benchmarks.tables._marks import ROOT, without_fences, without_tables
+
+_COMMENT = re.compile(r"<!--.*?-->", re.S)
+_MARK = re.compile(r"<!-- (from|not stored|setting|published)\b(.*?) -->", re.S)
+# Code, formulas, addresses, and numbers that are names: of papers and of versions.
+_NO_FIGURES = re.compile(
+    r"`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)|https?://\S+|arXiv:\S+"
+    r"|(?:Python|JAX|jax|PyTorch|torchattacks|version) \d+(?:\.\d+)+(?: to \d+\.\d+)?",
+    re.S,
+)
+_NUMBER = r"\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
+_PLAIN = r"\d+(?:\.\d+)?(?:e[-+]?\d+)?"
+_UNIT = (
+    r"(?:%|per\s+cent\b|(?:s|ms|seconds?|minutes?|[kMG]i?B|dB|points|times"
+    r"|certificates)\b(?!-))"
+)
+_FIGURE = re.compile(
+    rf"(?<![\w.,/-])({_NUMBER})(?:(?:\s+(?:to|and|or)\s+|-)({_NUMBER}))?"
+    rf"(?:(?=\s*({_UNIT}))|(?=(\s+of\s+(?:the\s+)?\d))|(?![\w]))"
+)
+
+
+class Figure(NamedTuple):
+    """A measurement as it is shown, and its unit."""
+
+    shown: str
+    unit: str
+
+
+class Mark(NamedTuple):
+    """Where figures are from: kind, files, command or source, figures that it lists."""
+
+    kind: str
+    files: tuple[str, ...]
+    source: str
+    listed: tuple[str, ...]
+
+
+class Paragraph(NamedTuple):
+    """What is read, its figures, and its marks."""
+
+    text: str
+    figures: tuple[Figure, ...]
+    marks: tuple[Mark, ...]
+
+
+DEFINED = (Figure("25", "dB"),)
+"""What the pages define once: an image is recovered from 25 dB on."""
+
+
+def _mark(kind: str, rest: str) -> Mark:
+    first, *others = (part.strip() for part in " ".join(rest.split()).split(";"))
+    listed: list[str] = []
+    if others and others[-1].startswith("derived:"):
+        listed = others.pop().removeprefix("derived:").split()
+    if kind == "from":
+        return Mark(kind, tuple(first.split()), "; ".join(others), tuple(listed))
+    return Mark(kind, (), "; ".join(others), tuple(first.removeprefix(":").split()))
+
+
+def _figures(text: str) -> Iterator[Figure]:
+    for first, second, unit, share in _FIGURE.findall(text):
+        for shown in filter(None, (first, second)):
+            figure = Figure(shown.rstrip(","), " ".join(unit.split()))
+            is_measured = unit or share or re.search(r"[.e]", shown)
+            if is_measured and figure not in DEFINED:
+                yield figure
+
+
+def paragraphs(page: str) -> list[Paragraph]:
+    """Returns the paragraphs of a page that have figures or marks."""
+    found = []
+    for block in re.split(r"\n\s*\n", without_tables(without_fences(page))):
+        marks = tuple(_mark(*match) for match in _MARK.findall(block))
+        text = _COMMENT.sub(" ", block)
+        figures = tuple(_figures(_NO_FIGURES.sub(" ", text)))
+        if figures or marks:
+            found.append(Paragraph(" ".join(text.split()), figures, marks))
+    return found
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """All numbers of a file; sums, means and medians of lists and of columns."""
+    if isinstance(value, int | float):
+        yield float(value)
+    elif isinstance(value, dict):
+        yield from itertools.chain.from_iterable(map(_numbers, value.values()))
+        # Verdicts are quoted word by word.
+        yield from map(float, re.findall(_PLAIN, str(value.get("reason", ""))))
+    elif isinstance(value, list):
+        yield float(len(value))
+        yield from itertools.chain.from_iterable(map(_numbers, value))
+        names = {k for row in value if isinstance(row, dict) for k in row}
+        columns = [
+            [row.get(k) for row in value if isinstance(row, dict)] for k in names
+        ]
+        for column in (value, *columns):
+            numbers = [float(x) for x in column if isinstance(x, int | float)]
+            if numbers and all(map(math.isfinite, numbers)):
+                yield from (sum(numbers), statistics.fmean(numbers))
+                yield statistics.median(numbers)
+
+
+def numbers(files: Iterable[str]) -> list[float]:
+    """Returns what can be quoted of files, which may be patterns."""
+    paths = [path for name in files for path in sorted(ROOT.glob(name))]
+    stored = (json.loads(path.read_text()) for path in paths)
+    return [x for value in stored for x in _numbers(value) if math.isfinite(x)]
+
+
+# What one of a unit is of what is stored: shares, seconds, bytes. Shares may stand
+# without a unit, in per cent.
+_SCALES = {"": 100.0, "%": 100.0, "per cent": 100.0, "ms": 1e3, "minutes": 1 / 60}
+_SCALES |= {"kB": 1e-3, "MB": 1e-6, "GB": 1e-9, "MiB": 2.0**-20, "GiB": 2.0**-30}
+
+
+def is_among(figure: Figure, found: Iterable[float]) -> bool:
+    """Whether a number shows as the figure, to the digits that it has."""
+    mantissa, _, exponent = figure.shown.replace(",", "").partition("e")
+    decimals = len(mantissa.partition(".")[2])
+    half = 0.5000001 * 10.0 ** (int(exponent or 0) - decimals)
+    value = float(figure.shown.replace(",", ""))
+    scales = {1.0, _SCALES.get(figure.unit, 1.0)}
+    return any(abs(abs(x) * s - value) <= half for x in found for s in scales)
+
+
+def untold(paragraph: Paragraph) -> list[str]:
+    """Returns what is wrong with the marks of a paragraph, one sentence each."""
+    shown = {figure.shown for figure in paragraph.figures}
+    wrong = [
+        f"{number} of a mark is not in the paragraph"
+        for mark in paragraph.marks
+        for number in mark.listed
+        if number not in shown
+    ]
+    whole = [m for m in paragraph.marks if m.kind != "from" and not m.listed]
+    if whole:
+        return wrong + ["a mark for all stands beside others"] * (
+            len(paragraph.marks) > 1
+        )
+    listed = {number for mark in paragraph.marks for number in mark.listed}
+    found = numbers(f for m in paragraph.marks for f in m.files)
+    return wrong + [
+        f"{figure.shown} {figure.unit} has no source".replace("  ", " ")
+        for figure in dict.fromkeys(paragraph.figures)
+        if figure.shown not in listed and not is_among(figure, found)
+    ]
