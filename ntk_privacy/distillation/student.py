@@ -127,6 +127,9 @@ def check_experts(
       image_shape: (height, width, depth).
       dtype: of the images.
       epochs_needed: that each of them must have.
+
+    Raises:
+      ValueError: another structure, dtype or network, a NaN, or too few epochs.
     """
     like = jax.eval_shape(
         lambda: model.init_params(jax.random.key(0), image_shape, dtype)

@@ -129,6 +129,9 @@ def check_targets(
       x_target: images to distil.
       y_target: their targets.
       diag_reg: ridge relative to the mean diagonal.
+
+    Raises:
+      ValueError: duals of another shape, or of other images, targets or ridge.
     """
     if target.duals.shape != y_target.shape:
         raise ValueError(
