@@ -51,6 +51,12 @@ TABLES = {
     "sets": ("ntk_privacy.data", "SETS"),
 }
 
+ELSEWHERE = (
+    "reconstruction/test_examples.py",
+    "auditing/test_audit_docstrings.py",
+    "test_hosts.py",
+)
+
 # Seconds each, of compilation mostly: `make test-examples`.
 LONG = {}
 
@@ -175,8 +181,11 @@ def refuses(node):
             return True
         if isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute):
             owner = one.func.value
-            if isinstance(owner, ast.Name) and owner.id in ("_checks", "_class_checks"):
-                return one.func.attr not in ("concrete", "key_data", "unknown")
+            of_checks = isinstance(owner, ast.Name) and re.fullmatch(
+                "_(class_)?checks", owner.id
+            )
+            if of_checks and one.func.attr not in ("concrete", "unknown"):
+                return True
         if not isinstance(one, ast.FunctionDef | ast.Lambda | ast.ClassDef):
             left += ast.iter_child_nodes(one)
     return False
@@ -393,6 +402,7 @@ def test_functions_that_refuse_tell_what():
         ("try:\n  g()\n except OSError:\n  raise", False),
         ("def g():\n  raise ValueError\n return g", False),
         ("return x", False),
+        ("if _checks.concrete(x):\n  return x\n raise ValueError(x)", True),
     ],
 )
 def test_what_refuses_is_seen(body, does):
@@ -402,25 +412,31 @@ def test_what_refuses_is_seen(body, does):
 
 def _run_elsewhere():
     """Modules whose examples another test runs."""
-    text = (ROOT / "tests/reconstruction/test_examples.py").read_text()
-    for path in ("auditing/test_audit_docstrings.py", "test_hosts.py"):
-        text += (ROOT / "tests" / path).read_text()
-    return {word.split(".")[-1] for word in re.findall(r"\w+", text)}
+    found = set()
+    for path in ELSEWHERE:
+        for node in ast.walk(ast.parse((ROOT / "tests" / path).read_text())):
+            if isinstance(node, ast.ImportFrom):
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found & set(FILES)
 
 
 def _cases():
     elsewhere = _run_elsewhere()
     for name, path in FILES.items():
         short = name.removeprefix("ntk_privacy.")
-        if not re.search(r"^ +>>> ", path.read_text(), re.M):
+        if not re.search(r"^ *>>> ", path.read_text(), re.M):
             continue
-        slow = short in LONG or short.rpartition(".")[2] in elsewhere
-        yield pytest.param(name, marks=[pytest.mark.slow] if slow else [], id=short)
+        if short in LONG:
+            yield pytest.param(name, marks=pytest.mark.slow, id=short)
+        elif name not in elsewhere:
+            yield pytest.param(name, id=short)
 
 
 @pytest.mark.parametrize("name", list(_cases()))
 def test_examples_print_what_they_say(name):
     module = importlib.import_module(name)
+    # In haste, the slow ones too: most of their time is the compiler's.
+    jax.config.update("jax_disable_most_optimizations", True)
     # As users run them.
     usual = jax.numpy_dtype_promotion("standard")
     with usual, _versions.enable_x64(False), warnings.catch_warnings():

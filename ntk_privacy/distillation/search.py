@@ -51,14 +51,11 @@ class Distilled(NamedTuple):
     stopped early on NaN or infinity.
 
     Example:
-      >>> import jax, numpy as np
-      >>> from ntk_privacy import data, distillation
-      >>> grey = np.linspace(0, 1, 16).reshape(4, 2, 2)
-      >>> images = data.ImageSet.from_arrays(grey, [0, 1] * 2)
-      >>> row = distillation.METHODS["random"]
+      >>> import jax, ntk_privacy as n
+      >>> images, row = n.data.load_set("digits"), n.distillation.METHODS["random"]
       >>> some = row.run(images, row.configured(num_distilled=2), key=jax.random.key(0))
       >>> some.images.shape, some.losses.size, some.noise, some.step_size
-      ((2, 2, 2, 1), 0, None, None)
+      ((2, 8, 8, 1), 0, None, None)
     """
 
     images: Float[Array, "m ..."]
@@ -360,6 +357,9 @@ def minimize(
       callback: `(steps, state, metrics)` after each chunk.
       mesh: of `sharding.row_mesh`, whose devices share the rows; those that do not
         divide are filled up with zeros, which the objective must take for nothing.
+
+    Raises:
+      ValueError: key is no typed key.
     """
     rows = jax.tree.map(lambda leaf: sharding.share(leaf, mesh), rows)
     options = (learn_labels, batch_size, class_sizes, mesh)

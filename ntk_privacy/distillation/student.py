@@ -1,4 +1,7 @@
-"""The student of trajectory matching: its images, its loss, its learnt step size."""
+"""The student of trajectory matching: its images, its loss, its learnt step size.
+
+Source: Cazenavette et al., CVPR 2022 (MTT, arXiv:2203.11932).
+"""
 
 import math
 import warnings

@@ -1,4 +1,7 @@
-"""What RKIP's loss needs of its targets, without their whole kernel."""
+"""What RKIP's loss needs of its targets, without their whole kernel.
+
+Source of the loss: Loo et al., ICLR 2024 (arXiv:2302.01428).
+"""
 
 import zlib
 from typing import NamedTuple

@@ -3,6 +3,8 @@
 Kernels have axes (n1, n2, h, w), a pixel of one image with the same pixel of the other,
 or, where pooling mixes pixels, (n1, n2, h, h', w, w'). Variances have length 1 along
 the axes of the other image.
+
+Sources: those of `infinite_conv`.
 """
 
 import dataclasses

@@ -7,6 +7,9 @@ Kernels and solves are float64 on the host, and duals have the dtype of the targ
 what is left of rounding is that of the duals: at most eps/2 of each, and
 sqrt(sum_j (K_ij a_j)^2) eps/2 or so in a prediction. `duals` refuses what would be more
 than a tenth of the targets.
+
+The ridge relative to the mean diagonal is that of the released code of Loo et al., ICLR
+2024 (arXiv:2302.01428).
 """
 
 from collections.abc import Mapping

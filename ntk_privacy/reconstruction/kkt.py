@@ -387,7 +387,7 @@ def from_evidence(
       >>> trained = victim.train(digits.x_train, digits.y_train, width=32, key=key)
       >>> known = reconstruction.evidence.of(trained, bounds=digits.bounds)
       >>> row = reconstruction.METHODS["kkt"]
-      >>> found = row.run(known, row.configured(num_steps=2), key=key)
+      >>> found = row.run(known, row.configured(num_steps=2, num_candidates=4), key=key)
       >>> found.images.shape
       (4, 8, 8, 1)
     """
