@@ -24,7 +24,7 @@ class Config:
       >>> row = auditing.METHODS["auto"]
       >>> one = auditing.case(distilled=x[:2], images=x)
       >>> row.run(one, row.configured(minutes=1.0), key=jax.random.key(0))
-      <>
+      <audit: 2 of 2 distilled images are copies of private images.>
     """
 
     minutes: float = field(

@@ -41,8 +41,8 @@ class Config(bounded.Config):
     Example:
       >>> import jax
       >>> from ntk_privacy import data, poisoning
-      >>> images = data.load_set("digits").subset(num_train=400, num_test=50)
-      >>> scene = poisoning.scene(images, seed=0, rate=0.005)
+      >>> images = data.load_set("digits").subset(num_train=100, num_test=10)
+      >>> scene = poisoning.scene(images, seed=0, rate=0.02)
       >>> row = poisoning.METHODS["gradient"]
       >>> config = row.configured(width=4, attack_steps=1, num_clean=1)
       >>> row.run(scene, config, key=jax.random.key(0)).images.shape
