@@ -39,7 +39,7 @@ def row_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh over `devices`, all there are when absent.
 
     Args:
-      devices: of all hosts.
+      devices: that share the rows.
 
     Example:
       >>> import jax

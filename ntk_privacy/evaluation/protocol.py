@@ -53,7 +53,7 @@ def init(
       num_networks: trained from scratch.
 
     Raises:
-      ValueError: key is no typed key, or see `classification.init`.
+      ValueError: key is no typed key.
     """
     _checks.typed_key(key=key)
     keys = jax.random.split(key, num_networks)

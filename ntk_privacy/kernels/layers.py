@@ -232,8 +232,8 @@ def abrelu(negative_slope: float, positive_slope: float) -> Activation:
     (0.01, 1), the absolute value (-1, 1), the identity (1, 1).
 
     Args:
-      negative_slope: below 0.
-      positive_slope: above 0.
+      negative_slope: where x is below 0.
+      positive_slope: where it is above 0.
     """
     return Activation("homogeneous", negative_slope, positive_slope)
 

@@ -33,7 +33,7 @@ def outputs(
     difference to the same pass at zero.
 
     Args:
-      layers: of the network before training, and their change.
+      layers: of the network, and what training changed.
       inputs: images, flattened.
     """
     count = len(inputs)

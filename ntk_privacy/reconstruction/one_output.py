@@ -109,7 +109,7 @@ def decode(
     """Decodes a network with one output; see `algebraic.reconstruct`.
 
     Args:
-      layers: of the network before training, and their change.
+      layers: of the network, and what training changed.
       key: typed key.
       num_images: N, if it is known.
       auxiliary: images of the same domain, flattened, if there are any.
