@@ -24,8 +24,8 @@ BROAD_TESTS = tests/test_checks.py tests/test_checkpoint.py tests/test_loop.py \
 	tests/reconstruction/test_algebraic.py tests/kernels/test_structured.py \
 	tests/kernels/test_empirical.py
 
-.PHONY: reconstruct test test-slow test-processors test-versions test-versions-quick \
-	test-lowering \
+.PHONY: reconstruct test test-slow test-examples test-processors test-versions \
+	test-versions-quick test-lowering \
 	docs docs-links notebooks lint format bench clean
 
 .venv: .venv/installed
@@ -46,6 +46,11 @@ test: .venv
 
 test-slow: .venv
 	$(BIN)/python -m pytest -q -m slow
+
+# Examples of docstrings that take seconds each; `make test` runs the others.
+test-examples: .venv
+	NTK_PRIVACY_TEST_PROGRAMS=$${NTK_PRIVACY_TEST_PROGRAMS-$(CURDIR)/.jax_cache} \
+		$(BIN)/python -m pytest -q -m slow tests/test_docstrings.py
 
 # The fast tests as older processors compute them, as this one does, and on one thread.
 test-processors: .venv

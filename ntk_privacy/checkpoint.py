@@ -209,6 +209,9 @@ def save(folder: str | pathlib.Path, step: int, state: Any) -> None:
 def latest_step(folder: str | pathlib.Path) -> int | None:
     """Returns the newest complete step in `folder`, or None without one.
 
+    Args:
+      folder: that `save` writes to; it need not be there.
+
     Example:
       >>> from ntk_privacy import checkpoint
       >>> checkpoint.latest_step("no_such_folder") is None

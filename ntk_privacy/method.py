@@ -16,8 +16,6 @@ Config = TypeVar("Config")
 def field(default: Any, text: str, **more: Any) -> Any:
     """Returns a field of a config, which is a flag of the method, with its help text.
 
-    `Method` has an example.
-
     Args:
       default: its value unless given.
       text: one sentence, for `--help`.
@@ -25,6 +23,15 @@ def field(default: Any, text: str, **more: Any) -> Any:
         folders that were written before the field was there, where the default changes
         what is computed; `former`, names that it had; `means`, a function by which
         two values are told to be the same.
+
+    Example:
+      >>> import dataclasses
+      >>> from ntk_privacy import method
+      >>> @dataclasses.dataclass
+      ... class Config:
+      ...     width: int = method.field(8, "Units of each layer.")
+      >>> Config()
+      Config(width=8)
     """
     return dataclasses.field(default=default, metadata={"help": text, **more})
 
@@ -114,6 +121,9 @@ class Method(Generic[Config]):
 
 def by_name(*methods: Method[Any]) -> dict[str, Method[Any]]:
     """Returns a table of methods.
+
+    Args:
+      *methods: in the order of the table.
 
     Raises:
       ValueError: two have one name.

@@ -23,20 +23,8 @@ from jaxtyping import Shaped
 from ntk_privacy import checkpoint, hosts
 from ntk_privacy._types import Callback
 
-__all__ = [
-    "Every",
-    "Ran",
-    "Stage",
-    "Timer",
-    "finite",
-    "limited",
-    "once",
-    "resumed",
-    "straight",
-    "timed",
-    "until",
-    "watched",
-]
+__all__ = ["Every", "Ran", "Stage", "Timer", "finite", "limited", "once", "resumed"]
+__all__ += ["straight", "timed", "until", "watched"]
 
 State = TypeVar("State")
 Result = TypeVar("Result")
@@ -195,7 +183,14 @@ def watched(callback: Callback | None = None) -> Stage:
     """
 
     def run(name, start, go, num_steps):
-        """Runs a loop at once; `once` has an example."""
+        """Runs a loop at once. Args: those of `Stage`.
+
+        Example:
+          >>> from ntk_privacy import resume
+          >>> go = lambda state, done, callback: state + 3
+          >>> resume.straight("count", 0, go, 3).result
+          3
+        """
         del name
         losses = _Losses(num_steps)
 
@@ -428,7 +423,13 @@ def named(stage: Stage, prefix: str) -> Stage:
 
 
 def timed(stage: Stage, name: str, make: Callable[[], Result]) -> Result:
-    """Returns what `make` makes, its time counted as the stage's; nothing is stored."""
+    """Returns what `make` makes, its time counted as the stage's; nothing is stored.
+
+    Args:
+      stage: whose clock runs.
+      name: of what is made.
+      make: called once, without arguments.
+    """
     return stage(name, {}, lambda *_: make(), 1).result
 
 

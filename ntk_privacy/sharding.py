@@ -38,6 +38,9 @@ ROWS = "rows"
 def row_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh over `devices`, all there are when absent.
 
+    Args:
+      devices: that share the rows.
+
     Example:
       >>> import jax
       >>> from ntk_privacy import sharding
@@ -82,6 +85,10 @@ def shard_rows(x: Array, mesh: Mesh | None) -> Array:
 
 def replicate(x: Array, mesh: Mesh | None) -> Array:
     """Returns x, whole on each device of `mesh`; None leaves x where it is.
+
+    Args:
+      x: array, the same on every host.
+      mesh: of `row_mesh`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -145,6 +152,10 @@ def home(tree: T, mesh: Mesh | None) -> T:
 def share(x: Array, mesh: Mesh | None) -> Array:
     """Returns x as `shard_rows` does, rows that do not divide filled up with zeros.
 
+    Args:
+      x: one row per image.
+      mesh: of `row_mesh`; None is one device.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from ntk_privacy import sharding
@@ -162,6 +173,10 @@ def share(x: Array, mesh: Mesh | None) -> Array:
 def gather(x: Array, mesh: Mesh | None) -> Array:
     """Returns an array that devices of `mesh` share, whole on each of them.
 
+    Args:
+      x: array, of any sharding.
+      mesh: of `row_mesh`; None returns x.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from ntk_privacy import sharding
@@ -178,6 +193,9 @@ def gather(x: Array, mesh: Mesh | None) -> Array:
 
 def on_host(x: Array | np.ndarray) -> np.ndarray:
     """Returns a whole array to every host; all hosts have to ask.
+
+    Args:
+      x: array, shared or not.
 
     Example:
       >>> import jax.numpy as jnp

@@ -51,7 +51,10 @@ def case(
     recipe: Any = None,
     **weights: Any,
 ) -> Case:
-    """Reads what an audit looks at; arguments are those of `audit`.
+    """Reads what an audit looks at.
+
+    Args: those of `audit`; `weights` are those that say what was before, a gradient or
+      an adapter.
 
     Raises:
       ValueError, FileNotFoundError: see `audit`.

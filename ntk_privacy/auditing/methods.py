@@ -15,7 +15,17 @@ __all__ = ["METHODS", "Config"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """How long an audit may take; attributes: see the help of each field."""
+    """How long an audit may take; attributes: see the help of each field.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import auditing
+      >>> x = np.random.default_rng(0).random((4, 8, 8, 1))
+      >>> row = auditing.METHODS["auto"]
+      >>> one = auditing.case(distilled=x[:2], images=x)
+      >>> row.run(one, row.configured(minutes=1.0), key=jax.random.key(0))
+      <audit: 2 of 2 distilled images are copies of private images.>
+    """
 
     minutes: float = field(
         5.0, "After which searches stop; what is read exactly is finished."

@@ -290,7 +290,7 @@ def top_eigenvalues(
 ) -> Float[Array, " n"]:
     """Returns the values of `measure`, and warns if some did not converge.
 
-    Arguments and faults are those of `measure`.
+    Args and Raises: see `measure`.
 
     Example:
       >>> import jax

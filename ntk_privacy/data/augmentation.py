@@ -176,6 +176,9 @@ def check(operations: Sequence[str]) -> None:
 
     Args:
       operations: names.
+
+    Raises:
+      ValueError: a name is none of `OPERATIONS`.
     """
     for name in operations:
         _checks.one_of(OPERATIONS, operations=name)

@@ -48,6 +48,17 @@ def load_raw(root: Path) -> Raw:
         FileNotFoundError: A file is missing; the python version, which is pickles, is
             told apart and never loaded.
         ValueError: A file is corrupt, no regular file or too large.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from ntk_privacy import data
+        >>> from ntk_privacy.data import cifar10
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for name in (*cifar10.TRAIN_FILES, cifar10.TEST_FILE):
+        ...     _ = (folder / name).write_bytes(bytes([9]) + bytes(3 * 32 * 32))
+        >>> raw = data.SETS["cifar10"].load_raw(folder)
+        >>> raw.images_train.shape, raw.class_names[raw.labels_test[0]]
+        ((5, 32, 32, 3), 'truck')
     """
     folder = find_folder(
         "cifar10",
@@ -71,7 +82,11 @@ def load_raw(root: Path) -> Raw:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Names of the files that `folder` lacks."""
+    """Names of the files that `folder` lacks.
+
+    Args:
+        folder: The folder that the files should lie in.
+    """
     names = (*TRAIN_FILES, TEST_FILE)
     return [name for name in names if _files.kind(folder / name)]
 

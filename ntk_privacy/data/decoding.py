@@ -95,7 +95,11 @@ def _needed(data: bytes) -> bytes:
 
 
 def rgb(image: Any) -> Any:
-    """Returns a picture in RGB; transparency is dropped."""
+    """Returns a picture in RGB; transparency is dropped.
+
+    Args:
+        image: A picture of Pillow, of any mode.
+    """
     # Pillow warns of palettes with transparency unless they become RGBA first.
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")

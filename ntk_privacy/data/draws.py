@@ -86,7 +86,14 @@ def _whole(**count: Any) -> None:
 
 
 def check_key(key: Any) -> None:
-    """Raises ValueError unless it is a typed key."""
+    """Raises ValueError unless it is a typed key.
+
+    Args:
+        key: What was given as one.
+
+    Raises:
+        ValueError: It is none, such as None, a seed or an old-style key.
+    """
     dtype = getattr(key, "dtype", None)
     if dtype is None or not jax.numpy.issubdtype(dtype, jax.dtypes.prng_key):
         raise ValueError(

@@ -202,7 +202,11 @@ def _list(folder: Path, names: list[str]) -> tuple[list[Path], Int32[np.ndarray,
 
 
 def own_size(paths: list[Path]) -> int:
-    """Returns the pixels a side of all pictures, or the default."""
+    """Returns the pixels a side of all pictures, or the default.
+
+    Args:
+        paths: Those of the pictures.
+    """
     sizes = set()
     for path in paths:
         with decoding.opened(
@@ -222,7 +226,13 @@ def _bytes(path: Path) -> bytes:
 def read(
     folder: Path, paths: list[Path], size: int
 ) -> UInt8[np.ndarray, "n size size 3"]:
-    """Returns pictures of a folder, `size` pixels a side."""
+    """Returns pictures of a folder, `size` pixels a side.
+
+    Args:
+        folder: The folder, for messages.
+        paths: Those of the pictures, in the order wanted.
+        size: Pixels a side.
+    """
     images = _files.room(
         len(paths),
         (size, size, 3),
@@ -235,7 +245,11 @@ def read(
 
 
 def is_grey(images: UInt8[np.ndarray, "n size size 3"]) -> bool:
-    """Returns whether all channels of every picture are alike."""
+    """Returns whether all channels of every picture are alike.
+
+    Args:
+        images: Pictures in RGB, bytes.
+    """
     return all(
         np.array_equal(image[..., 0], image[..., channel])
         for image in images

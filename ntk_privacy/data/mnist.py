@@ -43,6 +43,19 @@ def load_raw(root: Path) -> Raw:
         FileNotFoundError: A file is missing.
         ValueError: A file is corrupt or no regular file, or images and labels differ in
             number.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import numpy as np
+        >>> from ntk_privacy import data
+        >>> folder, images = tempfile.mkdtemp(), np.zeros((3, 28, 28), np.uint8)
+        >>> half = {"x_train": images, "x_test": images[:1]}
+        >>> labels = np.asarray([5, 0, 4], np.uint8)
+        >>> path = pathlib.Path(folder, "mnist.npz")
+        >>> np.savez(path, **half, y_train=labels, y_test=labels[:1])
+        >>> raw = data.SETS["mnist"].load_raw(path.parent)
+        >>> raw.images_train.shape, raw.labels_train.tolist()
+        ((3, 28, 28, 1), [5, 0, 4])
     """
     folder = find_folder(
         "mnist", root, FOLDERS, missing_files, alike=_ALIKE, taken=_taken
@@ -56,7 +69,11 @@ def load_raw(root: Path) -> Raw:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Names of the files that `folder` holds neither gzipped nor plain."""
+    """Names of the files that `folder` holds neither gzipped nor plain.
+
+    Args:
+        folder: The folder that the files should lie in.
+    """
     lacks = [f"{name}.gz" for name in FILES if _path(folder, name) is None]
     return [] if lacks and _path(folder, _ARCHIVE) else lacks
 

@@ -42,7 +42,12 @@ def place_of(
 
 
 def unknown(names: Sequence[str], **name: str) -> ValueError:
-    """Returns the error that says which sets there are, and which was meant."""
+    """Returns the error that says which sets there are, and which was meant.
+
+    Args:
+        names: The sets that there are.
+        **name: One argument: what it is called, and the value that is unknown.
+    """
     ((told, given),) = name.items()
     near = difflib.get_close_matches(given.lower(), names, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
@@ -53,12 +58,20 @@ def unknown(names: Sequence[str], **name: str) -> ValueError:
 
 
 def is_npz(path: Path) -> bool:
-    """Returns whether a path is that of an .npz file, by its name."""
+    """Returns whether a path is that of an .npz file, by its name.
+
+    Args:
+        path: The path; nothing has to be there.
+    """
     return path.suffix.lower() == ".npz"
 
 
 def title(path: Path) -> str:
-    """Returns what images are called in messages: the last part of their path."""
+    """Returns what images are called in messages: the last part of their path.
+
+    Args:
+        path: Of a file or a folder.
+    """
     return _files.shown(path.absolute().name)
 
 

@@ -28,6 +28,12 @@ class Raw(NamedTuple):
         labels_test: Class of each test image, (m,).
         class_names: One name per class, in label order.
         max_intensity: The byte that stands for intensity 1: 255, or 16 for `digits`.
+
+    Example:
+        >>> from ntk_privacy import data
+        >>> raw = data.load_raw("digits")
+        >>> raw.images_train.shape, raw.class_names[:3], raw.max_intensity
+        ((1437, 8, 8, 1), ('0', '1', '2'), 16)
     """
 
     images_train: UInt8[np.ndarray, "n h w c"]

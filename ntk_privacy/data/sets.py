@@ -39,6 +39,12 @@ class Set(NamedTuple):
         flips: Whether an image mirrored is still one of its class.
         published: Mean and deviation that papers normalise by, if any.
         kin: See `ImageSet`.
+
+    Example:
+        >>> from ntk_privacy import data
+        >>> row = data.SETS["digits"]
+        >>> row.image_shape, row.tasks, row.flips
+        ((8, 8, 1), ('odd_even', 'all_classes'), False)
     """
 
     load_raw: Callable[[Path], Raw]
@@ -246,6 +252,13 @@ def load(
         ConnectionError, FileExistsError: See `load_raw`.
         ArgumentError: An argument does not fit the set.
         ValueError: A file is corrupt.
+
+    Example:
+        >>> import jax
+        >>> from ntk_privacy import data
+        >>> digits = data.load("digits", num_train=10, key=jax.random.key(0))
+        >>> digits.x_train.shape, digits.y_train.ravel().tolist()[4:6]
+        ((10, 8, 8, 1), [-1.0, 1.0])
     """
     # What is known before the files are read is told before.
     if isinstance(name, str) and name in SETS:

@@ -49,14 +49,32 @@ def targets(
 
 
 def two_classes(class_names: Sequence[str]) -> dict[str, Binary]:
-    """Returns the task of a set of two classes, -1 and +1; none for more."""
+    """Returns the task of a set of two classes, -1 and +1; none for more.
+
+    Args:
+        class_names: One per class, in label order.
+
+    Example:
+        >>> from ntk_privacy.data import tasks
+        >>> tasks.two_classes(("cat", "dog"))["two_classes"].positive
+        (1,)
+    """
     if len(class_names) != 2:
         return {}
     return {"two_classes": Binary(class_names[0], class_names[1], (1,))}
 
 
 def checked(name: str, task: str | None, tasks: Sequence[str]) -> str:
-    """Returns the task, the first if None; an ArgumentError if the set lacks it."""
+    """Returns the task, the first if None; an ArgumentError if the set lacks it.
+
+    Args:
+        name: The set's, for the message.
+        task: What was asked for, if anything.
+        tasks: Those of the set, the default first.
+
+    Raises:
+        ArgumentError: The set has no such task.
+    """
     task = tasks[0] if task is None else task
     if task not in tasks:
         raise ArgumentError(
@@ -69,6 +87,11 @@ def released_fault(
     name: str, task: str, binary: Mapping[str, Binary]
 ) -> tuple[int, ...]:
     """Returns the classes that released code scores wrongly in the test labels.
+
+    Args:
+        name: The set's, for the message.
+        task: What is learnt.
+        binary: The set's tasks of two superclasses, by name.
 
     Raises:
         ArgumentError: There are none in this task.

@@ -40,6 +40,19 @@ def load_raw(root: Path) -> Raw:
         FileNotFoundError: `wnids.txt`, `train` or the labels of `val` are missing.
         ValueError: A file is corrupt, no regular file or too large, or the lists and
             the folders disagree.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from PIL import Image
+        >>> from ntk_privacy import data
+        >>> folder, wnid = pathlib.Path(tempfile.mkdtemp()), "n00000001"
+        >>> _ = (folder / "wnids.txt").write_text(wnid)
+        >>> for part in ("train", "val"):
+        ...     place = folder / part / wnid / "images"
+        ...     place.mkdir(parents=True)
+        ...     Image.new("RGB", (64, 64)).save(place / f"{part}_0.JPEG")
+        >>> data.SETS["tiny_imagenet"].load_raw(folder).images_train.shape
+        (1, 64, 64, 3)
     """
     folder = find_folder(
         "tiny_imagenet", root, FOLDERS, missing_files, alike=_ALIKE, taken=_taken
@@ -58,7 +71,11 @@ def load_raw(root: Path) -> Raw:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Names of the files and folders that `folder` lacks."""
+    """Names of the files and folders that `folder` lacks.
+
+    Args:
+        folder: The folder that holds `wnids.txt`, `train` and `val`.
+    """
     lists = ["wnids.txt", _ANNOTATIONS]
     folders = ["train", "val/images"]
     if _by_class(folder):
@@ -105,6 +122,10 @@ def decode_jpeg(data: bytes, *, source: str = "image") -> UInt8[np.ndarray, "64 
 
 def parse_wnids(data: bytes, *, source: str = "wnids.txt") -> list[str]:
     """Reads the class identifiers, one a line.
+
+    Args:
+        data: The file's bytes.
+        source: The file's name, for messages.
 
     Raises:
         ValueError: There is none, one is twice there, or one is not `n` and 8 digits.

@@ -44,6 +44,9 @@ def refuse(
       x: images.
       diag_reg: ridge relative to the mean diagonal.
       block_size: images on either side of a block.
+
+    Raises:
+      ValueError: two images are so near to each other; it names both, and a ridge.
     """
     eps = float(jnp.finfo(x.dtype).eps)
     limit = max(16 * eps, 8 * kernel_error(kernel_fn, x))

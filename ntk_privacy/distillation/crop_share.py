@@ -1,4 +1,7 @@
-"""How small a crop may be while images are recovered: what SRe2L and CDA share."""
+"""How small a crop may be while images are recovered: what SRe2L and CDA share.
+
+Source: Yin, Xing & Shen, NeurIPS 2023 (SRe2L, arXiv:2306.13092).
+"""
 
 import functools
 from collections.abc import Callable

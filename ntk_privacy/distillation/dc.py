@@ -33,7 +33,21 @@ _KNOWN = (1, 10)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Flags of both."""
+    """Flags of both.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, distillation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images = data.ImageSet.from_arrays(grey, [0, 1] * 4)
+      >>> sizes = {"images_per_class": 1, "width": 1, "num_steps": 1, "batch_size": 2}
+      >>> for name in ("dc", "dsa"):
+      ...     row = distillation.METHODS[name]
+      ...     made = row.run(images, row.configured(**sizes), key=jax.random.key(0))
+      ...     print(name, made.images.shape)
+      dc (2, 8, 8, 1)
+      dsa (2, 8, 8, 1)
+    """
 
     images_per_class: int = field(10, "Condensed images of each class.")
     width: int = field(128, "Channels of the ConvNet.")
@@ -100,6 +114,17 @@ def real_loss(model: ConvNet, weight: float, step: float) -> Callable[..., Any]:
       model: the network.
       weight: of `regularize`.
       step: of `regularize`.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import models
+      >>> from ntk_privacy.distillation import dc
+      >>> net, key = models.ConvNet(2, width=1, depth=1), jax.random.key(0)
+      >>> loss = dc.real_loss(net, 1.0, 0.1)
+      >>> params = net.init_params(key, (4, 4, 3))
+      >>> x, y = jax.random.uniform(key, (2, 4, 4, 3)), jax.numpy.asarray([0, 1])
+      >>> loss(params, x, y).shape
+      ()
     """
 
     def losses(params, images, labels):

@@ -30,7 +30,21 @@ _CHUNK = 50
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Flags of a mean that drops nothing, or nothing that depends on a rate."""
+    """Flags of a mean that drops nothing, or nothing that depends on a rate.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, distillation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images = data.ImageSet.from_arrays(grey, [0, 1] * 4)
+      >>> sizes = {"images_per_class": 1, "width": 1, "num_steps": 1, "batch_size": 2}
+      >>> for name in ("dm", "dm_median"):
+      ...     row = distillation.METHODS[name]
+      ...     made = row.run(images, row.configured(**sizes), key=jax.random.key(0))
+      ...     print(name, made.images.shape)
+      dm (2, 8, 8, 1)
+      dm_median (2, 8, 8, 1)
+    """
 
     images_per_class: int = field(50, "Condensed images of each class.")
     width: int = field(128, "Channels of the ConvNet.")
@@ -51,7 +65,23 @@ class Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RobustConfig(Config):
-    """Flags of a mean that drops as much as there may be poison."""
+    """Flags of a mean that drops as much as there may be poison.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, distillation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images = data.ImageSet.from_arrays(grey, [0, 1] * 4)
+      >>> sizes = {"images_per_class": 1, "width": 1, "num_steps": 1, "batch_size": 2}
+      >>> for name in ("rdm", "dm_truncated", "dm_trimmed", "dm_entropy"):
+      ...     row = distillation.METHODS[name]
+      ...     made = row.run(images, row.configured(**sizes), key=jax.random.key(0))
+      ...     print(name, made.images.shape)
+      rdm (2, 8, 8, 1)
+      dm_truncated (2, 8, 8, 1)
+      dm_trimmed (2, 8, 8, 1)
+      dm_entropy (2, 8, 8, 1)
+    """
 
     rate: float = field(0.01, "Poison to expect, as a share of all images.")
 

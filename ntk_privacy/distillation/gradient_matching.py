@@ -312,7 +312,7 @@ def init(
     initial: str = "noise",
     optimizer: optax.GradientTransformation | None = None,
 ) -> MatchState:
-    """Returns the state before the first step; the arguments are `distill`'s.
+    """Returns the state before the first step. Args: those of `distill`.
 
     Raises:
       ValueError: a class without images, or too few of them for `initial="real"`.

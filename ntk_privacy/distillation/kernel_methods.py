@@ -44,7 +44,18 @@ _MAX_PRODUCTS = 500
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(TaskConfig):
-    """Flags of both."""
+    """Flags of both.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, distillation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images = data.ImageSet.from_arrays(grey, [0, 1] * 4)
+      >>> row = distillation.METHODS["rkip"]
+      >>> config = row.configured(num_distilled=2, num_steps=2, depth=1)
+      >>> row.run(images, config, key=jax.random.key(0)).images.shape
+      (2, 8, 8, 1)
+    """
 
     num_distilled: int = field(20, "Distilled images, balanced over the classes.")
     num_steps: int = field(50_000, "Steps of the search.")
@@ -78,7 +89,18 @@ class Config(TaskConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoisyConfig(Config):
-    """Flags of a search whose images may keep noise."""
+    """Flags of a search whose images may keep noise.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, distillation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images = data.ImageSet.from_arrays(grey, [0, 1] * 4)
+      >>> row = distillation.METHODS["rkip_noise"]
+      >>> config = row.configured(num_distilled=2, num_steps=2, depth=1)
+      >>> row.run(images, config, key=jax.random.key(0)).images.shape
+      (2, 8, 8, 1)
+    """
 
     noise_ratio: float = field(0.05, "Share of entries that stay noise.")
 
@@ -89,7 +111,18 @@ class NoisyConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KipConfig(NoisyConfig):
-    """Flags of KIP, whose images keep no noise unless asked (KIP_rho)."""
+    """Flags of KIP, whose images keep no noise unless asked (KIP_rho).
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, distillation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images = data.ImageSet.from_arrays(grey, [0, 1] * 4)
+      >>> row = distillation.METHODS["kip"]
+      >>> config = row.configured(num_distilled=2, num_steps=2, depth=1)
+      >>> row.run(images, config, key=jax.random.key(0)).images.shape
+      (2, 8, 8, 1)
+    """
 
     noise_ratio: float = field(0.0, "Share of entries that stay noise.")
 

@@ -121,8 +121,8 @@ def label_solve(
 
 
 def distill(
-    x_target: Float[Array, "n ..."],
-    y_target: Float[Array, "n c"],
+    x_target: Float[Array | np.ndarray, "n ..."],
+    y_target: Float[Array | np.ndarray, "n c"],
     *,
     kernel_fn: KernelFn,
     key: Array,

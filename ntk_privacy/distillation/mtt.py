@@ -37,7 +37,23 @@ _MUCH = 4 * 10**9
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Flags of both."""
+    """Flags of both.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, distillation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images = data.ImageSet.from_arrays(grey, [0, 1] * 4)
+      >>> sizes = {"images_per_class": 1, "width": 1, "num_steps": 1, "batch_size": 2}
+      >>> sizes |= {"student_steps": 1, "expert_epochs": 1, "max_start_epoch": 1}
+      >>> for name in ("mtt", "tesla"):
+      ...     row = distillation.METHODS[name]
+      ...     config = row.configured(**sizes, num_experts=1)
+      ...     made = row.run(images, config, key=jax.random.key(0))
+      ...     print(name, made.images.shape)
+      mtt (2, 8, 8, 1)
+      tesla (2, 8, 8, 1)
+    """
 
     images_per_class: int = field(10, "Condensed images of each class.")
     width: int = field(128, "Channels of the ConvNet.")

@@ -40,7 +40,21 @@ class NetworkConfig(TaskConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttackedConfig(NetworkConfig):
-    """A network that is attacked."""
+    """A network that is attacked.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, distillation, evaluation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images, key = data.ImageSet.from_arrays(grey, [0, 1] * 4), jax.random.key(0)
+      >>> row = distillation.METHODS["random"]
+      >>> some = row.run(images, row.configured(num_distilled=2), key=key)
+      >>> judge = evaluation.JUDGES["defence"]
+      >>> config = judge.configured(width=16, depth=1, attack_steps=2)
+      >>> found = judge.run(images, some, config, key=key)
+      >>> sorted(found.figures)
+      ['auto', 'kernel_distance', 'kkt', 'train_loss']
+    """
 
     dynamics: Literal["linearized", "standard"] = field(
         "linearized", "Training of the networks that are attacked."

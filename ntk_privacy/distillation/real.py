@@ -20,7 +20,18 @@ __all__ = ["METHODS", "Config", "of_classes"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(TaskConfig):
-    """Flags of some images."""
+    """Flags of some images.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, distillation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images = data.ImageSet.from_arrays(grey, [0, 1] * 4)
+      >>> row = distillation.METHODS["random"]
+      >>> config = row.configured(num_distilled=2)
+      >>> row.run(images, config, key=jax.random.key(0)).images.shape
+      (2, 8, 8, 1)
+    """
 
     num_distilled: int = field(20, "Distilled images, balanced over the classes.")
 

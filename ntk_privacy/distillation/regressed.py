@@ -19,7 +19,21 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """What is learnt, and how exactly."""
+    """What is learnt, and how exactly.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, distillation
+      >>> grey = np.linspace(0, 1, 16).reshape(4, 2, 2)
+      >>> images = data.ImageSet.from_arrays(grey, [0, 1] * 2)
+      >>> row = distillation.METHODS["full"]
+      >>> config = row.configured(task="all_classes")
+      >>> config
+      TaskConfig(task='all_classes', precision='float32')
+      >>> made = row.run(images, config, key=jax.random.key(0))
+      >>> len(made.images) == len(images.x_train), made.labels.shape[1]
+      (True, 2)
+    """
 
     task: str | None = field(
         None, "odd_even, animal_vehicle or all_classes; none is the set's binary task."

@@ -25,7 +25,18 @@ __all__ = ["METHOD", "Config"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(AttackedConfig):
-    """Flags of RKIP-finite."""
+    """Flags of RKIP-finite.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, distillation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images = data.ImageSet.from_arrays(grey, [0, 1] * 4)
+      >>> row = distillation.METHODS["rkip_finite"]
+      >>> config = row.configured(num_distilled=2, width=16, attack_steps=2)
+      >>> row.run(images, config, key=jax.random.key(0)).images.shape
+      (2, 8, 8, 1)
+    """
 
     num_distilled: int = field(20, "Distilled images, balanced over the classes.")
 

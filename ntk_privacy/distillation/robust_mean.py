@@ -123,6 +123,9 @@ def _centred(features: Float[Array, "n d"]) -> Float[Array, "n d"]:
 def mean(features: Float[Array, "n d"]) -> Float[Array, " d"]:
     """The plain mean, that of DM.
 
+    Args:
+      features: one row per image.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from ntk_privacy.distillation import robust_mean
@@ -135,6 +138,9 @@ def mean(features: Float[Array, "n d"]) -> Float[Array, " d"]:
 
 def median(features: Float[Array, "n d"]) -> Float[Array, " d"]:
     """Median of each dimension; of an even number the mean of the middle two.
+
+    Args:
+      features: one row per image.
 
     Example:
       >>> import jax.numpy as jnp

@@ -21,7 +21,23 @@ _NO_PENALTY = ("none", "adversarial")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Flags of both; the defaults are the papers' for CIFAR-10."""
+    """Flags of both; the defaults are the papers' for CIFAR-10.
+
+    Example:
+      >>> from ntk_privacy.distillation import squeezed
+      >>> squeezed.Config(regularizer="curvature", width=8).penalty_weight
+      100.0
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, distillation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images = data.ImageSet.from_arrays(grey, [0, 1] * 4)
+      >>> row, sizes = distillation.METHODS["cda"], {"width": 1, "blocks": (1,)}
+      >>> config = row.configured(
+      ...     **sizes, images_per_class=1, squeeze_epochs=1, num_steps=1, num_epochs=1
+      ... )
+      >>> row.run(images, config, key=jax.random.key(0)).images.shape
+      (2, 8, 8, 1)
+    """
 
     regularizer: Literal[
         "none", "curvature", "loss_difference", "gradient", "adversarial"

@@ -1,4 +1,7 @@
-"""The student of trajectory matching: its images, its loss, its learnt step size."""
+"""The student of trajectory matching: its images, its loss, its learnt step size.
+
+Source: Cazenavette et al., CVPR 2022 (MTT, arXiv:2203.11932).
+"""
 
 import math
 import warnings
@@ -127,6 +130,9 @@ def check_experts(
       image_shape: (height, width, depth).
       dtype: of the images.
       epochs_needed: that each of them must have.
+
+    Raises:
+      ValueError: another structure, dtype or network, a NaN, or too few epochs.
     """
     like = jax.eval_shape(
         lambda: model.init_params(jax.random.key(0), image_shape, dtype)

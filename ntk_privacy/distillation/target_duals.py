@@ -1,4 +1,7 @@
-"""What RKIP's loss needs of its targets, without their whole kernel."""
+"""What RKIP's loss needs of its targets, without their whole kernel.
+
+Source of the loss: Loo et al., ICLR 2024 (arXiv:2302.01428).
+"""
 
 import zlib
 from typing import NamedTuple
@@ -129,6 +132,9 @@ def check_targets(
       x_target: images to distil.
       y_target: their targets.
       diag_reg: ridge relative to the mean diagonal.
+
+    Raises:
+      ValueError: duals of another shape, or of other images, targets or ridge.
     """
     if target.duals.shape != y_target.shape:
         raise ValueError(

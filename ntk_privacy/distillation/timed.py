@@ -93,12 +93,20 @@ def configured(method: Method[Any], preset: str | None = None, **given: Any) -> 
 
 
 def method_of(name: str) -> Method[Any]:
-    """Returns the method of a name, with `SUFFIX` or without."""
+    """Returns the method of a name, with `SUFFIX` or without.
+
+    Args:
+      name: of `methods`, with `SUFFIX` or without.
+    """
     return methods()[name.removesuffix(SUFFIX)]
 
 
 def matches_curvature(name: str) -> bool:
-    """Returns whether the method itself regularises: then its set is another."""
+    """Returns whether the method itself regularises: then its set is another.
+
+    Args:
+      name: of a method, with `SUFFIX` or without.
+    """
     return name.endswith(SUFFIX) and hasattr(method_of(name).config, "penalty_weight")
 
 

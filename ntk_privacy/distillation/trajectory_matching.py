@@ -227,7 +227,9 @@ def init(
     optimizer: optax.GradientTransformation | None = None,
     step_size_optimizer: optax.GradientTransformation | None = None,
 ) -> TrajectoryState:
-    """Returns the state before the first step; the arguments are those of `distill`.
+    """Returns the state before the first step.
+
+    Args: those of `distill`.
 
     Raises:
       ValueError: a class without images, or too few of them for `initial="real"`.
@@ -287,7 +289,10 @@ def match(
     callback: Callback | None,
     mesh: Mesh | None,
 ) -> Distilled:
-    """What MTT and TESLA share: `tesla.distill` with any `Slope`."""
+    """What MTT and TESLA share: `tesla.distill` with any `Slope`.
+
+    Args and Raises: see `tesla.distill`; `slope` is how the match is differentiated.
+    """
     _checks.typed_key(key=key)
     _checks.at_least(
         1,

@@ -206,7 +206,20 @@ def most_frequent(classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def attack(
     stage: Stage, batches: Batches, rows: np.ndarray, read: np.ndarray, key: Array
 ) -> tuple[np.ndarray, ...]:
-    """Returns images, success, queries and distance of one batch of rows."""
+    """Returns images, success, queries and distance of one batch of rows.
+
+    Args:
+      stage: of the attack; its label is for messages.
+      batches: images, labels and model.
+      rows: of the images, one batch at most.
+      read: class that the model takes each image for.
+      key: typed key.
+
+    Raises:
+      NotANumberError: the model returned NaN, for images or for what the attack
+        reached.
+      ValueError: what the attack refuses.
+    """
     chosen = batches.chosen(rows)
     y = batches.y[chosen]
     # What fills the batch up bears a wrong label: it is misread, so not attacked.

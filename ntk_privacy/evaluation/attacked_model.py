@@ -34,7 +34,23 @@ class Model(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Flags of a model that there is."""
+    """Flags of a model that there is.
+
+    Example:
+      >>> import jax, tempfile
+      >>> import numpy as np
+      >>> from ntk_privacy import data, models
+      >>> from ntk_privacy.evaluation.attacked_model import MODELS
+      >>> grey = np.linspace(0, 1, 32).reshape(8, 2, 2)
+      >>> images = data.ImageSet.from_arrays(grey, [0, 1] * 4)
+      >>> net, folder = models.MLP((4,), num_outputs=2), tempfile.mkdtemp()
+      >>> params = net.init_params(jax.random.key(0), (2, 2, 1))
+      >>> models.saved.save(folder, net, params, image_shape=(2, 2, 1))
+      >>> row = MODELS["none"]
+      >>> found = row.run(images, row.configured(model=folder), key=jax.random.key(0))
+      >>> found.logits_fn(jax.numpy.zeros((3, 2, 2, 1))).shape
+      (3, 2)
+    """
 
     model: str | None = field(
         None,

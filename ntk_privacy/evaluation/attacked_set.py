@@ -126,7 +126,12 @@ def probe(
 
 
 def same(one: Shaped[np.ndarray, "..."], other: Shaped[np.ndarray, "..."]) -> bool:
-    """Whether two probes are of one model, but for rounding."""
+    """Whether two probes are of one model, but for rounding.
+
+    Args:
+      one: of `probe`.
+      other: of `probe`, perhaps of another model.
+    """
     return one.shape == other.shape and np.allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
@@ -144,6 +149,9 @@ def refuse_another(
       images: whose test images were attacked.
       known: the probe of the results.
       key: typed key, that of the attacks.
+
+    Raises:
+      ValueError: the model answers otherwise than the results' did.
     """
     if not same(known, probe(logits_fn, images.x_test, key=key)):
         raise ValueError(

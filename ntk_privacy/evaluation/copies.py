@@ -126,7 +126,19 @@ def _closest(rows: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Nothing is to be chosen."""
+    """Nothing is to be chosen.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, evaluation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images, key = data.ImageSet.from_arrays(grey, [0, 1] * 4), jax.random.key(0)
+      >>> from ntk_privacy.distillation import real
+      >>> some = real.of_classes(images, images_per_class=1, key=key)
+      >>> judge = evaluation.JUDGES["copies"]
+      >>> judge.run(images, some, judge.configured(), key=key).figures["num_copies"]
+      2
+    """
 
 
 def _run(

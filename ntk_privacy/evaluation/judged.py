@@ -17,6 +17,12 @@ class Judged(NamedTuple):
     Attributes:
       figures: by name, as a file of results holds them.
       made: networks or images that the judge made, for whoever wants to keep them.
+
+    Example:
+      >>> from ntk_privacy.evaluation import judged
+      >>> row = judged.Judged({"num_copies": 0})
+      >>> row.figures["num_copies"], row.made is None
+      (0, True)
     """
 
     figures: dict[str, Any]

@@ -96,7 +96,11 @@ def honest_name(
 
 
 def version_of(name: str) -> str | None:
-    """Returns the version of AutoAttack that a name stands for, None for others."""
+    """Returns the version of AutoAttack that a name stands for, None for others.
+
+    Args:
+      name: of an attack, such as "autoattack_plus".
+    """
     if name == "autoattack":
         return "standard"
     prefix = "autoattack_"

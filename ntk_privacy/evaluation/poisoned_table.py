@@ -14,7 +14,11 @@ Entry = dict[str, Any]
 
 
 def stride(num_steps: int) -> int:
-    """Returns how many steps stand between the losses that an entry keeps."""
+    """Returns how many steps stand between the losses that an entry keeps.
+
+    Args:
+      num_steps: of the loop.
+    """
     return max(1, num_steps // 100)
 
 

@@ -51,6 +51,9 @@ def init(
       model: of every network.
       key: typed key.
       num_networks: trained from scratch.
+
+    Raises:
+      ValueError: key is no typed key.
     """
     _checks.typed_key(key=key)
     keys = jax.random.split(key, num_networks)

@@ -48,7 +48,23 @@ _BATCH = 100
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(students.Config, Budget):
-    """Networks trained on the set, and their attackers."""
+    """Networks trained on the set, and their attackers.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, evaluation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images, key = data.ImageSet.from_arrays(grey, [0, 1] * 4), jax.random.key(0)
+      >>> from ntk_privacy.distillation import real
+      >>> some = real.of_classes(images, images_per_class=1, key=key)
+      >>> judge = evaluation.JUDGES["attacks"]
+      >>> config = judge.configured(
+      ...     width=1, num_networks=1, num_epochs=1, attack_steps=1, num_queries=1
+      ... )
+      >>> found = judge.run(images, some, config, key=key)
+      >>> found.figures["recovered"]
+      1.0
+    """
 
     eps: str | float = field(
         "1/255",

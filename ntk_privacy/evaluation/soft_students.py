@@ -70,7 +70,24 @@ _EXTRA_MATVECS = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Budget):
-    """Attacks on a network; the defaults are those of GUARD's evaluation."""
+    """Attacks on a network; the defaults are those of GUARD's evaluation.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, distillation, evaluation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images, key = data.ImageSet.from_arrays(grey, [0, 1] * 4), jax.random.key(0)
+      >>> sre2l = distillation.METHODS["sre2l"]
+      >>> sizes = {"width": 1, "blocks": (1,), "num_epochs": 1}
+      >>> config = sre2l.configured(
+      ...     **sizes, images_per_class=1, squeeze_epochs=1, num_steps=1
+      ... )
+      >>> made = sre2l.run(images, config, key=key)
+      >>> judge = evaluation.JUDGES["soft_students"]
+      >>> few = judge.configured(**sizes, attacks=("pgd100",), attack_steps=1)
+      >>> sorted(judge.run(images, made, few, key=key).figures)
+      ['accuracy', 'autoattack_left', 'top_hessian_eigenvalue']
+    """
 
     attacks: tuple[str, ...] = field(
         ("pgd100", "square", "autoattack", "cw", "mim"),
@@ -138,8 +155,6 @@ def train(
 ) -> Network:
     """Trains a fresh network on the views and soft labels of a recovered set.
 
-    `accuracy` has an example of what comes out.
-
     Args:
       images: the set, normalised.
       labels: of every view.
@@ -152,6 +167,24 @@ def train(
 
     Raises:
       ValueError: the loss is not finite, or see `soft_labels.post_train`.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, distillation, evaluation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images, key = data.ImageSet.from_arrays(grey, [0, 1] * 4), jax.random.key(0)
+      >>> sre2l = distillation.METHODS["sre2l"]
+      >>> sizes = {"width": 1, "blocks": (1,), "num_epochs": 1}
+      >>> config = sre2l.configured(
+      ...     **sizes, images_per_class=1, squeeze_epochs=1, num_steps=1
+      ... )
+      >>> made = sre2l.run(images, config, key=key)
+      >>> model = distillation.squeezed.network(images, config)
+      >>> student = evaluation.soft_students.train(
+      ...     made.images, made.state.soft_labels, model=model, key=key, num_epochs=1
+      ... )
+      >>> 0 <= evaluation.soft_students.accuracy(images, model, student) <= 1
+      True
     """
     options = {"model": model, "key": key}
 

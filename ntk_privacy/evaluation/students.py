@@ -41,7 +41,21 @@ _LARGEST_RATES = {"MLP": 0.01}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Networks trained on the set."""
+    """Networks trained on the set.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, evaluation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images, key = data.ImageSet.from_arrays(grey, [0, 1] * 4), jax.random.key(0)
+      >>> from ntk_privacy.distillation import real
+      >>> some = real.of_classes(images, images_per_class=1, key=key)
+      >>> judge = evaluation.JUDGES["students"]
+      >>> config = judge.configured(width=1, num_networks=1, num_epochs=1)
+      >>> found = judge.run(images, some, config, key=key)
+      >>> len(found.figures["accuracy"])
+      1
+    """
 
     width: int = field(128, "Channels of the ConvNet.")
     num_networks: int = field(5, "Networks that are trained on the set.")
@@ -63,7 +77,23 @@ class Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArchitecturesConfig(Config):
-    """Networks of several architectures trained on the set."""
+    """Networks of several architectures trained on the set.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, evaluation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images, key = data.ImageSet.from_arrays(grey, [0, 1] * 4), jax.random.key(0)
+      >>> from ntk_privacy.distillation import real
+      >>> some = real.of_classes(images, images_per_class=1, key=key)
+      >>> judge = evaluation.JUDGES["architectures"]
+      >>> config = judge.configured(
+      ...     width=1, num_networks=1, num_epochs=1, architectures=("MLP",)
+      ... )
+      >>> found = judge.run(images, some, config, key=key)
+      >>> list(found.figures["accuracy"])
+      ['ConvNetW1', 'MLP']
+    """
 
     architectures: tuple[str, ...] = field(
         ("MLP", "ConvNetW32D2", "ConvNetW32ASNN"),

@@ -38,7 +38,21 @@ _FRACTION = 0.5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(NetworkConfig):
-    """Networks trained on the set."""
+    """Networks trained on the set.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, distillation, evaluation
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images, key = data.ImageSet.from_arrays(grey, [0, 1] * 4), jax.random.key(0)
+      >>> row = distillation.METHODS["random"]
+      >>> some = row.run(images, row.configured(num_distilled=2), key=key)
+      >>> judge = evaluation.JUDGES["transfer"]
+      >>> config = judge.configured(width=16, depth=1, max_train_steps=2)
+      >>> found = judge.run(images, some, config, key=key)
+      >>> sorted(found.figures)
+      ['accuracy', 'runs']
+    """
 
     num_runs: int = field(1, "Networks per dynamics.")
     num_finite_runs: int | None = field(

@@ -60,6 +60,9 @@ def windows(num_steps: int) -> np.ndarray:
 
     There are num_steps + 1 evaluations; that of the start closes none. Windows shrink
     from 22 % of the steps by 3 % each, down to 6 %.
+
+    Args:
+      num_steps: of the attack.
     """
     length = max(int(0.22 * num_steps), 1)
     shrink, least = max(int(0.03 * num_steps), 1), max(int(0.06 * num_steps), 1)
@@ -211,7 +214,12 @@ def _ascend(
 
 
 def targets(task: Task, num_targets: int) -> Int[Array, "t n"]:
-    """Returns the likeliest wrong classes, best first; warns if there are fewer."""
+    """Returns the likeliest wrong classes, best first; warns if there are fewer.
+
+    Args:
+      task: of `task.prepare`.
+      num_targets: classes, at most.
+    """
     wrong = task.logits.shape[1] - 1
     if num_targets > wrong:
         warnings.warn(
@@ -237,7 +245,14 @@ def run(
     stop_early: bool = True,
     num_active: int | None = None,
 ) -> Found:
-    """Runs restarts, and targets if the loss has any, each on what is left."""
+    """Runs restarts, and targets if the loss has any, each on what is left.
+
+    Args: task of `task.prepare`, norm of the threat model, num_active the images at
+      hand at once; the others are those of `attack`.
+
+    Raises:
+      ValueError: the loss needs more classes than the model has.
+    """
     classes = task.logits.shape[1]
     if classes < _CLASSES[loss]:
         raise ValueError(

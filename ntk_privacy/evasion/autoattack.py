@@ -65,6 +65,9 @@ def stages(
         as well. The released code leaves out FAB then, which needs only two.
       num_steps: of APGD and FAB; 100, or 10 for "torchattacks10", if None.
       num_queries: of Square.
+
+    Raises:
+      ValueError: there is no such version.
     """
     _checks.one_of(VERSIONS, version=version)
     if num_steps is None:
@@ -141,7 +144,14 @@ def _like_probabilities(logits: np.ndarray) -> bool:
 def warn_of_the_model(
     logits_fn: LogitsFn, task: Task, key: Array, version: str
 ) -> None:
-    """Warns if outputs look like probabilities, are random, or have no gradient."""
+    """Warns if outputs look like probabilities, are random, or have no gradient.
+
+    Args:
+      logits_fn: the model.
+      task: images, labels and logits of them.
+      key: typed key, for a second look at a model that is random.
+      version: of `VERSIONS`; "rand" is for random models.
+    """
     logits = np.asarray(task.logits, np.float64)
     if _like_probabilities(logits):
         warnings.warn(
@@ -179,7 +189,12 @@ def warn_of_the_model(
 
 
 def left_out(version: str, num_classes: int) -> list[str]:
-    """Returns the attacks of a version that need more classes."""
+    """Returns the attacks of a version that need more classes.
+
+    Args:
+      version: of `VERSIONS`.
+      num_classes: of the model.
+    """
     possible = stages(version, num_classes)
     return [name for name in stages(version, TARGETS + 1) if name not in possible]
 

@@ -288,7 +288,11 @@ def run(
     stop_early: bool = False,
     num_active: int | None = None,
 ) -> Found:
-    """Runs restarts of every target; the nearest of all is kept."""
+    """Runs restarts of every target; the nearest of all is kept.
+
+    Args: task of `task.prepare`, norm of the threat model, num_active the images at
+      hand at once; the others are those of `attack`.
+    """
     aims = task.y[None] if num_targets is None else apgd.targets(task, num_targets)
     aims = jnp.repeat(aims, num_restarts, axis=0)
     best = pool.drive(

@@ -144,7 +144,15 @@ def check_logits(logits: Any, num_images: int) -> int:
 
 
 def check_classes(labels: np.ndarray, num_classes: int) -> None:
-    """Raises ValueError unless every label is a class of the model."""
+    """Raises ValueError unless every label is a class of the model.
+
+    Args:
+      labels: whole numbers, one at least.
+      num_classes: of the model.
+
+    Raises:
+      ValueError: a label is below 0, or not below `num_classes`.
+    """
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
             f"y spans [{labels.min()}, {labels.max()}] but the model has {num_classes} "

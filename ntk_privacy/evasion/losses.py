@@ -31,7 +31,11 @@ _SURE = 30.0
 
 
 def tiny(dtype: Any) -> float:
-    """Returns what keeps a quotient of small numbers finite."""
+    """Returns what keeps a quotient of small numbers finite.
+
+    Args:
+      dtype: of the quotient, floating point.
+    """
     return max(1e-12, float(jnp.finfo(dtype).tiny))
 
 
@@ -49,20 +53,35 @@ def misread(logits: Float[Array, "n k"], y: Int[Array, " n"]) -> Bool[Array, " n
     """Returns which images are read as another class, or as none: NaN logits.
 
     So an attack ends at a point with NaN, where `task.finish` finds it.
+
+    Args:
+      logits: one row per image.
+      y: labels.
     """
     unread = jnp.any(jnp.isnan(logits), axis=1)
     return unread | (jnp.argmax(logits, axis=1).astype(y.dtype) != y)
 
 
 def margin(logits: Float[Array, "n k"], y: Int[Array, " n"]) -> Float[Array, " n"]:
-    """Returns z_y - max_(j != y) z_j, which attacks descend."""
+    """Returns z_y - max_(j != y) z_j, which attacks descend.
+
+    Args:
+      logits: z, one row per image.
+      y: labels.
+    """
     return _pick(logits, y) - _other(logits, y)
 
 
 def cross_entropy(
     logits: Float[Array, "n k"], y: Int[Array, " n"], target: Int[Array, " n"]
 ) -> Float[Array, " n"]:
-    """Returns log sum_j exp(z_j) - z_y; the target is not used."""
+    """Returns log sum_j exp(z_j) - z_y; the target is not used.
+
+    Args:
+      logits: z, one row per image.
+      y: labels.
+      target: not used.
+    """
     del target
     # Not a difference of large numbers: where y is sure the loss is tiny.
     return -_pick(jax.nn.log_softmax(logits, axis=1), y)
@@ -72,6 +91,10 @@ def log_odds(logits: Float[Array, "n k"], y: Int[Array, " n"]) -> Float[Array, "
     """Returns log sum_(j != y) exp(z_j) - z_y, with two classes -margin.
 
     The cross-entropy is log(1 + exp) of it, so that both have one direction of ascent.
+
+    Args:
+      logits: z, one row per image.
+      y: labels.
     """
     own = jnp.arange(logits.shape[1], dtype=y.dtype)[None, :] == y[:, None]
     others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=1)
@@ -86,6 +109,11 @@ def ascent_of_cross_entropy(
     Where a model is sure its cross-entropy underflows, value and gradient, though what
     it reads has not changed: from 1e-13 down the value is another function that grows
     with the odds.
+
+    Args:
+      logits: one row per image.
+      y: labels.
+      target: not used.
     """
     del target
     odds = log_odds(logits, y)
@@ -110,7 +138,13 @@ def _positive(scale: Array) -> Array:
 def dlr(
     logits: Float[Array, "n k"], y: Int[Array, " n"], target: Int[Array, " n"]
 ) -> Float[Array, " n"]:
-    """Returns -(z_y - max_(j != y) z_j) / (z_(1) - z_(3)); needs three classes."""
+    """Returns -(z_y - max_(j != y) z_j) / (z_(1) - z_(3)); needs three classes.
+
+    Args:
+      logits: z, one row per image.
+      y: labels.
+      target: not used.
+    """
     del target
     top = jax.lax.top_k(logits, 3)[0]
     return -margin(logits, y) / _positive(top[:, 0] - top[:, 2])
@@ -119,7 +153,13 @@ def dlr(
 def targeted_dlr(
     logits: Float[Array, "n k"], y: Int[Array, " n"], target: Int[Array, " n"]
 ) -> Float[Array, " n"]:
-    """Returns -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2); needs four classes."""
+    """Returns -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2); needs four classes.
+
+    Args:
+      logits: z, one row per image.
+      y: labels.
+      target: t, the class that each image is to be read as.
+    """
     top = jax.lax.top_k(logits, 4)[0]
     below = (top[:, 2] + top[:, 3]) / 2
     ahead = _pick(logits, y) - _pick(logits, target)

@@ -43,7 +43,12 @@ __all__ = [
 
 
 def direction(gradient: Float[Array, "n h w c"], *, norm: str) -> Array:
-    """Returns the steepest direction of norm 1: the sign, or the unit vector."""
+    """Returns the steepest direction of norm 1: the sign, or the unit vector.
+
+    Args:
+      gradient: of the loss, in each image.
+      norm: "linf" or "l2".
+    """
     if norm == "linf":
         return jnp.sign(gradient)
     # Scaled first: the square of a small gradient underflows.
@@ -55,7 +60,13 @@ def direction(gradient: Float[Array, "n h w c"], *, norm: str) -> Array:
 
 
 def unit_noise(keys: Array, x: Float[Array, "n h w c"], *, norm: str) -> Array:
-    """Returns noise of norm 1 in the shape of x, a key for each image."""
+    """Returns noise of norm 1 in the shape of x, a key for each image.
+
+    Args:
+      keys: typed keys, one per image.
+      x: images, for shape and dtype alone.
+      norm: "linf" or "l2".
+    """
     shape, dtype = x.shape[1:], x.dtype
     if norm == "linf":
         noise = jax.vmap(lambda k: jax.random.uniform(k, shape, dtype, -1, 1))(keys)
@@ -65,7 +76,13 @@ def unit_noise(keys: Array, x: Float[Array, "n h w c"], *, norm: str) -> Array:
 
 
 def random_start(key: Array, allowed: Region, *, norm: str) -> Array:
-    """Returns allowed images: uniform within the ball, cut to the box."""
+    """Returns allowed images: uniform within the ball, cut to the box.
+
+    Args:
+      key: typed key.
+      allowed: of `threat_model.region`.
+      norm: "linf" or "l2".
+    """
     x = allowed.centre
     if norm == "linf":
         noise = jax.random.uniform(key, x.shape, x.dtype, -1, 1)
@@ -166,7 +183,15 @@ def bounded(threat_model: ThreatModel) -> None:
 
 
 def moves(step: _checks.Number, threat_model: ThreatModel) -> None:
-    """Raises ValueError if steps of length zero leave images where they started."""
+    """Raises ValueError if steps of length zero leave images where they started.
+
+    Args:
+      step: length of one, in units of the pixels.
+      threat_model: what the attacker may do.
+
+    Raises:
+      ValueError: the step is 0 and the bound is not.
+    """
     if step == 0 and threat_model.eps > 0:
         raise ValueError(
             f"step=0 moves no image within eps={threat_model.eps}: give a step above "

@@ -139,7 +139,12 @@ def places(task: Task, runs: int, num_active: int | None = None) -> int:
 
 
 def keys(key: Array, spot: Spot) -> Array:
-    """Returns a key for each run of each image, whatever its place."""
+    """Returns a key for each run of each image, whatever its place.
+
+    Args:
+      key: typed key of the attack.
+      spot: images at hand, with the row and the run of each.
+    """
 
     def one(row, which):
         return jax.random.fold_in(jax.random.fold_in(key, which), row)
@@ -148,7 +153,12 @@ def keys(key: Array, spot: Spot) -> Array:
 
 
 def whole(task: Task, target: Int[Array, " n"]) -> Spot:
-    """Returns a place for every image, for its first run."""
+    """Returns a place for every image, for its first run.
+
+    Args:
+      task: images and labels.
+      target: class that each image is to be read as.
+    """
     row = jnp.arange(len(task.y), dtype=jnp.int32)
     return Spot(task, row, jnp.zeros_like(row), target)
 
@@ -339,6 +349,12 @@ def run(
 
 
 def found(task: Task, best: Best, success: Bool[Array, " n"]) -> Found:
-    """Returns the images that succeed, and x for the others."""
+    """Returns the images that succeed, and x for the others.
+
+    Args:
+      task: images and labels.
+      best: of each image.
+      success: whether `best` is misread.
+    """
     images = jnp.where(per_sample(success), best.images, task.x)
     return Found(images, success, best.queries)

@@ -48,7 +48,13 @@ _UNKEYED = (
 
 @jax.jit
 def read(model: Any, x: Float[Array, "n h w c"], key: Array) -> Any:
-    """Returns what a model returns, compiled."""
+    """Returns what a model returns, compiled.
+
+    Args:
+      model: a pytree that is called with images and a key.
+      x: images.
+      key: typed key, for a model that is random.
+    """
     return model(x, key)
 
 
@@ -199,7 +205,12 @@ def _first_reading(
 
 
 def draws(key: Array, *, num_draws: int = DRAWS) -> Array:
-    """Returns keys by which a random model is judged."""
+    """Returns keys by which a random model is judged.
+
+    Args:
+      key: typed key.
+      num_draws: keys.
+    """
     return jax.random.split(jax.random.fold_in(key, 0x5EED), num_draws)
 
 

@@ -37,7 +37,23 @@ _RISE = 0.2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Flags of a training on images as they are."""
+    """Flags of a training on images as they are.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from ntk_privacy import data, evasion
+      >>> from ntk_privacy.evasion.robust_training import METHODS
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images, key = data.ImageSet.from_arrays(grey, [0, 1] * 4), jax.random.key(0)
+      >>> bound = evasion.ThreatModel(eps=0.1)
+      >>> for name in ("plain", "adversarial"):
+      ...     row = METHODS[name]
+      ...     config = row.configured(width=1, num_epochs=1)
+      ...     made = row.run(images, config, key=key, threat_model=bound)
+      ...     print(name, made.model.num_outputs)
+      plain 2
+      adversarial 2
+    """
 
     width: int = field(32, "Channels of the ConvNet.")
     num_train: int | None = field(

@@ -18,7 +18,23 @@ __all__ = ["Both", "Queries", "Steps", "Targets", "named"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Steps:
-    """Of an attack by steps."""
+    """Of an attack by steps.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from ntk_privacy import evasion
+      >>> def logits_fn(x):
+      ...     light = x.mean(axis=(1, 2, 3))
+      ...     return jnp.stack([0.5 - light, light - 0.5], axis=1)
+      >>> x, y = jnp.full((1, 2, 2, 1), 0.45), jnp.zeros(1, int)
+      >>> row, bound = evasion.METHODS["cw_guard"], evasion.ThreatModel("l2", 0.5)
+      >>> config = row.configured(num_steps=2)
+      >>> config
+      Steps(num_steps=2)
+      >>> given = {"key": jax.random.key(0), "threat_model": bound}
+      >>> row.run(logits_fn, x, y, config, **given).success.tolist()
+      [False]
+    """
 
     num_steps: int = field(100, "Steps.")
 

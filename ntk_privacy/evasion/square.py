@@ -87,7 +87,11 @@ def _pyramid(h: int, w: int) -> np.ndarray:
 
 
 def bump(side: int) -> np.ndarray:
-    """Returns two pyramids of opposite sign that fill a square, of norm 1."""
+    """Returns two pyramids of opposite sign that fill a square, of norm 1.
+
+    Args:
+      side: of the square, in pixels.
+    """
     half = side // 2
     found = np.zeros((side, side))
     if half:
@@ -329,7 +333,11 @@ def run(
     rescale: bool = False,
     num_active: int | None = None,
 ) -> Found:
-    """Walks from one start on what is active."""
+    """Walks from one start on what is active.
+
+    Args: task of `task.prepare`, norm of the threat model, num_active the images at
+      hand at once; the others are those of `attack`.
+    """
     shape = (task.x.shape[1], task.x.shape[2])
     lengths = sides(num_queries, shape, p_init=p_init, rescale=rescale, norm=norm)
     bumps = table(shape, norm, task.x.dtype)

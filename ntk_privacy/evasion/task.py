@@ -59,7 +59,11 @@ _CONFIRMING = 10
 
 
 def batch_size(count: int) -> int:
-    """Returns how many of so many images are best evaluated at once."""
+    """Returns how many of so many images are best evaluated at once.
+
+    Args:
+      count: images in all.
+    """
     return min(_BATCH.get(_platform.name(), _MOST), count)
 
 
@@ -111,6 +115,9 @@ def takes_key(logits_fn: LogitsFn) -> bool:
     """Returns whether a model is random: whether it must be given a `key`.
 
     One with a key of its own, or that may do without, is as it is by default.
+
+    Args:
+      logits_fn: the model.
     """
     try:
         found = inspect.signature(logits_fn).parameters.get("key")
@@ -194,7 +201,11 @@ def prepare(
 
 
 def misread(task: Task) -> Bool[Array, " n"]:
-    """Returns which images are misread as they are, by one draw."""
+    """Returns which images are misread as they are, by one draw.
+
+    Args:
+      task: of `prepare`.
+    """
     return losses.misread(task.logits, task.y)
 
 
@@ -284,8 +295,6 @@ def carry_out(
 ) -> Adversarial:
     """Checks the input, attacks, and returns the result.
 
-    `pgd.attack`, which calls this, has an example.
-
     Args:
       run: `(task, *, key, norm, **options) -> Found`.
       logits_fn: see `LogitsFn`.
@@ -297,6 +306,21 @@ def carry_out(
 
     Raises:
       ValueError: see `prepare` and `finish`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from ntk_privacy.evasion import ThreatModel, losses, task
+      >>> def brighten(given, *, key, norm):
+      ...     images = given.x + given.limits.eps
+      ...     success = losses.misread(given.model(images, key), given.y)
+      ...     return task.Found(images, success, jnp.ones(1, jnp.int32))
+      >>> def logits_fn(x):
+      ...     light = x.mean(axis=(1, 2, 3))
+      ...     return jnp.stack([0.5 - light, light - 0.5], axis=1)
+      >>> x, y = jnp.full((1, 2, 2, 1), 0.45), jnp.zeros(1, int)
+      >>> given = {"key": jax.random.key(0), "threat_model": ThreatModel(eps=0.1)}
+      >>> task.carry_out(brighten, logits_fn, x, y, **given).success.tolist()
+      [True]
     """
     task = prepare(logits_fn, x, y, key=key, threat_model=threat_model)
     found = run(task, key=key, norm=threat_model.norm, **options)

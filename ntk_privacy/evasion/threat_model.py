@@ -40,6 +40,11 @@ class ThreatModel:
     Raises:
       ValueError: an unknown norm, an eps that is negative or wider than the box, or an
         empty box.
+
+    Example:
+      >>> from ntk_privacy import evasion
+      >>> evasion.ThreatModel("l2", eps=0.5)
+      ThreatModel(norm='l2', eps=0.5, low=0.0, high=1.0)
     """
 
     norm: str = "linf"
@@ -82,6 +87,20 @@ class Adversarial(NamedTuple):
       queries: evaluations of the model that were spent on each image, with or without
         gradient; 0 if it was misread before.
       distance: from x, in the norm of the threat model.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from ntk_privacy import evasion
+      >>> def logits_fn(x):
+      ...     light = x.mean(axis=(1, 2, 3))
+      ...     return jnp.stack([0.5 - light, light - 0.5], axis=1)
+      >>> x, y = jnp.full((1, 2, 2, 1), 0.45), jnp.zeros(1, int)
+      >>> bound = evasion.ThreatModel(eps=0.1)
+      >>> made = evasion.pgd.attack(
+      ...     logits_fn, x, y, key=jax.random.key(0), threat_model=bound, num_steps=5
+      ... )
+      >>> made.images.shape, made.success.tolist(), bool(made.distance[0] <= 0.1)
+      ((1, 2, 2, 1), [True], True)
     """
 
     images: Float[Array, "n h w c"]
@@ -151,7 +170,11 @@ class Region(NamedTuple):
 
 
 def wide(*dtypes: np.dtype | type) -> type:
-    """Returns a type of floating point that holds all of them, float32 at least."""
+    """Returns a type of floating point that holds all of them, float32 at least.
+
+    Args:
+      *dtypes: floating point.
+    """
     double = any(jnp.dtype(dtype) == jnp.float64 for dtype in dtypes)
     return jnp.float64 if double else jnp.float32
 
@@ -159,12 +182,21 @@ def wide(*dtypes: np.dtype | type) -> type:
 def per_sample(
     values: Float[Array, " n"] | Bool[Array, " n"],
 ) -> Float[Array, "n 1 1 1"] | Bool[Array, "n 1 1 1"]:
-    """Returns one value per image with the axes of images."""
+    """Returns one value per image with the axes of images.
+
+    Args:
+      values: one per image.
+    """
     return values[:, None, None, None]
 
 
 def distance(move: Float[Array, "n h w c"], *, norm: str) -> Float[Array, " n"]:
-    """Returns the norm of each move, in float32 at least."""
+    """Returns the norm of each move, in float32 at least.
+
+    Args:
+      move: of each image, in units of the pixels.
+      norm: "linf" or "l2".
+    """
     move = move.astype(wide(move.dtype))
     if norm == "linf":
         return jnp.max(jnp.abs(move), axis=(1, 2, 3))

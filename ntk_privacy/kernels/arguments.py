@@ -88,7 +88,11 @@ def _leaf(path, leaf, dtype):
 
 
 def is_floating(leaf: Any) -> bool:
-    """Returns whether a real leaf is differentiated; counters and keys are not."""
+    """Returns whether a real leaf is differentiated; counters and keys are not.
+
+    Args:
+      leaf: array, or its shape and dtype.
+    """
     return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
@@ -97,7 +101,11 @@ def _is_complex(leaf: Any) -> bool:
 
 
 def real(params: Params) -> Params:
-    """Returns the tree with complex leaves as pairs of real ones."""
+    """Returns the tree with complex leaves as pairs of real ones.
+
+    Args:
+      params: pytree of arrays, or of their shapes and dtypes.
+    """
 
     def parts(leaf):
         if not _is_complex(leaf):
@@ -111,7 +119,12 @@ def real(params: Params) -> Params:
 
 
 def real_apply_fn(apply_fn: ApplyFn, params: Params) -> ApplyFn:
-    """Returns the network as a function of `real(params)`; itself if all are real."""
+    """Returns the network as a function of `real(params)`; itself if all are real.
+
+    Args:
+      apply_fn: `(params, images) -> outputs`.
+      params: that it takes; their dtypes alone matter.
+    """
     if not any(_is_complex(leaf) for leaf in jax.tree.leaves(params)):
         return apply_fn
 

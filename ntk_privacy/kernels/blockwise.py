@@ -20,16 +20,8 @@ from ntk_privacy import _checks, _loop, _programs, hosts, sharding
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import Callback, KernelFn
 
-__all__ = [
-    "diagonal",
-    "evaluate",
-    "product",
-    "self_kernel",
-    "self_product",
-    "size_within",
-    "split",
-    "stream",
-]
+__all__ = ["diagonal", "evaluate", "product", "self_kernel", "self_product"]
+__all__ += ["size_within", "split", "stream"]
 
 
 def self_kernel(
@@ -38,6 +30,10 @@ def self_kernel(
     """Returns the kernel of images with themselves.
 
     Leaves `x2` out where `kernel_fn` allows that: such kernels have an exact diagonal.
+
+    Args:
+      kernel_fn: `(x1, x2)` or `(x1, x2=None)`.
+      x: images.
     """
     try:
         second = list(inspect.signature(kernel_fn).parameters.values())[1]
@@ -66,6 +62,9 @@ def evaluate(
       x2: images of the columns.
       block_size: images on either side of a block.
       mesh: of `sharding.row_mesh`; None is one device, where p is n1.
+
+    Raises:
+      ValueError: block_size is below 1.
 
     Example:
       >>> import jax
@@ -101,6 +100,9 @@ def product(
       v: one row per image of x2.
       block_size: images on either side of a block.
       mesh: of `sharding.row_mesh`; None is one device.
+
+    Raises:
+      ValueError: block_size is below 1, or x2 and v differ in length.
 
     Example:
       >>> import jax

@@ -68,6 +68,11 @@ def squared_distances(
     """Returns the mean over pixels of (x1 - x2)^2 where `wanted`, anything elsewhere.
 
     Differences first, row by row of x1: only those that are wanted, if they are few.
+
+    Args:
+      x1: images, flattened.
+      x2: images, flattened.
+      wanted: entries that are asked for.
     """
     d = x1.shape[-1]
 

@@ -109,7 +109,13 @@ def trainable(
 
 
 def jacobian(apply_fn: ApplyFn, params: Params, out: Out) -> Method:
-    """Returns the method that contracts whole Jacobians, leaf by leaf."""
+    """Returns the method that contracts whole Jacobians, leaf by leaf.
+
+    Args:
+      apply_fn: `(params, images) -> outputs`.
+      params: of the network.
+      out: outputs, dtype and whether to sum over the diagonal of outputs.
+    """
     network, own = trainable(apply_fn, params)
     num_outputs, dtype, trace_outputs = out
 
@@ -137,6 +143,11 @@ def ntk_vector(apply_fn: ApplyFn, params: Params, out: Out) -> Method:
     """Returns the method of one vjp and one jvp per column: no Jacobian is held.
 
     Source: Novak et al., ICML 2022 (arXiv:2206.08720), section 3.2.
+
+    Args:
+      apply_fn: `(params, images) -> outputs`.
+      params: of the network.
+      out: outputs, dtype and whether to sum over the diagonal of outputs.
     """
     network, own = trainable(apply_fn, params)
     num_outputs, dtype, trace_outputs = out

@@ -3,6 +3,8 @@
 Kernels have axes (n1, n2, h, w), a pixel of one image with the same pixel of the other,
 or, where pooling mixes pixels, (n1, n2, h, h', w, w'). Variances have length 1 along
 the axes of the other image.
+
+Sources: those of `infinite_conv`.
 """
 
 import dataclasses
@@ -160,7 +162,11 @@ def _profiles_apart(q1: Array, q2: Array) -> Array:
 
 
 def walk(layers: Sequence[Layer]) -> Iterator[Layer]:
-    """Yields all layers in the order in which they run."""
+    """Yields all layers in the order in which they run.
+
+    Args:
+      layers: with branches, perhaps, which are walked in order.
+    """
     for layer in layers:
         if isinstance(layer, Sum):
             for branch in layer.branches:
@@ -265,7 +271,11 @@ def _with_pooled_variances(pair: Pair, nngp: Array) -> Pair:
 
 
 def broadcasts(own: Array) -> tuple[Array, Array]:
-    """Returns (n, 1, h, w) as it meets h and as it meets h'; (n, 1) as it is."""
+    """Returns (n, 1, h, w) as it meets h and as it meets h'; (n, 1) as it is.
+
+    Args:
+      own: variances of each image, per pixel or as one number.
+    """
     if own.ndim == 2:
         return own, own
     return own[:, :, :, None, :, None], own[:, :, None, :, None, :]

@@ -105,7 +105,11 @@ def _homogeneous(k, q1, q2, a: float, b: float, equal) -> Dual:
 
 
 def inverse_root(q: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns 1 / sqrt(q), and 0 with derivative 0 where q is 0."""
+    """Returns 1 / sqrt(q), and 0 with derivative 0 where q is 0.
+
+    Args:
+      q: variances, at least 0.
+    """
     inside = q > 0
     return jnp.where(inside, jax.lax.rsqrt(jnp.where(inside, q, 1.0)), 0.0)
 
@@ -157,7 +161,13 @@ def dual_of_gaps(
 def gaps_of(
     k: Float[Array, "..."], q1: Float[Array, "..."], q2: Float[Array, "..."]
 ) -> Gaps:
-    """Returns the gaps of a covariance, as well as rounding lets them be known."""
+    """Returns the gaps of a covariance, as well as rounding lets them be known.
+
+    Args:
+      k: covariance.
+      q1: variance of one side.
+      q2: variance of the other.
+    """
     lengths = root(q1) * root(q2)
     return Gaps(
         2 * jnp.maximum(lengths - k, 0),
@@ -189,7 +199,11 @@ def spread(
 
 
 def root(q: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns sqrt(q), with derivative 0 where q is 0."""
+    """Returns sqrt(q), with derivative 0 where q is 0.
+
+    Args:
+      q: variances, at least 0.
+    """
     return q * inverse_root(q)
 
 

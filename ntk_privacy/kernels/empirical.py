@@ -37,8 +37,10 @@ def jacobian(
 ) -> Float[Array, "n c p"]:
     """Returns the gradients of every output, flattened over all parameters.
 
-    Needs n * c * p numbers of memory: the slow, obvious path. Arguments and faults are
-    those of `ntk`; of a complex leaf come the real parts, then the imaginary ones.
+    Needs n * c * p numbers of memory: the slow, obvious path. Of a complex leaf come
+    the real parts, then the imaginary ones.
+
+    Args and Raises: see `ntk`.
 
     Example:
       >>> import jax
@@ -139,7 +141,19 @@ def plan(
 ) -> Plan:
     """Returns what `ntk` would do with the same arguments, and `print` explains it.
 
-    Counted from shapes alone; x1 and x2 may be `jax.ShapeDtypeStruct`s.
+    Counted from shapes alone.
+
+    Args:
+      apply_fn: `(params, images) -> (n, c)`.
+      params: any pytree.
+      x1: images, or their shape and dtype.
+      x2: likewise; x1 when absent.
+      trace_outputs: see `ntk`.
+      method: one of `ntk`; "auto" is the cheapest.
+      memory_budget: bytes, see `ntk`.
+
+    Raises:
+      ValueError: see `ntk`.
 
     Example:
       >>> import jax
@@ -174,7 +188,10 @@ def diagonal(
     method: str = "auto",
     memory_budget: int | None = None,
 ) -> Float[Array, " n"] | Float[Array, "n c c"]:
-    """Returns the kernel of each image with itself; arguments as of `ntk`."""
+    """Returns the kernel of each image with itself.
+
+    Args and Raises: see `ntk`.
+    """
     x = arguments.images("x", x)
     params = arguments.parameters(params, x.dtype)
     model_checks.network(apply_fn, params, x, None, name="x")

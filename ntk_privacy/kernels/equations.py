@@ -30,12 +30,22 @@ class Equation(NamedTuple):
 
 
 def read(values: dict[int, Any], name: Name) -> Any:
-    """Returns the value of that name."""
+    """Returns the value of that name.
+
+    Args:
+      values: by name.
+      name: number of a value, or a literal.
+    """
     return values[name] if isinstance(name, int) else name.val
 
 
 def bind(equation: Equation, inputs: list[Any]) -> Sequence[Any]:
-    """Returns the outputs of an equation at `inputs`."""
+    """Returns the outputs of an equation at `inputs`.
+
+    Args:
+      equation: of a traced function.
+      inputs: values of its inputs, in order.
+    """
     if _is_plain_pooling(equation):
         return [_pooled(inputs[0], equation.params["window_dimensions"])]
     bound = equation.primitive.get_bind_params(dict(equation.params))
@@ -65,7 +75,15 @@ def _pooled(x: Array, window: Sequence[int]) -> Array:
 
 
 def flatten(closed, names, count, equations, constants) -> list[Name]:
-    """Appends all equations, calls inlined; returns the names of the outputs."""
+    """Appends all equations, calls inlined; returns the names of the outputs.
+
+    Args:
+      closed: jaxpr with its constants.
+      names: of its inputs.
+      count: iterator of names that are not taken.
+      equations: list that is appended to.
+      constants: values by name, which is added to.
+    """
     jaxpr = closed.jaxpr
     known: dict[Any, Name] = dict(zip(jaxpr.invars, names, strict=True))
     for var, value in zip(jaxpr.constvars, closed.consts, strict=True):
@@ -106,7 +124,11 @@ _SUMMED = {"convolve_3x3": 1, "convolve_3x3_kernel": 0}
 
 
 def flops(jaxpr) -> float:
-    """Counts multiplications and additions of all equations, from shapes alone."""
+    """Counts multiplications and additions of all equations, from shapes alone.
+
+    Args:
+      jaxpr: of a traced function, calls inlined or not.
+    """
     total = 0.0
     for eqn in jaxpr.eqns:
         size = sum(math.prod(getattr(v.aval, "shape", ())) for v in eqn.outvars)

@@ -79,7 +79,12 @@ def _takes(fn: Callable[..., Array], arrays: list[Array]) -> bool:
 
 
 def add_ridge(k: np.ndarray, diag_reg: float) -> np.ndarray:
-    """Returns k + diag_reg mean(diag(k)) I."""
+    """Returns k + diag_reg mean(diag(k)) I.
+
+    Args:
+      k: square kernel.
+      diag_reg: ridge relative to the mean diagonal.
+    """
     return k + diag_reg * np.trace(k) / len(k) * np.eye(len(k))
 
 
@@ -87,6 +92,10 @@ def factor(k: np.ndarray, diag_reg: float) -> np.ndarray | None:
     """Returns the Cholesky factor of k with its ridge; None if it is not positive.
 
     A pivot within rounding of 0 is no more positive than one below it.
+
+    Args:
+      k: square kernel, float64.
+      diag_reg: ridge relative to the mean diagonal.
     """
     ridged = add_ridge(k, diag_reg)
     try:
@@ -98,7 +107,13 @@ def factor(k: np.ndarray, diag_reg: float) -> np.ndarray | None:
 
 
 def solve(k: np.ndarray, y: Array | np.ndarray, *, diag_reg: float = 0.0) -> np.ndarray:
-    """Returns (k + ridge)^-1 y, NaN if it is singular in float64."""
+    """Returns (k + ridge)^-1 y, NaN if it is singular in float64.
+
+    Args:
+      k: square kernel, float64.
+      y: right-hand sides, one row per image.
+      diag_reg: ridge relative to the mean diagonal.
+    """
     y = np.asarray(y, np.float64)
     root = factor(k, diag_reg)
     if root is None:

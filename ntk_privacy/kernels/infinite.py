@@ -98,7 +98,15 @@ def nngp_and_ntk(
 def kernel(
     layers: tuple[Layer, ...], *, get: Literal["ntk", "nngp"] = "ntk"
 ) -> KernelFn:
-    """Returns `(x1, x2=None) -> (n1, n2)`, one of the two of `nngp_and_ntk`."""
+    """Returns `(x1, x2=None) -> (n1, n2)`, one of the two of `nngp_and_ntk`.
+
+    Args:
+      layers: of the network, see `nngp_and_ntk`.
+      get: "ntk" or "nngp".
+
+    Raises:
+      ValueError: another `get`.
+    """
     _checks.one_of(("ntk", "nngp"), get=get)
     both = nngp_and_ntk(layers)
 
@@ -166,7 +174,13 @@ def mlp_layers(
     width: int | None = None,
     use_bias: bool = True,
 ) -> tuple[Layer, ...]:
-    """Returns the layers of `mlp`, for `nngp_and_ntk` or to build on."""
+    """Returns the layers of `mlp`, for `nngp_and_ntk` or to build on.
+
+    Args: those of `mlp`.
+
+    Raises:
+      ValueError: depth is negative, an unknown activation, or see `check_width`.
+    """
     _checks.at_least(0, depth=depth)
     check_width(parametrization, width if depth else 1)
     act = resolve(activation)

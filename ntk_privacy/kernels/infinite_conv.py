@@ -102,7 +102,15 @@ def nngp_and_ntk(layers: Sequence[Layer]) -> Callable[..., Kernels]:
 
 
 def kernel(layers: Sequence[Layer], *, get: Literal["ntk", "nngp"] = "ntk") -> KernelFn:
-    """Returns `(x1, x2=None) -> (n1, n2)`, one of the two of `nngp_and_ntk`."""
+    """Returns `(x1, x2=None) -> (n1, n2)`, one of the two of `nngp_and_ntk`.
+
+    Args:
+      layers: of the network, see `nngp_and_ntk`.
+      get: "ntk" or "nngp".
+
+    Raises:
+      ValueError: another `get`.
+    """
     _checks.one_of(("ntk", "nngp"), get=get)
     both = nngp_and_ntk(layers)
 
@@ -185,6 +193,9 @@ def myrtle(
         last one by 8: images have 32 x 32 pixels.
       weight_std: s of `infinite.Dense`.
       bias_std: b of `infinite.Dense`.
+
+    Raises:
+      ValueError: another depth.
     """
     stages = {5: (2, 1, 1), 7: (2, 2, 2), 10: (3, 3, 3)}
     _checks.one_of(stages, depth=depth)

@@ -127,7 +127,13 @@ def trace(apply_fn: ApplyFn, params: Params, image: Any) -> Network:
 
 
 def features(network: Network, params: Params, image: Float[Array, "..."]) -> Pieces:
-    """Returns the factors of one image's gradient; `vmap` it over images."""
+    """Returns the factors of one image's gradient; `vmap` it over images.
+
+    Args:
+      network: of `trace`.
+      params: of the network.
+      image: one, without an axis of images.
+    """
     params = arguments.parameters(params, image.dtype)
     flat = jax.tree.leaves(arguments.real(params))
     own = [leaf for leaf in flat if arguments.is_floating(leaf)]

@@ -230,6 +230,10 @@ def abrelu(negative_slope: float, positive_slope: float) -> Activation:
 
     Every positively homogeneous function of degree one is of this form: leaky ReLU is
     (0.01, 1), the absolute value (-1, 1), the identity (1, 1).
+
+    Args:
+      negative_slope: where x is below 0.
+      positive_slope: where it is above 0.
     """
     return Activation("homogeneous", negative_slope, positive_slope)
 
@@ -322,7 +326,11 @@ def is_homogeneous(layers: tuple[Layer, ...]) -> bool:
 
 
 def residual(*layers: Layer) -> Sum:
-    """Returns x + layers(x); the last of `layers` must have weights."""
+    """Returns x + layers(x); the last of `layers` must have weights.
+
+    Args:
+      *layers: of the branch, in order.
+    """
     return Sum(((), layers))
 
 
@@ -330,7 +338,12 @@ _MANY = 16  # equal blocks: gradients of fewer are a sixth faster one by one
 
 
 def run(layers: tuple[Layer, ...], pair: Pair) -> Pair:
-    """Applies `layers` in turn; many equal blocks of them are one compiled loop."""
+    """Applies `layers` in turn; many equal blocks of them are one compiled loop.
+
+    Args:
+      layers: in order.
+      pair: covariances of the images that go in.
+    """
     start, period, times = repeated.blocks(layers)
     if times < _MANY:
         return _unrolled(layers, pair)

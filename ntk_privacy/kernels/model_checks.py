@@ -29,8 +29,12 @@ def network(
 ) -> jax.ShapeDtypeStruct:
     """Returns the shape of one image's outputs, (1, c).
 
-    x1 and x2 are arrays or their shapes; x2 may be None. `name` is that of x1 in
-    messages.
+    Args:
+      apply_fn: `(params, images) -> (n, c)`.
+      params: of the network.
+      x1: images, or their shape and dtype.
+      x2: likewise, or None.
+      name: of x1, in messages.
 
     Raises:
       ValueError: images of unequal or wrong shape, no image, integers; a network that
@@ -109,6 +113,14 @@ def rows_apart(apply_fn: ApplyFn, params: Params, x: Array) -> None:
     has other outputs in a batch than alone. The latter rounding can do, and greatly
     where outputs are small beside what they are made of, as f(a) - f(b) is: there they
     must differ by far more than when all numbers move in their last place.
+
+    Args:
+      apply_fn: `(params, images) -> outputs`.
+      params: of the network.
+      x: images.
+
+    Raises:
+      ValueError: they do, as under batch statistics or dropout.
     """
     if not _checks.concrete(*jax.tree.leaves((params, x))):
         return
@@ -177,6 +189,9 @@ def kernel(out: Array, **given: Any) -> None:
     Args:
       out: the kernel.
       **given: trees of arrays that it was computed from.
+
+    Raises:
+      ValueError: it has a NaN or an infinity.
     """
     if not _checks.concrete(out) or np.isfinite(np.asarray(out)).all():
         return

@@ -45,13 +45,31 @@ class Kernel(NamedTuple):
 
 
 def bytes_of(budget: float) -> int:
-    """Returns a budget of MiB in bytes, at least one."""
+    """Returns a budget of MiB in bytes, at least one.
+
+    Args:
+      budget: memory, MiB.
+    """
     return max(int(budget * 2**20), 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layers:
-    """Layers of infinite width in the NTK parametrisation."""
+    """Layers of infinite width in the NTK parametrisation.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy.kernels import named
+      >>> row, key = named.KERNELS["neural_tangents_mlp"], jax.random.key(0)
+      >>> problem = named.Problem(jax.random.normal(key, (3, 4, 4, 1)), 1)
+      >>> try:
+      ...     kernel = row.run(problem, row.configured(), key=key)
+      ...     shape = kernel.fn(problem.images).shape
+      ... except ImportError:  # neural-tangents is not installed
+      ...     shape = (3, 3)
+      >>> shape
+      (3, 3)
+    """
 
     depth: int = field(2, "Hidden layers.")
     activation: Literal["relu", "erf", "gelu"] = field("relu", "Of hidden layers.")
@@ -65,7 +83,17 @@ class Layers:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Infinite(Layers):
-    """Layers of infinite width in either parametrisation."""
+    """Layers of infinite width in either parametrisation.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy.kernels.named import KERNELS, Problem
+      >>> problem = Problem(jax.random.normal(jax.random.key(0), (3, 4, 4, 1)), 1)
+      >>> row = KERNELS["infinite_mlp"]
+      >>> kernel = row.run(problem, row.configured(depth=1), key=jax.random.key(1))
+      >>> kernel.fn(problem.images).shape
+      (3, 3)
+    """
 
     parametrization: Literal["ntk", "standard"] = field("ntk", "Of the network.")
     width: int = field(1024, "Units of a hidden layer, where they count.")
@@ -84,7 +112,17 @@ _NTK = "--parametrization=ntk"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InfiniteConv(Infinite):
-    """Convolutions of infinite width."""
+    """Convolutions of infinite width.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy.kernels.named import KERNELS, Problem
+      >>> problem = Problem(jax.random.normal(jax.random.key(0), (3, 4, 4, 1)), 1)
+      >>> row = KERNELS["infinite_convnet"]
+      >>> kernel = row.run(problem, row.configured(depth=1), key=jax.random.key(1))
+      >>> kernel.fn(problem.images).shape
+      (3, 3)
+    """
 
     head: Literal["flatten", "global_pool"] = field("flatten", "After the last block.")
     pooling: Literal["none", "avg"] = field("none", "After each block.")
@@ -92,7 +130,17 @@ class InfiniteConv(Infinite):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Empirical:
-    """A network of some width, with Flax's initialisation and ReLU."""
+    """A network of some width, with Flax's initialisation and ReLU.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy.kernels.named import KERNELS, Problem
+      >>> problem = Problem(jax.random.normal(jax.random.key(0), (3, 4, 4, 1)), 1)
+      >>> row = KERNELS["empirical_mlp"]
+      >>> kernel = row.run(problem, row.configured(width=8), key=jax.random.key(1))
+      >>> kernel.fn(problem.images).shape
+      (3, 3)
+    """
 
     depth: int = field(2, "Hidden layers.")
     parametrization: Literal["standard", "ntk"] = field("standard", "Of the network.")

@@ -54,6 +54,15 @@ def load() -> types.ModuleType:
 
     Warns:
       UserWarning: a version of neural-tangents or JAX that the layer is not tested on.
+
+    Example:
+      >>> from ntk_privacy.kernels import neural_tangents
+      >>> try:
+      ...     told = neural_tangents.load().__name__
+      ... except ImportError:  # which says how to install it
+      ...     told = "neural_tangents"
+      >>> told
+      'neural_tangents'
     """
     loaded = sys.modules.get("neural_tangents")
     if loaded is not None:
@@ -96,6 +105,9 @@ def as_kernel_fn(
       get: which of its kernels.
 
     It runs with JAX's standard promotion rules, which neural-tangents relies on.
+
+    Raises:
+      ValueError: another `get`.
     """
     _checks.one_of(("ntk", "nngp"), get=get)
 

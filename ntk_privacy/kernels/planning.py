@@ -76,7 +76,13 @@ _NETWORKS = _programs.Memo()
 
 
 def network_shapes(apply_fn: ApplyFn, params: Params, image: Any) -> Any:
-    """Returns `layer_trace.trace` without the program; remembered where possible."""
+    """Returns `layer_trace.trace` without the program; remembered where possible.
+
+    Args:
+      apply_fn: `(params, images) -> outputs`.
+      params: of the network, or their shapes and dtypes.
+      image: shape and dtype of one.
+    """
     leaves, structure = jax.tree.flatten(params)
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     # Networks may compute in one way here and in another there.
@@ -102,7 +108,13 @@ def choose(
     method: str,
     memory_budget: int | None,
 ) -> Plan:
-    """Returns the method of fewest FLOPs within the budget; see `empirical.plan`."""
+    """Returns the method of fewest FLOPs within the budget.
+
+    Args: those of `empirical.plan`.
+
+    Raises:
+      ValueError: an unknown method, or a budget below one block of one image by one.
+    """
     _checks.one_of(("auto", *METHODS), method=method)
     # By type: text that says no would count as true.
     _checks.one_of((True, False), trace_outputs=trace_outputs)

@@ -7,6 +7,9 @@ Kernels and solves are float64 on the host, and duals have the dtype of the targ
 what is left of rounding is that of the duals: at most eps/2 of each, and
 sqrt(sum_j (K_ij a_j)^2) eps/2 or so in a prediction. `duals` refuses what would be more
 than a tenth of the targets.
+
+The ridge relative to the mean diagonal is that of the released code of Loo et al., ICLR
+2024 (arXiv:2302.01428).
 """
 
 from collections.abc import Mapping
@@ -49,6 +52,9 @@ def check_data(
       images: by name.
       targets: by name, likewise traced or not.
       diag_reg: ridge relative to the mean diagonal.
+
+    Raises:
+      ValueError: one of these does not hold; it names the array.
     """
     for name, rows in targets.items():
         if jnp.ndim(rows) != 2:
@@ -66,7 +72,15 @@ def check_data(
 
 
 def check_kernel_fn(kernel_fn: KernelFn, x: Float[Array, "n ..."]) -> None:
-    """Raises ValueError unless `kernel_fn` maps n and 1 images to an (n, 1) array."""
+    """Raises ValueError unless `kernel_fn` maps n and 1 images to an (n, 1) array.
+
+    Args:
+      kernel_fn: `(x1, x2) -> (n1, n2)`.
+      x: images.
+
+    Raises:
+      ValueError: it returns something else.
+    """
     out = jax.eval_shape(kernel_fn, x, x[:1])
     shape = getattr(out, "shape", None)
     if shape != (len(x), 1) or not isinstance(out, jax.ShapeDtypeStruct):
@@ -97,6 +111,10 @@ def check_solvable(
       dtype: precision that the solution is held in, that of k when absent.
       error: `error_at_copies` of the kernel: images nearer to each other than it can
         tell need a ridge that is greater.
+
+    Raises:
+      ValueError: it is singular or not finite; it names two images that coincide, if
+        any, and the remedy.
     """
     ridged = host.add_ridge(np.asarray(k), diag_reg).astype(np.asarray(k).dtype)
     if not np.isfinite(ridged).all():
@@ -152,7 +170,11 @@ def error_at_copies(
 
 
 def larger_ridge(diag_reg: float) -> str:
-    """Returns a ridge to name as remedy where `diag_reg` is too small."""
+    """Returns a ridge to name as remedy where `diag_reg` is too small.
+
+    Args:
+      diag_reg: ridge relative to the mean diagonal.
+    """
     return "1e-5" if diag_reg < 1e-5 else f"{10 * diag_reg:.1g}"
 
 
@@ -268,6 +290,10 @@ def predict(
       duals: of `duals`.
       x: images to predict.
       block_size: images on either side of a block.
+
+    Raises:
+      ValueError: x_train and duals differ in length, duals without a column per output,
+        or block_size below 1.
 
     Example:
       >>> import jax

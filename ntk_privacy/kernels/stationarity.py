@@ -55,7 +55,13 @@ class Factored(NamedTuple):
 def features(
     params_0: Params, params_t: Params, points: Sequence[float]
 ) -> tuple[Params, ...]:
-    """Returns theta_0 + s (theta_t - theta_0) for every s of `points`."""
+    """Returns theta_0 + s (theta_t - theta_0) for every s of `points`.
+
+    Args:
+      params_0: parameters before training.
+      params_t: after it.
+      points: s, in [0, 1].
+    """
 
     def between(s, a, b):
         if not jnp.issubdtype(jnp.asarray(a).dtype, jnp.inexact):
@@ -252,6 +258,9 @@ def normal_equations(
       change: params_t - params_0, or `factor` of it; layers left out do not count.
       images: candidates.
       sharpness: of the smoothed ReLU.
+
+    Raises:
+      ValueError: no layer in `change`, or parameters or images that do not fit the MLP.
     """
     _check(model, features, change, images)
     m, c = len(images), model.num_outputs

@@ -43,7 +43,12 @@ class Trace(NamedTuple):
 
 
 def layers(model: MLP, params: Params) -> list[Layer]:
-    """Returns the Dense layers in order, with the parametrisation's input scale."""
+    """Returns the Dense layers in order, with the parametrisation's input scale.
+
+    Args:
+      model: the MLP.
+      params: of it.
+    """
     out = []
     for i in range(len(model.widths) + 1):
         leaf = params[f"Dense_{i}"]

@@ -95,7 +95,13 @@ def _seen(x: Images) -> list[list[Array]]:
 
 
 def by_product(x: Images, kernel: Kernels, precision: Any) -> Values:
-    """One product, of all pixels that the kernel sees."""
+    """One product, of all pixels that the kernel sees.
+
+    Args:
+      x: images, of groups.
+      kernel: 3x3, one of each group.
+      precision: of products; None is the backend's default.
+    """
     flat = kernel.reshape(len(kernel), -1, kernel.shape[-1])
     seen = jnp.concatenate([part for row in _seen(x) for part in row], -1)
     return _times(seen, flat, precision)
@@ -122,6 +128,11 @@ def by_tiles(x: Images, kernel: Kernels, precision: Any) -> Values:
     They are of differences of pixels and of sums of kernel entries; rounding is that of
     the plain sum. Source: Winograd's F(2x2, 3x3), Lavin & Gray, CVPR 2016
     (arXiv:1509.09308).
+
+    Args:
+      x: images, of groups.
+      kernel: 3x3, one of each group.
+      precision: of products; None is the backend's default.
     """
     g, n, h, w, _ = x.shape
     k = kernel.shape[-1]
@@ -145,7 +156,13 @@ def by_tiles(x: Images, kernel: Kernels, precision: Any) -> Values:
 
 
 def kernel_by_product(x: Images, slopes: Values, precision: Any) -> Kernels:
-    """The gradient in the kernel: one product for each of its rows."""
+    """The gradient in the kernel: one product for each of its rows.
+
+    Args:
+      x: images, of groups.
+      slopes: gradient in what the convolution gives.
+      precision: of products; None is the backend's default.
+    """
     g, c, k = len(x), x.shape[-1], slopes.shape[-1]
     rows = [
         _sum_of_times(jnp.concatenate(row, -1), slopes, precision) for row in _seen(x)
@@ -154,7 +171,13 @@ def kernel_by_product(x: Images, slopes: Values, precision: Any) -> Kernels:
 
 
 def kernel_by_tiles(x: Images, slopes: Values, precision: Any) -> Kernels:
-    """The gradient in the kernel by the products of `by_tiles`; even sides."""
+    """The gradient in the kernel by the products of `by_tiles`; even sides.
+
+    Args:
+      x: images, of groups.
+      slopes: gradient in what the convolution gives.
+      precision: of products; None is the backend's default.
+    """
     half = jnp.asarray(0.5, x.dtype)
     spread = _both_ways(
         lambda a, b: (a, a + b, a - b, -b),
@@ -174,7 +197,11 @@ def kernel_by_tiles(x: Images, slopes: Values, precision: Any) -> Kernels:
 
 
 def turned(kernel: Kernels) -> Float[Array, "g 3 3 k c"]:
-    """Returns the kernel by which the gradient in the images is a convolution."""
+    """Returns the kernel by which the gradient in the images is a convolution.
+
+    Args:
+      kernel: 3x3, one of each group.
+    """
     return kernel[:, ::-1, ::-1].swapaxes(3, 4)
 
 
@@ -204,7 +231,13 @@ def _blocks(arrays: Sequence[Array], depth: int) -> list[Array] | None:
 
 
 def fastest(x: Images, kernel: Kernels, precision: Any) -> Values:
-    """Convolves in the way that is the fastest one on CPU."""
+    """Convolves in the way that is the fastest one on CPU.
+
+    Args:
+      x: images, of groups.
+      kernel: 3x3, one of each group.
+      precision: of products; None is the backend's default.
+    """
     g, n, h, w, c = x.shape
     k = kernel.shape[-1]
     if not _tiles_win(x, k):
@@ -220,7 +253,13 @@ def fastest(x: Images, kernel: Kernels, precision: Any) -> Values:
 
 
 def kernel_fastest(x: Images, slopes: Values, precision: Any) -> Kernels:
-    """The gradient in the kernel in the way that is the fastest one on CPU."""
+    """The gradient in the kernel in the way that is the fastest one on CPU.
+
+    Args:
+      x: images, of groups.
+      slopes: gradient in what the convolution gives.
+      precision: of products; None is the backend's default.
+    """
     c, k = x.shape[-1], slopes.shape[-1]
     if c > k:
         # The side of fewer channels is the cheaper one to spread.

@@ -155,6 +155,14 @@ class ConvNet(nn.Module):
     Raises:
       ValueError: a size below 1, an unknown name, a width that 4 groups do not divide,
         or an image too small for the depth.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import models
+      >>> net = models.ConvNet(width=4, depth=1)
+      >>> params = net.init_params(jax.random.key(0), (8, 8, 3))
+      >>> net.apply_fn(params, jax.numpy.zeros((2, 8, 8, 3))).shape
+      (2, 10)
     """
 
     num_outputs: int = 10

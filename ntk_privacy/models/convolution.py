@@ -23,6 +23,9 @@ def products_saveable(primitive: Any, *_: Any, **__: Any) -> bool:
 
     They take most of the time, and what lies between them most of the memory.
     `jax.checkpoint_policies.dots_saveable` does not know convolutions.
+
+    Args:
+      primitive: of JAX, of which only the name matters.
     """
     return primitive.name in _PRODUCTS
 
@@ -90,7 +93,11 @@ def convolve_strided(
 
 @jax.custom_jvp
 def average(x: Float[Array, "n h w c"]) -> Float[Array, "n p q c"]:
-    """Means over 2x2 of even sides: four slices, on CPU twice as fast as a sum."""
+    """Means over 2x2 of even sides: four slices, on CPU twice as fast as a sum.
+
+    Args:
+      x: images, of even height and width.
+    """
     total = x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]
     return total / 4
 

@@ -23,7 +23,12 @@ Parametrization = Literal["standard", "ntk"]
 def softplus(
     x: Float[Array, "..."], sharpness: float | Float[Array, ""]
 ) -> Float[Array, "..."]:
-    """Returns log(1 + exp(sharpness x)) / sharpness; ReLU as sharpness grows."""
+    """Returns log(1 + exp(sharpness x)) / sharpness; ReLU as sharpness grows.
+
+    Args:
+      x: preactivations.
+      sharpness: above 0.
+    """
     return softplus_and_slope(x, jnp.asarray(sharpness, x.dtype))[0]
 
 
@@ -92,6 +97,14 @@ class MLP(nn.Module):
 
     Raises:
       ValueError: a width or num_outputs below 1, or flags that do not match layers.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import models
+      >>> net = models.MLP((32, 16), num_outputs=10)
+      >>> params = net.init_params(jax.random.key(0), (8, 8, 1))
+      >>> net.apply_fn(params, jax.numpy.zeros((3, 8, 8, 1))).shape
+      (3, 10)
     """
 
     widths: Sequence[int] = (1024, 1024)

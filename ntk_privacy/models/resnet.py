@@ -129,6 +129,14 @@ class ResNet18:
 
     Raises:
       ValueError: a size below 1, or an unknown stem.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import models
+      >>> net = models.ResNet18(width=2, blocks=(1,))
+      >>> params = net.init_params(jax.random.key(0), (8, 8, 3))
+      >>> net.apply_fn(params, jax.numpy.zeros((2, 8, 8, 3))).shape
+      (2, 10)
     """
 
     num_outputs: int = 10

@@ -284,7 +284,11 @@ def _agree(arrays: Mapping[str, Any], like: Mapping[str, Any], what: str) -> Non
 
 
 def is_saved(folder: str | pathlib.Path) -> bool:
-    """Returns whether `save` has written to a folder."""
+    """Returns whether `save` has written to a folder.
+
+    Args:
+      folder: it need not be there.
+    """
     return (pathlib.Path(folder) / _ABOUT).is_file()
 
 

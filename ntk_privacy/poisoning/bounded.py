@@ -76,12 +76,25 @@ def whole_steps(bound: int, levels: int, *, name: str = "the images") -> int:
 
 
 def check(scene: Scene, config: Config) -> None:
-    """Raises ArgumentError where the bound is less than the images' grid."""
+    """Raises ArgumentError where the bound is less than the images' grid.
+
+    Args:
+      scene: whose images have a grid.
+      config: with the bound.
+
+    Raises:
+      ArgumentError: the bound is less than one step of the grid.
+    """
     whole_steps(config.bound, scene.images.levels, name=scene.images.name)
 
 
 def model(scene: Scene, config: Config) -> ConvNet:
-    """Returns the network that the poison is made for."""
+    """Returns the network that the poison is made for.
+
+    Args:
+      scene: whose classes it tells apart.
+      config: with the width.
+    """
     return ConvNet(scene.images.num_classes, config.width)
 
 

@@ -23,7 +23,18 @@ __all__ = ["METHOD", "Config", "choose", "poison", "replace"]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Nothing to choose: the rate says how many."""
+    """Nothing to choose: the rate says how many.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import data, poisoning
+      >>> images = data.load_set("digits").subset(num_train=400, num_test=50)
+      >>> scene = poisoning.scene(images, seed=0, rate=0.005)
+      >>> row = poisoning.METHODS["direct"]
+      >>> config = row.configured()
+      >>> row.run(scene, config, key=jax.random.key(0)).images.shape
+      (2, 8, 8, 1)
+    """
 
 
 def poison(

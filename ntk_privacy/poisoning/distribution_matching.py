@@ -32,11 +32,26 @@ class Target(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(bounded.Config):
-    """Flags of DM poisoning."""
+    """Flags of DM poisoning.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import data, poisoning
+      >>> images = data.load_set("digits").subset(num_train=100, num_test=10)
+      >>> scene = poisoning.scene(images, seed=0, rate=0.02)
+      >>> row = poisoning.METHODS["dm"]
+      >>> config = row.configured(width=1, attack_steps=1, num_restarts=1)
+      >>> row.run(scene, config, key=jax.random.key(0)).images.shape
+      (2, 8, 8, 1)
+    """
 
 
 def of_scene(scene: Scene) -> Target:
-    """Returns what the objectives ask about the target of a scene."""
+    """Returns what the objectives ask about the target of a scene.
+
+    Args:
+      scene: with the target, and how its images are normalised.
+    """
     normal = scene.images.normal
     return Target(
         *map(jnp.asarray, (scene.target_image, normal.mean, normal.deviation))

@@ -36,7 +36,18 @@ __all__ = ["METHOD", "Alignment", "Config", "Ensemble", "poison", "prepare"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(bounded.Config):
-    """Flags of gradient matching."""
+    """Flags of gradient matching.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import data, poisoning
+      >>> images = data.load_set("digits").subset(num_train=100, num_test=10)
+      >>> scene = poisoning.scene(images, seed=0, rate=0.02)
+      >>> row = poisoning.METHODS["gradient"]
+      >>> config = row.configured(width=4, attack_steps=1, num_clean=1)
+      >>> row.run(scene, config, key=jax.random.key(0)).images.shape
+      (2, 8, 8, 1)
+    """
 
     num_clean: int = field(16, "Clean networks, trained for 0, 1, 2, ... epochs.")
 

@@ -55,6 +55,13 @@ class Poisoned(NamedTuple):
     images: in [0, 1]; on the grid and within the bound, if the attack has one. losses:
     before each step of this call. scores: of each restart; the lowest is taken. state:
     to continue from; None where nothing was searched for.
+
+    Example:
+      >>> import numpy as np
+      >>> from ntk_privacy import poisoning
+      >>> made = poisoning.Poisoned.at_once(np.zeros((1, 8, 8, 1), np.float32))
+      >>> made.images.shape, made.losses.size, made.state
+      ((1, 8, 8, 1), 0, None)
     """
 
     images: Float[Array | np.ndarray, "p h w d"]

@@ -15,7 +15,18 @@ __all__ = ["METHOD", "Config"]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Nothing to choose."""
+    """Nothing to choose.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import data, poisoning
+      >>> images = data.load_set("digits").subset(num_train=400, num_test=50)
+      >>> scene = poisoning.scene(images, seed=0, rate=0.005)
+      >>> row = poisoning.METHODS["none"]
+      >>> config = row.configured()
+      >>> row.run(scene, config, key=jax.random.key(0)).images.shape
+      (2, 8, 8, 1)
+    """
 
 
 def _run(

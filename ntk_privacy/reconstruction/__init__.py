@@ -13,6 +13,9 @@ nothing but biases of zero is known of the start. `shared_labels` tells which la
 image of a gradient had. `heads` reads the embeddings that a head was trained on, and
 `through_trunk` looks for images that have them. `evidence_files` makes evidence of the
 weights that people have.
+
+`kkt` is the attack of Loo et al. (arXiv:2302.01428), `max_margin` that of Haim et al.
+(arXiv:2206.07758); the others are this project's own, but for what their modules name.
 """
 
 from ntk_privacy.reconstruction import (

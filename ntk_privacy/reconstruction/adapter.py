@@ -36,14 +36,8 @@ from ntk_privacy.reconstruction.evidence import Evidence
 from ntk_privacy.reconstruction.verdict import Verdict, told_bound
 from ntk_privacy.resume import Stage, straight
 
-__all__ = [
-    "METHOD",
-    "Config",
-    "check",
-    "from_evidence",
-    "reconstruct",
-    "reconstruct_gradient",
-]
+__all__ = ["METHOD", "Config", "check", "from_evidence", "reconstruct"]
+__all__ += ["reconstruct_gradient"]
 
 # Share of A's way at which it stands for all steps: B of zero grows as t and moves A as
 # t^2, whose mean is a third; a B that was there moves A as t.
@@ -164,6 +158,16 @@ def reconstruct_gradient(
 
     Raises:
       ValueError: see `reconstruct`; gradients of other shapes, zero or not finite.
+
+    Example:
+      >>> import jax, numpy as np, ntk_privacy.models as models
+      >>> from ntk_privacy.reconstruction.adapter import reconstruct_gradient
+      >>> key, some = jax.random.key(0), np.random.default_rng(0).normal
+      >>> public = models.MLP((6,)).init_params(key, (2, 2, 1))
+      >>> at, sent = ([some(size=(4, 2)), some(size=(2, 6))] for _ in range(2))
+      >>> given = public, models.adapter.Adapter(a_t=at[0], b_t=at[1]), tuple(sent)
+      >>> len(reconstruct_gradient(*given, key=key, image_shape=(2, 2, 1)).images)
+      0
     """
     _checks.typed_key(key=key)
     dense = _layer(public, adapter, image_shape, layer)

@@ -226,7 +226,11 @@ def residuals(
 
 
 def full(adapter: Adapter) -> str:
-    """Returns what is said of factors whose rank hides N."""
+    """Returns what is said of factors whose rank hides N.
+
+    Args:
+      adapter: the factors.
+    """
     return (
         f"The factors have full rank {min(adapter.rank, adapter.shape[1])}: they were "
         "trained on as many images or more, and span a part of what these span; images "

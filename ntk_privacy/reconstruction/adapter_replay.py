@@ -91,6 +91,9 @@ def budget(adapter: Adapter, num_images: int) -> float:
     Args:
       adapter: the factors.
       num_images: N.
+
+    Raises:
+      ValueError: num_images is below 1.
     """
     _checks.at_least(1, num_images=num_images)
     r, m = np.shape(adapter.b_t)

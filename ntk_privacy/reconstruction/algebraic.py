@@ -167,6 +167,9 @@ def count_images(params_0: Params, params_t: Params, *, key: Array) -> int | Non
       params_0: of `models.MLP` before training, in any form that `reconstruct` takes.
       params_t: after training.
       key: typed key.
+
+    Raises:
+      ValueError: key is no typed key, or parameters that are not of one MLP.
     """
     _checks.typed_key(key=key)
     layers, _ = mlp_layers.read(params_0, params_t, pixels=None)
@@ -350,6 +353,19 @@ def from_evidence(
 
     Raises:
       ValueError: the weights before training are not known, or hold a NaN.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import data, reconstruction
+      >>> from ntk_privacy.training import victim
+      >>> key = jax.random.key(0)
+      >>> digits = data.load("digits", num_train=4, key=key)
+      >>> trained = victim.train(digits.x_train, digits.y_train, width=256, key=key)
+      >>> known = reconstruction.evidence.of(trained)
+      >>> row = reconstruction.METHODS["algebraic"]
+      >>> found = row.run(known, row.configured(), key=key)
+      >>> int(found.certified.sum())
+      4
     """
     try:
         found = decode(evidence, config, key=key, stage=stage)

@@ -73,7 +73,11 @@ class AlgebraicReconstruction(NamedTuple):
 
 
 def to_arrays(found: AlgebraicReconstruction) -> dict[str, np.ndarray]:
-    """Returns the fields as arrays; None is left out, the verdict is JSON."""
+    """Returns the fields as arrays; None is left out, the verdict is JSON.
+
+    Args:
+      found: of `algebraic.reconstruct`.
+    """
     fields = found._asdict() | {"verdict": json.dumps(found.verdict._asdict())}
     return {
         name: np.asarray(value) for name, value in fields.items() if value is not None
@@ -81,7 +85,11 @@ def to_arrays(found: AlgebraicReconstruction) -> dict[str, np.ndarray]:
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray]) -> AlgebraicReconstruction:
-    """Returns what `to_arrays` was given, its images as NumPy arrays."""
+    """Returns what `to_arrays` was given, its images as NumPy arrays.
+
+    Args:
+      arrays: by name.
+    """
     count = arrays.get("estimated_num_images")
     return AlgebraicReconstruction(
         images=arrays["images"],

@@ -48,7 +48,11 @@ class ToldOfDomain(Told):
 
 
 def told(method: Method[Any]) -> type[Told]:
-    """Returns the group of what a method may be told."""
+    """Returns the group of what a method may be told.
+
+    Args:
+      method: of `reconstruction.METHODS`.
+    """
     return ToldOfDomain if "auxiliary" in method.wants else Told
 
 

@@ -281,6 +281,19 @@ def from_evidence(
 
     Raises:
       ValueError: the weights before training are not known, or see `reconstruct`.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import data, reconstruction
+      >>> from ntk_privacy.training import victim
+      >>> key = jax.random.key(0)
+      >>> digits = data.load("digits", num_train=4, key=key)
+      >>> trained = victim.train(digits.x_train, digits.y_train, width=256, key=key)
+      >>> known = reconstruction.evidence.of(trained)
+      >>> row = reconstruction.METHODS["closed_units"]
+      >>> found = row.run(known, row.configured(), key=key)
+      >>> int(found.certified.sum())
+      4
     """
     evidence.needs("closed_units", "params_0")
 

@@ -206,7 +206,11 @@ def _lifted(kernel: np.ndarray, eps: float) -> np.ndarray:
 
 
 def is_finite(found: dict[str, Part]) -> bool:
-    """Whether no layer's part holds a NaN or an infinity."""
+    """Whether no layer's part holds a NaN or an infinity.
+
+    Args:
+      found: parts by layer.
+    """
     arrays = [a for part in found.values() for a in part]
     return all(bool(np.isfinite(a).all()) for a in arrays)
 
@@ -288,7 +292,11 @@ def outside(images: Float[np.ndarray, "m h w d"], bounds: tuple[Any, Any]) -> fl
 
 
 def random_like(images: Float[np.ndarray, "m ..."]) -> Float[np.ndarray, "m ..."]:
-    """Returns as many random images of the same span and norms; the same every time."""
+    """Returns as many random images of the same span and norms; the same every time.
+
+    Args:
+      images: one row each, of any shape.
+    """
     flat = np.asarray(images, np.float64).reshape(len(images), -1)
     mixed = np.random.default_rng(0).standard_normal((len(flat), len(flat))) @ flat
     norms = np.linalg.norm(flat, axis=1) / np.maximum(

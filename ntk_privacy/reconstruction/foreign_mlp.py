@@ -218,6 +218,9 @@ def same_leaves(name_a: str, a: Params, name_b: str, b: Params) -> None:
       a: parameters.
       name_b: of the second.
       b: parameters.
+
+    Raises:
+      ValueError: a leaf is in one alone, or of another shape.
     """
     both = [_flat(part) for part in (a, b)]
     for leaf in [*both[0], *both[1]]:

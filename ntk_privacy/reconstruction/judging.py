@@ -34,7 +34,11 @@ MISS = 0.5
 
 
 def percent(share: float) -> str:
-    """Returns a share in words; never 100% of what is less, nor less than 0%."""
+    """Returns a share in words; never 100% of what is less, nor less than 0%.
+
+    Args:
+      share: of 1.
+    """
     value = 100 * max(share, 0.0)
     if value >= 99.995:
         return "100%"

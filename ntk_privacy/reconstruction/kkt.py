@@ -377,6 +377,19 @@ def from_evidence(
 
     Raises:
       ValueError: something is not known that is needed; else see `reconstruct`.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import data, reconstruction
+      >>> from ntk_privacy.training import victim
+      >>> key = jax.random.key(0)
+      >>> digits = data.load("digits", num_train=2, key=key)
+      >>> trained = victim.train(digits.x_train, digits.y_train, width=32, key=key)
+      >>> known = reconstruction.evidence.of(trained, bounds=digits.bounds)
+      >>> row = reconstruction.METHODS["kkt"]
+      >>> found = row.run(known, row.configured(num_steps=2, num_candidates=4), key=key)
+      >>> found.images.shape
+      (4, 8, 8, 1)
     """
     evidence.needs("kkt", "params_0", "bounds")
     settings, points = plan(config, evidence.dynamics)

@@ -1,4 +1,8 @@
-"""One step of the KKT attack: loss, duals, Adam, and what a lost search leaves."""
+"""One step of the KKT attack: loss, duals, Adam, and what a lost search leaves.
+
+Source of the attack: Loo et al., ICLR 2024 (arXiv:2302.01428); see `kkt` for what is
+this project's own.
+"""
 
 import dataclasses
 import functools

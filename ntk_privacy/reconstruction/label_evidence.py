@@ -31,6 +31,10 @@ def outputs(
     A forward pass of values and of tangents in the direction of the change, with the
     gates of the images; along a ray the outputs are affine, so the slope is the
     difference to the same pass at zero.
+
+    Args:
+      layers: of the network, and what training changed.
+      inputs: images, flattened.
     """
     count = len(inputs)
     x = np.concatenate([inputs, np.zeros_like(inputs)])

@@ -88,7 +88,13 @@ class Decoding(NamedTuple):
 def activations_of(
     kernels: list[Array], biases: list[Array], x: Float[Array, "n d"]
 ) -> Float[Array, "n units"]:
-    """Returns what ReLU layers make of inputs."""
+    """Returns what ReLU layers make of inputs.
+
+    Args:
+      kernels: of the layers, in order.
+      biases: theirs.
+      x: inputs of the first layer.
+    """
     for kernel, bias in zip(kernels, biases, strict=True):
         x = jnp.maximum(jnp.matmul(x, kernel, precision=_HIGHEST) + bias[None], 0.0)
     return x
@@ -101,7 +107,14 @@ def gates_of(
     activations: Float[Array, "n units"],
     scales: Float[Array, " n"],
 ) -> Bool[Array, "n columns"]:
-    """Returns the open units of a layer; the bias counts `scales` times."""
+    """Returns the open units of a layer; the bias counts `scales` times.
+
+    Args:
+      kernel: of the layer.
+      bias: of the layer.
+      activations: that go in, one row per image.
+      scales: of each row.
+    """
     pre = jnp.matmul(activations, kernel, precision=_HIGHEST)
     return pre + scales[:, None] * bias[None] > 0
 

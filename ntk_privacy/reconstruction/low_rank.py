@@ -116,6 +116,11 @@ def factorize(
 
     Randomized (Halko et al., 2011, algorithm 4.4) with two power iterations. The rank
     is looked for in sketches that grow until the widest gap lies inside one.
+
+    Args:
+      g: any matrix.
+      key: typed key of the random sketches.
+      num_images: rank at which to cut; None is the widest gap.
     """
     limit = min(g.shape)
     rank = num_images
@@ -151,6 +156,10 @@ def count_inputs(change: Float[Array, "d units"], *, key: Array) -> int | None:
     Its gradients are outer products with the images, whatever the features do, so its
     rank is their number even where that of the gates is lost. None if the rank is not
     clear: more images than pixels or units, or images that depend on each other.
+
+    Args:
+      change: of the first layer's kernel.
+      key: typed key of the random sketches.
     """
     factors = factorize(change, key=key)
     return factors.right.shape[0] if factors.gap > CLEAR_GAP else None

@@ -363,6 +363,21 @@ def from_evidence(
 
     Raises:
       ValueError: something is not known that is needed; else see `reconstruct`.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy import data, reconstruction
+      >>> from ntk_privacy.training import margin_victim
+      >>> key = jax.random.key(0)
+      >>> digits = data.load("digits", num_train=2, key=key)
+      >>> victim = margin_victim.train(
+      ...     digits.x_train, digits.y_train, width=16, max_steps=10, key=key
+      ... )
+      >>> known = reconstruction.evidence.of(victim)
+      >>> row = reconstruction.METHODS["max_margin"]
+      >>> few = row.configured(num_candidates=4, num_steps=10)
+      >>> row.run(known, few, key=key).images.shape
+      (4, 8, 8, 1)
     """
     evidence.needs("max_margin")
     attack = prepare(

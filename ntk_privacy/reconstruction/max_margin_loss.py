@@ -26,6 +26,10 @@ def relu_and_slope(
     """Returns ReLU, exact, and what stands in for its derivative: sigmoid(sharpness x).
 
     Derivatives of both follow from that slope; the sharpness is a constant for them.
+
+    Args:
+      x: preactivations.
+      sharpness: of the sigmoid.
     """
     return jax.nn.relu(x), jax.nn.sigmoid(sharpness * x)
 

@@ -108,6 +108,14 @@ def decode(
 ) -> layer_inversion.Decoding:
     """Decodes a network with one output; see `algebraic.reconstruct`.
 
+    Args:
+      layers: of the network, and what training changed.
+      key: typed key.
+      num_images: N, if it is known.
+      auxiliary: images of the same domain, flattened, if there are any.
+      num_starts: of the search for rows; None is by its size.
+      max_rounds: of the search, at most.
+
     Raises:
       RankHiddenError: the rank cannot be told from noise.
       ValueError: fewer usable units than images.

@@ -17,7 +17,12 @@ __all__ = ["coordinates", "project"]
 
 
 def coordinates(params: Params, basis: Float[Array | np.ndarray, "d r"]) -> Params:
-    """Returns an MLP that takes images as coordinates in an orthonormal basis."""
+    """Returns an MLP that takes images as coordinates in an orthonormal basis.
+
+    Args:
+      params: of an MLP.
+      basis: orthonormal columns, of pixels.
+    """
     kernel = params["Dense_0"]["kernel"]
     small = np.asarray(basis, np.float64).T @ np.asarray(kernel, np.float64)
     layer = {**params["Dense_0"], "kernel": jnp.asarray(small, kernel.dtype)}

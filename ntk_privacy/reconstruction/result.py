@@ -39,6 +39,20 @@ class Reconstruction(NamedTuple):
       decoded: the decoding that the images come from; None where there was none, or it
         was no help.
       kept: what else of it is worth keeping, by name.
+
+    Example:
+      >>> import numpy as np
+      >>> from ntk_privacy.reconstruction import result, verdict
+      >>> found = result.Reconstruction(
+      ...     images=np.zeros((2, 8, 8, 1)),
+      ...     duals=np.zeros((1, 2, 1)),
+      ...     losses=np.zeros(0),
+      ...     verdict=verdict.Verdict("approximate", "They explain the change."),
+      ...     sources=("kkt", "kkt"),
+      ...     **result.uncertain(2),
+      ... )
+      >>> found
+      <2 images, 0 certified: approximate>
     """
 
     images: Float[np.ndarray, "m h w d"]
@@ -78,6 +92,9 @@ class Reconstruction(NamedTuple):
 
 def uncertain(count: int) -> dict[str, Any]:
     """Returns the fields that say of so many images that nothing bounds their error.
+
+    Args:
+      count: of the images.
 
     Example:
       >>> from ntk_privacy.reconstruction import result

@@ -124,6 +124,9 @@ PAPER = Settings(
 def parse_points(points: str | Sequence[float]) -> tuple[float, ...]:
     """Returns s of every point: of a name, of numbers between commas, or of numbers.
 
+    Args:
+      points: of `POINTS`, or numbers in [0, 1].
+
     Raises:
       ValueError: an unknown name, no point, or one outside [0, 1].
     """

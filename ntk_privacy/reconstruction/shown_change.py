@@ -15,7 +15,12 @@ _DECAYED = 80  # images at most, for a first try at weight decay
 
 
 def coarse(bias: np.ndarray, kernel: np.ndarray) -> float:
-    """How much more coarsely a bias is rounded than the kernel."""
+    """How much more coarsely a bias is rounded than the kernel.
+
+    Args:
+      bias: as it was sent.
+      kernel: as it was sent.
+    """
     sizes = [np.sqrt(np.mean(leaf**2)) for leaf in (bias, kernel)]
     return max(1.0, float(sizes[0] / max(sizes[1], 1e-300)))
 
@@ -25,7 +30,13 @@ def factorized(
     plain: change_factors.Factors,
     num_images: int | None,
 ) -> tuple[change_factors.Factors, float] | Verdict:
-    """Factors and the share of old weights that is left; or why there are none."""
+    """Factors and the share of old weights that is left; or why there are none.
+
+    Args:
+      read: the first layer before and after training.
+      plain: factors of the plain change.
+      num_images: N, if it is known.
+    """
     change = read.kernel_t - read.kernel_0
     seen = plain.gap <= _CLEAN and change_factors.decays(read.kernel_0, change, plain)
     if plain.shown and not seen:
@@ -67,7 +78,14 @@ def fitting(
 
 
 def bias_change(factors, before, after, decay: float) -> np.ndarray | None:
-    """The bias's change, where biases decay too or do not."""
+    """The bias's change, where biases decay too or do not.
+
+    Args:
+      factors: of the kernel's change.
+      before: bias before training.
+      after: bias after it.
+      decay: share of old kernels that is left.
+    """
     for share in dict.fromkeys((decay, 1.0)):
         change = fitting(factors, after - share * before)
         if change is not None:

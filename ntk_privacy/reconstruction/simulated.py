@@ -29,6 +29,13 @@ class Training:
 
     Raises:
       ValueError: a number out of range, or a loss that is unknown.
+
+    Example:
+      >>> import optax
+      >>> from ntk_privacy.reconstruction import unrolled
+      >>> training = unrolled.Training(optimizer=optax.sgd(0.1), num_steps=30)
+      >>> training.loss, training.block
+      ('mse', 25)
     """
 
     optimizer: optax.GradientTransformation

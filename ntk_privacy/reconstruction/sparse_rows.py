@@ -34,7 +34,11 @@ class Pool(NamedTuple):
 
 
 def empty(columns: int) -> Pool:
-    """Returns a pool without rows."""
+    """Returns a pool without rows.
+
+    Args:
+      columns: of its rows.
+    """
     return Pool(np.zeros((0, columns)), np.zeros(0), np.zeros(0))
 
 
@@ -45,7 +49,12 @@ def _eigh(part: Float[np.ndarray, "r k"]) -> tuple[np.ndarray, np.ndarray]:
 def null_row(
     basis: Float[np.ndarray, "r columns"], closed: Bool[np.ndarray, " columns"]
 ) -> Float[np.ndarray, " columns"]:
-    """Returns the direction of the row space that is least on `closed`, of norm 1."""
+    """Returns the direction of the row space that is least on `closed`, of norm 1.
+
+    Args:
+      basis: orthonormal rows.
+      closed: columns on which it is to be small.
+    """
     return _eigh(basis[:, closed])[1][:, 0] @ basis
 
 
@@ -106,7 +115,12 @@ def _shared_space(
 def sparsest(
     points: Float[np.ndarray, "k columns"], small: float
 ) -> Float[np.ndarray, "k columns"]:
-    """The k independent directions with the most zeros, from random small subsets."""
+    """The k independent directions with the most zeros, from random small subsets.
+
+    Args:
+      points: columns are points, and a direction is zero where it is orthogonal to one.
+      small: magnitude below which an entry is zero.
+    """
     count, columns = points.shape
     rng = np.random.default_rng(0)
     alive = np.flatnonzero(np.linalg.norm(points, axis=0) > 4.0 * small)
@@ -188,7 +202,14 @@ def finish(
 
 
 def merge(pool: Pool, more: Pool, rank: int, dependent: float) -> Pool:
-    """Returns those of both that the rows with more zeros do not span."""
+    """Returns those of both that the rows with more zeros do not span.
+
+    Args:
+      pool: rows that there are.
+      more: rows that were found.
+      rank: of the space: rows, at most.
+      dependent: distance to the span of those before, below which a row is left out.
+    """
     both = Pool(*(np.concatenate(p) for p in zip(pool, more, strict=True)))
     kept = _greedy(both.rows, both.zeros, rank, dependent)
     return Pool(*(v[kept] for v in both))

@@ -92,6 +92,18 @@ def kernel_equations(
 
     Raises:
       ValueError: structures differ.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from ntk_privacy.reconstruction import through_trunk
+      >>> def embed(w, x):
+      ...     return x.reshape(len(x), -1) @ w
+      >>> x, sent = jax.random.normal(jax.random.key(0), (3, 2, 2, 1)), jnp.ones((3, 5))
+      >>> w = jnp.ones((4, 5))
+      >>> gradient = jax.grad(lambda w: jnp.sum(sent * embed(w, x)))(w)
+      >>> told = through_trunk.kernel_equations(embed, w, sent, gradient)
+      >>> bool(jnp.allclose(told.fn(x), told.values))
+      True
     """
     _checks.same_structure("params", params, "gradient", gradient)
     _checks.at_least(0, weight=weight)

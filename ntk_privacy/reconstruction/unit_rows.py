@@ -59,7 +59,12 @@ class Row(NamedTuple):
 def preactivations(
     space: Space, u: Float[np.ndarray, "... n"]
 ) -> Float[np.ndarray, "... m"]:
-    """Largest preactivation of either end of the training, over their deviation."""
+    """Largest preactivation of either end of the training, over their deviation.
+
+    Args:
+      space: of the rows, and of the gates before and after training.
+      u: coefficients of directions.
+    """
     before, after = u @ space.gates_0, u @ space.gates_t
     spread = np.std(before, axis=-1, keepdims=True)
     return np.maximum(before, after) / np.maximum(spread, 1e-300)

@@ -40,7 +40,12 @@ class Judged(NamedTuple):
 
 
 def hidden(gap: float, why: str) -> Verdict:
-    """Returns the verdict on a change whose spectrum shows no rank."""
+    """Returns the verdict on a change whose spectrum shows no rank.
+
+    Args:
+      gap: the widest of the spectrum.
+      why: what else is known of it, as the end of the sentence.
+    """
     return Verdict(
         "assumptions do not hold",
         f"The first layer's change shows no rank (widest gap {gap:.2g}), with weight "

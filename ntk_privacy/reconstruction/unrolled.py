@@ -108,10 +108,10 @@ def reconstruct(
       >>> net, key = MLP((16,)), jax.random.key(0)
       >>> x = jax.random.uniform(key, (2, 2, 2, 1))
       >>> y = jax.numpy.asarray([[1.0], [-1.0]])
-      >>> training = unrolled.Training(optimizer=optax.sgd(0.1), num_steps=30)
+      >>> training = unrolled.Training(optimizer=optax.sgd(0.1), num_steps=4)
       >>> before = net.init_params(key, (2, 2, 1))
       >>> after = unrolled.simulate(net.apply_fn, training, before, x, y)
-      >>> few = unrolled.Settings(sharpnesses=(4.0, 64.0), num_steps=10)
+      >>> few = unrolled.Settings(sharpnesses=(16.0,), num_steps=2)
       >>> found = unrolled.reconstruct(
       ...     net, before, after, training=training, labels=y, key=key,
       ...     image_shape=(2, 2, 1), bounds=(0.0, 1.0), settings=few)

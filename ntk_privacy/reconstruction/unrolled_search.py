@@ -59,6 +59,11 @@ class Settings:
 
     Raises:
       ValueError: a number out of range.
+
+    Example:
+      >>> from ntk_privacy.reconstruction import unrolled
+      >>> unrolled.Settings(sharpnesses=(8.0, 64.0), num_steps=40).memory
+      50
     """
 
     sharpnesses: tuple[float, ...] = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)

@@ -28,6 +28,11 @@ class Verdict(NamedTuple):
       num_certified: images whose stated error is certain.
       replay_misses: relative distance between the trained weights and those of training
         again on the images found.
+
+    Example:
+      >>> from ntk_privacy.reconstruction import verdict
+      >>> verdict.Verdict("nothing found", "No unit is closed.").num_certified
+      0
     """
 
     word: Word

@@ -344,5 +344,9 @@ class Logistic(Network):
 
 
 def network(method: Method[Any]) -> type[Trained] | type[Logistic]:
-    """Returns the group of the network that a method is tried on."""
+    """Returns the group of the network that a method is tried on.
+
+    Args:
+      method: of `reconstruction.METHODS`.
+    """
     return Logistic if "logistic" in method.wants else Trained

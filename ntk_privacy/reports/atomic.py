@@ -19,6 +19,9 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     On an exception the temporary file is removed and an older `path` stays as it was.
     The folder is made if it is missing.
 
+    Args:
+      path: of the file.
+
     Raises:
       OSError: the disk is full; it names the file.
     """

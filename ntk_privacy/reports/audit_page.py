@@ -79,7 +79,10 @@ def html(
 def markdown(
     audit: Audit, *, command: str = "", versions: Mapping[str, str] | None = None
 ) -> str:
-    """Returns the same as text, without pictures; arguments are those of `html`."""
+    """Returns the same as text, without pictures.
+
+    Args: those of `html`.
+    """
     view = audit_view.view(
         audit, command=command, versions=versions or {}, pictures=False
     )

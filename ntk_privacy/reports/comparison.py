@@ -45,6 +45,27 @@ class Comparison:
       dataset: what the images are called.
       loops: of the run, whose folder holds what is made: sets, rows and pictures.
       show: whether to show the seconds go by; None is where stderr is a terminal.
+
+    Example:
+      >>> import jax, tempfile
+      >>> import numpy as np
+      >>> from ntk_privacy import data, evaluation
+      >>> from ntk_privacy.distillation.timed import Budget
+      >>> from ntk_privacy.reports.comparison import Comparison
+      >>> from ntk_privacy.reports.loops import Loops
+      >>> from ntk_privacy.reports.workdir import Workdir
+      >>> grey = np.linspace(0, 1, 512).reshape(8, 8, 8)
+      >>> images = data.ImageSet.from_arrays(grey, [0, 1] * 4)
+      >>> judge, budget = evaluation.JUDGES["architectures"], Budget(seconds=1.0)
+      >>> with Workdir(tempfile.mkdtemp(), budget) as workdir:
+      ...     compared = Comparison(
+      ...         images=images, budget=budget, configs={}, judge=judge, dataset="grey",
+      ...         judging=judge.configured(), loops=Loops(workdir, show=False),
+      ...     )
+      ...     key = jax.random.key(0)
+      ...     one = compared.made_or_kept("random", images, key, "set", folder="set")
+      >>> one.made.images.shape
+      (2, 8, 8, 1)
     """
 
     images: ImageSet

@@ -113,6 +113,9 @@ def make(
 def baseline(folder: str | None) -> np.ndarray | None:
     """Returns eigenvalues of another run's student; None where no folder is named.
 
+    Args:
+      folder: of the other run.
+
     Raises:
       ArgumentError: there are none in the folder.
     """

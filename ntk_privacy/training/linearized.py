@@ -249,7 +249,12 @@ def _gains(spectrum: Spectrum, gain: Gain) -> tuple[Array, Array]:
 
 
 def residuals(spectrum: Spectrum, gain: Gain) -> Float[Array, "n c"]:
-    """Returns y - f on the training images after training with `gain`."""
+    """Returns y - f on the training images after training with `gain`.
+
+    Args:
+      spectrum: of `decompose`.
+      gain: of the training.
+    """
     _, left = _gains(spectrum, gain)
     flat = matmul(spectrum.eigenvectors, (left * spectrum.coefficients)[:, None])
     return flat.reshape(-1, spectrum.num_outputs)
@@ -259,6 +264,10 @@ def duals(spectrum: Spectrum, gain: Gain) -> Float[Array, "n c"]:
     """Returns alpha, with theta - theta_0 = sum_i,c alpha_i^c grad f_0^c(x_i).
 
     The shortest such alpha: where the kernel is singular others do the same.
+
+    Args:
+      spectrum: of `decompose`.
+      gain: of the training, such as `gradient_flow(time)`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -274,7 +283,12 @@ def duals(spectrum: Spectrum, gain: Gain) -> Float[Array, "n c"]:
 
 
 def loss_at(spectrum: Spectrum, gain: Gain) -> Float[Array, ""]:
-    """Returns the mean over images and outputs of (y - f)^2 / 2."""
+    """Returns the mean over images and outputs of (y - f)^2 / 2.
+
+    Args:
+      spectrum: of `decompose`.
+      gain: of the training.
+    """
     _, left = _gains(spectrum, gain)
     return 0.5 * jnp.mean((left * spectrum.coefficients) ** 2)
 
@@ -416,7 +430,14 @@ def apply_linearized(
     params: Params,
     x: Float[Array, "n ..."],
 ) -> Float[Array, "n c"]:
-    """Returns f_0(x) + <theta - theta_0, grad f_0(x)>, by one forward derivative."""
+    """Returns f_0(x) + <theta - theta_0, grad f_0(x)>, by one forward derivative.
+
+    Args:
+      apply_fn: `(params, images) -> outputs`.
+      params_0: theta_0, at which it is linearized.
+      params: theta.
+      x: images.
+    """
     f0, change = jax.jvp(
         lambda p: apply_fn(p, x), (params_0,), (_tree.sub(params, params_0),)
     )

@@ -31,7 +31,11 @@ __all__ = [
 
 
 def network(width: int = 1000) -> MLP:
-    """Returns the published victim, D-width-width-1, with first-layer biases only."""
+    """Returns the published victim, D-width-width-1, with first-layer biases only.
+
+    Args:
+      width: of both hidden layers.
+    """
     return MLP((width, width), 1, use_bias=(True, False, False))
 
 
@@ -98,7 +102,14 @@ def preprocess(
 
 
 def single_output(model: MLP) -> None:
-    """Raises ValueError unless the network has one output, as two classes need."""
+    """Raises ValueError unless the network has one output, as two classes need.
+
+    Args:
+      model: the MLP.
+
+    Raises:
+      ValueError: it has more.
+    """
     if model.num_outputs != 1:
         raise ValueError(
             f"num_outputs={model.num_outputs}: the logistic loss and its max-margin "
@@ -175,7 +186,10 @@ def _signs(labels, dtype) -> Array:
 
 
 def init(model: MLP, params_0: Params, x_train, y_train) -> TrainState:
-    """Returns the state before the first epoch; the arguments are `train`'s."""
+    """Returns the state before the first epoch.
+
+    Args: those of `train`.
+    """
     dtype = params_0["Dense_0"]["kernel"].dtype
     x, signs = jnp.asarray(x_train, dtype), _signs(y_train, dtype)
     params = jax.tree.map(jnp.array, params_0)

@@ -115,7 +115,15 @@ class _Data(NamedTuple):
 
 
 def takes(loss: Loss, num_outputs: int) -> None:
-    """Raises ValueError unless a loss takes so many outputs."""
+    """Raises ValueError unless a loss takes so many outputs.
+
+    Args:
+      loss: of `LOSSES`.
+      num_outputs: of the network.
+
+    Raises:
+      ValueError: logistic takes one, cross_entropy two at least.
+    """
     if loss == "logistic" and num_outputs != 1:
         raise ValueError(
             f"loss=logistic takes one output, the task has {num_outputs}: use a binary "
@@ -225,7 +233,12 @@ class _Step:
 
 
 def steps_per_epoch(recipe: Recipe, n: int) -> int:
-    """Returns the steps that an epoch of n images has."""
+    """Returns the steps that an epoch of n images has.
+
+    Args:
+      recipe: with its batch size.
+      n: images of the training set.
+    """
     return -(-n // min(recipe.batch_size or n, n))
 
 
@@ -236,7 +249,10 @@ def init(
     y_train: Float[Array, "n c"],
     recipe: Recipe,
 ) -> TrainState:
-    """Returns the state before the first step; the arguments are `train`'s."""
+    """Returns the state before the first step.
+
+    Args: those of `train`.
+    """
     params = jax.tree.map(jnp.array, params_0)
     return TrainState(
         params=params,

@@ -68,7 +68,16 @@ def cross_entropy(
     labels: Int[Array, " n"],
     key: Array | None,
 ) -> tuple[Float[Array, ""], Stats]:
-    """The plain loss: cross-entropy with the batch's statistics."""
+    """The plain loss: cross-entropy with the batch's statistics.
+
+    Args:
+      model: with `train_fn`.
+      params: of the network.
+      stats: running statistics of its normalisation.
+      x: images, normalised.
+      labels: their classes.
+      key: not used.
+    """
     del key
     logits, after = model.train_fn(params, stats, x)
     return jnp.mean(cross_entropies(logits, labels)), after

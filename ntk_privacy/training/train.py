@@ -72,6 +72,9 @@ def stable_optimizer(
       momentum: beta, in [0, 1).
       fraction: the step in units of 1 / lambda_max; stable below 2 (1 + beta) while
         the kernel keeps still, and the farther from gradient flow the larger.
+
+    Raises:
+      ValueError: lambda_max or fraction is not above 0, or num_targets below 1.
     """
     _checks.positive(lambda_max=lambda_max, fraction=fraction)
     _checks.at_least(1, num_targets=num_targets)
@@ -79,7 +82,14 @@ def stable_optimizer(
 
 
 def paper_optimizer(num_images: int) -> optax.GradientTransformation:
-    """The published schedule: N * 2e-7 on the mean loss, momentum 0.9."""
+    """The published schedule: N * 2e-7 on the mean loss, momentum 0.9.
+
+    Args:
+      num_images: N.
+
+    Raises:
+      ValueError: num_images is below 1.
+    """
     _checks.at_least(1, num_images=num_images)
     return optax.sgd(num_images * 2e-7, momentum=0.9)
 
@@ -162,7 +172,10 @@ def init(
     optimizer: optax.GradientTransformation,
     snapshot_losses: Sequence[float] = (),
 ) -> TrainState:
-    """Returns the state before the first step; the arguments are `full_batch`'s."""
+    """Returns the state before the first step.
+
+    Args: those of `full_batch`.
+    """
     x, y = jnp.asarray(x_train), jnp.asarray(y_train)
     params = jax.tree.map(jnp.array, params_0)
     k = len(snapshot_losses)
