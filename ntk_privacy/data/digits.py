@@ -1,8 +1,6 @@
 """The 8x8 handwritten digits that come with scikit-learn: always at hand, offline."""
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.utils import Bunch
 
 from ntk_privacy.data.raw import Raw
 
@@ -17,6 +15,10 @@ def load_raw() -> Raw:
     set. Images of one writer follow each other in the file, so most test digits are
     by writers that the first 1,437 do not include.
     """
+    # Slow to import, and the one thing that the library has of it.
+    from sklearn.datasets import load_digits
+    from sklearn.utils import Bunch
+
     bunch = load_digits()
     assert isinstance(bunch, Bunch)  # a tuple only where asked for
     images = np.asarray(bunch["images"]).astype(np.uint8)[..., None]

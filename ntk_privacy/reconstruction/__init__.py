@@ -15,6 +15,7 @@ image of a gradient had. `heads` reads the embeddings that a head was trained on
 weights that people have.
 """
 
+from ntk_privacy import _public
 from ntk_privacy.reconstruction import (
     adapter,
     adapter_factors,
@@ -58,3 +59,5 @@ __all__ = [
     "shared_labels",
     "through_trunk",
 ]
+
+__dir__ = _public.names(__name__)
