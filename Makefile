@@ -13,11 +13,15 @@ LOWERED = tests/*/test_every_*.py tests/distillation/test_contract.py tests/curv
 UV ?= $(BIN)/uv
 # Where no interpreter is named, uv looks for it; pyenv shows the one that is asked for.
 PYTHON311 ?= $(shell PYENV_VERSION=3.11 $(UV) python find --system 3.11)
+PYTHON312 ?= $(shell PYENV_VERSION=3.12 $(UV) python find --system 3.12)
 PYTHON313 ?= $(shell PYENV_VERSION=3.13 $(UV) python find --system 3.13)
 VERSIONS = lowest colab newest
+# The Python between: the newest versions, the main job alone.
+QUICK_VERSIONS = $(VERSIONS) newest312
 # The broad part of the fast tests that runs in each of them.
 BROAD_TESTS = tests/test_checks.py tests/test_checkpoint.py tests/test_loop.py \
-	tests/test_method.py tests/test_programs.py tests/test_public_names.py \
+	tests/test_method.py tests/test_notebooks.py tests/test_programs.py \
+	tests/test_public_names.py \
 	tests/test_resume.py tests/test_versions.py tests/data tests/models tests/training \
 	tests/curvature tests/poisoning tests/reports tests/evasion/test_every_attack.py \
 	tests/distillation/test_contract.py tests/reconstruction/test_closed_units.py \
@@ -25,7 +29,7 @@ BROAD_TESTS = tests/test_checks.py tests/test_checkpoint.py tests/test_loop.py \
 	tests/kernels/test_empirical.py
 
 .PHONY: reconstruct test test-slow test-examples test-processors test-versions \
-	test-versions-quick test-lowering \
+	test-versions-quick test-lowering test-wheel \
 	docs docs-links notebooks lint format bench clean
 
 .venv: .venv/installed
@@ -75,10 +79,16 @@ test-lowering: .venv
 	done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
+# Built, installed outside of the checkout and run there.
+test-wheel: .venv
+	$(BIN)/python -m pytest -q tests/test_packaging.py
+
 # The lowest versions that are asked for, Colab's, and the newest. Into Colab's the
 # package is installed as a notebook does it, and pip must leave what is there.
 .versions/lowest/installed .versions/colab/installed: pyproject.toml tests/colab.txt
-.versions/newest/installed: pyproject.toml
+.versions/newest/installed .versions/newest312/installed: pyproject.toml
+# What is the newest is asked again after a day.
+.PHONY: $(shell find .versions/newest*/installed -mtime +0 2>/dev/null)
 
 .versions/lowest/installed: | .venv
 	@test -n "$(PYTHON311)" || { echo "Name a Python 3.11 in PYTHON311."; exit 1; }
@@ -101,6 +111,12 @@ test-lowering: .venv
 	$(UV) pip install --quiet --python .versions/newest --upgrade -e ".[test]"
 	touch $@
 
+.versions/newest312/installed: | .venv
+	@test -n "$(PYTHON312)" || { echo "Name a Python 3.12 in PYTHON312."; exit 1; }
+	$(UV) venv --quiet --clear --python "$(PYTHON312)" .versions/newest312
+	$(UV) pip install --quiet --python .versions/newest312 --upgrade -e ".[test]"
+	touch $@
+
 LEAVES_COLAB = .versions/colab/bin/python -m pip install --dry-run \
 	--disable-pip-version-check -e . > .versions/colab/dry_run.txt \
 	&& ! grep -E "^Would install.* (jax|jaxlib|numpy|flax)-[0-9]" .versions/colab/dry_run.txt
@@ -115,9 +131,9 @@ test-versions: $(VERSIONS:%=.versions/%/installed)
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 # The main job in each, which must recover ten of ten digits, and what was asked for.
-test-versions-quick: $(VERSIONS:%=.versions/%/installed)
+test-versions-quick: $(QUICK_VERSIONS:%=.versions/%/installed)
 	$(LEAVES_COLAB)
-	@failed=; for name in $(VERSIONS); do \
+	@failed=; for name in $(QUICK_VERSIONS); do \
 		echo "== $$name"; \
 		python=.versions/$$name/bin/python; work=.versions/$$name/digits; \
 		rm -rf "$$work"; \

@@ -1,12 +1,6 @@
 """One command for all binaries, in a checkout and in an installation."""
 
-import os
 import pathlib
-import subprocess
-import sys
-import zipfile
-
-import pytest
 
 import ntk_privacy
 from experiments import __main__ as commands
@@ -44,38 +38,3 @@ def test_a_command_takes_its_flags_and_gives_its_code(capsys, tmp_path):
 def test_the_version_is_that_of_the_project():
     project = (ROOT / "pyproject.toml").read_text()
     assert f'version = "{ntk_privacy.__version__}"' in project
-
-
-@pytest.mark.slow
-def test_a_wheel_holds_the_binaries_inside_the_package_and_runs_elsewhere(tmp_path):
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet"]
-    copy = tmp_path / "source"
-    kept = ("ntk_privacy", "experiments", "setup.py", "pyproject.toml", "README.md")
-    subprocess.run(
-        ["git", "clone", "--quiet", str(ROOT), str(copy)], check=True, timeout=60
-    )
-    for name in kept:  # as it stands, committed or not
-        subprocess.run(["cp", "-r", str(ROOT / name), str(copy)], check=True)
-    subprocess.run([*build, "-w", str(tmp_path), str(copy)], check=True, timeout=300)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    tops = {name.split("/")[0].split("-")[0] for name in names}
-    assert tops == {"ntk_privacy"}
-    assert "ntk_privacy/experiments/reconstruct.py" in names
-    assert "ntk_privacy/py.typed" in names
-    assert "ntk_privacy/reports/templates/audit.html.j2" in names
-    place = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(place)
-    env = {**os.environ, "PYTHONPATH": str(place), "JAX_PLATFORMS": "cpu"}
-    run = [sys.executable, "-m", "ntk_privacy"]
-
-    def told(*arguments):
-        return subprocess.run(
-            [*run, *arguments], cwd=tmp_path, env=env, timeout=300,
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-
-    assert "reconstruct" in told()
-    made = ["--dataset=digits", "--width=64", "--num_train=4", "--noprogress"]
-    told("reconstruct", *made, f"--workdir={tmp_path / 'run'}")
-    assert (tmp_path / "run" / "results.json").is_file()

@@ -1,6 +1,8 @@
 """`import ntk_privacy` is enough: public names are there, in a fresh process."""
 
+import ast
 import importlib
+import pathlib
 import pkgutil
 import subprocess
 import sys
@@ -8,6 +10,16 @@ import sys
 import pytest
 
 import ntk_privacy
+
+PACKAGES = [
+    "ntk_privacy",
+    *(
+        f"ntk_privacy.{m.name}"
+        for m in pkgutil.iter_modules(ntk_privacy.__path__)
+        if m.ispkg
+    ),
+]
+SLOW_TO_IMPORT = ("jax", "sklearn", "scipy", "matplotlib", "orbax", "flax")
 
 
 def test_one_import_reaches_every_method():
@@ -42,6 +54,59 @@ def test_modules_are_found_by_the_names_that_they_had():
         "assert distill is distillation.rkip.distill\n"
     )
     subprocess.run([sys.executable, "-c", told], check=True)
+
+
+def test_the_package_alone_imports_nothing_that_takes_time():
+    told = f"""
+import sys, ntk_privacy
+print(ntk_privacy.__version__, *[n for n in {SLOW_TO_IMPORT} if n in sys.modules])
+ntk_privacy.data.load
+print(*[n for n in {SLOW_TO_IMPORT} if n in sys.modules])
+import ntk_privacy.reports
+print(*[n for n in {SLOW_TO_IMPORT} if n in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", told], capture_output=True, text=True, check=True
+    )
+    alone, of_data, of_reports = done.stdout.splitlines()
+    assert alone == ntk_privacy.__version__
+    assert "jax" in of_data
+    assert not {"sklearn", "matplotlib", "orbax"} & set(of_reports.split())
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_tab_completion_shows_public_names_alone(name):
+    package = importlib.import_module(name)
+    for module in pkgutil.iter_modules(package.__path__, f"{name}."):
+        if not module.name.endswith(("neural_tangents", "__main__")):
+            importlib.import_module(module.name)  # what is imported becomes a name
+    shown = [n for n in dir(package) if not n.startswith("__")]
+    assert shown == sorted(package.__all__)
+    assert {"__doc__", "__name__", "__file__"} <= set(dir(package))
+
+
+@pytest.mark.parametrize("name", ["ntk_privacy", "ntk_privacy.reports"])
+def test_a_name_that_does_not_exist_is_no_attribute(name):
+    package = importlib.import_module(name)
+    with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'x'"):
+        package.x  # noqa: B018
+    assert not hasattr(package, "__wrapped__")
+
+
+def test_all_names_that_checkers_see_are_found():
+    """Types come from imports that no process runs: they must say the same."""
+    for name in ("ntk_privacy", "ntk_privacy.reports"):
+        package = importlib.import_module(name)
+        source = ast.parse(pathlib.Path(package.__file__).read_text())
+        (typed,) = (node for node in source.body if isinstance(node, ast.If))
+        seen = {}
+        for node in typed.body:
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                seen[alias.asname or alias.name] = getattr(module, alias.name)
+        assert sorted(seen) == sorted(package.__all__)
+        for public, value in seen.items():
+            assert getattr(package, public) is value
 
 
 @pytest.mark.parametrize(

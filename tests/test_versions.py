@@ -1,6 +1,8 @@
 """What is asked for leaves Colab's runtime as it is, and says what was tested."""
 
+import json
 import pathlib
+import re
 import sys
 import tomllib
 
@@ -16,6 +18,8 @@ from ntk_privacy import _versions
 _ROOT = pathlib.Path(__file__).parents[1]
 _PROJECT = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
 _ASKED = {r.name: r for r in map(Requirement, _PROJECT["dependencies"])}
+# The interpreter and the name of each environment.
+_BUILT = r"--python \"\$\(PYTHON3(\d+)\)\" \.versions/(\w+)"
 
 
 def _colab():
@@ -32,14 +36,25 @@ def test_what_colab_has_is_enough(name, version):
 
 
 def test_pythons_that_are_named_are_the_ones_that_are_tested():
-    asked = SpecifierSet(_PROJECT["requires-python"])
     named = [
         entry.rsplit(" ", 1)[1]
         for entry in _PROJECT["classifiers"]
         if entry.startswith("Programming Language :: Python :: 3.")
     ]
-    assert named == ["3.11", "3.12", "3.13"]
+    make = (_ROOT / "Makefile").read_text()
+    run = re.search(r"^QUICK_VERSIONS = \$\(VERSIONS\) (\w+)$", make, re.M)
+    broad = re.search(r"^VERSIONS = (.+)$", make, re.M)
+    assert run is not None
+    assert broad is not None
+    environments = {e: f"3.{m}" for m, e in re.findall(_BUILT, make)}
+    assert environments.keys() == {*broad[1].split(), run[1]}
+    assert sorted(set(environments.values())) == named
+    workflow = (_ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    (matrix,) = re.findall(r"^ +python: (\[.*\])$", workflow, re.M)
+    assert json.loads(matrix) == named
+    asked = SpecifierSet(_PROJECT["requires-python"])
     assert all(version in asked for version in named)
+    assert not any(f"3.{minor}" in asked for minor in range(int(named[0][2:])))
     assert ".".join(map(str, sys.version_info[:2])) in named
 
 

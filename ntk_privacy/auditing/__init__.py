@@ -3,6 +3,7 @@
 `audit` is the whole of it; `reports.audit_page` makes a page of what it returns.
 """
 
+from ntk_privacy import _public
 from ntk_privacy.auditing import (
     attack,
     auditor,
@@ -47,3 +48,5 @@ __all__ = [
     "statement",
     "units",
 ]
+
+__dir__ = _public.names(__name__)

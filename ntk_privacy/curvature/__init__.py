@@ -1,5 +1,6 @@
 """Curvature of the loss at the data: a regulariser of any loss, and its measure."""
 
+from ntk_privacy import _public
 from ntk_privacy.curvature.hessian import TopEigenvalues as TopEigenvalues
 from ntk_privacy.curvature.hessian import measure as measure
 from ntk_privacy.curvature.hessian import top_eigenvalues as top_eigenvalues
@@ -15,3 +16,5 @@ __all__ = [
     "regularize",
     "top_eigenvalues",
 ]
+
+__dir__ = _public.names(__name__)

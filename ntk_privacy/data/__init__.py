@@ -1,5 +1,6 @@
 """Image sets: `load("mnist", num_train=100, key=...)`, `load_set("photos.npz")`."""
 
+from ntk_privacy import _public
 from ntk_privacy.data.dataset import ArgumentError, Dataset
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.data.raw import Raw
@@ -26,3 +27,5 @@ __all__ = [
     "load_raw",
     "load_set",
 ]
+
+__dir__ = _public.names(__name__)

@@ -1,8 +1,6 @@
 """The 8x8 handwritten digits that come with scikit-learn: always at hand, offline."""
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.utils import Bunch
 
 from ntk_privacy.data.raw import Raw
 
@@ -22,6 +20,10 @@ def load_raw() -> Raw:
       >>> data.SETS["digits"].load_raw(".").images_test.shape
       (360, 8, 8, 1)
     """
+    # Slow to import, and the one thing that the library has of it.
+    from sklearn.datasets import load_digits
+    from sklearn.utils import Bunch
+
     bunch = load_digits()
     assert isinstance(bunch, Bunch)  # a tuple only where asked for
     images = np.asarray(bunch["images"]).astype(np.uint8)[..., None]

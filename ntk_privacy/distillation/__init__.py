@@ -3,6 +3,7 @@
 `METHODS` has a record of each method: `METHODS["dm"].run(images, config, key=key)`.
 """
 
+from ntk_privacy import _public
 from ntk_privacy.distillation import (
     cda,
     dc,
@@ -50,3 +51,5 @@ __all__ = [
     "tesla",
     "trajectory_matching",
 ]
+
+__dir__ = _public.names(__name__)

@@ -3,6 +3,7 @@
 `JUDGES` has a record of each judge of a distilled set, see `judges`.
 """
 
+from ntk_privacy import _public
 from ntk_privacy.evaluation import attacked_model as attacked_model
 from ntk_privacy.evaluation import attacked_set as attacked_set
 from ntk_privacy.evaluation import copies as copies
@@ -64,3 +65,5 @@ __all__ = [
     "trained_network",
     "transfer",
 ]
+
+__dir__ = _public.names(__name__)

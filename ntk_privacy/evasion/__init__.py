@@ -9,6 +9,7 @@ square_rescaled and autoattack_torchattacks10; AutoAttack (arXiv:2003.01690) for
 others but pgd, which is that of Madry et al. (arXiv:1706.06083).
 """
 
+from ntk_privacy import _public
 from ntk_privacy.evasion import (
     apgd,
     autoattack,
@@ -49,3 +50,5 @@ __all__ = [
     "square",
     "threat_model",
 ]
+
+__dir__ = _public.names(__name__)

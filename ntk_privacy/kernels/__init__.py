@@ -1,5 +1,6 @@
 """Kernels: empirical and infinite-width neural tangent kernels, and their interop."""
 
+from ntk_privacy import _public
 from ntk_privacy.kernels import (
     blockwise,
     empirical,
@@ -23,3 +24,5 @@ __all__ = [
     "stationarity",
     "structured",
 ]
+
+__dir__ = _public.names(__name__)

@@ -1,5 +1,6 @@
 """Flax linen models with the initialisations that the papers use."""
 
+from ntk_privacy import _public
 from ntk_privacy.models import adapter as adapter
 from ntk_privacy.models import convnet as convnet
 from ntk_privacy.models import fitting as fitting
@@ -23,3 +24,5 @@ __all__ = [
     "saved",
     "softplus",
 ]
+
+__dir__ = _public.names(__name__)

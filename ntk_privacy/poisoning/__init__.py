@@ -9,6 +9,7 @@ returns `Poisoned`, what stands in the rows that `scene(images, seed=0, rate=0.0
 draws.
 """
 
+from ntk_privacy import _public
 from ntk_privacy.method import by_name
 from ntk_privacy.poisoning import (
     direct,
@@ -39,3 +40,5 @@ __all__ = [
     "scene",
     "scenes",
 ]
+
+__dir__ = _public.names(__name__)

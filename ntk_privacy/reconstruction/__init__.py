@@ -18,6 +18,7 @@ weights that people have.
 (arXiv:2206.07758); the others are this project's own, but for what their modules name.
 """
 
+from ntk_privacy import _public
 from ntk_privacy.reconstruction import (
     adapter,
     adapter_factors,
@@ -61,3 +62,5 @@ __all__ = [
     "shared_labels",
     "through_trunk",
 ]
+
+__dir__ = _public.names(__name__)

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from jaxtyping import Int
 
 from ntk_privacy import _checks, resume
@@ -143,6 +142,8 @@ def find_seed(
     count = _WRONG if len(target) < _WHOLE else _FEWER
     beyond = np.setdiff1d(np.arange(_LAST - 2 * count, _LAST), tried)[-count:]
     wrong = np.array([scored(k) for k in beyond.tolist()])
+    from scipy import stats  # slow to import
+
     spread = max(float(np.std(wrong, ddof=1)), 1e-12) * np.sqrt(1 + 1 / len(wrong))
     scores: dict[int, float] = {}
     seed, others, p_value, chance = one, [], 1.0, ()
@@ -152,7 +153,7 @@ def find_seed(
             scores[k] = scores[k] if k in scores else scored(k)
         seed, *others = sorted(scores, key=lambda k: -scores[k])
         z = (scores[seed] - np.mean(wrong)) / spread
-        chances = len(tried) * scipy.stats.t.sf(z, len(wrong) - 1)
+        chances = len(tried) * stats.t.sf(z, len(wrong) - 1)
         p_value = float(min(1.0, chances))
         if p_value < significance:
             chance = _unexplained(trained, _leaves("init_fn", init(seed)), random)

@@ -25,7 +25,6 @@ training image. Its error bar is that of the regression; nothing is certified.
 from typing import Literal, NamedTuple
 
 import numpy as np
-import scipy.stats
 from jaxtyping import Bool, Float
 
 from ntk_privacy import _checks
@@ -221,7 +220,9 @@ def _regressed(
     left = float(np.sum((values - image @ weights) ** 2))
     error = np.sqrt(left / free * np.diag(inverse))
     ratio = (total - left) / d / max(left / free, 1e-300)
-    return image, error, float(scipy.stats.f.sf(ratio, d, free))
+    from scipy import stats  # slow to import
+
+    return image, error, float(stats.f.sf(ratio, d, free))
 
 
 def _correlated(
@@ -246,7 +247,9 @@ def _correlated(
     squares = float(np.sum((scaled @ values) ** 2)) * (units - 1) / total
     # A gamma of this mean, count, and this variance, 2 second.
     freedom = count**2 / second
-    p_value = scipy.stats.chi2.sf(squares * freedom / count, freedom)
+    from scipy import stats  # slow to import
+
+    p_value = stats.chi2.sf(squares * freedom / count, freedom)
     return image, error, float(p_value)
 
 

@@ -4,6 +4,7 @@ Sources: Loo et al., ICLR 2024 (loo, arXiv:2302.01428); Zheng & Li, UAI 2023 (rd
 RDM-DC paper); Xue et al., AAAI 2025 (guard, arXiv:2403.10045).
 """
 
+from ntk_privacy import _public
 from ntk_privacy.studies.cells import make
 from ntk_privacy.studies.item import Cell, Grid, Item, Row
 from ntk_privacy.studies.items import ITEMS, of_paper
@@ -20,3 +21,5 @@ __all__ = [
     "of_paper",
     "of_parts",
 ]
+
+__dir__ = _public.names(__name__)

@@ -1,5 +1,6 @@
 """Training: in closed form for linearized networks, step by step for the others."""
 
+from ntk_privacy import _public
 from ntk_privacy.training import (
     adapter_victim,
     adversarial,
@@ -35,3 +36,5 @@ __all__ = [
     "trajectories",
     "victim",
 ]
+
+__dir__ = _public.names(__name__)
