@@ -10,6 +10,11 @@ def name() -> str:
 
     `jax.default_backend` is the best device of the machine, whatever `with
     jax.default_device(...)` says.
+
+    It is asked while a program is traced, where arrays do not tell of their device: of
+    those that were put on a processor beside an accelerator (`jax.device_put`, a mesh
+    of processors), the accelerator's branch is taken. It computes the same there, and
+    is slower; `with jax.default_device("cpu")` says what is meant.
     """
     chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     if chosen is None:

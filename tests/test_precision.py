@@ -19,7 +19,7 @@ from jax.interpreters import mlir
 from ntk_privacy import _linalg, _platform, curvature, kip, rkip
 from ntk_privacy.kernels import empirical, infinite, infinite_conv, products, structured
 from ntk_privacy.models import MLP, ConvNet
-from ntk_privacy.reconstruction import kkt
+from ntk_privacy.reconstruction import adapter_replay, explanation, kkt
 from ntk_privacy.training import linearized
 
 _internal = pytest.importorskip("jax._src.interpreters.mlir")
@@ -29,11 +29,11 @@ _OPEN = {None, jax.lax.Precision.DEFAULT}
 KEY = jax.random.key(0)
 
 
-def _rule(primitive, usual, bits):
+def _rule(primitive, usual, bits, dtype):
     def rule(context, *operands, **params):
         told = params.get("precision")
         told = told if isinstance(told, tuple) else (told, told)
-        narrow = all(aval.dtype == jnp.float32 for aval in context.avals_in)
+        narrow = all(aval.dtype == dtype for aval in context.avals_in)
         if not narrow or not set(told) <= _OPEN:
             return usual(context, *operands, **params)
 
@@ -49,7 +49,7 @@ def _rule(primitive, usual, bits):
 
 
 @contextlib.contextmanager
-def _coarse(kind):
+def _coarse(kind, dtype=jnp.float32):
     """Products as on an accelerator, whose branches are taken too."""
     rules, everywhere = (
         _internal._platform_specific_lowerings["cpu"],
@@ -60,7 +60,7 @@ def _coarse(kind):
         for primitive in PRODUCTS:
             entry = rules.get(primitive, everywhere.get(primitive))
             usual = getattr(entry, "rule", entry)
-            made = _rule(primitive, usual, MANTISSA[kind])
+            made = _rule(primitive, usual, MANTISSA[kind], dtype)
             replaced = made if usual is entry else type(entry)(made, entry.inline)
             patch.setitem(rules, primitive, replaced)
         patch.setattr(_platform, "name", lambda: "gpu")
@@ -151,6 +151,25 @@ def _product():
     return products.ntk_vector_product(apply_fn, params, x, None, v)
 
 
+def _at_duals():
+    apply_fn, params, x = _theirs()
+    return linearized.params_at(apply_fn, params, x, _normal(8, len(x), 3))
+
+
+def _taylor():
+    apply_fn, params, x = _theirs()
+    moved = jax.tree.map(lambda leaf: 1.1 * leaf + 0.01, params)
+    return linearized.apply_linearized(apply_fn, params, moved, x)
+
+
+def _explained():
+    apply_fn, params, x = _theirs()
+    change = jax.tree.map(lambda leaf: 0.1 * leaf + 0.01, params)
+    found = explanation.parts(apply_fn, [params], change, x, num_outputs=3)
+    # On the host in float64, computed in float32.
+    return jax.tree.map(np.float32, found)
+
+
 CASES = {
     "infinite FC": lambda: infinite.mlp(2)(_normal(1, 9, 40), _normal(2, 7, 40)),
     "infinite Conv": lambda: infinite_conv.convnet(2)(_normal(1, 3, 5, 5, 2)),
@@ -164,6 +183,9 @@ CASES = {
     "its diagonal": lambda: empirical.diagonal(*_theirs()),
     "its product": _product,
     "linearized training": lambda: jax.tree.leaves(_trained()[2]),
+    "its parameters, any network": _at_duals,
+    "its outputs, any network": _taylor,
+    "what images explain, any network": _explained,
     "solve": lambda: _linalg.solve_ridge(
         2 * jnp.eye(9, dtype="f") + 0.1, _normal(2, 9, 2)
     ),
@@ -176,15 +198,55 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_they_agree_with_full_float32(name):
-    # The coarser of the two is the harder one.
-    want = jax.tree.map(np.asarray, CASES[name]())
-    with _coarse("bfloat16"):
-        got = jax.tree.map(np.asarray, CASES[name]())
+def _agree(got, want):
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        assert a.dtype == np.float32
+        assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
+
+
+def _numbers(case):
+    return jax.tree.map(np.asarray, case())
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """In full, of each case once."""
+    return functools.cache(lambda name: _numbers(CASES[name]))
+
+
+# Of the two bfloat16 is the harder one.
+@pytest.mark.parametrize("kind", MANTISSA)
+@pytest.mark.parametrize("name", CASES)
+def test_they_agree_with_full_float32(name, kind, exact):
+    want = exact(name)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(want))
+    with _coarse(kind):
+        got = _numbers(CASES[name])
+    _agree(got, want)
+
+
+def _adapter():
+    random = np.random.default_rng(0)
+    shapes = ((2, 9), (9, 6), (9, 4), (9, 3), (2, 3))
+    targets, kernel, a_0, basis, at = (random.normal(size=s) for s in shapes)
+    plan = adapter_replay.Schedule(num_steps=3, learning_rate=0.01)
+    loss = functools.partial(_squares, targets @ kernel)
+    made = adapter_replay.trained(at @ basis.T, a_0, loss, plan, kernel=kernel)
+    found = adapter_replay.within(made, loss, basis, at + 0.01, plan, kernel=kernel)
+    assert np.abs(found.coordinates - at).max() < 1e-8
+    return made.a_t, made.b_t, found.coordinates
+
+
+def _squares(wanted, outputs):
+    return ((outputs - wanted) ** 2).sum() / 2
+
+
+@pytest.mark.parametrize("kind", MANTISSA)
+def test_in_float64_too_an_adapter_is_replayed_in_full(kind):
+    want = _numbers(_adapter)
+    with _coarse(kind, jnp.float64):
+        got = _numbers(_adapter)
+    _agree(got, want)
 
 
 @pytest.mark.parametrize(("kind", "low"), [("bfloat16", 1e-3), ("tf32", 1e-4)])

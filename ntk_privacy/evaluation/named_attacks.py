@@ -36,7 +36,7 @@ class Stage(NamedTuple):
     name: what was asked for. part: of it, such as "fab-t" of "autoattack", or "".
     run: an `AttackFn`. threat_model: that it keeps. within: whether that is the one
     asked for, so that it counts for the ensemble. listens: whether NaN logits on its
-    way have to be listened for, since it does not end there.
+    way have to be listened for: an attack of the caller's own may tell of none.
     """
 
     name: str
@@ -187,8 +187,8 @@ def _stages(
     run = functools.partial(method.run, config=config)
     if name in _NEAREST and threat_model.norm != "l2":
         free = dataclasses.replace(threat_model, norm="l2", eps=float("inf"))
-        return [Stage(name, "", run, free, False, listens=True)]
-    return [Stage(name, "", run, threat_model, True, listens=name in _NEAREST)]
+        return [Stage(name, "", run, free, False)]
+    return [Stage(name, "", run, threat_model, True)]
 
 
 def _aims(config: object) -> bool:

@@ -20,6 +20,7 @@ from ntk_privacy.evasion import losses, settings
 from ntk_privacy.evasion.task import (
     Found,
     LogitsFn,
+    NotANumberError,
     Task,
     carry_out,
     confirmed,
@@ -42,11 +43,15 @@ _DEFAULTS = {"short": (1.0, 50), "original": (1e-3, 10000), "torchattacks": (1.0
 
 
 class _Best(NamedTuple):
-    """The nearest misread images so far, and whether this constant found any."""
+    """The nearest misread images so far, and whether this constant found any.
+
+    unread: whether any logit on the way was NaN.
+    """
 
     images: Float[Array, "n h w c"]
     distance: Float[Array, " n"]
     hit: Bool[Array, " n"]
+    unread: Bool[Array, " n"]
 
 
 class _Descent(NamedTuple):
@@ -124,6 +129,7 @@ def _descend(
             jnp.where(per_sample(closer), images, state.best.images),
             jnp.where(closer, far, state.best.distance),
             state.best.hit | wrong,
+            state.best.unread | jnp.any(jnp.isnan(logits), axis=1),
         )
         total = jnp.sum(jnp.where(task.active, squares + values, 0))
         check = state.i % every == 0
@@ -163,14 +169,16 @@ def _search(
     form: str,
     num_steps: int,
     num_constants: int,
-) -> tuple[Found, Bool[Array, ""]]:
+) -> tuple[Found, Bool[Array, ""], Int[Array, ""]]:
     """Bisects the constant of each image: down where it is misread, else up.
 
-    Tells also whether any image was misread, within the bound or not.
+    Tells also whether any image was misread, within the bound or not, and for how many
+    a logit on the way was NaN.
     """
     per_image = jnp.ones_like(task.x[:, 0, 0, 0])
     far = jnp.full(task.y.shape, jnp.inf, wide(task.x.dtype))
-    best = _Best(task.x, far, jnp.zeros(task.y.shape, bool))
+    nowhere = jnp.zeros(task.y.shape, bool)
+    best = _Best(task.x, far, nowhere, nowhere)
 
     def attempt(carry, i):
         best, constant, lower, upper, steps = carry
@@ -208,7 +216,8 @@ def _search(
     success = task.active & reached
     images = jnp.where(per_sample(success), best.images, task.x)
     found = Found(images, success, jnp.broadcast_to(steps, task.y.shape))
-    return found, jnp.any(jnp.isfinite(best.distance) & task.active)
+    moved = jnp.any(jnp.isfinite(best.distance) & task.active)
+    return found, moved, jnp.sum(best.unread & task.active, dtype=jnp.int32)
 
 
 def run(
@@ -222,10 +231,16 @@ def run(
     form: str,
     **options: Any,
 ) -> Found:
-    """Calls `_search` with numbers in the dtype of the images."""
+    """Calls `_search` with numbers in the dtype of the images.
+
+    Raises:
+      NotANumberError: NaN logits on the way, where the descent does not end.
+    """
     del norm
     numbers = (jnp.asarray(v, task.x.dtype) for v in (constant, rate, kappa))
-    found, moved = _search(task, *numbers, key, form=form, **options)
+    found, moved, unread = _search(task, *numbers, key, form=form, **options)
+    if int(unread):
+        raise NotANumberError(int(unread), len(task.y))
     if form != "original" and not bool(moved) and bool(jnp.any(task.active)):
         warnings.warn(
             f"CW misread nothing at constant={constant}, at no distance: that says "
@@ -273,7 +288,8 @@ def attack(
       rate: of Adam.
 
     Raises:
-      ValueError: see `task.prepare`; another norm, or a setting out of range.
+      ValueError: see `task.prepare`; another norm, a setting out of range, or NaN
+        logits anywhere on the way.
 
     Warns, with `UserWarning`, if a short form misreads nothing at any distance.
 

@@ -89,7 +89,7 @@ class Task(NamedTuple):
 
 
 class NotANumberError(ValueError):
-    """Logits are NaN where an attack ended.
+    """Logits are NaN where an attack ended, or came by on its way.
 
     Attributes:
       count: of images.
@@ -274,8 +274,7 @@ def finish(task: Task, found: Found, key: Array, *, norm: str) -> Adversarial:
 
     Raises:
       NotANumberError: a ValueError: NaN logits where the attack ended. Attacks take NaN
-        for misread and end there, all but CW, of which `evaluation.robust_accuracy`
-        looks at every point.
+        for misread and end there, all but CW, which counts them on its way.
     """
     out, bad = _finish(task, found, key, norm=norm)
     if int(bad):

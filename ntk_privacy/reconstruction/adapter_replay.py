@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ntk_privacy import _checks, _versions
+from ntk_privacy import _checks, _linalg, _versions
 from ntk_privacy.models.adapter import Adapter
 from ntk_privacy.reconstruction import unit_verdict
 from ntk_privacy.reconstruction.verdict import Verdict, told_bound
@@ -106,6 +106,7 @@ def budget(adapter: Adapter, num_images: int) -> float:
     return float(each)
 
 
+@_linalg.full_precision
 def within(
     adapter: Adapter,
     loss: Callable[..., Array],
@@ -179,6 +180,7 @@ def within(
     return _judged(adapter, np.asarray(basis, np.float64), offset, solved, n, k)
 
 
+@_linalg.full_precision
 def trained(
     images: Float[Array | np.ndarray, "n d"],
     a_0: Float[Array | np.ndarray, "d r"],

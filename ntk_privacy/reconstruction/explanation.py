@@ -26,7 +26,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, Float
 
-from ntk_privacy import _tree
+from ntk_privacy import _linalg, _tree
 from ntk_privacy._types import ApplyFn, Params
 from ntk_privacy.kernels import stationarity
 from ntk_privacy.models.mlp import MLP
@@ -147,6 +147,7 @@ def _only(tree: Params, kept: list[bool]) -> Params:
     )
 
 
+@_linalg.full_precision
 def _any_parts(apply_fn, features, change, images, num_outputs):
     """Rows of J J^T for any network, from one gradient at a time."""
     m, groups = images.shape[0], _groups(change)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ntk_privacy import _checks, _tree
+from ntk_privacy import _checks, _linalg, _tree
 from ntk_privacy._linalg import matmul
 from ntk_privacy._types import ApplyFn, Params
 
@@ -396,6 +396,7 @@ def _first_step_below(
     return jax.lax.while_loop(above, step, start)[0]
 
 
+@_linalg.full_precision
 def params_at(
     apply_fn: ApplyFn,
     params_0: Params,
@@ -424,6 +425,7 @@ def params_at(
     return _tree.add(params_0, pullback(duals)[0])
 
 
+@_linalg.full_precision
 def apply_linearized(
     apply_fn: ApplyFn,
     params_0: Params,

@@ -52,7 +52,7 @@ def _attack(name, at):
     return found
 
 
-_QUICK = ("fab",)
+_QUICK = ("cw", "fab")
 NAMES = [
     n if n in _QUICK else pytest.param(n, marks=pytest.mark.slow)
     for n in METHODS
@@ -101,13 +101,9 @@ def test_momentum_carries_no_image_past_nan():
         attack(jax.tree_util.Partial(_logits, jnp.asarray(passed[-1])))
 
 
-def test_only_what_does_not_end_at_nan_is_listened_to():
+def test_only_what_may_not_tell_of_nan_is_listened_to():
     given = {"threat_model": ThreatModel("linf", 0.02), "num_classes": 10}
     stages, _ = named_attacks.plan(tuple(METHODS), **given)
-    assert {stage.name for stage in stages if stage.listens} == {
-        "cw",
-        "cw_binary",
-        "cw_guard",
-    }
+    assert not [stage.name for stage in stages if stage.listens]
     own, _ = named_attacks.plan({"mine": lambda *_, **__: None}, **given)
     assert own[0].listens
