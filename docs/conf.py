@@ -84,9 +84,10 @@ linkcheck_workers = 4
 def tell_seconds(app, error):
     """Prints what each notebook took to run."""
     del error
-    for name, told in sorted(app.env.nb_metadata.items()):
-        if "exec_data" in told:
-            print(f"{name}: {told['exec_data']['runtime']:.0f} s")
+    for name, told in sorted(getattr(app.env, "nb_metadata", {}).items()):
+        seconds = told.get("exec_data", {}).get("runtime")
+        if seconds is not None:
+            print(f"{name}: {seconds:.0f} s")
 
 
 def setup(app):
