@@ -51,10 +51,11 @@ test: .venv
 test-slow: .venv
 	$(BIN)/python -m pytest -q -m slow
 
-# Examples of docstrings that take seconds each; `make test` runs the others.
+# Examples of docstrings that take seconds each; `make test` runs the others. Compiled
+# in haste, as those of `-m slow` alone are not (tests/conftest.py).
 test-examples: .venv
 	NTK_PRIVACY_TEST_PROGRAMS=$${NTK_PRIVACY_TEST_PROGRAMS-$(CURDIR)/.jax_cache} \
-		$(BIN)/python -m pytest -q -m slow tests/test_docstrings.py
+		$(BIN)/python -m pytest -q -m "slow or optimized" tests/test_docstrings.py
 
 # The fast tests as older processors compute them, as this one does, and on one thread.
 test-processors: .venv

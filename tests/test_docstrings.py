@@ -62,18 +62,12 @@ LONG = {
     "auditing.auditor",
     "distillation.dc",
     "distillation.dm",
-    "distillation.kernel_methods",
     "distillation.mtt",
-    "distillation.rkip_finite",
-    "distillation.squeezed_settings",
     "evaluation.poisoned_sets",
     "evaluation.set_attacks",
     "evaluation.soft_students",
     "evaluation.students",
-    "poisoning.distribution_matching",
     "poisoning.gradient_matching",
-    "reconstruction.kkt",
-    "reconstruction.unrolled",
 }
 
 
