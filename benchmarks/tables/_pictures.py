@@ -33,7 +33,51 @@ def _audit(name: str, size: str) -> Picture:
     )
 
 
+def _study(paper: str, item: str) -> Picture:
+    folder = f"results/study/{paper}_{item}"
+    command = f"python -m experiments.study --paper={paper} --item={item} --scale=cpu"
+    return Picture(f"{folder}/figure.png", f"{folder}/results.json", command)
+
+
+def _stored(folder: str, picture: str, command: str) -> Picture:
+    place = f"results/{folder}"
+    return Picture(f"{place}/{picture}", f"{place}/results.json", command)
+
+
 PICTURES = (
+    *(_study("loo", item) for item in ("theorem1", "figure2", "figure4", "outliers")),
+    *(_study("loo", item) for item in ("table1", "figure6")),
+    _study("rdm", "lemma4_1"),
+    _stored(
+        "kernel/mnist_infinite_mlp_500",
+        "kernel.png",
+        "python -m experiments.kernel --kernel=infinite_mlp --dataset=mnist "
+        "--num_train=500",
+    ),
+    _stored(
+        "poison/direct",
+        "poisons_0.png",
+        "python -m experiments.poison --preset=cpu --dataset=cifar10 --attack=direct "
+        "--methods=dm,rdm --num_seeds=5",
+    ),
+    _stored(
+        "condense/dc_mnist_1_paper",
+        "distilled.png",
+        "python -m experiments.distill --method=dc --preset=paper --num_steps=200 "
+        "--dataset=mnist --images_per_class=1 --evaluate",
+    ),
+    _stored(
+        "condense/rdm_cifar10_10",
+        "distilled.png",
+        "python -m experiments.distill --method=rdm --preset=cpu --dataset=cifar10 "
+        "--images_per_class=10 --evaluate",
+    ),
+    _stored(
+        "reconstruct/mnist_max_margin_200",
+        "ranked.png",
+        f"{_RECONSTRUCT} --dataset=mnist --num_train=20 --width=200 "
+        "--method=max_margin --num_steps=3000",
+    ),
     Picture(
         "docs/gallery.png",
         "results/reconstruct/cifar10_standard_1024_closed_units/results.json",

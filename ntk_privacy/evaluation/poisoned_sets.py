@@ -330,7 +330,9 @@ def _craft(
     name: str,
 ) -> Entry:
     made = attack.run(scene, config, key=scene.key, stage=stage)
-    classes = f"class {scene.target_class} to be taken for {scene.adversarial_class}"
+    names = scene.images.class_names
+    pair = names[scene.target_class], names[scene.adversarial_class]
+    classes = f"class {pair[0]} to be taken for {pair[1]}"
     show(name, scene, made, title=f"{attack.name}: {classes}")
     return {"poisons": np.asarray(made.images), "where": scene.where}
 

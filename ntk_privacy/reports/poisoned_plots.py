@@ -9,7 +9,7 @@ import numpy as np
 from ntk_privacy.distillation.search import Distilled
 from ntk_privacy.evaluation import poisoned_table
 from ntk_privacy.poisoning import Poisoned, Scene
-from ntk_privacy.reports import loss_plots, plots
+from ntk_privacy.reports import loss_plots, plots, sets
 
 __all__ = ["losses", "made"]
 
@@ -37,7 +37,7 @@ def made(
             np.asarray(found.images) * normal.deviation,
             path,
             mean=normal.mean,
-            notes=[str(label) for label in np.asarray(found.labels)],
+            notes=[sets.class_name(scene.images, int(label)) for label in found.labels],
             title=title,
         )
         return

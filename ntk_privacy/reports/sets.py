@@ -10,17 +10,37 @@ from ntk_privacy.evaluation.copies import Nearest
 from ntk_privacy.evaluation.judged import has_classes, pixels
 from ntk_privacy.reports import plots
 
-__all__ = ["draw", "draw_classes", "draw_nearest"]
+__all__ = ["class_name", "draw", "draw_classes", "draw_nearest"]
 
 
-def _notes(distilled: Distilled) -> list[str]:
+def class_name(images: ImageSet, number: int) -> str:
+    """Returns what a class is called, "class 3" where its name is a number.
+
+    Args:
+      images: the set.
+      number: of the class.
+
+    Example:
+      >>> from ntk_privacy import data
+      >>> from ntk_privacy.reports import sets
+      >>> sets.class_name(data.load_set("digits"), 3)
+      'class 3'
+    """
+    name = images.class_names[number]
+    return f"class {name}" if name.isdigit() else name
+
+
+def _notes(images: ImageSet, distilled: Distilled) -> list[str]:
     labels = np.asarray(distilled.labels)
     if has_classes(distilled):
-        return [f"class {label}" for label in labels]
+        return [class_name(images, int(label)) for label in labels]
+    codes = labels.shape[1] == images.num_classes
     return [
-        f"{label[0]:+.2g}" if len(label) == 1 else f"class {int(label.argmax())}"
+        f"{label[0]:+.2g}" if len(label) == 1
+        else class_name(images, int(label.argmax())) if codes
+        else f"class {int(label.argmax())}"
         for label in labels
-    ]
+    ]  # fmt: skip
 
 
 def draw(
@@ -48,7 +68,7 @@ def draw(
         shown.distilled,
         path,
         mean=shown.mean,
-        notes=_notes(distilled),
+        notes=_notes(images, distilled),
         columns=columns,
         title=title,
     )
