@@ -5,10 +5,9 @@ FAST_TESTS = $(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not slow"
 # Tests that need the real files look here; they skip with a reason without them.
 export NTK_PRIVACY_DATA ?= $(wildcard ../shared/data)
 
-# What is compiled by these is lowered for accelerators, and takes their branches.
-LOWERED = tests/*/test_every_*.py tests/distillation/test_contract.py tests/curvature \
-	tests/kernels tests/evaluation/test_robust_accuracy.py \
-	tests/reconstruction/test_closed_units.py tests/reconstruction/test_algebraic.py
+# What is compiled by these is lowered for accelerators, and takes their branches: every
+# program of the package, once at least, which the run itself looks at.
+LOWERED = $(shell cat tests/lowered.txt)
 
 UV ?= $(BIN)/uv
 # Where no interpreter is named, uv looks for it; pyenv shows the one that is asked for.
@@ -75,8 +74,8 @@ test-lowering: .venv
 	@failed=; \
 	for platform in tpu cuda; do \
 		echo "== $$platform"; \
-		LOWER_FOR=$$platform PYTHONPATH=tests $(BIN)/python -m pytest -q -p lowering \
-			-m "not slow" $(LOWERED) || failed="$$failed $$platform"; \
+		LOWER_FOR=$$platform LOWER_TABLE=1 PYTHONPATH=tests $(BIN)/python -m pytest -q \
+			-p lowering -m "not slow" $(LOWERED) || failed="$$failed $$platform"; \
 	done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 

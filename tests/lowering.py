@@ -6,8 +6,9 @@ Branches on the backend are taken as that accelerator takes them, so that the te
 compare these with the rest, on CPU; then each compiled function is lowered for it. Of
 functions that are called with several structures or static arguments each is lowered,
 of shapes the first; of what is made anew at each call, within another function, a few.
-At the end stands a table; with LOWER_TABLE=1 what must be in it
-and is not fails the run: see `lowering_rows`.
+At the end stands a table; with LOWER_TABLE=1 what must be
+in it and is not fails the run (see `lowering_rows`), and of a parametrized test cases
+are run while they give it rows.
 
 A call to the host (`jax.debug.callback`) is lowered for the machine at hand alone, so
 it is left out, and counted. Its one place in the package is `robust_accuracy`, for
@@ -24,6 +25,7 @@ from typing import Any
 import jax
 import lowering_rows
 import numpy as np
+import pytest
 from jax._src import debugging
 from jax._src.interpreters import mlir
 
@@ -36,6 +38,8 @@ _LOWERED: Counter[str] = Counter()
 _WITHIN: Counter[str] = Counter()
 _HOST: Counter[str] = Counter()
 _OF_A_KIND = 4
+# Cases of a test that may give no new row before the others are left out.
+_IN_VAIN = 6
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
 # Programs that are called now, each with what it has called.
 _OPEN: list[set[str]] = []
@@ -71,8 +75,8 @@ def _named(value: Any) -> str:
     """The name of a function or of a step, with what a step is made of."""
     if isinstance(value, functools.partial):
         return _named(value.func)
+    value = inspect.unwrap(value)
     if hasattr(value, "__qualname__"):
-        value = inspect.unwrap(value)
         return f"{value.__module__}.{value.__qualname__}"
     kind, parts = type(value), []
     if _is_step(value):
@@ -170,15 +174,30 @@ def _no_host(context: Any, *operands: Any, **params: Any) -> list[Any]:
     return []
 
 
-def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
-    """Leaves out tests of faults: nothing is compiled where something is refused."""
-    faults, kept = [], []
-    for item in items:
-        function = inspect.unwrap(getattr(item, "function", item.runtest))
-        refuses = "pytest.raises" in inspect.getsource(function)
-        (faults if refuses else kept).append(item)
-    config.hook.pytest_deselected(items=faults)
-    items[:] = kept
+_BEFORE: dict[str, int] = {}
+_STALE: Counter[str] = Counter()
+
+
+def _rows() -> int:
+    return len({*_LOWERED, *_WITHIN})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: Any) -> None:
+    """Skips what is left of a parametrized test that has no more rows to give."""
+    function = item.nodeid.partition("[")[0]
+    if os.environ.get("LOWER_TABLE") == "1" and _STALE[function] >= _IN_VAIN:
+        pytest.skip("the last of its cases gave the table no new row")
+    _BEFORE[item.nodeid] = _rows()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: Any) -> None:
+    """Counts cases that gave no row, one after the other."""
+    function = item.nodeid.partition("[")[0]
+    if item.nodeid in _BEFORE:
+        gave = _rows() > _BEFORE.pop(item.nodeid)
+        _STALE[function] = 0 if gave else _STALE[function] + 1
 
 
 def _table() -> list[str]:

@@ -17,8 +17,10 @@ from flax import linen as nn
 from jax.interpreters import mlir
 
 from ntk_privacy import _linalg, _platform, curvature, kip, rkip
+from ntk_privacy.distillation import gradient_matching, tesla, trajectory_matching
 from ntk_privacy.kernels import empirical, infinite, infinite_conv, products, structured
 from ntk_privacy.models import MLP, ConvNet
+from ntk_privacy.poisoning import gradient_matching as poisoning
 from ntk_privacy.reconstruction import adapter_replay, explanation, kkt
 from ntk_privacy.training import linearized
 
@@ -247,6 +249,44 @@ def test_in_float64_too_an_adapter_is_replayed_in_full(kind):
     with _coarse(kind, jnp.float64):
         got = _numbers(_adapter)
     _agree(got, want)
+
+
+def _searched(name):
+    """The gradient in the images, of a search that leaves the precision open."""
+    model, shape = ConvNet(3, 4, 1), (6, 6, 2)
+    one, two = (
+        model.init_params(jax.random.key(i), shape, jnp.float32) for i in (1, 2)
+    )
+    images = 0.5 + 0.1 * _normal(3, 6, *shape)
+    rows = jnp.eye(3, dtype=jnp.float32)[jnp.arange(6) % 3]
+    if name == "DC":
+        loss = functools.partial(gradient_matching.loss, model=model, params=one)
+        keys, real = jax.random.split(KEY, 3), _normal(4, 3, 8, *shape)
+        each = images.reshape(3, 2, *shape)
+        return jax.jit(jax.grad(lambda s: loss(real, s, keys=keys)))(each)
+    if name == "poison":
+        stacked = jax.tree.map(lambda leaf: leaf[None], one)
+        wanted = jax.tree.map(lambda leaf: leaf[None], two)
+        label, zero = jnp.asarray(1, jnp.int32), jnp.zeros(2, jnp.float32)
+        data = poisoning.Ensemble(stacked, wanted, label, zero, zero + 1)
+        aligned = poisoning.Alignment(model, ())
+        return jax.jit(jax.grad(lambda x: aligned(x, KEY, data)))(images)
+    slope = {"MTT": trajectory_matching._slope, "TESLA": tesla.slope}[name]
+    options = {"model": model, "key": KEY, "student_steps": 3, "operations": ()}
+    rate = jnp.asarray(0.02, jnp.float32)
+    return jax.jit(lambda x: slope(x, rows, rate, one, two, **options)[1][0])(images)
+
+
+@pytest.mark.parametrize("name", ["DC", "MTT", "TESLA", "poison"])
+def test_searches_are_coarse_unless_asked_to_be_exact(name):
+    want = np.asarray(_searched(name))
+    with _coarse("bfloat16"):
+        left_open = np.asarray(_searched(name))
+        with jax.default_matmul_precision("highest"):
+            asked = np.asarray(_searched(name))
+    size = np.linalg.norm(want)
+    assert np.linalg.norm(asked - want) < 1e-5 * size
+    assert 1e-3 * size < np.linalg.norm(left_open - want) < 0.2 * size
 
 
 @pytest.mark.parametrize(("kind", "low"), [("bfloat16", 1e-3), ("tf32", 1e-4)])

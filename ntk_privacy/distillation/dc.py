@@ -2,6 +2,10 @@
 
 Sources: Zhao, Mopuri & Bilen, ICLR 2021 (arXiv:2006.05929); Zhao & Bilen, ICML 2021
 (arXiv:2102.08259).
+
+Products are as coarse as an accelerator's default: with a small ConvNet the gradient in
+the images is 3% off in TF32 and 6% in bfloat16, in norm. Inside of
+`with jax.default_matmul_precision("highest"):` it is that of float32.
 """
 
 import dataclasses

@@ -11,6 +11,8 @@ $$\frac{dL}{dS} = \frac{2}{\|\theta^*_t - \theta^*_{t+M}\|^2} \sum_i
 is a sum of terms of which one at a time is in memory. The student is trained twice:
 for the sum of the $g_j$, and for their derivatives.
 
+Products are as coarse as an accelerator's default: see `trajectory_matching`.
+
 Source: Cui et al., ICML 2023 (TESLA, arXiv:2211.10586), released code. That code loses
 the factor 2: half the step size compares with it.
 """

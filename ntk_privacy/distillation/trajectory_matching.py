@@ -4,6 +4,10 @@ Experts are an argument: `training.trajectories.load(...).params`. The gradient 
 images passes through every step of the student; `low_memory` keeps little of each, and
 `tesla` has a gradient that needs no more memory for many steps than for few.
 
+Products are as coarse as an accelerator's default: after five steps of a small ConvNet
+the gradient in the images is 1% off in TF32 and 3% in bfloat16, in norm. Inside of
+`with jax.default_matmul_precision("highest"):` it is that of float32.
+
 Source: Cazenavette et al., CVPR 2022 (MTT, arXiv:2203.11932), released code.
 """
 

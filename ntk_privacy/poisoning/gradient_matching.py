@@ -2,6 +2,10 @@
 
 Source: Geiping et al., ICLR 2021 (Witches' Brew, arXiv:2009.02276), released code; the
 RDM-DC paper, equation 4 and algorithm 1.
+
+Products are as coarse as an accelerator's default: with a small ConvNet the gradient in
+the images is 3% off in TF32 and 9% in bfloat16, in norm. Inside of
+`with jax.default_matmul_precision("highest"):` it is that of float32.
 """
 
 import dataclasses

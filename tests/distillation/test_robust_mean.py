@@ -70,6 +70,8 @@ def test_mean_and_median_are_numpy_s():
         x = _features(n)
         np.testing.assert_allclose(robust_mean.mean(jnp.asarray(x)), x.mean(0))
         np.testing.assert_allclose(robust_mean.median(jnp.asarray(x)), np.median(x, 0))
+        compiled = jax.jit(robust_mean.median)(jnp.asarray(x))
+        np.testing.assert_allclose(compiled, np.median(x, 0))
 
 
 @pytest.mark.parametrize("name", METHODS)
