@@ -161,7 +161,7 @@ def base(tmp_path_factory):
     return folder
 
 
-# Job, more flags, and how far the arrays of two hosts may be from those of one. The fast
+# Job, more flags, and how far the arrays of two hosts may be from those of one. Fast
 # settings of the KKT search sharpen its ReLU, which multiplies what the order of sums
 # changes; without that float64 tells whether they are the same.
 SMOOTH = ("--settings=paper", "--precision=float64", "--num_steps=200")
