@@ -94,6 +94,7 @@ JOBS = {
         *("--kernel=empirical_mlp", DIGITS, "--num_train=400", "--stream"),
         *("--notrain", "--budget=1"),
     ],
+    "study": ["--paper=loo", "--item=outliers", "--scale=smoke"],
 }
 # What differs from one run to the next, by the name of the entry.
 _TIMES = re.compile(
@@ -162,7 +163,9 @@ def outcome(folder: pathlib.Path) -> dict[str, object]:
 def has_checkpoint(folder: pathlib.Path) -> bool:
     """Whether a step, or a piece of the work that is done, is there to go on from."""
     names = (path.name for path in folder.rglob("*") if ".tmp" not in str(path))
-    return any(name.isdecimal() or name.startswith("cell_") for name in names)
+    cells = folder.glob("*/work/cells/*/results.json")  # those of a study
+    pieces = (name.isdecimal() or name.startswith("cell_") for name in names)
+    return any(pieces) or any(cells)
 
 
 def _awaited(run: subprocess.Popen, folder: pathlib.Path) -> None:
