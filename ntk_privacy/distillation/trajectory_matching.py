@@ -37,15 +37,7 @@ from ntk_privacy.distillation.student import (
 from ntk_privacy.models import convolution
 from ntk_privacy.models.convnet import Classifier
 
-__all__ = [
-    "Distilled",
-    "Slope",
-    "TrajectoryState",
-    "distill",
-    "init",
-    "loss",
-    "match",
-]
+__all__ = ["Distilled", "Slope", "TrajectoryState", "distill", "init", "loss", "match"]
 
 
 class TrajectoryState(NamedTuple):

@@ -26,7 +26,19 @@ __all__ = ["MODELS", "Config", "Model", "check", "find", "read", "trained"]
 
 
 class Model(NamedTuple):
-    """logits_fn: of images in [0, 1]. about: for results."""
+    """A model under attack.
+
+    Attributes:
+      logits_fn: of images in [0, 1].
+      about: for results.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.evaluation import attacked_model
+      >>> means = attacked_model.Model(lambda x: x.mean((1, 2)), {"network": "means"})
+      >>> means.logits_fn(jnp.zeros((3, 4, 4, 2))).shape
+      (3, 2)
+    """
 
     logits_fn: Any
     about: dict[str, Any]

@@ -23,7 +23,17 @@ BUDGET = 256.0
 
 
 class Problem(NamedTuple):
-    """Images that a kernel is wanted of, and the outputs of a network for them."""
+    """Images that a kernel is wanted of, and the outputs of a network for them.
+
+    Example:
+      >>> import jax
+      >>> from ntk_privacy.kernels import named
+      >>> x, key = jax.random.normal(jax.random.key(0), (3, 4, 4, 1)), jax.random.key(1)
+      >>> row = named.KERNELS["infinite_mlp"]
+      >>> kernel = row.run(named.Problem(x, 1), row.configured(), key=key)
+      >>> kernel.fn(x).shape
+      (3, 3)
+    """
 
     images: Float[Array, "n h w d"]
     num_outputs: int
@@ -38,7 +48,15 @@ class Network(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """`fn(x1, x2=None) -> (n1, n2)`; the network whose it is, None of infinite ones."""
+    """`fn(x1, x2=None) -> (n1, n2)`; the network whose it is, None of infinite ones.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from ntk_privacy.kernels import named
+      >>> kernel = named.Kernel(lambda x1, x2=None: x1 @ (x1 if x2 is None else x2).T)
+      >>> kernel.fn(jnp.ones((3, 2))).shape, kernel.network is None
+      ((3, 3), True)
+    """
 
     fn: KernelFn
     network: Network | None = None

@@ -245,6 +245,23 @@ def prepare(
       bounds: smallest and largest intensity.
       starts: first candidates.
       settings: of the search.
+
+    Raises:
+      ValueError: see `unrolled.reconstruct`.
+
+    Example:
+      >>> import jax, optax
+      >>> from ntk_privacy.models import MLP
+      >>> from ntk_privacy.reconstruction import unrolled
+      >>> net, y = MLP((4,)), jax.numpy.asarray([[1.0], [-1.0]])
+      >>> before = net.init_params(jax.random.key(0), (2, 2, 1))
+      >>> after = jax.tree.map(lambda leaf: leaf + 0.1, before)
+      >>> training = unrolled.Training(optimizer=optax.sgd(0.1), num_steps=2)
+      >>> search = unrolled.prepare(
+      ...     net, before, after, training=training, labels=y, key=jax.random.key(1),
+      ...     image_shape=(2, 2, 1), bounds=(0.0, 1.0))
+      >>> search.state.images.shape, search.num_steps
+      ((2, 2, 2, 1), 840)
     """
     _checks.typed_key(key=key)
     _checks.same_structure("params_0", params_0, "params_t", params_t)
@@ -305,6 +322,9 @@ def run(
       chunk: steps between calls of `callback`.
       first_step: steps that the state has behind it.
       callback: `(steps, state, metrics)` after each chunk.
+
+    Raises:
+      ValueError: a number out of range.
     """
     _checks.at_least(1, chunk=chunk)
     _checks.at_least(0, first_step=first_step)

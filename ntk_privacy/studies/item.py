@@ -34,6 +34,11 @@ class Row(NamedTuple):
       config: its point of the grid.
       draw: its number; cells of one draw share keys, hence images where they can.
       figures: by name.
+
+    Example:
+      >>> from ntk_privacy.studies import item
+      >>> item.Row("a point", 0, {"error": 0.5}).figures["error"]
+      0.5
     """
 
     config: Any
@@ -74,6 +79,11 @@ class Grid(Generic[Config]):
     Attributes:
       configs: points, each with every draw.
       num_draws: of images, networks and searches.
+
+    Example:
+      >>> from ntk_privacy.studies import item
+      >>> len(item.Grid(("narrow", "wide"), num_draws=3).cells())
+      6
     """
 
     configs: tuple[Config, ...]
@@ -100,6 +110,12 @@ class Item(Generic[Config]):
       judge: `judge(rows)` returns the parts of the claim, given all rows of a grid.
       columns: heads of the table, by name of the figure.
       draw: `draw(rows, path)` writes the figure: mean and spread over draws.
+
+    Example:
+      >>> from ntk_privacy import studies
+      >>> figure2 = next(i for i in studies.ITEMS if i.title == "loo_figure2")
+      >>> figure2.folder("cpu"), figure2.folder("smoke")
+      ('loo_figure2', 'loo_figure2_smoke')
     """
 
     paper: str
