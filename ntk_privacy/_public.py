@@ -2,9 +2,15 @@
 
 import importlib
 import sys
+import threading
 from collections.abc import Callable, Mapping
 
 __all__ = ["found_when_asked", "names"]
+
+
+# Threads that import parts which need one another would see them half made. Whoever
+# holds an import's own lock meanwhile ends the wait, and Python's imports go on alone.
+_ALONE, _SECONDS = threading.RLock(), 60.0
 
 
 def names(package: str) -> Callable[[], list[str]]:
@@ -39,7 +45,12 @@ def found_when_asked(
         if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         place, inside, _ = places[name].partition(":")
-        module = importlib.import_module(place)
+        held = _ALONE.acquire(timeout=_SECONDS)
+        try:
+            module = importlib.import_module(place)
+        finally:
+            if held:
+                _ALONE.release()
         value = getattr(module, name) if inside else module
         setattr(sys.modules[package], name, value)
         return value

@@ -40,6 +40,24 @@ def test_one_import_reaches_every_method():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_threads_that_ask_at_once_find_whole_modules():
+    names = ["kip", "rkip.distill", "distillation", "kernels", "evasion", "audit"]
+    code = (
+        "import operator, threading, ntk_privacy\n"
+        "found, start = [], threading.Barrier(6)\n"
+        "def ask(name):\n"
+        "    start.wait()\n"
+        "    found.append(operator.attrgetter(name)(ntk_privacy))\n"
+        f"all = [threading.Thread(target=ask, args=(name,)) for name in {names}]\n"
+        "[each.start() for each in all], [each.join() for each in all]\n"
+        "assert len(found) == 6\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_modules_are_found_by_the_names_that_they_had():
     told = (
         "import ntk_privacy.condensation, ntk_privacy.kip\n"

@@ -19,6 +19,7 @@ from ntk_privacy.evaluation import poisoned_sets as poisoned_sets
 from ntk_privacy.evaluation import poisoned_table as poisoned_table
 from ntk_privacy.evaluation import protocol as protocol
 from ntk_privacy.evaluation import rates as rates
+from ntk_privacy.evaluation import read_back as read_back
 from ntk_privacy.evaluation import reconstruction_curve as reconstruction_curve
 from ntk_privacy.evaluation import robust_accuracy as robust_accuracy
 from ntk_privacy.evaluation import set_attacks as set_attacks
@@ -56,6 +57,7 @@ __all__ = [
     "poisoned_table",
     "protocol",
     "rates",
+    "read_back",
     "reconstruction_curve",
     "robust_accuracy",
     "set_attacks",

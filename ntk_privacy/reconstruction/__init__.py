@@ -4,7 +4,8 @@
 `closed_units` reads images from the first layer alone, whatever the loss and the
 features did; `algebraic` decodes them from ReLU gates where training stayed linear;
 `kkt` searches for images that explain the change of the weights; `auto` tries these in
-turn; `max_margin` needs the final weights alone; `adapter` reads low-rank factors
+turn; `max_margin` needs the final weights alone; `unrolled` differentiates the whole
+training, where its recipe is known; `adapter` reads low-rank factors
 (`adapter_factors`, `adapter_replay`). `replay.replay` gives the search
 features along the training that recovered images explain, and
 `initialisation.find_seed` gives all of them the weights before training where only
@@ -32,10 +33,12 @@ from ntk_privacy.reconstruction import (
     initialisation,
     kkt,
     known_start,
+    known_trunk,
     max_margin,
     replay,
     shared_labels,
     through_trunk,
+    unrolled,
 )
 from ntk_privacy.reconstruction.evidence import Evidence
 from ntk_privacy.reconstruction.methods import METHODS
@@ -57,10 +60,12 @@ __all__ = [
     "initialisation",
     "kkt",
     "known_start",
+    "known_trunk",
     "max_margin",
     "replay",
     "shared_labels",
     "through_trunk",
+    "unrolled",
 ]
 
 __dir__ = _public.names(__name__)

@@ -32,8 +32,9 @@ _REMEDIES = {
     "params_0": "give the weights before training, guess their seed with "
     "reconstruction.initialisation, or use max_margin, which needs those after it "
     "alone",
-    "recipe": "say how the network was trained, by a training.recipe.Recipe; networks "
-    "that are trained here have one with dynamics=standard and an optimizer",
+    "recipe": "say how the weights were trained, by a training.recipe.Recipe; on the "
+    "command line give evidence=weights, dynamics=standard and an optimizer; a gradient "
+    "is read by closed_units",
     "num_steps": "say how many steps the training took",
     "bounds": "give the smallest and the largest intensity, in the units that the "
     "network takes, such as (-mean, 1 - mean)",
@@ -55,7 +56,8 @@ class Evidence:
         model was trained in its place.
       num_images: N, where it is told.
       labels: (k, c), the values that labels take, one row each; None are -1 and +1 for
-        one output, and centred one-hot rows for several.
+        one output, and centred one-hot rows for several. `unrolled` takes them for
+        those of the images, in any order, unless `num_images` is another number.
       auxiliary: (a, height, width, depth), images of the same domain, preprocessed
         alike.
       num_outputs: c, of an `apply_fn`; an `MLP` knows its own.

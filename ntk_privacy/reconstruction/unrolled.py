@@ -150,7 +150,9 @@ def _labels(evidence: Evidence) -> Float[np.ndarray, "m c"]:
         return np.asarray(told)
     codes = evidence.codes()
     if count is None:
-        count = evidence.num_candidates() // 2  # refuses
+        raise ValueError(
+            "num_images is not told: tell it, or the label of every image in labels."
+        )
     return codes[np.arange(count) % len(codes)]
 
 
@@ -191,6 +193,11 @@ def from_evidence(
       (2, 8, 8, 1)
     """
     evidence.needs("unrolled", "params_0", "bounds", "recipe", "num_steps")
+    if evidence.num_steps == 0:
+        raise ValueError(
+            "The training took no step: its loss was low enough before. Nothing shows "
+            "in the weights; ask for a smaller loss, such as early_stop_loss=none."
+        )
     labels = _labels(evidence)
     _check(dataclasses.replace(evidence, num_images=len(labels)), config)
     search = prepare(

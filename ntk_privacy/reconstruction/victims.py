@@ -274,10 +274,17 @@ class Trained(InPractice, Network):
             image_shape=dataset.x_train.shape[1:],
             dynamics="linearized" if is_gradient else self.dynamics,
             objective=self.loss,
-            recipe=None if self.evidence in _ALONE else self.recipe(),
+            recipe=self._told_recipe(len(dataset.x_train)),
             is_gradient=is_gradient,
             is_adapter=self.evidence == "adapter",
         )
+
+    def _told_recipe(self, count: int) -> Recipe | None:
+        """Returns how it is trained, batches of all images as what they are."""
+        recipe = None if self.evidence in _ALONE else self.recipe()
+        if recipe is None or (recipe.batch_size or 0) < count:
+            return recipe
+        return dataclasses.replace(recipe, batch_size=None)
 
     def train(
         self, dataset: Dataset, key: jax.Array, stage: Stage = straight

@@ -1,12 +1,13 @@
 """What all figures share: colours, lines, axes, and how a picture is written.
 
-Figures are made without pyplot, so that nothing global is touched, and files appear
-whole or not at all.
+Figures are made without pyplot, and files appear whole or not at all. The style is that
+of one thread at a time: it is Matplotlib's own while a figure is drawn, and put back.
 """
 
 import contextlib
 import io
 import pathlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 STYLES = ("-", "--", "-.", ":")
 """Of lines, in order."""
 
+_ONE = threading.RLock()
 _LOOK = {
     "axes.axisbelow": True,
     "axes.prop_cycle": cycler(color=COLOURS),
@@ -102,7 +104,7 @@ def figure(
       b'PNG'
     """
     look: dict[Any, Any] = _LOOK | {"font.size": font}
-    with rc_context(look):
+    with _ONE, rc_context(look):
         wide, high = map(float, size)
         made = Figure(figsize=(wide, high), layout="constrained")
         yield made

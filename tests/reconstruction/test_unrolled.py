@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from ntk_privacy.data import choice
 from ntk_privacy.models import MLP
-from ntk_privacy.reconstruction import evidence, unrolled, unrolled_search
+from ntk_privacy.reconstruction import evidence, unrolled, unrolled_search, victims
 from ntk_privacy.training import recipe
 
 NET = MLP((64,))
@@ -135,29 +136,17 @@ def test_fewer_weights_than_numbers_searched_for_identify_nothing(scene):
 
 def test_a_search_that_is_lost_leaves_its_last_finite_candidates(scene):
     training, before, after, _ = scene
-
-    def breaks(params, x):  # the square root's derivative, where images come near 0
-        return NET.apply_fn(params, x) + 0 * jnp.sqrt(jnp.sum(x**2) - 2.0)
-
-    found = unrolled.reconstruct(
-        breaks, before, after, training=training, labels=LABELS, image_shape=SHAPE,
+    search = unrolled.prepare(
+        NET, before, after, training=training, labels=LABELS, image_shape=SHAPE,
         key=jax.random.key(0), bounds=BOUNDS,
-        starts=np.full((3, *SHAPE), 0.3, np.float32), settings=SETTINGS,
+        settings=unrolled.Settings(sharpnesses=(16.0,), num_steps=2),
     )  # fmt: skip
-    assert np.isfinite(found.images).all()
-    assert not found.nonfinite or found.verdict.word == "nothing found"
-
-
-def test_weights_of_another_training_are_nothing(scene):
-    training, before, _, x = scene
-    foreign = jax.tree.map(
-        lambda a, b: a + 0.1 * jax.random.normal(jax.random.key(9), b.shape, b.dtype),
-        before,
-        before,
-    )
-    found = _read((training, before, foreign, x))
+    lost = search.state._replace(scales=search.state.scales * jnp.nan)
+    found = unrolled.run(search._replace(state=lost))
+    np.testing.assert_array_equal(found.images, search.state.images)
+    assert found.nonfinite
+    assert np.isnan(found.losses).all()
     assert found.verdict.word == "nothing found"
-    assert "random sets" in found.verdict.reason
 
 
 @pytest.mark.slow
@@ -264,7 +253,8 @@ def test_labels_are_those_that_are_told_or_balanced():
             {"num_steps": None},
             "num_steps is not known: unrolled needs it; say how many",
         ),
-        ({}, "num_images is not told: tell it"),
+        ({}, "num_images is not told: tell it, or the label of every image"),
+        ({"num_steps": 0, "num_images": 2}, "The training took no step"),
         (
             {"recipe": recipe.Recipe(batch_size=2), "num_images": 3},
             "batch_size=2: unrolled simulates a training on all images at every step",
@@ -289,3 +279,12 @@ def test_the_training_that_is_simulated_is_that_of_the_recipe():
     trained = recipe.train(NET, params, x, y, told, **given).params
     for one, other in zip(jax.tree.leaves(end), jax.tree.leaves(trained), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-3)
+
+
+def test_a_batch_of_all_images_is_no_batch():
+    digits, _ = choice.TaskImages(num_train=4).load(seed=0)
+    for size, kept in ((3, 3), (4, None), (16, None)):
+        network = victims.Trained(width=8, dynamics="standard", batch_size=size)
+        told = network.before(digits).recipe
+        assert told is not None
+        assert told.batch_size == kept
