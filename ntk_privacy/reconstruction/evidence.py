@@ -33,8 +33,8 @@ _REMEDIES = {
     "reconstruction.initialisation, or use max_margin, which needs those after it "
     "alone",
     "recipe": "say how the weights were trained, by a training.recipe.Recipe; on the "
-    "command line give evidence=weights, dynamics=standard and an optimizer; a gradient "
-    "is read by closed_units",
+    "command line give evidence=weights, dynamics=standard and an optimizer; one "
+    "gradient is read by closed_units",
     "num_steps": "say how many steps the training took",
     "bounds": "give the smallest and the largest intensity, in the units that the "
     "network takes, such as (-mean, 1 - mean)",
