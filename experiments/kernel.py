@@ -87,7 +87,8 @@ def _check(asked: Asked[Any]) -> None:
 
 def _load(asked: Asked[Any]) -> Loaded:
     """Returns kernel, images, targets, classes and names, before all else."""
-    dataset, key = asked.group(TaskImages).load(asked.group(Run).seed)
+    chosen = asked.group(TaskImages)
+    dataset, key = chosen.load(asked.group(Run).seed)
     flags = asked.group(Blocks)
     dtype = jnp.dtype(flags.precision)
     x, y = jnp.asarray(dataset.x_train, dtype), jnp.asarray(dataset.y_train, dtype)
@@ -99,7 +100,7 @@ def _load(asked: Asked[Any]) -> Loaded:
             raise ValueError(f"kernel={asked.method.name}: {error}") from error
         if flags.stream:
             blockwise.size_within(kernel.fn, x[:1], named.bytes_of(flags.budget))
-    return kernel, x, y, dataset.class_train, dataset.class_names
+    return kernel, x, y, dataset.class_train, chosen.class_names()
 
 
 def _work(job: Job, loaded: Loaded) -> Results:

@@ -182,6 +182,10 @@ class TaskImages(Data):
         place, sizes = self.source(), {"num_train": self.num_train, "task": self.task}
         return load(**place, **sizes, key=key_data), key_init
 
+    def class_names(self) -> tuple[str, ...]:
+        """Returns what the set's classes are called; reads the set."""
+        return load_set(**self.source()).class_names
+
 
 def _place(choice: Choice) -> Path | None:
     return places.place_of(choice.dataset, tuple(SETS), told="dataset")

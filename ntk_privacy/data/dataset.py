@@ -25,7 +25,6 @@ class Dataset(NamedTuple):
         y_test: Targets of the test images, (m, k).
         class_test: Class of each test image, (m,).
         mean: Mean intensity of the training images per channel, (c,).
-        class_names: One name per class of the set.
     """
 
     x_train: Float32[np.ndarray, "n h w c"]
@@ -35,7 +34,6 @@ class Dataset(NamedTuple):
     y_test: Float32[np.ndarray, "m k"]
     class_test: Int32[np.ndarray, " m"]
     mean: Float32[np.ndarray, " c"]
-    class_names: tuple[str, ...] = ()
 
     @property
     def bounds(self) -> tuple[Float32[np.ndarray, " c"], Float32[np.ndarray, " c"]]:

@@ -279,7 +279,6 @@ class ImageSet:
             y_test=y_test,
             class_test=self.class_test,
             mean=self.statistics.mean,
-            class_names=self.class_names,
         )
 
     def rows(self, train: Any, test: Any) -> "ImageSet":

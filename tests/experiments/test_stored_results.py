@@ -8,6 +8,7 @@ import pytest
 
 from experiments import (
     _run,
+    audit,
     compare,
     distill,
     evade,
@@ -19,6 +20,7 @@ from experiments import (
 ROOT = pathlib.Path(__file__).parents[2] / "results"
 FOLDERS = sorted(path.parent for path in ROOT.rglob("config.json"))
 PROGRAMS = {
+    "audit": audit,
     "evade": evade,
     "kernel": kernel,
     "poison": poison,
