@@ -249,7 +249,8 @@ def picture(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         _points(axes[3], pick(False, **plain), "flips", "trained, width 256", "^")
         axes[3].set(xlabel="share of pairs (image, unit) that flipped", xlim=(0, 0.4))
         for ax in axes:
-            ax.set_ylim(bottom=0 if ax is not axes[0] else None)
+            if ax is not axes[0]:
+                ax.set_ylim(0, 1.1 * ax.dataLim.y1)
             ax.legend(fontsize=8)
             ax.grid()
 
