@@ -83,7 +83,7 @@ FAULTS = {
 def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path, fault):
     arrays, told = FAULTS[fault]
     path = tmp_path / "f.npz"
-    np.savez(path, allow_pickle=True, **arrays)
+    np.savez(path, **arrays)
     with pytest.raises(ValueError, match=told) as caught:
         data.load_set(path)
     assert "\n" not in str(caught.value)

@@ -12,7 +12,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
-import safetensors.torch
 from flax import linen as nn
 from flax import nnx
 from flax.training import train_state
@@ -23,6 +22,7 @@ from ntk_privacy.models import MLP, published, saved, weight_files
 eqx = pytest.importorskip("equinox", reason="weights as Equinox holds them")
 hk = pytest.importorskip("haiku", reason="weights as Haiku holds them")
 torch = pytest.importorskip("torch", reason="weights as PyTorch holds them")
+torch_files = pytest.importorskip("safetensors.torch")
 
 KEY = jax.random.key(0)
 KERNEL = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
@@ -234,7 +234,7 @@ class TestFiles:
     def test_safetensors_of_pytorch(self, tmp_path, dtype):
         path = tmp_path / "w.safetensors"
         state = {k: v.to(dtype) for k, v in _torch().state_dict().items()}
-        safetensors.torch.save_file(state, path)
+        torch_files.save_file(state, path)
         found = published.read(path)
         for name, leaf in state.items():
             assert str(found[name].dtype) == str(dtype).removeprefix("torch.")
