@@ -87,8 +87,9 @@ def _check(asked: Asked[Any]) -> None:
 
 def _load(asked: Asked[Any]) -> Loaded:
     """Returns kernel, images, targets, classes and names, before all else."""
-    chosen = asked.group(TaskImages)
-    dataset, key = chosen.load(asked.group(Run).seed)
+    choice = asked.group(TaskImages)
+    images, key = choice.chosen(asked.group(Run).seed)
+    dataset = images.regression(choice.task)
     flags = asked.group(Blocks)
     dtype = jnp.dtype(flags.precision)
     x, y = jnp.asarray(dataset.x_train, dtype), jnp.asarray(dataset.y_train, dtype)
@@ -100,7 +101,7 @@ def _load(asked: Asked[Any]) -> Loaded:
             raise ValueError(f"kernel={asked.method.name}: {error}") from error
         if flags.stream:
             blockwise.size_within(kernel.fn, x[:1], named.bytes_of(flags.budget))
-    return kernel, x, y, dataset.class_train, chosen.class_names()
+    return kernel, x, y, dataset.class_train, images.class_names
 
 
 def _work(job: Job, loaded: Loaded) -> Results:

@@ -12,6 +12,17 @@ EXCEPTED: dict[str, str] = {
     "ntk_privacy.evasion.pool._fewer": "processors alone give up places",
 }
 
+# What may call the host: the listener of `robust_accuracy`, for random models and for
+# attacks of the caller's own, is traced within these.
+HOSTED = frozenset(
+    {
+        "ntk_privacy.evasion.apgd._ascend",
+        "ntk_privacy.evasion.reading.read",
+        "ntk_privacy.evasion.task._finish",
+        "ntk_privacy.evasion.task._judged",
+    }
+)
+
 # Steps that share a compiled function and differ in what it is made of.
 NAMED: tuple[str, ...] = (
     r"search\._Step\(kip\._Objective",

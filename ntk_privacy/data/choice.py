@@ -11,7 +11,7 @@ from ntk_privacy import _checks
 from ntk_privacy.data import draws, image_folder, places
 from ntk_privacy.data.dataset import ArgumentError, Dataset
 from ntk_privacy.data.image_set import ImageSet
-from ntk_privacy.data.sets import SETS, Foretold, foretold, load, load_set
+from ntk_privacy.data.sets import SETS, Foretold, chosen, foretold, load_set
 from ntk_privacy.method import field
 
 __all__ = ["FOLDER", "Choice", "Data", "TaskImages", "Tested"]
@@ -178,13 +178,18 @@ class TaskImages(Data):
         Raises:
             ArgumentError: They do not split so, or see `source`.
         """
+        images, key_init = self.chosen(seed)
+        return images.regression(self.task), key_init
+
+    def chosen(self, seed: int) -> tuple[ImageSet, jax.Array]:
+        """Returns the images as a set, which knows its classes, and that key.
+
+        Raises:
+            ArgumentError: See `load`.
+        """
         key_data, key_init = draws.keys(seed)
         place, sizes = self.source(), {"num_train": self.num_train, "task": self.task}
-        return load(**place, **sizes, key=key_data), key_init
-
-    def class_names(self) -> tuple[str, ...]:
-        """Returns what the set's classes are called; reads the set."""
-        return load_set(**self.source()).class_names
+        return chosen(**place, **sizes, key=key_data), key_init
 
 
 def _place(choice: Choice) -> Path | None:

@@ -260,6 +260,46 @@ def load(
         >>> digits.x_train.shape, digits.y_train.ravel().tolist()[4:6]
         ((10, 8, 8, 1), [-1.0, 1.0])
     """
+    part = chosen(
+        name,
+        task=task,
+        num_train=num_train,
+        num_test=num_test,
+        key=key,
+        data_dir=data_dir,
+        download=download,
+        released_label_fault=released_label_fault,
+        size=size,
+    )
+    return part.regression(task, released_label_fault=released_label_fault)
+
+
+def chosen(
+    name: str | os.PathLike[str],
+    *,
+    task: str | None = None,
+    num_train: int | None = None,
+    num_test: int | None = None,
+    key: jax.Array | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    released_label_fault: bool = False,
+    size: int | None = None,
+) -> ImageSet:
+    """Returns the images that `load` makes regression of; its arguments and errors.
+
+    Args: those of `load`.
+
+    Raises:
+        FileNotFoundError, ConnectionError, FileExistsError, ValueError: See `load`.
+
+    Example:
+        >>> import jax
+        >>> from ntk_privacy.data import sets
+        >>> part = sets.chosen("digits", num_train=10, key=jax.random.key(0))
+        >>> part.x_train.shape, part.class_names[3]
+        ((10, 8, 8, 1), '3')
+    """
     # What is known before the files are read is told before.
     if isinstance(name, str) and name in SETS:
         about = SETS[name]
@@ -269,5 +309,4 @@ def load(
     if num_train is not None or num_test is not None:
         draws.check_key(key)
     found = load_set(name, data_dir=data_dir, download=download, size=size)
-    part = found.balanced(task, num_train=num_train, num_test=num_test, key=key)
-    return part.regression(task, released_label_fault=released_label_fault)
+    return found.balanced(task, num_train=num_train, num_test=num_test, key=key)

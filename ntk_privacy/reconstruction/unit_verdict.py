@@ -56,7 +56,7 @@ def hidden(gap: float, why: str) -> Verdict:
     )
 
 
-def _missing(found: Found, space: Space) -> str:
+def _missing(found: Found, space: Space, *, nothing: bool) -> str:
     n, m = space.signals.shape
     why = (
         f"{len(found.rows)} of {n} rows vanish on units that an image closes, after "
@@ -69,7 +69,8 @@ def _missing(found: Found, space: Space) -> str:
             f"{why}; about half of {m} units close for an image, too few to tell {n} "
             "images apart with certainty"
         )
-    if len(found.rows) < n / 2:
+    # However many rows seemed to vanish: where nothing is explained, none did.
+    if nothing or len(found.rows) < n / 2:
         why += (
             ": no ReLU follows the layer, or normalisation stands between, or hardly a "
             "unit stayed closed throughout training, or the weights before training "
@@ -110,8 +111,8 @@ def judge(
     told = f"; {'; '.join(notes)}" if notes else ""
     if whole is None:
         count = len(found.rows)
-        why = _missing(found, space) + told
         word = "approximate" if count and explained > 0.5 else "nothing found"
+        why = _missing(found, space, nothing=word == "nothing found") + told
         return Judged(
             np.full(count, np.inf),
             np.zeros(count, bool),
