@@ -13,7 +13,7 @@ from ntk_privacy.evaluation import (
     named_attacks,
     robust_accuracy,
 )
-from ntk_privacy.evasion import METHODS, ThreatModel, mim
+from ntk_privacy.evasion import METHODS, ThreatModel, cw, mim
 
 KEY = jax.random.key(5)
 _RNG = np.random.default_rng(0)
@@ -99,6 +99,30 @@ def test_momentum_carries_no_image_past_nan():
     assert passed
     with pytest.raises(ValueError, match="returned NaN for 1 of 6 images"):
         attack(jax.tree_util.Partial(_logits, jnp.asarray(passed[-1])))
+
+
+def test_cw_tells_of_nan_that_lies_beyond_what_it_found():
+    given = {"constant": 1e3, "num_steps": 12, "rate": 0.05}
+
+    def attack(at):
+        model = jax.tree_util.Partial(_logits, jnp.asarray(at))
+        cw.attack(model, jnp.asarray(X), jnp.asarray(Y), key=KEY, **given)
+        jax.effects_barrier()
+
+    REACHED.clear()
+    attack(NEVER)
+    # Misread, as NaN counts, but farther off than what is kept by then.
+    beyond, nearest = [], np.full(len(X), np.inf)
+    for point in REACHED:
+        far = np.square(X - point).sum((1, 2, 3))
+        image = int(far.argmin())
+        if (point.reshape(-1) @ W).argmax() != Y[image]:
+            if far[image] > 1.01 * nearest[image]:
+                beyond.append(point)
+            nearest[image] = min(nearest[image], far[image])
+    assert beyond
+    with pytest.raises(ValueError, match="returned NaN for 1 of 6 images"):
+        attack(beyond[0])
 
 
 def test_only_what_may_not_tell_of_nan_is_listened_to():

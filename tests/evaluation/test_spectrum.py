@@ -53,6 +53,8 @@ def test_a_streamed_kernel_is_studied_like_one_in_memory(tmp_path):
     path = tmp_path / "kernel.npy"
     streamed = kernel_study.study(kernel, *images, path=path, budget=0.01)
     assert (np.diff(whole.arrays["classes"]) >= 0).all()
+    # All images are shown, in the order of the kernel's rows.
+    np.testing.assert_array_equal(whole.part_classes, whole.arrays["classes"])
     assert (whole.moved, whole.num_images, list(whole.spectra)) == (
         None,
         10,

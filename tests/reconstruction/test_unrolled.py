@@ -8,7 +8,13 @@ import pytest
 
 from ntk_privacy.data import choice
 from ntk_privacy.models import MLP
-from ntk_privacy.reconstruction import evidence, unrolled, unrolled_search, victims
+from ntk_privacy.reconstruction import (
+    evidence,
+    unrolled,
+    unrolled_search,
+    unrolled_verdict,
+    victims,
+)
 from ntk_privacy.training import recipe
 
 NET = MLP((64,))
@@ -288,3 +294,22 @@ def test_a_batch_of_all_images_is_no_batch():
         told = network.before(digits).recipe
         assert told is not None
         assert told.batch_size == kept
+
+
+@pytest.mark.parametrize(
+    ("left", "control", "num_weights", "word"),
+    [
+        (0.05, 0.9, 1000, "approximate"),
+        (0.05, 0.1, 1000, "nothing found"),  # other images leave as little
+        (0.2, 0.9, 1000, "nothing found"),
+        (np.nan, 0.9, 1000, "nothing found"),
+        (0.0, 0.9, 100, "assumptions do not hold"),
+    ],
+)
+def test_a_verdict_needs_both_a_small_rest_and_a_margin(
+    left, control, num_weights, word
+):
+    sizes = {"num_unknowns": 100, "num_weights": num_weights}
+    found = unrolled_verdict.judge(left, control, **sizes)
+    assert found.word == word
+    assert found.reason.endswith(".")
