@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc
 import os
+import pathlib
 
 # Programs of tests are kept in a folder that is named, or nowhere; so are those of the
 # processes that they start.
@@ -57,12 +58,26 @@ def pytest_sessionstart():
     config = jax.config
     # Compiled in haste, most of them; there are many.
     config.update("jax_persistent_cache_min_compile_time_secs", 0.03)
+    if jax.__version_info__[:2] == (0, 10):
+        _rarely_bounded(folder, config.jax_compilation_cache_max_size)
     os.environ.update(
         JAX_COMPILATION_CACHE_DIR=str(folder),
         JAX_COMPILATION_CACHE_MAX_SIZE=str(config.jax_compilation_cache_max_size),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.03",
         JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
     )
+
+
+def _rarely_bounded(folder: pathlib.Path, most: int) -> None:
+    """Looks once whether programs are too many, where JAX looks at every new one.
+
+    It reads a file of each program then, holding a lock: of four thousand 0.2 s, which
+    is more than most of them took to compile.
+    """
+    from jax._src import lru_cache
+
+    if sum(kept.stat().st_size for kept in folder.glob("*-cache")) < most / 2:
+        lru_cache.LRUCache._evict_if_needed = lambda cache, *, additional_size=0: None
 
 
 def pytest_collection_finish():
