@@ -125,8 +125,10 @@ LEAVES_COLAB = .versions/colab/bin/python -m pip install --dry-run \
 test-versions: $(VERSIONS:%=.versions/%/installed)
 	@failed=; for name in $(VERSIONS); do \
 		echo "== $$name"; \
-		env -u NTK_PRIVACY_REQUIRE_ORACLE .versions/$$name/bin/python -m pytest -n 2 \
-			--dist loadfile -q -m "not slow" $(BROAD_TESTS) || failed="$$failed $$name"; \
+		env -u NTK_PRIVACY_REQUIRE_ORACLE \
+			NTK_PRIVACY_TEST_PROGRAMS=$(CURDIR)/.versions/$$name/programs \
+			.versions/$$name/bin/python -m pytest -n 2 --dist loadfile -q -m "not slow" \
+			$(BROAD_TESTS) || failed="$$failed $$name"; \
 	done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 

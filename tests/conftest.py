@@ -58,8 +58,7 @@ def pytest_sessionstart():
     config = jax.config
     # Compiled in haste, most of them; there are many.
     config.update("jax_persistent_cache_min_compile_time_secs", 0.03)
-    if jax.__version_info__[:2] == (0, 10):
-        _rarely_bounded(folder, config.jax_compilation_cache_max_size)
+    _rarely_bounded(folder, config.jax_compilation_cache_max_size)
     os.environ.update(
         JAX_COMPILATION_CACHE_DIR=str(folder),
         JAX_COMPILATION_CACHE_MAX_SIZE=str(config.jax_compilation_cache_max_size),
