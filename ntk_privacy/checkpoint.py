@@ -131,10 +131,18 @@ def _not_of_closed_loops(hook: Any) -> Any:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a record of asyncio is of anything but a disk of which was told."""
+    """Whether a record is of anything but a disk of which was told.
+
+    Other leaves fail as well: threads of orbax log it, and asyncio tells of it when
+    they are collected, or that Python has ended before they did.
+    """
+    message = record.getMessage()
     error = record.exc_info[1] if record.exc_info else None
-    late = "exception was never retrieved" in record.getMessage()
-    return not (late and isinstance(error, Exception) and _cause(error) in _OF_DISKS)
+    if not isinstance(error, Exception):
+        return True
+    late = "never retrieved" in message or "raised an exception" in message
+    ended = "cannot schedule new futures after" in str(error)
+    return not (late and (ended or _cause(error) in _OF_DISKS))
 
 
 def _cause(error: Exception) -> int | None:
@@ -164,8 +172,8 @@ def _in_one_sentence(folder: pathlib.Path, step: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of orbax, TensorStore and the file system
-        # Other leaves fail as well, of which asyncio tells when they are collected.
-        logging.getLogger("asyncio").addFilter(_is_news)
+        for late in (logger, logging.getLogger("asyncio")):
+            late.addFilter(_is_news)
         for part in folder.glob(f"{step}.orbax-checkpoint-tmp*"):
             shutil.rmtree(part, ignore_errors=True)
         number = _cause(error)

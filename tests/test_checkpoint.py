@@ -2,6 +2,7 @@
 
 import doctest
 import gc
+import logging
 import os
 import shutil
 import subprocess
@@ -226,6 +227,37 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_step(tmp_path):
     lines = set(done.stdout.splitlines())
     assert len(lines) == 1
     assert "step 2 cannot be written" in lines.pop()
+
+
+@pytest.mark.parametrize(
+    ("message", "error", "news"),
+    [
+        ("run() raised an exception: %s", OSError(28, "No space left"), False),
+        (
+            "run() raised an exception: %s",
+            ValueError("No space left on device"),
+            False,
+        ),
+        ("Task exception was never retrieved %s", OSError(28, "No space"), False),
+        (
+            "Task exception was never retrieved %s",
+            RuntimeError("cannot schedule new futures after shutdown"),
+            False,
+        ),
+        ("run() raised an exception: %s", ValueError("a fault of the program"), True),
+        ("Task exception was never retrieved %s", RuntimeError("another"), True),
+        ("slow callback %s", OSError(28, "No space left"), True),
+    ],
+)
+def test_after_a_full_disk_threads_that_end_late_tell_nothing_new(message, error, news):
+    told = (type(error), error, None)
+    record = logging.LogRecord("absl", 40, "", 0, message, (error,), told)
+    assert checkpoint._is_news(record) is news
+
+
+def test_a_record_without_an_error_is_news():
+    record = logging.LogRecord("absl", 40, "", 0, "run() raised an exception", (), None)
+    assert checkpoint._is_news(record)
 
 
 def test_the_examples_print_what_they_say():
