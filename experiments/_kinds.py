@@ -51,6 +51,7 @@ class Kind:
       files: without which a run is not whole.
       look: what a start of a whole run still does, such as a check of its model.
       tidy: whether to remove the checkpoints of a whole run.
+      joins: whether processes of --distributed compute together; else each by itself.
     """
 
     groups: tuple[type, ...]
@@ -71,6 +72,7 @@ class Kind:
     files: tuple[str, ...] = ()
     look: Callable[["Asked[Any]", Workdir], None] = lambda *_: None
     tidy: bool = False
+    joins: bool = True
 
     def is_whole(self, asked: "Asked[Any]", stored: Results, results: Results) -> bool:
         """Whether a folder's results are all that is asked for."""

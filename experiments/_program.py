@@ -63,8 +63,7 @@ class Program:
       about, methods: one sentence for --help; records by name.
       kind: what is done with a method, and its other flags: the first line of a group's
         docstring is its title.
-      default: the method unless one is named.
-      flag: the flag that names the method.
+      default, flag: the method unless one is named; the flag that names it.
       former: methods by flags that named them, (name, value).
     """
 
@@ -128,7 +127,8 @@ class Program:
         foreign = functools.partial(_listed.foreign, self, chosen)
         given = _flags.given(entries, arguments, text, foreign)
         with _flags.usage():
-            _ = given.get("distributed") and hosts.join()  # before JAX computes
+            if given.get("distributed") and self.kind(chosen).joins:
+                hosts.join()  # before JAX computes
             asked = self.asked(**given)
         unread = dict(asked.kind.passed_over(asked))
         for part in asked.parts():

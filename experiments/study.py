@@ -33,13 +33,18 @@ _PAPERS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """The run; draws are numbered from 0, and hosts are started one by one."""
+    """The run; draws are numbered from 0."""
 
     workdir: str = field("results/study", "Folder of all studies.")
     checkpoint_seconds: float = field(30.0, "Time between checkpoints.")
     progress: bool = field(True, "Show a progress bar.")
     compilation_cache: bool = field(
         True, "Keep compiled programs for later runs, in the user's cache folder."
+    )
+    distributed: bool = field(
+        False,
+        "Run as one of several processes that share the cells; each works by itself, "
+        "on devices of its own, and all see --workdir.",
     )
 
     def __post_init__(self):
@@ -60,8 +65,8 @@ class Listing:
     def passed_over(self) -> dict[str, str]:
         """Returns flags that are not read, each with the choice that makes it so."""
         if self.list:
-            names = ("paper", "item", "scale", "checkpoint_seconds", "progress")
-            return dict.fromkeys(names, "--list")
+            run = ("checkpoint_seconds", "progress", "distributed")
+            return dict.fromkeys(("paper", "item", "scale", *run), "--list")
         return {"page": "--nolist"}
 
 
@@ -116,6 +121,7 @@ def _worked(asked: Asked[Any], run: Any) -> Results:
 
 KIND = Kind(
     groups=(Listing, Work),
+    joins=False,
     grid=_worked,
     told=lambda _, results: results["markdown"],
 )

@@ -173,9 +173,19 @@ SHARED = [
 
 
 def test_all_binaries_are_run_on_hosts():
-    # Hosts of a study are started one by one, and share its folder alone.
+    # Those of a study share its folder alone: see below.
     hosted = set(listed.names()) - {"study"}
     assert {survival.binary(job) for job, *_ in SHARED} == hosted
+
+
+@pytest.mark.slow
+def test_hosts_share_the_cells_of_a_study(tmp_path):
+    study = ("experiments.study", "--paper=rdm", "--item=lemma4_1", "--scale=smoke")
+    codes, told, errors = _ended(_started(tmp_path, (*study, "--noprogress")))
+    assert codes == [0, 0], errors
+    assert all("(12 of 12 cells)" in text for text in told), told
+    tables = list(tmp_path.glob("*/results.json"))
+    assert len(tables) == 1
 
 
 @pytest.mark.slow
