@@ -15,6 +15,10 @@ KernelFn = Callable[..., Float[Array, "n1 n2"]]
 """`(x1, x2) -> kernel`: one row per image of `x1`, one column per image of `x2`."""
 
 
+class AtMost(int):
+    """Steps of a loop that is meant to end sooner, at a loss: they measure nothing."""
+
+
 @runtime_checkable
 class Callback(Protocol):
     """Called on the host between jitted chunks; may checkpoint or show progress."""

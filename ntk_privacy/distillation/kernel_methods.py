@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from ntk_privacy import _checks, resume, sharding
-from ntk_privacy._types import KernelFn
+from ntk_privacy._types import AtMost, KernelFn
 from ntk_privacy.data.image_set import ImageSet
 from ntk_privacy.distillation import kip, rkip, search
 from ntk_privacy.distillation.regressed import TaskConfig, images_per_class, targets
@@ -262,7 +262,7 @@ def _target_duals(
 
         start = conjugate_gradients.blank(x, y, mesh=mesh)
         try:
-            found = stage("target_duals", start, go, _MAX_PRODUCTS).result
+            found = stage("target_duals", start, go, AtMost(_MAX_PRODUCTS)).result
         except rkip.NotConvergedError as error:
             ridge = regression.larger_ridge(diag_reg)
             raise ValueError(

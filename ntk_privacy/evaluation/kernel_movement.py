@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ntk_privacy._types import AtMost
 from ntk_privacy.evaluation.kernel_distance import kernel_distance
 from ntk_privacy.kernels import empirical
 from ntk_privacy.kernels.named import Network
@@ -106,7 +107,7 @@ def follow(
         )
         return trained, network.kernel_at(trained.params)(x_train), looks
 
-    ran = stage("train", {"state": state, "looks": looks}, go, max_steps)
+    ran = stage("train", {"state": state, "looks": looks}, go, AtMost(max_steps))
     trained, kernel_t, looks = ran.result
     rows = looks["rows"][: int(looks["count"])]
     if rows[-1, 0] < trained.steps:

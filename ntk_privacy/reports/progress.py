@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from ntk_privacy._types import AtMost
+
 __all__ = ["Progress"]
 
 _FORMAT = (
     "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 )
+# No share and no time left: the loop ends sooner, nobody knows when.
+_UNKNOWN = "{desc} {n_fmt} steps, at most {total_fmt}{postfix}"
 
 
 class Progress:
@@ -20,7 +24,7 @@ class Progress:
     Call it as `(done, state, metrics)`; it never stops the loop.
 
     Args:
-      num_steps: steps in all.
+      num_steps: steps in all; of `AtMost` neither share nor time left is shown.
       description: what is running, a word or two.
       first_step: steps already done when the run goes on from a checkpoint: they enter
         the count but not the speed.
@@ -52,7 +56,7 @@ class Progress:
             # A log file gets a line now and then, not ten a second.
             mininterval=0.2 if on_terminal else 30.0,
             file=sys.stderr,
-            bar_format=_FORMAT,
+            bar_format=_UNKNOWN if isinstance(num_steps, AtMost) else _FORMAT,
         )
         # Until the first steps are done, nearly all of the time is the compiler's.
         self._bar.set_postfix_str("compiling")
@@ -76,6 +80,7 @@ class Progress:
         """
         if sys.exc_info()[0] is None and self._bar.n:
             self._bar.total = self._bar.n
+            self._bar.bar_format = _FORMAT
             self._bar.refresh()
         self._bar.close()
 

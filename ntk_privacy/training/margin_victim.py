@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_privacy import _checks
+from ntk_privacy._types import AtMost
 from ntk_privacy.resume import Stage, straight
 from ntk_privacy.training import logistic
 from ntk_privacy.training.victim import Victim
@@ -81,7 +82,7 @@ def train(
         )
 
     start = logistic.init(model, params_0, x, y_train)
-    trained = stage("train", start, go, max_steps).result
+    trained = stage("train", start, go, AtMost(max_steps)).result
     return Victim(
         model=model,
         params_0=params_0,

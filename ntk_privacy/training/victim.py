@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float
 
 from ntk_privacy import _checks, resume
-from ntk_privacy._types import Params
+from ntk_privacy._types import AtMost, Params
 from ntk_privacy.kernels import structured
 from ntk_privacy.models.adapter import Adapter
 from ntk_privacy.models.mlp import MLP, Parametrization
@@ -409,7 +409,7 @@ def _standard(
 
     # The state of both optimizers is one: it does not hold the step size.
     start = full_batch_training.init(*problem, optimizer=published)
-    state = stage(name or "train_coordinates", start, go, max_steps).result
+    state = stage(name or "train_coordinates", start, go, AtMost(max_steps)).result
     return small.restore(state.params), int(state.steps)
 
 

@@ -5,6 +5,7 @@ import contextlib
 import jax.numpy as jnp
 
 from ntk_privacy import _loop
+from ntk_privacy._types import AtMost
 from ntk_privacy.reports.progress import Progress
 
 
@@ -44,6 +45,16 @@ def test_a_loop_that_converged_has_no_steps_left(capsys):
     with Progress(1000, description="attack", show=True) as progress:
         progress(42, None, {})
     assert "100%" in capsys.readouterr().err.split("\r")[-1]
+
+
+def test_a_loop_that_ends_by_its_loss_has_no_time_left_until_it_has_ended(capsys):
+    with Progress(AtMost(1_000_000), description="train", show=True) as progress:
+        progress(420, None, {"loss": [0.5]})
+        progress._bar.refresh()
+        told = capsys.readouterr().err.split("\r")[-1]
+        assert "train 420 steps, at most 1000000, loss 0.5" in told
+        assert "left" not in told
+    assert "train 100%" in capsys.readouterr().err.split("\r")[-1]
 
 
 def test_a_loop_that_broke_has(capsys):
