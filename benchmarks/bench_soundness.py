@@ -4,12 +4,13 @@
 
 The families of the slow tests (`tests/reconstruction/test_*_sound.py`), counted: small
 networks, gradients, heads and adapters of which each breaks an assumption of its
-attack, at many strengths. A row is a family. Columns: inputs and images of theirs;
-certified images; `false`, those that are further from every image than their
-certificate states; `merged`, those further off that are excepted, as means of images
-that share every gate or of the forms of one image; images of inputs without a
-certificate; the least stated over true error of those that held. Rows that the file
-has are kept; it is written after each. Needs pytest, which these files import.
+attack, at many strengths; of some families fewer inputs than the tests take. A row is a
+family. Columns: inputs and images of theirs; certified images; `false`, those that are
+further from every image than their certificate states; `merged`, those further off that
+are excepted, as means of images that share every gate or of the forms of one image;
+images of inputs without a certificate; the least stated over true error of those that
+held. Rows that the file has are kept; it is written after each. Needs pytest, which
+these files import.
 """
 
 import importlib
@@ -30,11 +31,13 @@ _FOLDERS = (_TESTS, _TESTS / "reconstruction")
 
 
 class Evidence(NamedTuple):
-    """The file that counts, the one with its families, and which of them."""
+    """The file that counts, the one with its families, which of them, and how many
+    inputs of each at most, so that all evidences take an hour of one core."""
 
     counting: str
     families: str
     names: Callable[[str], bool] = bool  # all
+    most: int = 1000
 
 
 def _is_narrow(name: str) -> bool:
@@ -53,11 +56,11 @@ _UNITS = "test_closed_units_sound"
 EVIDENCES = {
     "adapters": Evidence("test_adapter_sound", "adapter_victims"),
     "heads": Evidence("test_heads_sound", "head_victims"),
-    "decoding": Evidence("test_certificates", "test_certificates"),
+    "decoding": Evidence("test_certificates", "test_certificates", most=40),
     "clients": Evidence(_UNITS, _UNITS, _is_sent),
     "narrow": Evidence(_UNITS, _UNITS, _is_narrow),
-    "closed_units": Evidence(_UNITS, _UNITS, _is_plain),
-    "class_rows": Evidence("test_class_rows_sound", "batch_victims"),
+    "closed_units": Evidence(_UNITS, _UNITS, _is_plain, 25),
+    "class_rows": Evidence("test_class_rows_sound", "batch_victims", most=8),
 }
 
 
@@ -73,11 +76,19 @@ def families(evidence: Evidence) -> list[str]:
     return list(filter(evidence.names, _module(evidence.families).FAMILIES))
 
 
-def row(name: str, family: str, at_most: int) -> dict[str, Any]:
-    """What was counted in a family; at most so many inputs, if that is not 0."""
-    counted = _module(EVIDENCES[name].counting).counted
+def size(evidence: Evidence, family: str) -> int:
+    """How many inputs of a family are counted."""
+    counting = _module(evidence.counting)
+    known = _module(evidence.families).FAMILIES[family]
+    whole = known[0] if isinstance(known, tuple) else counting.COUNT
+    return min(whole, evidence.most)
+
+
+def row(name: str, family: str) -> dict[str, Any]:
+    """What was counted in a family."""
+    evidence = EVIDENCES[name]
     begin = time.perf_counter()
-    found = counted(family, at_most) if at_most else counted(family)
+    found = _module(evidence.counting).counted(family, size(evidence, family))
     told = {
         key: value.item() if hasattr(value, "item") else value
         for key, value in found._asdict().items()
@@ -90,14 +101,14 @@ def row(name: str, family: str, at_most: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = _measure.arguments(evidence=",".join(EVIDENCES), at_most=0)
+    options = _measure.arguments(evidence=",".join(EVIDENCES))
     jax.config.update("jax_enable_x64", True)  # as the tests count
     rows = [] if options.out is None else _measure.read(options.out)
     counted = {(row["evidence"], row["family"]) for row in rows}
     for name in _measure.chosen(options.evidence, EVIDENCES):
         for family in families(EVIDENCES[name]):
             if (name, family) not in counted:
-                rows.append(row(name, family, options.at_most))
+                rows.append(row(name, family))
                 _measure.report("soundness", rows[-1:], None)
                 if options.out is not None:
                     _measure.write("soundness", rows, options.out)
