@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks import _measure
+from ntk_privacy import compilation_cache
 
 _TESTS = pathlib.Path(__file__).parents[1] / "tests"
 # As pytest finds what these files import of their folders.
@@ -56,10 +57,10 @@ _UNITS = "test_closed_units_sound"
 EVIDENCES = {
     "adapters": Evidence("test_adapter_sound", "adapter_victims"),
     "heads": Evidence("test_heads_sound", "head_victims"),
-    "decoding": Evidence("test_certificates", "test_certificates", most=40),
+    "decoding": Evidence("test_certificates", "test_certificates", most=30),
     "clients": Evidence(_UNITS, _UNITS, _is_sent),
     "narrow": Evidence(_UNITS, _UNITS, _is_narrow),
-    "closed_units": Evidence(_UNITS, _UNITS, _is_plain, 25),
+    "closed_units": Evidence(_UNITS, _UNITS, _is_plain, 20),
     "class_rows": Evidence("test_class_rows_sound", "batch_victims", most=8),
 }
 
@@ -102,6 +103,7 @@ def row(name: str, family: str) -> dict[str, Any]:
 
 def main() -> None:
     options = _measure.arguments(evidence=",".join(EVIDENCES))
+    compilation_cache.enable()  # families share programs
     jax.config.update("jax_enable_x64", True)  # as the tests count
     rows = [] if options.out is None else _measure.read(options.out)
     counted = {(row["evidence"], row["family"]) for row in rows}

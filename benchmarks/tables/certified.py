@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.tables._cells import of_case, one, two
+from benchmarks.tables._cells import of_case, one
 from benchmarks.tables._marks import Row, Table
 
 _EVIDENCES = {
@@ -19,7 +19,7 @@ _EVIDENCES = {
 
 def _least(rows: list[dict[str, Any]]) -> str:
     told = [row["tightest"] for row in rows if row["tightest"] is not None]
-    return two(min(told)) if told else "none"
+    return f"{min(told):.2f}" if told else "none"
 
 
 def sound(stored: dict[str, Any]) -> Iterable[Row]:

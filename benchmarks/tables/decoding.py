@@ -49,10 +49,6 @@ _SEARCHES = (
     ("mnist_linearized_1024_kkt", "`--dataset=mnist --width=1024`"),
     ("mnist_standard_1024_kkt", "`--dataset=mnist --width=1024 --dynamics=standard`"),
     ("cifar10_linearized_1024_kkt", "`--dataset=cifar10 --width=1024`"),
-    *(
-        (f"cifar10_linearized_1024_kkt_{seed}", f"the same, `--seed={seed}`")
-        for seed in (1, 2, 3)
-    ),
     (
         "mnist_standard_1024_auto",
         "`--dataset=mnist --width=1024 --dynamics=standard --method=auto`",
@@ -101,9 +97,6 @@ TABLES = (
         'for flags in "--dataset=mnist --width=1024 --method=kkt" '
         '"--dataset=mnist --width=1024 --dynamics=standard --method=kkt" '
         '"--dataset=cifar10 --width=1024 --method=kkt" '
-        '"--dataset=cifar10 --width=1024 --method=kkt --seed=1" '
-        '"--dataset=cifar10 --width=1024 --method=kkt --seed=2" '
-        '"--dataset=cifar10 --width=1024 --method=kkt --seed=3" '
         '"--dataset=mnist --width=1024 --dynamics=standard --method=auto" '
         '"--dataset=digits --width=4096 --method=auto"; '
         "do python -m experiments.reconstruct --num_train=20 $flags; done",
