@@ -174,12 +174,15 @@ def figures(found, x):
     squared = np.stack([((each - images) ** 2).sum(-1) for each in truth])
     nearest = squared.min(0)
     relative = np.sqrt(nearest) / np.linalg.norm(truth, axis=1)[squared.argmin(0)]
+    stated, true = (np.asarray(e)[found.certified] for e in (found.errors, relative))
     return {
         "found": int((squared.min(1) < 1e-3).sum()),
         "certified": int(found.certified.sum()),
         "false": int((found.certified & (relative > found.errors)).sum()),
         "largest": float(squared.min(1).max()),
         "median": float(np.median(squared.min(1))),
+        "largest_stated": float(stated.max(initial=0)),
+        "largest_true": float(true.max(initial=0)),
     }
 
 

@@ -97,7 +97,7 @@ JOBS = {
     "study": ["--paper=loo", "--item=outliers", "--scale=smoke"],
 }
 # What differs from one run to the next, by the name of the entry.
-_TIMES = re.compile(
+TIMES = re.compile(
     r"(^|_)(seconds?|minutes?|times?|compile|resumed|peak|memory|date|commit|command)"
     r"($|_)"
 )
@@ -134,7 +134,7 @@ def _numbers(told, path=""):
     if isinstance(told, dict):
         for name, value in told.items():
             # The table for people has a column of seconds.
-            if not _TIMES.search(name) and name not in ("workdir", "markdown"):
+            if not TIMES.search(name) and name not in ("workdir", "markdown"):
                 yield from _numbers(value, f"{path}/{name}")
     elif isinstance(told, list):
         for i, value in enumerate(told):
@@ -151,7 +151,7 @@ def outcome(folder: pathlib.Path) -> dict[str, object]:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 for key, array in arrays.items():
-                    if not _TIMES.search(key):
+                    if not TIMES.search(key):
                         found[f"{name}:{key}"] = array.tobytes()
         elif path.suffix == ".npy":
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -10,6 +10,7 @@ of that name makes of its files. Figures in prose have marks of their own: `_pro
 from benchmarks.tables import (
     attacks,
     audited,
+    certified,
     condensing,
     decoding,
     distilling,
@@ -42,6 +43,7 @@ TABLES: dict[str, Table] = {
         condensing,
         attacks,
         audited,
+        certified,
         papers,
         speed,
     )

@@ -6,7 +6,6 @@ has a mark:
 
     <!-- from FILES; COMMAND -->               found in these files as they are shown
     <!-- from FILES; COMMAND; derived: 1.9 -->  and what was worked out of them by hand
-    <!-- not stored; COMMAND -->               the prose says so too
     <!-- setting: 25 1e-6 -->                  chosen, not measured
     <!-- published: 88.7; PAPER -->            another's figure
 
@@ -29,7 +28,7 @@ from typing import Any, NamedTuple
 from benchmarks.tables._marks import ROOT, without_fences, without_tables
 
 _COMMENT = re.compile(r"<!--.*?-->", re.S)
-_MARK = re.compile(r"<!-- (from|not stored|setting|published)\b(.*?) -->", re.S)
+_MARK = re.compile(r"<!-- (from|setting|published)\b(.*?) -->", re.S)
 # Code, formulas, addresses, and numbers that are names: of papers and of versions.
 _NO_FIGURES = re.compile(
     r"`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)|https?://\S+|arXiv:\S+"

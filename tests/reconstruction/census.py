@@ -40,6 +40,8 @@ def summed(parts: Iterable[Census]) -> Census:
 def _merged(image: np.ndarray, truth: np.ndarray, layers: list[Layer]) -> float:
     """Relative distance to the line through two images that share every gate."""
     best = np.inf
+    if not layers:
+        return best
     for i, j in itertools.combinations(range(len(truth)), 2):
         size, step = np.linalg.norm(truth[i]), truth[j] - truth[i]
         differ = 0
@@ -71,7 +73,8 @@ def weigh(
       errors: (m,), stated.
       truth: (n, d).
       forms: what may be read besides.
-      layers: the first layer, at every moment at which its gates count.
+      layers: the first layer, at every moment at which its gates count; none: no mean
+        of images is excepted.
       spread: how far from an image, over its norm, the forms that were shown lie.
     """
     sure = np.asarray(certified)

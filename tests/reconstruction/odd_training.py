@@ -47,15 +47,22 @@ class Recipe(NamedTuple):
 RELU, PLAIN = Kind(), Recipe()
 
 
-def first_weights(seed, depth=2, width=WIDTH, outputs=1, bias=0.0) -> dict:
+def first_weights(
+    seed, depth=2, width=WIDTH, outputs=1, bias=0.0, uniform=False
+) -> dict:
+    """Normal kernels, and biases of a deviation; or uniform ones, as PyTorch's are."""
     rng = np.random.default_rng(seed)
     sizes = [int(np.prod(SHAPE)), width, *(64,) * (depth - 1), outputs]
+
+    def layer(a, b):
+        if uniform:
+            return rng.uniform(-1, 1, (a, b)) / a**0.5, rng.uniform(-1, 1, b) / a**0.5
+        return rng.normal(0, np.sqrt(2 / a), (a, b)), bias * rng.standard_normal(b)
+
+    made = [layer(a, b) for a, b in itertools.pairwise(sizes)]
     return {
-        f"Dense_{i}": {
-            "kernel": jnp.asarray(rng.normal(0, np.sqrt(2 / a), (a, b)), F32),
-            "bias": jnp.asarray(bias * rng.standard_normal(b), F32),
-        }
-        for i, (a, b) in enumerate(itertools.pairwise(sizes))
+        f"Dense_{i}": {"kernel": jnp.asarray(k, F32), "bias": jnp.asarray(b, F32)}
+        for i, (k, b) in enumerate(made)
     }
 
 

@@ -3,33 +3,21 @@
 The gradients are taken here: nothing of the attack's own mathematics is used.
 """
 
-from typing import NamedTuple
-
 import batch_victims as batches
+import census
 import jax
 import numpy as np
 import pytest
 from broken_victims import Victim
+from census import Census
 
 from ntk_privacy.models import MLP
 from ntk_privacy.reconstruction import algebraic, evidence
 
 _NET = MLP((batches.WIDTH, batches.WIDTH), batches.CLASSES)
 _CONFIG = algebraic.Config(max_rounds=2, num_starts=256)
+COUNT = 28  # of each family
 _SHARED = 3  # gates that images which are read as one may differ in
-
-
-class Census(NamedTuple):
-    """inputs; certified images, of inputs that had any; false certificates, and those
-    that the docstring of `AlgebraicReconstruction` excepts; least stated over true
-    error."""
-
-    inputs: int = 0
-    decoded: int = 0
-    certified: int = 0
-    false: int = 0
-    merged: int = 0
-    tightest: float = np.inf
 
 
 def _gates(params: dict, flat: np.ndarray) -> np.ndarray:
@@ -79,22 +67,18 @@ def weigh(victim: Victim, seed: int) -> Census:
     )
     ratios = (stated / np.maximum(far, 1e-12))[~beyond]
     return Census(
-        1, int(sure.any()), len(flat), int(beyond.sum()) - int(merged), int(merged),
-        float(np.min(ratios, initial=np.inf)),
+        1, len(truth), len(flat), int(beyond.sum()) - int(merged), int(merged),
+        0 if sure.any() else len(truth), float(np.min(ratios, initial=np.inf)),
     )  # fmt: skip
 
 
-def census(name: str, count: int, offset: int = 0) -> Census:
-    total = Census()
-    for k, victim in enumerate(batches.FAMILIES[name](count, offset)):
-        one = weigh(victim, offset + k)
-        sums = (a + b for a, b in zip(total[:-1], one[:-1], strict=True))
-        total = Census(*sums, min(total.tightest, one.tightest))
-    return total
+def counted(name: str, count: int = COUNT) -> Census:
+    made = batches.FAMILIES[name](count)
+    return census.summed(weigh(victim, k) for k, victim in enumerate(made))
 
 
 def test_no_certificate_is_false_of_noised_layers():
-    found = census("damaged layer", 3)
+    found = counted("damaged layer", 3)
     assert found.false == 0, found
     assert 0 < found.certified < 3 * batches.SIZE
 
@@ -102,8 +86,8 @@ def test_no_certificate_is_false_of_noised_layers():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(batches.FAMILIES))
 def test_no_certificate_is_false_over_six_hundred_gradients(name):
-    found = census(name, 28)
-    assert found.inputs == 28
+    found = counted(name)
+    assert found.inputs == COUNT
     assert found.false == 0, found
     if name == "intact":
         assert found.certified > 0.9 * found.inputs * batches.SIZE

@@ -117,6 +117,16 @@ def _frozen(count: int) -> Iterator[Victim]:
         yield Victim(*train(seed, x, y), x, None, frozen=True)
 
 
+def _unrelated(count: int) -> Iterator[Victim]:
+    """The ends of two trainings, on images of their own from weights of their own."""
+    for seed in range(count):
+        x, y = digits(seed)
+        others = digits(seed + 1000)
+        params_0, _ = trainer()(seed, x, y)
+        _, params_t = trainer()(seed + 1000, *others)
+        yield Victim(params_0, params_t, np.concatenate([x, others[0]]), None)
+
+
 class Family(NamedTuple):
     """How many networks, and what makes so many; intact: all should be certified."""
 
@@ -169,6 +179,7 @@ FAMILIES: dict[str, Family] = {
     "noise": _broken(60, noise),
     "a damaged layer": _broken(30, damaged_layer),
     "wrong initial weights": _broken(50, wrong_initial),
+    "unrelated weights": Family(10, _unrelated),
     "shuffled rows": _broken(40, shuffled),
     "half precision": _broken(30, rounded),
     "another number of images": _broken(30, told_wrong),
@@ -226,6 +237,21 @@ FAMILIES |= {
             client_victims.averaged, low=-4, high=-0.5, treat=client_victims.quantised
         ),
     ),
+}
+# Few units for ten digits.
+FAMILIES |= {
+    f"PyTorch's weights, {loss}, width {width}": _family(
+        18,
+        size=10,
+        told=False,
+        kind=Kind(outputs=outputs),
+        init={"width": [width], "depth": [1, 2, 3], "uniform": [True]},
+        batch=[5, 1000],
+        rate=[0.1],
+        steps=[300],
+    )
+    for loss, outputs in (("squares", 1), ("cross-entropy", 3))
+    for width in (64, 128, 256)
 }
 
 
