@@ -8,6 +8,7 @@ arrays that are left; how many differ; the largest difference of a number in the
 where it is. Rows that the file has are kept; it is written after each.
 """
 
+import contextlib
 import pathlib
 import shutil
 import subprocess
@@ -46,21 +47,21 @@ def ran(job: str, folder: pathlib.Path, hosts: int) -> None:
     if hosts > 1:
         told["JAX_COORDINATOR_ADDRESS"] = several.free_address()
         told["JAX_NUM_PROCESSES"] = str(hosts)
-    processes = [
-        subprocess.Popen(
-            words, cwd=survival.ROOT, env=told | {"JAX_PROCESS_ID": str(i)},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
-        for i in range(hosts)
-    ]  # fmt: skip
-    try:
-        said = [process.communicate(timeout=900)[1] for process in processes]
-    finally:
+    logs = [folder.parent / f"host_{i}.log" for i in range(hosts)]
+    with contextlib.ExitStack() as stack:
+        processes = [
+            subprocess.Popen(
+                words, cwd=survival.ROOT, env=told | {"JAX_PROCESS_ID": str(i)},
+                stdout=subprocess.DEVNULL, stderr=stack.enter_context(log.open("w")),
+            )
+            for i, log in enumerate(logs)
+        ]  # fmt: skip
         for process in processes:
-            process.kill()
-    for process, error in zip(processes, said, strict=True):
-        if process.returncode:
-            raise SystemExit(f"{job} on {hosts} hosts failed: {error[-500:]}")
+            stack.callback(process.kill)
+        for process, log in zip(processes, logs, strict=True):
+            if process.wait(timeout=900):
+                error = log.read_text()[-500:]
+                raise SystemExit(f"{job} on {hosts} hosts failed: {error}")
 
 
 def arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -87,10 +88,11 @@ def row(job: str, base: pathlib.Path) -> dict[str, Any]:
     if one.keys() != two.keys():
         raise SystemExit(f"Only one has {', '.join(one.keys() ^ two.keys())}: {job}")
     apart = {name: float(np.abs(one[name] - two[name]).max(initial=0)) for name in one}
-    where = max(apart, key=apart.__getitem__)
+    # A NaN is a difference, and the largest.
+    where = max(apart, key=lambda name: (np.isnan(apart[name]), apart[name]))
     return {
         "job": job, "arrays": len(one), "largest": apart[where], "array": where,
-        "differ": sum(value > 0 for value in apart.values()),
+        "differ": sum(value != 0 for value in apart.values()),
         "s": time.perf_counter() - begin,
     }  # fmt: skip
 

@@ -1,13 +1,14 @@
-"""Certificates beside the truth, over inputs that were damaged in every way we know.
+"""Certificates beside the truth, over whole inputs and damaged ones.
 
     python -m benchmarks.bench_soundness --out=results/benchmarks/soundness.json
 
 The families of the slow tests (`tests/reconstruction/test_*_sound.py`), counted: small
-networks, gradients, heads and adapters of which each breaks an assumption of its
+networks, gradients, heads and adapters, most of which break an assumption of their
 attack, at many strengths; of some families fewer inputs than the tests take. A row is a
 family. Columns: inputs and images of theirs; certified images; `false`, those that are
 further from every image than their certificate states; `merged`, those further off that
-are excepted, as means of images that share every gate or of the forms of one image;
+are excepted, as mixtures of images that share their gates (`tests/reconstruction/
+census.py`) or of the noised forms of one image;
 images of inputs without a certificate; the least stated over true error of those that
 held. Rows that the file has are kept; it is written after each. Needs pytest, which
 these files import.

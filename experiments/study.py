@@ -43,8 +43,8 @@ class Work:
     )
     distributed: bool = field(
         False,
-        "Run as one of several processes that share the cells; each works by itself, "
-        "on devices of its own, and all see --workdir.",
+        "Accepted as in the other binaries, and changes nothing: processes that see "
+        "--workdir share the cells anyway, each on its own devices.",
     )
 
     def __post_init__(self):

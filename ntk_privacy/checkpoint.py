@@ -172,13 +172,13 @@ def _in_one_sentence(folder: pathlib.Path, step: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of orbax, TensorStore and the file system
-        for late in (logger, logging.getLogger("asyncio")):
-            late.addFilter(_is_news)
         for part in folder.glob(f"{step}.orbax-checkpoint-tmp*"):
             shutil.rmtree(part, ignore_errors=True)
         number = _cause(error)
         if number not in _OF_DISKS:
             raise  # a fault of the program
+        for late in (logger, logging.getLogger("asyncio")):
+            late.addFilter(_is_news)
         raise OSError(
             f"The checkpoint of step {step} cannot be written to {folder} "
             f"({os.strerror(number)}): make room or give the right to write there, and "

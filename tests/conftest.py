@@ -68,10 +68,10 @@ def pytest_sessionstart():
 
 
 def _rarely_bounded(folder: pathlib.Path, most: int) -> None:
-    """Looks once whether programs are too many, where JAX looks at every new one.
+    """Lets JAX bound a folder that is half full at the start, and no other.
 
-    It reads a file of each program then, holding a lock: of four thousand 0.2 s, which
-    is more than most of them took to compile.
+    At every new program it reads a file of each that is there, holding a lock: of four
+    thousand 0.2 s, which is more than most of them took to compile.
     """
     from jax._src import lru_cache
 

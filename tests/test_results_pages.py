@@ -192,6 +192,14 @@ def test_a_figure_is_looked_up_to_its_last_digit(shown, unit, stored, is_it):
     assert tables.is_among(tables.Figure(shown, unit), [stored]) == is_it
 
 
+def test_a_time_or_a_seed_is_no_source_of_what_is_neither():
+    """A median of 1.1 was once found among seconds."""
+    mark = "<!-- from results/benchmarks/closed_units_general.json; x -->"
+    wrong, right = f"Medians of 1.1 and 1.7.\n{mark}", f"It took 1.1 s.\n{mark}"
+    told = [tables.untold(tables.paragraphs(page)[0]) for page in (wrong, right)]
+    assert told == [["1.1 has no source", "1.7 has no source"], []]
+
+
 def test_commands_are_written_out_as_a_shell_does():
     loop = 'for x in a b; do python -m m.n $x --y="c d"; done; python -m m.o'
     assert pasted.lines(loop) == ["m.n a --y=c d", "m.n b --y=c d", "m.o"]

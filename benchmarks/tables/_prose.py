@@ -109,6 +109,19 @@ def paragraphs(page: str) -> list[Paragraph]:
 _CURVE = 12  # numbers of a list that are too many to quote
 
 
+# Seeds are not quoted, nor are times where a paragraph has no unit of time.
+_SEEDS, _TIMES = re.compile(r"seeds?"), re.compile(r"s|s_.*|.*_s|seconds?|.*_seconds?")
+
+
+def _without(value: Any, names: re.Pattern[str]) -> Any:
+    """A stored value without the entries of some names, at any depth."""
+    if isinstance(value, dict):
+        return {
+            k: _without(v, names) for k, v in value.items() if not names.fullmatch(k)
+        }
+    return [_without(v, names) for v in value] if isinstance(value, list) else value
+
+
 def _numbers(value: Any) -> Iterator[float]:
     """Numbers of a file; sums of counts, means and medians of lists and of columns."""
     if isinstance(value, int | float):
@@ -136,13 +149,16 @@ def _numbers(value: Any) -> Iterator[float]:
                 yield statistics.median(numbers)
 
 
-def numbers(files: Iterable[str]) -> list[float]:
-    """Returns what can be quoted of files, which may be patterns."""
+def numbers(files: Iterable[str], *, timed: bool = True) -> list[float]:
+    """Returns what can be quoted of files, which may be patterns, with times or not."""
     paths = [path for name in files for path in sorted(ROOT.glob(name))]
-    stored = (json.loads(path.read_text()) for path in paths)
+    stored = (_without(json.loads(path.read_text()), _SEEDS) for path in paths)
+    if not timed:
+        stored = (_without(value, _TIMES) for value in stored)
     return [x for value in stored for x in _numbers(value) if math.isfinite(x)]
 
 
+_OF_TIME = {"s", "ms", "second", "seconds", "minute", "minutes"}
 # What one of a unit is of what is stored: shares, seconds, bytes.
 _SCALES = {"%": 100.0, "per cent": 100.0, "ms": 1e3, "minutes": 1 / 60}
 _SCALES |= {"kB": 1e-3, "MB": 1e-6, "GB": 1e-9, "MiB": 2.0**-20, "GiB": 2.0**-30}
@@ -173,7 +189,9 @@ def untold(paragraph: Paragraph) -> list[str]:
             len(paragraph.marks) > 1
         )
     listed = {number for mark in paragraph.marks for number in mark.listed}
-    found = numbers(f for m in paragraph.marks for f in m.files)
+    files = [name for mark in paragraph.marks for name in mark.files]
+    timed = any(figure.unit in _OF_TIME for figure in paragraph.figures)
+    found = numbers(files, timed=timed)
     return wrong + [
         f"{figure.shown} {figure.unit} has no source".replace("  ", " ")
         for figure in dict.fromkeys(paragraph.figures)

@@ -76,6 +76,9 @@ def weigh(
       layers: the first layer, at every moment at which its gates count; none: no mean
         of images is excepted.
       spread: how far from an image, over its norm, the forms that were shown lie.
+
+    Excepted are mixtures of two images that open the same units but three at most, also
+    beyond either by up to three times their distance, and what is within `spread`.
     """
     sure = np.asarray(certified)
     flat = np.asarray(rows, np.float64)[sure]
@@ -85,7 +88,7 @@ def weigh(
     sizes = np.maximum(np.linalg.norm(shown, axis=1), 1e-9)
     far = np.linalg.norm(flat[:, None] - shown[None], axis=2) / sizes[None]
     far = far.min(1, initial=np.inf)
-    beyond = far > stated
+    beyond = ~(far <= stated)  # NaN is beyond too
     wide = [tuple(np.asarray(leaf, np.float64) for leaf in each) for each in layers]
     excepted = sum(
         _merged(image, shown, wide) <= error or distance <= error + spread

@@ -44,6 +44,12 @@ def test_what_was_shown_of_an_image_may_be_read():
     assert _weighed([1, 0, 0, 0.1], 0.01, [], spread=0.1).merged == 1
 
 
+@pytest.mark.parametrize(("row", "error"), [(np.nan, 0.01), (1, np.nan)])
+def test_what_is_no_number_is_false(row, error):
+    found = _weighed([row, 0, 0, 0.001], error, [])
+    assert (found.certified, found.false, found.tightest) == (1, 1, np.inf)
+
+
 def test_what_is_not_certified_is_not_judged():
     rows, errors = np.full((2, 4), 9.0), np.zeros(2)
     found = census.weigh(rows, np.zeros(2, bool), errors, TRUTH, layers=[])
@@ -57,7 +63,13 @@ def test_what_is_not_certified_is_not_judged():
 def test_every_family_was_counted(evidence):
     path = ROOT / "results" / "benchmarks" / "soundness.json"
     rows = json.loads(path.read_text())["rows"]
-    stored = [row["family"] for row in rows if row["evidence"] == evidence]
-    wanted = bench_soundness.families(bench_soundness.EVIDENCES[evidence])
+    stored = {row["family"]: row for row in rows if row["evidence"] == evidence}
+    known = bench_soundness.EVIDENCES[evidence]
+    wanted = bench_soundness.families(known)
     assert sorted(stored) == sorted(wanted)
     assert len(wanted) > 5
+    for family, row in stored.items():
+        # A training that diverged is no input.
+        most = bench_soundness.size(known, family)
+        assert 0.8 * most < row["inputs"] <= most
+        assert row["false"] == 0  # as the pages say

@@ -60,7 +60,7 @@ def weigh(victim: Victim, seed: int) -> Census:
     sizes = np.maximum(np.linalg.norm(truth, axis=1), 1e-9)
     far = np.linalg.norm(flat[:, None] - truth[None], axis=2) / sizes[None]
     far = far.min(1, initial=np.inf)
-    beyond = far > stated
+    beyond = ~(far <= stated)  # NaN is beyond too
     merged = sum(
         _merged(victim, image, truth) <= error
         for image, error in zip(flat[beyond], stated[beyond], strict=True)
