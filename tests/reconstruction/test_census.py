@@ -59,6 +59,16 @@ def test_what_is_not_certified_is_not_judged():
     assert total.tightest == pytest.approx(1.1)
 
 
+def test_none_was_false_with_32_bits():
+    path = ROOT / "results" / "benchmarks" / "soundness_32.json"
+    rows = json.loads(path.read_text())["rows"]
+    assert len(rows) == sum(
+        len(bench_soundness.families(known))
+        for known in bench_soundness.EVIDENCES.values()
+    )
+    assert {row["false"] for row in rows} == {0}
+
+
 @pytest.mark.parametrize("evidence", bench_soundness.EVIDENCES)
 def test_every_family_was_counted(evidence):
     path = ROOT / "results" / "benchmarks" / "soundness.json"
